@@ -1,0 +1,73 @@
+"""Checks on arrays and small helpers about where and at which precision code runs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+def expected(what: str, got: str, suggestion: str = "") -> ValueError:
+    """A `ValueError` in the house form: what was expected, what came, what to do.
+
+    Args:
+        what: completes "expected ...".
+        got: completes "got ...".
+        suggestion: completes "try ..."; left out where empty.
+    """
+    text = f"expected {what}, got {got}"
+    return ValueError(f"{text}; try {suggestion}" if suggestion else text)
+
+
+def is_tracing(*trees: Any) -> bool:
+    """Whether any leaf of the trees is a tracer, so that values can't be looked at."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def has_float64() -> bool:
+    """Whether the default backend computes in float64 (CPU and GPU do, TPU does not)."""
+    return jax.default_backend() != "tpu"
+
+
+def check_finite(name: str, array: Any) -> None:
+    """Raise `ValueError` if a concrete array holds NaN or infinity; says how many and where first.
+
+    Args:
+        name: how the array is called in the message.
+        array: any array; integers and booleans pass; tracers are not looked at.
+    """
+    if is_tracing(array) or not jnp.issubdtype(jnp.asarray(array).dtype, jnp.inexact):
+        return
+    bad = ~jnp.isfinite(jnp.asarray(array))
+    count = int(jnp.sum(bad))
+    if count:
+        first = tuple(int(i) for i in jnp.unravel_index(jnp.argmax(bad), bad.shape))
+        raise ValueError(
+            f"expected finite numbers in {name}, got {count} NaN or infinite entries, the first at "
+            f"index {first}; try dropping those samples"
+        )
+
+
+def blocks(x: Array, size: int) -> tuple[Array, Array]:
+    """Cut the rows into equal blocks for a scan, the last one padded with rows of weight zero.
+
+    Args:
+        x: `(n, ...)`.
+        size: rows in a block; at least 1.
+
+    Returns:
+        `(b, size, ...)` blocks, padded by repeating the last row (which keeps every observable
+        finite where zeros might not be), and `(b, size)` weights in the dtype of `x` (float32 for
+        integers): 1 for samples, 0 for padding.
+    """
+    n = x.shape[0]
+    if n == 0:
+        raise expected("at least one sample", "an empty batch", "checking how the data were read")
+    count = -(-n // size)
+    padding = count * size - n
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
+    weights = jnp.ones(n, dtype)
+    if padding:
+        x = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (padding, *x.shape[1:]))])
+        weights = jnp.concatenate([weights, jnp.zeros(padding, dtype)])
+    return x.reshape(count, size, *x.shape[1:]), weights.reshape(count, size)

@@ -1,0 +1,69 @@
+"""Products at full precision, QR with masked columns, and the merging of R factors."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Matrix product at the highest precision of the dtype.
+
+    On TPU and on tensor cores the default would cut float32 factors to bfloat16 or TF32, which a
+    least-squares problem does not survive.
+    """
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def gram(a: Array) -> Array:
+    """`aᵀ a` (conjugated for complex `a`) at the highest precision; `(n, p)` to `(p, p)`."""
+    return matmul(jnp.conj(a).T if jnp.iscomplexobj(a) else a.T, a)
+
+
+def qr_r(a: Float[Array, "n p"]) -> Float[Array, "k p"]:
+    """The upper-triangular factor of `a = Q R`; `k = min(n, p)`."""
+    return jnp.linalg.qr(a, mode="r")
+
+
+def merge_r(first: Float[Array, "p p"], second: Float[Array, "p p"]) -> Float[Array, "p p"]:
+    """R factor of two stacked R factors, so that `RᵀR = R₁ᵀR₁ + R₂ᵀR₂`.
+
+    Backward stable: the product is never formed, so the condition number is not squared.
+    """
+    return qr_r(jnp.concatenate([first, second]))
+
+
+def masked_qr(
+    a: Float[Array, "n r"], mask: Float[Array, " r"]
+) -> tuple[Float[Array, "n r"], Float[Array, "r r"]]:
+    """Reduced QR of the columns that a mask keeps, with zeros in place of the others.
+
+    Factors `[A; diag(1 - mask)]` and keeps the top rows of Q: the kept columns get exactly the
+    values and gradients of the QR without the masked ones, where a QR of zero columns would give
+    junk and NaN gradients. vmaps over masks.
+
+    Args:
+        a: matrix; columns with `mask == 0` are taken as zero.
+        mask: 1 for columns that are kept, 0 for padding.
+
+    Returns:
+        `q` with orthonormal kept columns and zero masked ones, and `r` with zero masked rows and
+        columns.
+    """
+    rank = a.shape[1]
+    mask = mask.astype(a.dtype)
+    stacked = jnp.concatenate([a * mask[None, :], jnp.diag(1 - mask)])
+    q, r = jnp.linalg.qr(stacked)
+    outer = mask[:, None] * mask[None, :]
+    return q[: a.shape[0], :rank] * mask[None, :], r[:rank] * outer
+
+
+def tol(dtype: Any, condition: float = 1.0) -> float:
+    """Error to expect of a backward-stable routine: `32 · eps(dtype) · condition`.
+
+    Args:
+        dtype: floating dtype of the computation.
+        condition: condition number of the problem.
+    """
+    return 32.0 * float(jnp.finfo(dtype).eps) * condition
