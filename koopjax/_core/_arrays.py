@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array
 
 
@@ -21,7 +22,7 @@ def expected(what: str, got: str, suggestion: str = "") -> ValueError:
 
 def is_tracing(*trees: Any) -> bool:
     """Whether any leaf of the trees is a tracer, so that values can't be looked at."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def has_float64() -> bool:
