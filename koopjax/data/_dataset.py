@@ -1,0 +1,172 @@
+"""A dataset in memory, with its fixed splits."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+#: Seed of the permutation that fixes which training images are held out: part of the definition of
+#: every split here, so never to be changed.
+_SPLIT_SEED = 20240211
+
+
+class MissingData(FileNotFoundError):
+    """A dataset that is nowhere to be had; the one-line message says where to get it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Images with labels in three fixed splits, as NumPy arrays.
+
+    Args:
+        name: as given to `load`.
+        x_train, x_val, x_test: float32 in [0, 1], shape `(n, *shape)`.
+        y_train, y_val, y_test: int32, shape `(n,)`.
+        classes: number of classes.
+        shape: of one image, `(height, width, channels)`; one number after `flat`.
+        source: where it was read from, in words.
+        class_names: one name a class, where the source has them; else the numbers.
+        verified: True where every byte has the published SHA-256, False where it has another,
+            None where none is published.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_val: np.ndarray
+    y_val: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: int
+    shape: tuple[int, ...]
+    source: str = ""
+    class_names: tuple[str, ...] = ()
+    verified: bool | None = None
+
+    def flat(self) -> "Dataset":
+        """The same dataset with every image a vector: `shape` is `(prod(shape),)`; no copy."""
+        size = math.prod(self.shape)
+        return dataclasses.replace(
+            self,
+            x_train=self.x_train.reshape(-1, size),
+            x_val=self.x_val.reshape(-1, size),
+            x_test=self.x_test.reshape(-1, size),
+            shape=(size,),
+        )
+
+    def train_and_val(self) -> tuple[np.ndarray, np.ndarray]:
+        """All labelled data but the test split, `(x, y)`, to refit on once choices are made."""
+        return (
+            np.concatenate([self.x_train, self.x_val]),
+            np.concatenate([self.y_train, self.y_val]),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.name!r}, shape={self.shape}, classes={self.classes}, "
+            f"{len(self.y_train):,} train / {len(self.y_val):,} validation / "
+            f"{len(self.y_test):,} test, from {self.source})"
+        )
+
+
+def unit_range(images: np.ndarray) -> np.ndarray:
+    """Images as float32 in [0, 1]: integers by their type's range, floats as they are."""
+    if np.issubdtype(images.dtype, np.integer):
+        return images.astype(np.float32) / np.float32(np.iinfo(images.dtype).max)
+    return images.astype(np.float32)
+
+
+def held_out(n: int) -> int:
+    """How many of `n` training images are validation images: a twelfth (5,000 of 60,000)."""
+    return max(1, round(n / 12))
+
+
+def hold_out(n: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (train, held out) of a fixed permutation of `n`; needs `0 < count < n`."""
+    order = np.random.Generator(np.random.PCG64(_SPLIT_SEED)).permutation(n)
+    return np.sort(order[:-count]), np.sort(order[-count:])
+
+
+def stratified(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (kept, held out), the held-out `fraction` taken of each class by itself; fixed."""
+    random = np.random.Generator(np.random.PCG64(_SPLIT_SEED))
+    out = [
+        random.permutation(np.flatnonzero(labels == label))[: round(fraction * count)]
+        for label, count in zip(*np.unique(labels, return_counts=True), strict=True)
+    ]
+    held = np.sort(np.concatenate(out))
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def as_images(images: np.ndarray) -> np.ndarray:
+    """`(n, h, w)` or `(n, h, w, c)` as `(n, h, w, c)`."""
+    return images[..., None] if images.ndim == 3 else images
+
+
+def check_arrays(where: str, arrays: dict[str, np.ndarray]) -> None:
+    """Refuse images and labels that do not belong together."""
+    for split in ("train", "test"):
+        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        if x.ndim not in (3, 4) or x.shape[0] == 0:
+            raise ValueError(
+                f"{where}: expected {split} images of shape (n, h, w) or (n, h, w, c) with n > 0, "
+                f"got {x.shape}; try another file"
+            )
+        if y.shape != x.shape[:1]:
+            raise ValueError(
+                f"{where}: expected {x.shape[0]:,} {split} labels, got shape {y.shape}; try the "
+                "label file of the same set"
+            )
+        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+            raise ValueError(
+                f"{where}: expected {split} labels 0, 1, 2, ..., got {y.dtype} from {y.min()}; "
+                "try to number the classes"
+            )
+        if np.issubdtype(x.dtype, np.floating) and not (x.min() >= 0 and x.max() <= 1):
+            raise ValueError(
+                f"{where}: expected float images in [0, 1], got {x.min()} to {x.max()}; try "
+                "uint8, or to divide by the largest value"
+            )
+    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
+        raise ValueError(
+            f"{where}: expected test images of shape {arrays['x_train'].shape[1:]} like the "
+            f"training images, got {arrays['x_test'].shape[1:]}; try files of one set"
+        )
+
+
+def from_arrays(
+    name: str,
+    arrays: dict[str, np.ndarray],
+    *,
+    source: str,
+    class_names: tuple[str, ...] = (),
+    verified: bool | None = None,
+) -> Dataset:
+    """A `Dataset` of training and test arrays, validation from `x_val` or held out of training."""
+    check_arrays(source, arrays)
+    x, y = as_images(arrays["x_train"]), arrays["y_train"].astype(np.int32)
+    y_test = arrays["y_test"].astype(np.int32)
+    if "x_val" in arrays:
+        x_val, y_val = as_images(arrays["x_val"]), arrays["y_val"].astype(np.int32)
+    elif len(y) < 2:
+        raise ValueError(
+            f"{source}: expected at least 2 training images, got {len(y)}; try a larger set"
+        )
+    else:
+        train, val = hold_out(len(y), held_out(len(y)))
+        x, x_val, y, y_val = x[train], x[val], y[train], y[val]
+    classes = max(len(class_names), int(max(y.max(), y_val.max(), y_test.max())) + 1)
+    return Dataset(
+        name=name,
+        x_train=unit_range(x),
+        y_train=y,
+        x_val=unit_range(x_val),
+        y_val=y_val,
+        x_test=unit_range(as_images(arrays["x_test"])),
+        y_test=y_test,
+        classes=classes,
+        shape=tuple(x.shape[1:]),
+        source=source,
+        class_names=class_names or tuple(str(label) for label in range(classes)),
+        verified=verified,
+    )

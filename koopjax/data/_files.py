@@ -1,0 +1,206 @@
+"""The idx and npz files that image-classification sets are handed round in."""
+
+import gzip
+import hashlib
+import os
+import pathlib
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+
+from koopjax.data._dataset import MissingData
+
+#: idx type byte -> dtype on disk (big-endian, as the format has it).
+_IDX_DTYPES = {
+    0x08: np.dtype(">u1"),
+    0x09: np.dtype(">i1"),
+    0x0B: np.dtype(">i2"),
+    0x0C: np.dtype(">i4"),
+    0x0D: np.dtype(">f4"),
+    0x0E: np.dtype(">f8"),
+}
+_IDX_CODES = {dtype.newbyteorder("="): code for code, dtype in _IDX_DTYPES.items()}
+
+#: Role -> stem of the file name that the MNIST family uses for it.
+IDX_STEMS = {
+    "x_train": "train-images",
+    "y_train": "train-labels",
+    "x_test": "t10k-images",
+    "y_test": "t10k-labels",
+}
+_ROLES = tuple(IDX_STEMS)
+
+
+def _corrupt(path, expected: str, got: str) -> ValueError:
+    return ValueError(
+        f"{path}: expected {expected}, got {got}; try to fetch the file again, it is cut off "
+        "or damaged"
+    )
+
+
+def _raw_bytes(path: pathlib.Path) -> bytes:
+    """Whole content of a file, unpacked where it is gzip (told by content, not by name)."""
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    if not zipped:
+        return path.read_bytes()
+    size = path.stat().st_size
+    try:
+        with gzip.open(path, "rb") as file:
+            return file.read()
+    except (EOFError, OSError, zlib.error) as error:
+        raise _corrupt(path, "a whole gzip stream", f"{size:,} bytes that end in {error!r}") from (
+            error
+        )
+
+
+def _decode_idx(path: pathlib.Path, raw: bytes) -> np.ndarray:
+    """The array in the bytes of an idx file, its size checked against its own header."""
+    if len(raw) < 4 or raw[0] or raw[1] or raw[2] not in _IDX_DTYPES:
+        raise _corrupt(path, "an idx header (two zero bytes, a type, a rank)", repr(raw[:4]))
+    rank = raw[3]
+    start = 4 + 4 * rank
+    if len(raw) < start:
+        raise _corrupt(path, f"{start:,} bytes of idx header", f"{len(raw):,}")
+    shape = struct.unpack(f">{rank}I", raw[4:start])
+    dtype = _IDX_DTYPES[raw[2]]
+    # Python integers: a damaged header may ask for more than int64 counts.
+    size = start + dtype.itemsize
+    for extent in shape:
+        size = start + (size - start) * extent
+    if len(raw) != size:
+        raise _corrupt(path, f"{size:,} bytes for shape {shape}", f"{len(raw):,}")
+    array = np.frombuffer(raw, dtype, offset=start).reshape(shape)
+    return array.astype(dtype.newbyteorder("="))
+
+
+def read_idx(path: str | os.PathLike) -> np.ndarray:
+    """Read one idx file, plain or gzip.
+
+    The idx format is four bytes (0, 0, type, rank), one big-endian 32-bit extent an axis, and the
+    values. Whether a file is gzip is told from its content, not from its name.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The array, in native byte order, of the type that the header names.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an idx file, or cut off, or longer than its header says; the message names
+            the file, the bytes expected and the bytes there.
+    """
+    path = pathlib.Path(path)
+    return _decode_idx(path, _raw_bytes(path))
+
+
+def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
+    """Write an array as an idx file, gzip where the name ends in `.gz`; atomic.
+
+    Args:
+        path: where to; an existing file is replaced only once the new one is whole.
+        array: of dtype uint8, int8, int16, int32, float32 or float64.
+
+    Raises:
+        ValueError: a dtype that idx cannot hold.
+    """
+    path = pathlib.Path(path)
+    array = np.asarray(array)
+    code = _IDX_CODES.get(array.dtype)
+    if code is None:
+        raise ValueError(
+            f"idx files: expected dtype {', '.join(str(d) for d in _IDX_CODES)}, got "
+            f"{array.dtype}; try array.astype('float32')"
+        )
+    header = bytes([0, 0, code, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    raw = header + array.astype(_IDX_DTYPES[code]).tobytes()
+    if path.suffix == ".gz":
+        # No time stamp: the same array gives the same file.
+        raw = gzip.compress(raw, compresslevel=6, mtime=0)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(raw)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read an npz file with `x_train`, `y_train`, `x_test` and `y_test` (the Keras layout).
+
+    Args:
+        path: the file. Pickled objects in it are refused.
+
+    Returns:
+        The four arrays, as stored.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: cut off or damaged, or one of the four arrays missing.
+    """
+    path = pathlib.Path(path)
+    size = path.stat().st_size
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [role for role in _ROLES if role not in archive.files]
+            if missing:
+                raise ValueError(
+                    f"{path}: expected arrays {', '.join(_ROLES)}, got "
+                    f"{', '.join(archive.files) or 'none'}; try numpy.savez with those names"
+                )
+            return {role: archive[role] for role in _ROLES}
+    except (EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise _corrupt(path, "a whole npz archive", f"{size:,} bytes ({error})") from error
+
+
+def _idx_file(folder: pathlib.Path, role: str) -> pathlib.Path | None:
+    """The idx file of one role, in any of the spellings in use, the unpacked one first."""
+    stem = IDX_STEMS[role]
+    for rank in ("idx3", "idx1", "idx4"):
+        for dot in ("-", "."):
+            for end in ("", ".gz"):
+                path = folder / f"{stem}{dot}{rank}-ubyte{end}"
+                if path.is_file():
+                    return path
+    return None
+
+
+def find_files(folder: pathlib.Path, name: str) -> dict[str, pathlib.Path] | pathlib.Path | None:
+    """The idx files (by role) or the npz file that a folder holds, or None.
+
+    A folder with some of the four idx files, not all, is an error: it is most likely a download
+    that was interrupted.
+    """
+    found = {role: _idx_file(folder, role) for role in _ROLES}
+    have = {role: path for role, path in found.items() if path is not None}
+    if len(have) == len(_ROLES):
+        return have
+    for stem in (name, name.replace("_", "-"), "data"):
+        path = folder / f"{stem.replace('/', '-')}.npz"
+        if path.is_file():
+            return path
+    if have:
+        lack = ", ".join(f"{IDX_STEMS[role]}-idx*-ubyte[.gz]" for role in _ROLES if role not in have)
+        raise MissingData(
+            f"{folder}: expected the four idx files of {name}, got {len(have)}; try to add {lack}"
+        )
+    return None
+
+
+def read_found(found: dict[str, pathlib.Path] | pathlib.Path) -> dict[str, np.ndarray]:
+    """The four arrays of what `find_files` found."""
+    if isinstance(found, dict):
+        return {role: read_idx(path) for role, path in found.items()}
+    return read_npz(found)
+
+
+def sha256(array: np.ndarray) -> str:
+    """SHA-256 of the raw idx file that the uint8 array would make."""
+    array = np.ascontiguousarray(array)
+    digest = hashlib.sha256(bytes([0, 0, 0x08, array.ndim]))
+    digest.update(struct.pack(f">{array.ndim}I", *array.shape))
+    digest.update(memoryview(array.astype(np.uint8, copy=False)).cast("B"))
+    return digest.hexdigest()
