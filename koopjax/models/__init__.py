@@ -1,0 +1,33 @@
+"""Example networks in NNX and Linen, and their training."""
+
+from koopjax.models import linen as linen
+from koopjax.models._cnn import CNN as CNN
+from koopjax.models._evaluate import accuracy as accuracy, apply as apply, predict as predict
+from koopjax.models._mlp import MLP as MLP, ResidualMLP as ResidualMLP
+from koopjax.models._registry import REGISTRY as REGISTRY, build as build, name_of as name_of
+from koopjax.models._step import cross_entropy as cross_entropy, squared_error as squared_error
+from koopjax.models._train import (
+    TrainResult as TrainResult,
+    train as train,
+    train_lanes as train_lanes,
+)
+from koopjax.models._vit import ViT as ViT
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "REGISTRY",
+    "ResidualMLP",
+    "TrainResult",
+    "ViT",
+    "accuracy",
+    "apply",
+    "build",
+    "cross_entropy",
+    "linen",
+    "name_of",
+    "predict",
+    "squared_error",
+    "train",
+    "train_lanes",
+]

@@ -1,0 +1,162 @@
+"""Logits and accuracy of any model, in batches of constant memory."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from koopjax._core import blocks, expected
+from koopjax.models._forms import Form, form_of
+
+#: Rows that a forward pass takes at once unless the caller says otherwise.
+BATCH = 2000
+
+
+def check_samples(name: str, x: Any, y: Any = None) -> None:
+    """Refuse an empty batch and labels that are not one a sample."""
+    if np.ndim(x) < 1 or np.shape(x)[0] == 0:
+        raise expected(
+            f"{name}: at least one sample", f"shape {np.shape(x)}", "x of shape (n, ...) with n > 0"
+        )
+    if y is not None and (np.ndim(y) < 1 or np.shape(y)[0] != np.shape(x)[0]):
+        raise expected(
+            f"{name}: {np.shape(x)[0]} targets, one a sample",
+            f"shape {np.shape(y)}",
+            "x and y of one split",
+        )
+
+
+def check_input(name: str, form: Form, params: Any, rest: Any, x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and type of what the model makes of one batch, or one error if it takes no such input."""
+    row = jax.ShapeDtypeStruct((1, *np.shape(x)[1:]), jnp.result_type(x))
+    try:
+        return jax.eval_shape(form.forward, params, rest, row)
+    except (TypeError, ValueError, AssertionError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise expected(
+            f"{name}: samples that the model takes",
+            f"shape {row.shape[1:]} ({first[:200]})",
+            "dataset.flat() for an MLP, images of shape (h, w, c) for a CNN",
+        ) from error
+
+
+@functools.partial(jax.jit, static_argnames=("form", "batch_size"))
+def _predict(form: Form, params: Any, rest: Any, x: Array, batch_size: int) -> Array:
+    cut, _ = blocks(x, batch_size)
+    out = jax.lax.map(lambda batch: form.forward(params, rest, batch), cut)
+    return out.reshape(-1, *out.shape[2:])[: x.shape[0]]
+
+
+@functools.partial(jax.jit, static_argnames=("form", "batch_size"))
+def count_correct(
+    form: Form, params: Any, rest: Any, x: Array, y: Array, batch_size: int
+) -> Int[Array, ""]:
+    """Number of samples whose largest logit is their label's."""
+    cut, weights = blocks(x, batch_size)
+    labels, _ = blocks(y, batch_size)
+
+    def one(batch):
+        x, y, weight = batch
+        hits = jnp.argmax(form.forward(params, rest, x), axis=-1) == y
+        return jnp.sum(hits & (weight > 0).reshape(-1, *(1,) * (y.ndim - 1)))
+
+    return jnp.sum(jax.lax.map(one, (cut, labels, weights)))
+
+
+@functools.partial(jax.jit, static_argnames=("form", "loss", "batch_size"))
+def measure(
+    form: Form, loss: Any, params: Any, rest: Any, x: Array, y: Array, batch_size: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean loss and share of correct samples (zero unless the labels are integers).
+
+    The samples of an incomplete last batch are measured by themselves, so that a loss that is a
+    mean stays one.
+    """
+    n = x.shape[0]
+    whole = n - n % batch_size
+
+    def one(batch):
+        x, y = batch
+        out = form.forward(params, rest, x)
+        hits = 0.0
+        if jnp.issubdtype(y.dtype, jnp.integer):
+            hits = jnp.mean(jnp.argmax(out, axis=-1) == y)
+        return loss(out, y), jnp.asarray(hits, jnp.float32)
+
+    def cut(array):
+        return array[:whole].reshape(-1, batch_size, *array.shape[1:])
+
+    value, hits = jax.tree.map(jnp.mean, jax.lax.map(one, (cut(x), cut(y))))
+    if whole == n:
+        return value, hits
+    value_end, hits_end = one((x[whole:], y[whole:]))
+    share = (n - whole) / n
+    return value + share * (value_end - value), hits + share * (hits_end - hits)
+
+
+def predict(
+    model: Any, x: Float[Array, "n ..."], batch_size: int = BATCH
+) -> Float[Array, "n ..."]:
+    """Output of a model in inference mode, `batch_size` samples at a time.
+
+    Args:
+        model: an `nnx.Module` (dropout off, batch normalisation on running statistics, whatever
+            mode it is in), a pair `(linen_module, variables)`, a pair `(function, params)`, or any
+            callable pytree of one array.
+        x: samples.
+        batch_size: rows of one forward pass; bounds the memory that activations take.
+
+    Returns:
+        The output for all samples, in order, such as logits `(n, classes)`.
+
+    Numerics:
+        One compilation a structure of the model, shape of `x` and batch size; another model of the
+        same structure shares it.
+
+    Raises:
+        ValueError: no samples, or samples of a shape that the model does not take.
+    """
+    check_samples("models.predict", x)
+    form, params, rest = form_of(model)
+    check_input("models.predict", form, params, rest, x)
+    return _predict(form, params, rest, jnp.asarray(x), min(batch_size, len(x)))
+
+
+def accuracy(
+    model: Any, x: Float[Array, "n ..."], y: Int[Array, " n"], batch_size: int = BATCH
+) -> float:
+    """Share of samples whose largest logit is their label's.
+
+    Args:
+        model: as for `predict`.
+        x: samples.
+        y: labels, integers; `(n, t)` for a model of tokens.
+        batch_size: rows of one forward pass.
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        ValueError: no samples, not one label a sample, or a shape that the model does not take.
+    """
+    check_samples("models.accuracy", x, y)
+    form, params, rest = form_of(model)
+    check_input("models.accuracy", form, params, rest, x)
+    correct = count_correct(
+        form, params, rest, jnp.asarray(x), jnp.asarray(y), min(batch_size, len(x))
+    )
+    return float(correct) / np.size(y)
+
+
+def apply(model: Any, x: Any) -> Any:
+    """Output of a model in inference mode for one batch; traceable.
+
+    Args:
+        model: as for `predict`.
+        x: one batch.
+    """
+    form, params, rest = form_of(model)
+    return form.forward(params, rest, x)

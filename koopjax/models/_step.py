@@ -1,0 +1,150 @@
+"""One epoch of training as one compiled scan."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from koopjax._core import pytree
+from koopjax.models._forms import Form
+
+#: Made once, so that it is the same static argument on every call.
+ADAM = optax.scale_by_adam()
+
+
+@pytree
+class Hyper:
+    """Settings of the built-in optimizer, all leaves: another value is no new compilation.
+
+    Args:
+        learning_rate: the largest, after the warm-up.
+        weight_decay: decoupled, on arrays of two axes or more.
+        warmup: steps of linear increase.
+        total: steps in all; the cosine ends there at zero.
+    """
+
+    learning_rate: Any
+    weight_decay: Any
+    warmup: Any
+    total: Any
+
+    def rate(self, step: Array) -> Float[Array, ""]:
+        """Learning rate at a step: linear warm-up, then half a cosine down to zero."""
+        step = step.astype(jnp.float32)
+        rising = (step + 1.0) / jnp.maximum(self.warmup, 1.0)
+        done = (step - self.warmup) / jnp.maximum(self.total - self.warmup, 1.0)
+        falling = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
+        return self.learning_rate * jnp.where(step < self.warmup, rising, falling)
+
+
+@pytree
+class State:
+    """What a step changes: parameters, other variables, optimizer state, number of steps done."""
+
+    params: Any
+    rest: Any
+    opt: Any
+    step: Any
+
+
+def cross_entropy(logits: Float[Array, "n ... classes"], y: Array) -> Float[Array, ""]:
+    """Mean softmax cross-entropy.
+
+    Args:
+        logits: `(n, classes)`, or with more axes for tokens.
+        y: integer labels, or probabilities of the shape of `logits` (distillation).
+    """
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
+    return jnp.mean(optax.softmax_cross_entropy(logits, y))
+
+
+def squared_error(output: Float[Array, "n ..."], y: Float[Array, "n ..."]) -> Float[Array, ""]:
+    """Mean squared error, for regression."""
+    return jnp.mean((output - y.reshape(output.shape)) ** 2)
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer",))
+def init_state(params: Any, rest: Any, optimizer: optax.GradientTransformation | None) -> State:
+    """The state before the first step."""
+    return State(params, rest, (optimizer or ADAM).init(params), jnp.zeros((), jnp.int32))
+
+
+def _update(hyper, optimizer, grads, state) -> tuple[Any, Any]:
+    """New parameters and optimizer state."""
+    if optimizer is not None:
+        updates, opt = optimizer.update(grads, state.opt, state.params)
+        return optax.apply_updates(state.params, updates), opt
+    directions, opt = ADAM.update(grads, state.opt, state.params)
+    rate = hyper.rate(state.step)
+
+    def move(param, direction):
+        decay = hyper.weight_decay if param.ndim >= 2 else 0.0
+        return (param - rate * (direction + decay * param)).astype(param.dtype)
+
+    return jax.tree.map(move, state.params, directions), opt
+
+
+def run_epoch(
+    form: Form,
+    optimizer: optax.GradientTransformation | None,
+    loss: Callable[[Array, Array], Array],
+    batch_size: int,
+    hyper: Hyper,
+    state: State,
+    x: Array,
+    y: Array,
+    key: Array,
+) -> tuple[State, dict[str, Array]]:
+    """One pass over shuffled data; the samples of an incomplete last batch sit this one out.
+
+    Args:
+        form, optimizer, loss, batch_size: static.
+        hyper, state: leaves.
+        x, y: all the data, on the device; batches are gathered inside the scan.
+        key: shuffles the data, and seeds the dropout of Linen models.
+
+    Returns:
+        The state after, and the means over the epoch of the loss and, for integer labels, of the
+        accuracy.
+    """
+    order_key, model_key = jax.random.split(key)
+    steps = x.shape[0] // batch_size
+    order = jax.random.permutation(order_key, x.shape[0])[: steps * batch_size]
+    keys = jax.random.split(model_key, steps)
+
+    def objective(params, rest, x, y, key):
+        out, rest = form.forward_train(params, rest, x, key)
+        return loss(out, y), (out, rest)
+
+    def step(state, batch):
+        index, key = batch
+        xb, yb = x[index], y[index]
+        (value, (out, rest)), grads = jax.value_and_grad(objective, has_aux=True)(
+            state.params, state.rest, xb, yb, key
+        )
+        params, opt = _update(hyper, optimizer, grads, state)
+        metrics = {"loss": value}
+        if jnp.issubdtype(yb.dtype, jnp.integer):
+            metrics["accuracy"] = jnp.mean(jnp.argmax(out, axis=-1) == yb)
+        return State(params, rest, opt, state.step + 1), metrics
+
+    state, metrics = jax.lax.scan(step, state, (order.reshape(steps, batch_size), keys))
+    return state, jax.tree.map(jnp.mean, metrics)
+
+
+_STATIC = (0, 1, 2, 3)
+
+#: One model.
+epoch = jax.jit(run_epoch, static_argnums=_STATIC, donate_argnums=(5,))
+
+
+@functools.partial(jax.jit, static_argnums=_STATIC, donate_argnums=(5,))
+def lanes_epoch(form, optimizer, loss, batch_size, hyper, state, x, y, keys):
+    """`run_epoch` of several models at once, each with its own key, on the same data."""
+    run = functools.partial(run_epoch, form, optimizer, loss, batch_size, hyper)
+    return jax.vmap(run, in_axes=(0, None, None, 0))(state, x, y, keys)

@@ -1,0 +1,288 @@
+"""Training with optax under scan, with validation, progress, checkpoint and resume."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from koopjax._core import NumericalError, check_finite, expected
+from koopjax.models import _checkpoint, _evaluate, _step
+from koopjax.models._forms import Form, form_of
+
+Metrics = dict[str, float]
+Progress = Callable[[int, Metrics], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """A trained model and how it got there.
+
+    Args:
+        model: in the form that was given to `train`; the given model itself is left as it was.
+        history: for each epoch, `loss`, `accuracy` (for integer labels; both means over the epoch
+            while the parameters moved) and, with validation data, `val_loss` and `val_accuracy`.
+    """
+
+    model: Any
+    history: list[Metrics]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Everything about a run that does not change while it goes on."""
+
+    form: Form
+    optimizer: optax.GradientTransformation | None
+    loss: Callable[[Array, Array], Array]
+    batch_size: int
+    epochs: int
+    hyper: _step.Hyper
+    x: Array
+    y: Array
+    x_val: Array | None
+    y_val: Array | None
+
+    def validate(self, state: _step.State) -> dict[str, Array]:
+        """Metrics on the validation data."""
+        if self.x_val is None or self.y_val is None:
+            return {}
+        batch = min(_evaluate.BATCH, self.x_val.shape[0])
+        loss, correct = _evaluate.measure(
+            self.form, self.loss, state.params, state.rest, self.x_val, self.y_val, batch
+        )
+        metrics = {"val_loss": loss}
+        if jnp.issubdtype(self.y_val.dtype, jnp.integer):
+            metrics["val_accuracy"] = correct
+        return metrics
+
+
+def _data(name: str, x: Any, y: Any, out: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
+    """Checked data on the device."""
+    _evaluate.check_samples(name, x, y)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    check_finite(f"{name}: x", x)
+    check_finite(f"{name}: y", y)
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        classes = out.shape[-1]
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= classes:
+            raise expected(
+                f"{name}: labels from 0 to {classes - 1}, since the model has {classes} outputs",
+                f"labels from {low} to {high}",
+                "a model with one output a class",
+            )
+    return x, y
+
+
+def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimizer, loss,
+          x_val, y_val, weight_decay, warmup) -> _Plan:  # fmt: skip
+    """Check the settings and gather them."""
+    for what, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise expected(f"models.train: {what} a positive integer", f"{value!r}", f"{what}=10")
+    if (x_val is None) != (y_val is None):
+        raise expected("models.train: x_val and y_val together", "only one", "both or neither")
+    if optimizer is not None and (learning_rate is not None or weight_decay or warmup):
+        raise expected(
+            "models.train: learning_rate, weight_decay and warmup only without optimizer",
+            "both",
+            "to put them into the optax optimizer",
+        )
+    _evaluate.check_samples("models.train", x, y)
+    out = _evaluate.check_input("models.train", form, params, rest, x)
+    x, y = _data("models.train", x, y, out)
+    if x_val is not None:
+        x_val, y_val = _data("models.train validation", x_val, y_val, out)
+    batch_size = min(batch_size, x.shape[0])
+    total = epochs * (x.shape[0] // batch_size)
+    rate = 1e-3 if learning_rate is None else learning_rate
+    numbers = (rate, weight_decay, warmup * total, total)
+    hyper = _step.Hyper(*(jnp.asarray(number, jnp.float32) for number in numbers))
+    loss = loss or _step.cross_entropy
+    return _Plan(form, optimizer, loss, batch_size, epochs, hyper, x, y, x_val, y_val)
+
+
+def _host(metrics: dict[str, Array]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
+
+
+def _check_converging(number: int, loss: np.ndarray) -> None:
+    if not np.all(np.isfinite(loss)):
+        raise NumericalError(
+            f"models.train: expected a finite loss, got {loss} in epoch {number + 1}; try a smaller "
+            "learning rate, or inputs scaled to [0, 1]"
+        )
+
+
+def train(
+    model: Any,
+    x: Any,
+    y: Any,
+    *,
+    key: Array,
+    epochs: int,
+    batch_size: int = 128,
+    learning_rate: float | None = None,
+    weight_decay: float = 0.0,
+    warmup: float = 0.0,
+    optimizer: optax.GradientTransformation | None = None,
+    loss: Callable[[Array, Array], Array] | None = None,
+    x_val: Any = None,
+    y_val: Any = None,
+    progress: Progress | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int = 1,
+    resume: bool = True,
+) -> TrainResult:
+    """Train a model on data in memory.
+
+    AdamW with a cosine schedule, `θ ← θ - η_t (m̂ / (√v̂ + ε) + λ θ)` with
+    `η_t = η (1 + cos(π t / T)) / 2` after the warm-up, or any optax optimizer. One epoch is one
+    compiled scan; all epochs, seeds and learning rates share one compilation.
+
+    Args:
+        model: an `nnx.Module`, a pair `(linen_module, variables)`, a pair `(function, params)` with
+            `function(params, x)`, or a callable pytree; left as it is. Of an NNX model, `nnx.Param`
+            are trained; other Variables (frozen, batch statistics) change only as a call in
+            training mode changes them.
+        x: samples `(n, ...)`.
+        y: integer labels, class probabilities, or what `loss` takes, `(n, ...)`.
+        key: shuffles; epoch e uses `fold_in(key, e)`.
+        epochs: passes over the data.
+        batch_size: samples a step; at most `n` are taken.
+        learning_rate: the largest; default 1e-3.
+        weight_decay: decoupled, of matrices and kernels alone.
+        warmup: share of all steps with a linearly rising rate.
+        optimizer: an optax transformation in place of AdamW and the three settings before; give
+            the same object again, and nothing is compiled anew.
+        loss: `loss(output, y)` with a scalar value, the same object each time; default
+            `cross_entropy`.
+        x_val, y_val: measured after each epoch.
+        progress: called on the host as `progress(epoch, metrics)`, epochs from 1.
+        checkpoint: folder to keep the last finished epoch in (needs orbax-checkpoint).
+        checkpoint_every: epochs between checkpoints; the last epoch is always kept.
+        resume: go on from the checkpoint where there is one; else start anew and replace it.
+
+    Returns:
+        A `TrainResult`. A run that was interrupted and went on from its checkpoint ends with the
+        same bits as one that was not.
+
+    Raises:
+        ValueError: data that do not fit together or to the model, NaN in them, labels beyond the
+            model's outputs, or a checkpoint of another model or run.
+        NumericalError: the loss is no longer finite; the checkpoint still holds the last good epoch.
+    """
+    form, params, rest = form_of(model)
+    plan = _plan(
+        form, params, rest, x, y, epochs=epochs, batch_size=batch_size, x_val=x_val, y_val=y_val,
+        learning_rate=learning_rate, optimizer=optimizer, loss=loss, weight_decay=weight_decay,
+        warmup=warmup,
+    )  # fmt: skip
+    # A copy: the scan takes over the buffers of the state, and the model given stays usable.
+    params, rest = jax.tree.map(jnp.copy, (params, rest))
+    state = _step.init_state(params, rest, optimizer)
+    history: list[Metrics] = []
+    with _checkpoint.keeper(checkpoint, resume=resume) as keeper:
+        run = _checkpoint.fingerprint(model, state, plan, key) if keeper else {}
+        if keeper and keeper.latest() is not None:
+            state, history = keeper.restore(state, run)
+        for number in range(len(history), epochs):
+            state, metrics = _step.epoch(
+                form, optimizer, plan.loss, plan.batch_size, plan.hyper, state, plan.x, plan.y,
+                jax.random.fold_in(key, number),
+            )  # fmt: skip
+            values = _host(metrics | plan.validate(state))
+            _check_converging(number, values["loss"])
+            history.append({name: float(value) for name, value in values.items()})
+            if keeper and ((number + 1) % checkpoint_every == 0 or number + 1 == epochs):
+                keeper.save(number + 1, state, history, run)
+            if progress is not None:
+                progress(number + 1, history[-1])
+    return TrainResult(form.merge(state.params, state.rest), history)
+
+
+def train_lanes(
+    models: Sequence[Any],
+    x: Any,
+    y: Any,
+    *,
+    keys: Sequence[Array],
+    epochs: int,
+    batch_size: int = 128,
+    learning_rate: float | None = None,
+    weight_decay: float = 0.0,
+    warmup: float = 0.0,
+    optimizer: optax.GradientTransformation | None = None,
+    loss: Callable[[Array, Array], Array] | None = None,
+    x_val: Any = None,
+    y_val: Any = None,
+    progress: Callable[[int, list[Metrics]], None] | None = None,
+) -> list[TrainResult]:
+    """Train several models of one structure at once, as lanes of one vmapped scan.
+
+    Faster than `train` in a loop where one small model leaves the machine idle; each lane has its
+    own shuffling, and the same result as alone up to rounding.
+
+    Args:
+        models: of the same structure, such as one MLP from several seeds.
+        keys: one a model, as `key` of `train`.
+        progress: called as `progress(epoch, [metrics of each lane])`.
+        x, y, epochs, batch_size, learning_rate, weight_decay, warmup, optimizer, loss, x_val, y_val:
+            as for `train`, shared by all lanes.
+
+    Returns:
+        One `TrainResult` a model, in order.
+
+    Raises:
+        ValueError: as `train`, or models of different structure, or not one key a model.
+    """
+    formed = [form_of(model) for model in models]
+    if not formed or len(keys) != len(formed):
+        raise expected(
+            "models.train_lanes: one key a model", f"{len(models)} models, {len(keys)} keys",
+            "jax.random.split(key, len(models))",
+        )  # fmt: skip
+    form, params, rest = formed[0]
+    shapes = [jax.tree.map(jnp.shape, arrays) for _, *arrays in formed]
+    if any(other[0] != form for other in formed) or any(shape != shapes[0] for shape in shapes):
+        raise expected(
+            "models.train_lanes: models of one structure", "different ones", "train for each"
+        )
+    plan = _plan(
+        form, params, rest, x, y, epochs=epochs, batch_size=batch_size, x_val=x_val, y_val=y_val,
+        learning_rate=learning_rate, optimizer=optimizer, loss=loss, weight_decay=weight_decay,
+        warmup=warmup,
+    )  # fmt: skip
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[tuple(f[1:]) for f in formed])
+    state = jax.vmap(lambda p, r: _step.init_state(p, r, optimizer))(*stacked)
+    key_stack = jnp.stack(list(keys))
+    histories: list[list[Metrics]] = [[] for _ in formed]
+    for number in range(epochs):
+        folded = jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(key_stack)
+        state, metrics = _step.lanes_epoch(
+            form, optimizer, plan.loss, plan.batch_size, plan.hyper, state, plan.x, plan.y, folded
+        )
+        values = _host(metrics)
+        _check_converging(number, values["loss"])
+        checked = [plan.validate(_lane(state, lane)) for lane in range(len(formed))]
+        for lane, history in enumerate(histories):
+            mine = {name: float(value[lane]) for name, value in values.items()}
+            mine |= {name: float(value) for name, value in _host(checked[lane]).items()}
+            history.append(mine)
+        if progress is not None:
+            progress(number + 1, [history[-1] for history in histories])
+    lanes = [_lane(state, lane) for lane in range(len(formed))]
+    return [
+        TrainResult(form.merge(lane.params, lane.rest), history)
+        for lane, history in zip(lanes, histories, strict=True)
+    ]
+
+
+def _lane(state: _step.State, lane: int) -> _step.State:
+    return jax.tree.map(lambda leaf: leaf[lane], state)
