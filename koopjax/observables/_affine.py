@@ -1,0 +1,343 @@
+"""Affine maps that go before a dictionary: standardisation and projection, fitted on data."""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from koopjax._core import expected, has_float64, is_tracing, matmul, pytree
+from koopjax.observables._base import (
+    Observables,
+    as_float,
+    data_rows,
+    input_names,
+    like,
+    require_dimension,
+)
+
+
+@pytree
+class Standardize(Observables):
+    """Each coordinate shifted and scaled: `psi(x) = (x - mean) / scale`.
+
+    Args:
+        mean: `(d,)`.
+        scale: `(d,)`, nowhere zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Standardize.fit(jnp.array([[0.0, 5.0], [2.0, 5.0]]))(jnp.array([2.0, 6.0]))
+        Array([1., 1.], dtype=float32)
+    """
+
+    mean: Any
+    scale: Any
+
+    @classmethod
+    def fit(cls, x: Any, *, limit: float = 10.0, floor: float = 1e-6) -> "Standardize":
+        """Zero mean and unit variance, safe for dead, constant and rarely active units.
+
+        The scale of a coordinate is its standard deviation, raised to
+        `max |x - mean| / limit` and to `floor` times the largest standard deviation. A unit that
+        is silent but for one sample in a million would else send that sample to a thousand, and
+        its square to a million. A unit that is constant to rounding gets scale 1.
+
+        Args:
+            x: `(n, d)` data, or an iterable of such batches (one pass, constant memory).
+            limit: no sample of `x` is mapped beyond `± limit`; infinity switches this off.
+            floor: least scale relative to the widest coordinate's; 0 switches this off.
+
+        Returns:
+            `Standardize` with leaves in the dtype of `x`.
+
+        Numerics:
+            Two passes in float64 where the backend has it; batches are merged with the pairwise
+            update of mean and variance.
+        """
+        if not hasattr(x, "shape") and not _is_nested(x):
+            *moments, dtype = _stream(x)
+            return _finish(moments, limit, floor, dtype)
+        x = data_rows("the data of Standardize.fit", x)
+        if is_tracing(x) or not has_float64():
+            return _finish(_moments(x), limit, floor, x.dtype)
+        with jax.enable_x64(True):
+            moments = _moments(x.astype(jnp.float64))
+        return _finish(tuple(np.asarray(m) for m in moments), limit, floor, x.dtype)
+
+    @classmethod
+    def from_moments(
+        cls, mean: Any, variance: Any, extent: Any = None, *, limit: float = 10.0,
+        floor: float = 1e-6,
+    ) -> "Standardize":
+        """From moments that are known already, with the safeguards of `fit`.
+
+        Args:
+            mean: `(d,)`.
+            variance: `(d,)`.
+            extent: `(d,)` largest `|x - mean|`; without it `limit` has no effect.
+            limit: see `fit`.
+            floor: see `fit`.
+        """
+        mean, variance = as_float(mean), as_float(variance)
+        extent = jnp.zeros_like(mean) if extent is None else as_float(extent)
+        return _finish((mean, variance, extent), limit, floor, mean.dtype)
+
+    @classmethod
+    def fit_range(cls, x: Any, lower: float = -1.0, upper: float = 1.0) -> "Standardize":
+        """Smallest and largest value of each coordinate to `lower` and `upper`.
+
+        For Legendre and Chebyshev polynomials. A constant coordinate goes to the middle.
+
+        Args:
+            x: `(n, d)` data.
+            lower: image of the smallest value.
+            upper: image of the largest value; above `lower`.
+        """
+        if not lower < upper:
+            raise expected("lower < upper", f"{lower} and {upper}")
+        x = data_rows("the data of Standardize.fit_range", x)
+        least, most = jnp.min(x, axis=0), jnp.max(x, axis=0)
+        half = (upper - lower) / 2
+        middle = least / 2 + most / 2
+        radius = most / 2 - least / 2
+        dead = radius <= 4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(least), jnp.abs(most))
+        scale = jnp.where(dead, 1, radius / half)
+        return cls(middle - scale * (lower + half), scale)
+
+    def size(self, d: int) -> int:
+        """`d`."""
+        require_dimension("Standardize", d, jnp.shape(self.mean)[-1])
+        return d
+
+    def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
+        """Names such as `z(x0)`."""
+        self.size(d)
+        return [f"z({name})" for name in input_names(d, inputs)]
+
+    def _evaluate(self, x: Float[Array, "n d"]) -> Array:
+        return (x - like(self.mean, x)[None, :]) / like(self.scale, x)[None, :]
+
+
+@pytree
+class Project(Observables):
+    """Coordinates along directions: `psi(x) = (x - mean) @ matrix`.
+
+    Args:
+        matrix: `(d, r)` directions as columns.
+        mean: `(d,)`, or `None` for the origin.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Project(jnp.array([[1.0], [2.0]]))(jnp.array([3.0, 4.0]))
+        Array([11.], dtype=float32)
+    """
+
+    matrix: Any
+    mean: Any = None
+
+    @classmethod
+    def pca(cls, x: Any, rank: int, *, metric: Any = None, whiten: bool = False) -> "Project":
+        """Leading principal directions, in an optional metric on the states.
+
+        With covariance `S` and metric `M = L Lᵀ`, the directions are `L u` for the leading
+        eigenvectors `u` of `Lᵀ S L`: of all rank-`r` approximations of the states they leave the
+        least mean squared error `E[(x - x̂)ᵀ M (x - x̂)]`. Without a metric, plain PCA.
+
+        Args:
+            x: `(n, d)` data.
+            rank: number of directions, at most `d`.
+            metric: `(d, d)` symmetric, positive semidefinite.
+            whiten: scale the projected data to unit variance along each direction.
+
+        Numerics:
+            Covariance and eigenvectors in float64 where the backend has it; `O(n d² + d³)`. The
+            largest entry of each direction is positive. Directions beyond the rank of the data
+            carry nothing and are not scaled up by `whiten`.
+        """
+        x = data_rows("the data of Project.pca", x)
+        _check_rank(rank, x.shape[1])
+        if metric is not None and jnp.shape(metric) != (x.shape[1],) * 2:
+            raise expected(f"a metric of shape {(x.shape[1],) * 2}", f"{jnp.shape(metric)}")
+        mean, matrix = _precisely(_directions, x, metric, whiten=whiten)
+        return cls(matrix[:, :rank], mean)
+
+    @classmethod
+    def active_subspace(
+        cls, x: Any, gradients: Any, rank: int, *, weighted: bool = True, whiten: bool = False
+    ) -> "Project":
+        """Directions along which a function of the states changes most.
+
+        With `C = E[Jᵀ J]`, the mean squared Jacobian. `weighted=True` is `pca` in the metric `C`:
+        directions that matter to the function *and* along which the data vary, which is what a
+        projection before a dictionary needs. `weighted=False` gives the eigenvectors of `C`, the
+        classical active subspace.
+
+        Args:
+            x: `(m, d)` states; their mean becomes the origin. `None` with `weighted=False`: no
+                mean is taken off.
+            gradients: `(n, d)` gradients of a scalar function, or `(n, q, d)` Jacobians, at
+                samples of the same distribution.
+            rank: number of directions, at most `d`.
+            weighted: see above.
+            whiten: as in `pca`; needs `weighted=True`.
+
+        Reference:
+            P. G. Constantine, "Active Subspaces", SIAM 2015.
+        """
+        gradients = as_float(gradients)
+        if gradients.ndim not in (2, 3) or gradients.shape[0] == 0:
+            raise expected("gradients (n, d) or Jacobians (n, q, d)", f"shape {gradients.shape}")
+        d = gradients.shape[-1]
+        rows = data_rows("the gradients", gradients.reshape(-1, d))
+        _check_rank(rank, d)
+        # A mean over samples, a sum over outputs.
+        metric = _precisely(_second_moment, rows, gradients.shape[0])
+        if weighted:
+            if x is None:
+                raise expected("states x for a weighted active subspace", "None", "weighted=False")
+            if jnp.shape(x)[-1] != d:
+                raise expected(f"states with {d} coordinates", f"shape {jnp.shape(x)}")
+            return cls.pca(x, rank, metric=metric, whiten=whiten)
+        if whiten:
+            raise expected("weighted=True for whitened directions", "weighted=False")
+        matrix = _precisely(_eigenvectors, metric)[:, :rank]
+        if x is None:
+            return cls(matrix)
+        return cls(matrix, jnp.mean(data_rows("the states", x), axis=0))
+
+    def size(self, d: int) -> int:
+        """The number of directions."""
+        shape = jnp.shape(self.matrix)
+        if len(shape) != 2:
+            raise expected("a matrix of shape (d, r) in Project", f"shape {shape}")
+        require_dimension("Project", d, shape[0])
+        if self.mean is not None and jnp.shape(self.mean) != (d,):
+            raise expected(f"a mean of shape ({d},) in Project", f"shape {jnp.shape(self.mean)}")
+        return shape[1]
+
+    def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
+        """Names `u0`, `u1`, ... of the directions."""
+        input_names(d, inputs)
+        return [f"u{k}" for k in range(self.size(d))]
+
+    def _evaluate(self, x: Float[Array, "n d"]) -> Array:
+        centred = x if self.mean is None else x - like(self.mean, x)[None, :]
+        return matmul(centred, like(self.matrix, x))
+
+    def _columns(self, x: Float[Array, "n d"], indices: Array) -> Array:
+        return Project(jnp.take(jnp.asarray(self.matrix), indices, axis=1), self.mean)._evaluate(x)
+
+
+def _check_rank(rank: int, d: int) -> None:
+    if not 1 <= rank <= d:
+        raise expected(f"a rank from 1 to {d}, the number of coordinates", f"{rank}")
+
+
+@jax.jit
+def _moments(x: Array) -> tuple[Array, Array, Array]:
+    mean = jnp.mean(x, axis=0)
+    centred = x - mean[None, :]
+    return mean, jnp.mean(centred**2, axis=0), jnp.max(jnp.abs(centred), axis=0)
+
+
+def _finish(moments: Any, limit: float, floor: float, dtype: Any = None) -> Standardize:
+    mean, variance, extent = moments
+    np_ = jnp if is_tracing(mean, variance, extent) else np
+    if np_ is np:
+        mean, variance, extent = (np.asarray(m, np.float64) for m in moments)
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    # Data come rounded to their own dtype: what varies by less than that does not vary.
+    rounding = 4 * float(jnp.finfo(dtype).eps)
+    deviation = np_.sqrt(variance)
+    dead = deviation <= rounding * np_.abs(mean)
+    widest = np_.max(deviation) if np.size(deviation) else 0.0
+    scale = np_.maximum(np_.maximum(deviation, extent / limit), floor * widest)
+    scale = np_.where(dead | (scale <= 0), 1.0, scale)
+    return Standardize(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype))
+
+
+def _is_nested(x: Any) -> bool:
+    """A list of rows of numbers, to be read as one array; a list of arrays is a stream."""
+    return isinstance(x, list | tuple) and not any(hasattr(row, "shape") for row in x)
+
+
+def _stream(batches: Iterable[Any]) -> Any:
+    """Merged moments of batches; the extent is bounded by the smallest and largest values."""
+    count, mean, squares, least, most, dtype = 0, None, None, None, None, None
+    for batch in batches:
+        rows = data_rows("a batch of Standardize.fit", batch)
+        dtype = rows.dtype
+        x = np.asarray(rows, np.float64)
+        m, centre = len(x), x.mean(axis=0)
+        spread = ((x - centre) ** 2).sum(axis=0)
+        if mean is None:
+            count, mean, squares, least, most = m, centre, spread, x.min(axis=0), x.max(axis=0)
+            continue
+        if mean.shape != centre.shape:
+            raise expected(f"batches of {len(mean)} coordinates", f"{len(centre)}")
+        total, step = count + m, centre - mean
+        squares = squares + spread + step**2 * count * m / total
+        mean, count = mean + step * m / total, total
+        least, most = np.minimum(least, x.min(axis=0)), np.maximum(most, x.max(axis=0))
+    if mean is None:
+        raise expected("at least one batch in Standardize.fit", "an empty stream")
+    return mean, squares / count, np.maximum(most - mean, mean - least), dtype
+
+
+def _precisely(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run in float64 where that can be had, and bring the results back to the first dtype."""
+    dtype = args[0].dtype
+    if is_tracing(*args) or not has_float64():
+        wide = jnp.promote_types(dtype, jnp.float32)
+        args = tuple(a.astype(wide) if hasattr(a, "astype") else a for a in args)
+        return jax.tree.map(lambda a: a.astype(dtype), function(*args, **kwargs))
+    with jax.enable_x64(True):
+        args = tuple(jnp.asarray(a, jnp.float64) if hasattr(a, "shape") else a for a in args)
+        out = jax.tree.map(np.asarray, function(*args, **kwargs))
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), out)
+
+
+@jax.jit
+def _second_moment(rows: Array, count: Any) -> Array:
+    return matmul(rows.T, rows) / count
+
+
+@jax.jit
+def _eigenvectors(symmetric: Array) -> Array:
+    """Eigenvectors by falling eigenvalue, the largest entry of each positive."""
+    _, vectors = jnp.linalg.eigh(symmetric)
+    return _signed(vectors[:, ::-1])
+
+
+def _signed(vectors: Array) -> Array:
+    largest = jnp.argmax(jnp.abs(vectors), axis=0)
+    sign = jnp.sign(jnp.take_along_axis(vectors, largest[None, :], axis=0))
+    return vectors * jnp.where(sign == 0, 1, sign)
+
+
+@functools.partial(jax.jit, static_argnames="whiten")
+def _directions(x: Array, metric: Array | None, *, whiten: bool) -> tuple[Array, Array]:
+    mean = jnp.mean(x, axis=0)
+    centred = x - mean[None, :]
+    covariance = matmul(centred.T, centred) / x.shape[0]
+    root = jnp.eye(x.shape[1], dtype=x.dtype)
+    if metric is not None:
+        values, vectors = jnp.linalg.eigh(metric)
+        root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
+    values, vectors = jnp.linalg.eigh(matmul(root.T, matmul(covariance, root)))
+    matrix = _signed(matmul(root, vectors[:, ::-1]))
+    if metric is not None:
+        norm = jnp.linalg.norm(matrix, axis=0)
+        # Directions that the metric does not see stay at zero instead of being blown up.
+        seen = norm > jnp.finfo(x.dtype).eps * jnp.max(norm)
+        matrix = jnp.where(seen[None, :], matrix / jnp.where(seen, norm, 1)[None, :], 0)
+    if whiten:
+        variance = jnp.sum(matrix * matmul(covariance, matrix), axis=0)
+        carries = variance > x.shape[1] * jnp.finfo(x.dtype).eps * jnp.max(variance)
+        scale = jnp.sqrt(jnp.where(carries, variance, 1))
+        matrix = matrix / scale[None, :]
+    return mean, matrix

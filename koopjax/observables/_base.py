@@ -1,0 +1,135 @@
+"""What every dictionary shares: promotion of the input, one jitted call, names and errors."""
+
+import abc
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from koopjax._core import check_finite, expected
+
+
+class Observables(abc.ABC):
+    """A dictionary of observables `psi`: a pytree that maps `(n, d)` to `(n, p)`.
+
+    A dictionary of one's own is a class decorated with `koopjax.observables.pytree` that derives
+    from this one and defines `_evaluate`, `size` and `names`.
+    """
+
+    def __call__(self, x: Any) -> Float[Array, "*rows p"]:
+        """Evaluate all observables.
+
+        Args:
+            x: `(..., d)` states, a row each; `(d,)` for a single state. Integers become floats.
+
+        Returns:
+            `(..., p)` in the dtype of `x`. Half precision is computed in float32 and rounded once.
+
+        Numerics:
+            One jitted call, cached by the static settings and the shapes.
+        """
+        x = as_float(x)
+        if x.ndim == 0:
+            raise expected(
+                "states of shape (n, d) or (d,)", "a scalar", "x[None] for one coordinate"
+            )
+        self.size(x.shape[-1])
+        return _evaluate(self, x)
+
+    @abc.abstractmethod
+    def size(self, d: int) -> int:
+        """Number of observables on `d` coordinates; allocates nothing and checks `d`."""
+
+    @abc.abstractmethod
+    def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
+        """A readable name for each observable, in the order of the columns.
+
+        Args:
+            d: number of coordinates.
+            inputs: `d` names for the coordinates; `x0`, `x1`, ... if left out.
+        """
+
+    @abc.abstractmethod
+    def _evaluate(self, x: Float[Array, "n d"]) -> Float[Array, "n p"]:
+        """The columns for a batch of at least single precision; traced under jit."""
+
+    def _columns(self, x: Float[Array, "n d"], indices: Array) -> Float[Array, "n m"]:
+        """Only the columns that are asked for (indices may be traced, within range)."""
+        return jnp.take(self._evaluate(x), indices, axis=1)
+
+
+@functools.partial(jax.jit, inline=True)
+def _evaluate(psi: Observables, x: Array) -> Array:
+    rows = x.reshape(-1, x.shape[-1])
+    wide = rows.astype(jnp.promote_types(x.dtype, jnp.float32))
+    out = psi._evaluate(wide)
+    return out.astype(x.dtype).reshape(*x.shape[:-1], out.shape[-1])
+
+
+def as_float(x: Any) -> Array:
+    """The input as a real floating array; integers and booleans take the default float dtype."""
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_:
+        return x.astype(jnp.result_type(float))
+    raise expected(
+        "real states", f"an array of dtype {x.dtype}", "real and imaginary parts as coordinates"
+    )
+
+
+def evaluate(psi: Any, x: Array) -> Array:
+    """A part's columns inside another dictionary; any callable with `size` may be a part."""
+    if isinstance(psi, Observables):
+        return psi._evaluate(x)
+    return jnp.asarray(psi(x), x.dtype)
+
+
+def like(leaf: Any, x: Array) -> Array:
+    """A leaf in the dtype of the computation."""
+    return jnp.asarray(leaf, x.dtype)
+
+
+def require_dimension(name: str, d: int, dimension: int) -> None:
+    """Raise if a dictionary fitted to `dimension` coordinates meets `d` of them."""
+    if d != dimension:
+        raise expected(
+            f"inputs with {dimension} coordinates for {name}",
+            f"{d}",
+            "the states that it was fitted on",
+        )
+
+
+def require_integer(name: str, value: Any, least: int) -> None:
+    """Raise unless a static setting is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise expected(f"{name} as an integer of at least {least}", repr(value))
+
+
+def input_names(d: int, inputs: Sequence[str] | None) -> list[str]:
+    """The coordinates' names, `x0`, `x1`, ... by default."""
+    if inputs is None:
+        return [f"x{i}" for i in range(d)]
+    if len(inputs) != d:
+        raise expected(f"{d} input names", f"{len(inputs)}", "one name a coordinate")
+    return [str(name) for name in inputs]
+
+
+def atom(name: str) -> str:
+    """The name in brackets where it is itself a product, power or sum."""
+    return f"({name})" if any(sign in name for sign in "*^+ ") else name
+
+
+def data_rows(name: str, x: Any, least: int = 1) -> Array:
+    """Data for a fit: two axes, at least `least` rows, finite where that can be seen."""
+    x = as_float(x)
+    if x.ndim != 2:
+        raise expected(f"{name} of shape (n, d)", f"shape {x.shape}", "one row a sample")
+    if x.shape[0] < least:
+        got = "an empty batch" if x.shape[0] == 0 else f"{x.shape[0]} samples"
+        raise expected(f"at least {least} samples in {name}", got)
+    check_finite(name, x)
+    return x

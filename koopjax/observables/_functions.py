@@ -1,0 +1,238 @@
+"""Dictionaries from code: a Flax module with its parameters, a plain function."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen, nnx
+from jaxtyping import Array, Float
+
+from koopjax._core import expected, is_tracing, pytree, static
+from koopjax.observables._base import Observables, input_names, require_integer
+
+
+class _Constant:
+    """A small array in the structure of a tree, compared by value: random keys and counters."""
+
+    def __init__(self, array: Any) -> None:
+        self.is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+        if self.is_key:
+            self.kind = str(jax.random.key_impl(array))
+            array = jax.random.key_data(array)
+        array = np.asarray(array)
+        self.content = (array.tobytes(), array.shape, array.dtype.str, self.is_key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constant) and self.content == other.content
+
+    def __hash__(self) -> int:
+        return hash(self.content)
+
+    def value(self) -> Array:
+        content, shape, dtype, is_key = self.content
+        array = jnp.asarray(np.frombuffer(content, dtype).reshape(shape))
+        return jax.random.wrap_key_data(array, impl=self.kind) if is_key else array
+
+
+jax.tree_util.register_static(_Constant)
+
+
+@pytree
+class Neural(Observables):
+    """A network as a dictionary, its parameters trainable leaves.
+
+    Args:
+        module: an `nnx.Module`, a pair `(linen_module, variables)`, or a pair
+            `(function, params)` with `function(params, x)`; it maps `(n, d)` to `(n, p)`.
+
+    The leaves of `params` are what `jax.grad` sees; batch statistics are leaves too, behind
+    `stop_gradient`, and random counters belong to the structure. An `nnx.Module` is evaluated in
+    inference mode (`module.eval()`) on a copy: a dictionary is a function of the state alone. The
+    parameters are those at the time of the call; later changes to the module are not followed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> psi = Neural(nnx.Linear(2, 5, rngs=nnx.Rngs(0)))
+        >>> psi(jnp.ones((3, 2))).shape, psi.size(2)
+        ((3, 5), 5)
+    """
+
+    params: Any
+    rest: Any
+    definition: Any = static()
+
+    def __init__(
+        self, module: Any = None, *, params: Any = None, rest: Any = None, definition: Any = None
+    ) -> None:
+        """Take a module apart; JAX rebuilds by keyword from the parts."""
+        if definition is None:
+            params, rest, definition = _take_apart(module)
+        object.__setattr__(self, "params", params)
+        object.__setattr__(self, "rest", rest)
+        object.__setattr__(self, "definition", definition)
+
+    @property
+    def module(self) -> Any:
+        """The network with the current parameters, in the form in which it came."""
+        kind, code, structure = self.definition
+        if kind == "function":
+            return code, self.params
+        leaves = [leaf.value() if isinstance(leaf, _Constant) else leaf for leaf in self.rest]
+        rest = jax.tree.unflatten(structure, leaves)
+        if kind == "nnx":
+            return nnx.merge(code, self.params, rest)
+        return code, {"params": self.params, **rest}
+
+    def size(self, d: int) -> int:
+        """The width of the network's output, found by abstract evaluation."""
+        leaves, structure = jax.tree.flatten(self)
+        shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)) for a in leaves)
+        return _width(structure, shapes, d)
+
+    def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
+        """Names `nn0`, `nn1`, ..."""
+        input_names(d, inputs)
+        return [f"nn{k}" for k in range(self.size(d))]
+
+    def _evaluate(self, x: Float[Array, "n d"]) -> Array:
+        frozen = Neural(
+            params=self.params,
+            rest=jax.tree.map(jax.lax.stop_gradient, self.rest),
+            definition=self.definition,
+        ).module
+        kind = self.definition[0]
+        if kind == "nnx":
+            frozen.eval()
+            return jnp.asarray(frozen(x), x.dtype)
+        code, variables = frozen
+        out = code(variables, x) if kind == "function" else code.apply(variables, x)
+        return jnp.asarray(out, x.dtype)
+
+
+def _take_apart(module: Any) -> tuple[Any, Any, Any]:
+    if isinstance(module, nnx.Module):
+        graph, params, rest = nnx.split(module, nnx.Param, ...)
+        leaves, structure = jax.tree.flatten(rest)
+        return params, tuple(map(_settle, leaves)), ("nnx", graph, structure)
+    if isinstance(module, tuple) and len(module) == 2:
+        code, variables = module
+        if isinstance(code, linen.Module):
+            if not isinstance(variables, Mapping) or "params" not in variables:
+                raise expected("variables with an entry 'params'", type(variables).__name__)
+            others = {name: value for name, value in variables.items() if name != "params"}
+            leaves, structure = jax.tree.flatten(others)
+            return variables["params"], tuple(map(_settle, leaves)), ("linen", code, structure)
+        if callable(code):
+            return variables, (), ("function", code, None)
+    raise expected(
+        "an nnx.Module, (linen_module, variables) or (function, params) in Neural",
+        type(module).__name__,
+    )
+
+
+def _settle(leaf: Any) -> Any:
+    """Integers and keys to the structure, where a gradient with respect to `psi` can't trip."""
+    if is_tracing(leaf) or jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        return leaf
+    return _Constant(leaf)
+
+
+@functools.lru_cache(maxsize=256)
+def _width(structure: Any, shapes: tuple[Any, ...], d: int) -> int:
+    psi = jax.tree.unflatten(structure, shapes)
+    probe = jax.ShapeDtypeStruct((2, d), jnp.float32)
+    shape = jax.eval_shape(lambda psi, x: psi._evaluate(x), psi, probe).shape
+    if len(shape) != 2 or shape[0] != 2:
+        raise expected(
+            "a network that maps (n, d) to (n, p) in Neural", f"{(2, d)} mapped to {shape}"
+        )
+    return shape[1]
+
+
+@pytree
+class Custom(Observables):
+    """A function of one's own.
+
+    Args:
+        function: maps a batch `(n, d)` to `(n, size)`, or one state `(d,)` to `(size,)`: which of
+            both is found by abstract evaluation, the batch preferred. Written in `jax.numpy`. It
+            is the key of the compilation cache: pass the same function object, not a new lambda,
+            on every call.
+        size: number of observables. (The field is called `count`.)
+        params: optional pytree of leaves; the function is then called as `function(params, x)`,
+            and gradients and `vmap` reach them.
+        labels: optional names of the observables.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Custom(jnp.sin, 2)(jnp.zeros((4, 2))).shape
+        (4, 2)
+    """
+
+    function: Callable[..., Any] = static()
+    count: int = static()
+    params: Any = None
+    labels: Any = static(default=None)
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        size: int | None = None,
+        params: Any = None,
+        labels: Sequence[str] | None = None,
+        *,
+        count: int | None = None,
+    ) -> None:
+        """Keep the settings; JAX rebuilds by keyword with `count`."""
+        object.__setattr__(self, "function", function)
+        object.__setattr__(self, "count", size if count is None else count)
+        object.__setattr__(self, "params", params)
+        object.__setattr__(self, "labels", None if labels is None else tuple(labels))
+
+    def size(self, d: int) -> int:
+        """The size that was stated."""
+        require_integer("the size of Custom", self.count, 1)
+        if not callable(self.function):
+            raise expected("a function in Custom", type(self.function).__name__)
+        return self.count
+
+    def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
+        """The labels, or `f0`, `f1`, ..."""
+        input_names(d, inputs)
+        size = self.size(d)
+        if self.labels is None:
+            return [f"f{k}" for k in range(size)]
+        if len(self.labels) != size:
+            raise expected(f"{size} labels in Custom", f"{len(self.labels)}")
+        return list(self.labels)
+
+    def _call(self, x: Array) -> Array:
+        out = self.function(x) if self.params is None else self.function(self.params, x)
+        return jnp.asarray(out, x.dtype)
+
+    def _evaluate(self, x: Float[Array, "n d"]) -> Array:
+        d, size = x.shape[1], self.size(x.shape[1])
+        # A batch that can't be mistaken for a number of coordinates or of observables.
+        batch = jax.ShapeDtypeStruct((d + size + 3, d), x.dtype)
+        attempts = []
+        for call in (self._call, jax.vmap(self._call)):
+            try:
+                shape = jax.eval_shape(call, batch).shape
+            except Exception as error:
+                attempts.append(error)
+                continue
+            if shape == (batch.shape[0], size):
+                return call(x)
+            attempts.append(
+                expected(
+                    f"the function of Custom to map (n, {d}) to (n, {size}) or ({d},) to ({size},)",
+                    f"{batch.shape} mapped to {shape}",
+                    "another size",
+                )
+            )
+        # The function's own error says more than our complaint about a shape.
+        raise next((e for e in attempts if not isinstance(e, ValueError)), attempts[0])

@@ -1,0 +1,192 @@
+"""Local and global kernels as dictionaries: Gaussians about centres, random Fourier features."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from koopjax._core import expected, is_tracing, matmul, pytree, static
+from koopjax.observables._base import (
+    Observables,
+    data_rows,
+    input_names,
+    like,
+    require_dimension,
+    require_integer,
+)
+from koopjax.observables._kmeans import k_means, squared_distances
+
+
+@pytree
+class GaussianRBF(Observables):
+    """Gaussians about centres: `psi_j(x) = exp(-|x - c_j|² / (2 bandwidth²))`.
+
+    No constant and no linear part: use `Concat(Monomials(1), GaussianRBF.fit(...))` for these.
+
+    Args:
+        centers: `(p, d)`.
+        bandwidth: positive scalar, or `(p,)` for one a centre.
+
+    Numerics:
+        Distances by one matrix product, about the mean of the centres so that data far from the
+        origin lose no digits. Wide Gaussians are nearly dependent: EDMD needs R factors or
+        float64 for them, which `statistics="auto"` sees to.
+    """
+
+    centers: Any
+    bandwidth: Any
+
+    @classmethod
+    def fit(
+        cls,
+        x: Any,
+        n_centers: int,
+        key: Array,
+        bandwidth: Any = None,
+        *,
+        iterations: int = 20,
+        max_samples: int | None = None,
+    ) -> "GaussianRBF":
+        """Centres by k-means, bandwidth by their spacing.
+
+        Args:
+            x: `(n, d)` data.
+            n_centers: number of centres, at most `n`.
+            key: for the seeding (k-means++) and the subsample.
+            bandwidth: positive; by default twice the median distance of a centre to its nearest
+                other centre, so that neighbours overlap well in any dimension.
+            iterations: steps of Lloyd's algorithm.
+            max_samples: fit to a random subsample of so many; by default 64 a centre, at least
+                10,000.
+
+        Numerics:
+            `O(m n_centers d)` for seeding and for each step, as matrix products in scans.
+        """
+        x = data_rows("the data of GaussianRBF.fit", x)
+        n = x.shape[0]
+        require_integer("n_centers", n_centers, 1)
+        if n_centers > n:
+            raise expected(f"at most {n} centres, one a sample", f"{n_centers}", "fewer centres")
+        most = max(64 * n_centers, 10_000) if max_samples is None else max_samples
+        if most < n_centers:
+            raise expected(f"max_samples of at least {n_centers}", f"{max_samples}")
+        pick, seed = jax.random.split(key)
+        if n > most:
+            x = x[jax.random.choice(pick, n, (most,), replace=False)]
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        centers = k_means(wide, seed, n_centers, iterations)
+        if bandwidth is None:
+            bandwidth = spacing(centers, wide)
+        elif not is_tracing(bandwidth) and not bool(jnp.all(jnp.asarray(bandwidth) > 0)):
+            raise expected("a positive bandwidth", f"{bandwidth}")
+        return cls(centers.astype(x.dtype), jnp.asarray(bandwidth, x.dtype))
+
+    def size(self, d: int) -> int:
+        """The number of centres."""
+        shape = jnp.shape(self.centers)
+        if len(shape) != 2:
+            raise expected("centers of shape (p, d) in GaussianRBF", f"shape {shape}")
+        require_dimension("GaussianRBF", d, shape[1])
+        return shape[0]
+
+    def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
+        """Names `rbf0`, `rbf1`, ..."""
+        input_names(d, inputs)
+        return [f"rbf{j}" for j in range(self.size(d))]
+
+    def _evaluate(self, x: Float[Array, "n d"]) -> Array:
+        squares = squared_distances(x, like(self.centers, x))
+        width = jnp.broadcast_to(like(self.bandwidth, x), (squares.shape[1],))
+        return jnp.exp(-squares / (2 * width**2)[None, :])
+
+    def _columns(self, x: Float[Array, "n d"], indices: Array) -> Array:
+        width = jnp.asarray(self.bandwidth)
+        width = jnp.take(width, indices) if width.ndim else width
+        return GaussianRBF(jnp.take(jnp.asarray(self.centers), indices, axis=0), width)._evaluate(x)
+
+
+@pytree
+class RandomFourier(Observables):
+    """Cosines and sines of random projections: `psi(x)·psi(y) ≈ exp(-|x - y|² / (2 bandwidth²))`.
+
+    With `m = ceil(size / 2)` directions `w_k` the columns are `cos(w_k·x / bandwidth) / √m` for
+    all `k`, then `sin(w_k·x / bandwidth) / √m` (the last sine is left out for an odd size). Pairs
+    have a lower variance than cosines with random phases, and `|psi(x)| = 1` exactly.
+
+    Args:
+        directions: `(d, m)`, standard normal.
+        bandwidth: positive scalar; a leaf, so that it can be swept or trained.
+        count: number of columns.
+
+    Reference:
+        A. Rahimi, B. Recht, "Random features for large-scale kernel machines", NeurIPS 2007.
+    """
+
+    directions: Any
+    bandwidth: Any
+    count: int = static()
+
+    @classmethod
+    def create(
+        cls, key: Array, d: int, size: int, bandwidth: Any, *, dtype: Any = None
+    ) -> "RandomFourier":
+        """Draw the directions.
+
+        Args:
+            key: random key.
+            d: number of coordinates.
+            size: number of observables.
+            bandwidth: positive length over which the kernel falls off.
+            dtype: of the leaves; the default float dtype if left out.
+        """
+        require_integer("d", d, 1)
+        require_integer("size", size, 1)
+        if not is_tracing(bandwidth) and not bool(jnp.all(jnp.asarray(bandwidth) > 0)):
+            raise expected("a positive bandwidth", f"{bandwidth}")
+        dtype = jnp.result_type(float) if dtype is None else dtype
+        directions = jax.random.normal(key, (d, -(-size // 2)), dtype)
+        return cls(directions, jnp.asarray(bandwidth, dtype), size)
+
+    def size(self, d: int) -> int:
+        """The number of cosines and sines."""
+        require_dimension("RandomFourier", d, jnp.shape(self.directions)[0])
+        return self.count
+
+    def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
+        """Names such as `cos(w3·x)`."""
+        input_names(d, inputs)
+        self.size(d)
+        m = self.directions.shape[1]
+        return [f"{'cos' if k < m else 'sin'}(w{k % m}·x)" for k in range(self.count)]
+
+    def _evaluate(self, x: Float[Array, "n d"]) -> Array:
+        m = self.directions.shape[1]
+        angles = matmul(x, like(self.directions, x) / like(self.bandwidth, x))
+        pairs = jnp.concatenate([jnp.cos(angles), jnp.sin(angles[:, : self.count - m])], axis=1)
+        return pairs / jnp.sqrt(like(m, x))
+
+    def _columns(self, x: Float[Array, "n d"], indices: Array) -> Array:
+        m = self.directions.shape[1]
+        chosen = jnp.take(jnp.asarray(self.directions), indices % m, axis=1)
+        angles = matmul(x, like(chosen, x) / like(self.bandwidth, x))
+        values = jnp.where((indices < m)[None, :], jnp.cos(angles), jnp.sin(angles))
+        return values / jnp.sqrt(like(m, x))
+
+
+@jax.jit
+def spacing(centers: Float[Array, "p d"], x: Float[Array, "n d"]) -> Array:
+    """Twice the median distance to the nearest other centre; of the data's spread for one centre.
+
+    Centres that coincide don't count; where all do, the spread of the data is taken, and 1 where
+    they have none.
+    """
+    squares = squared_distances(centers, centers)
+    scale = jnp.max(jnp.abs(centers - jnp.mean(centers, axis=0)[None, :]))
+    apart = squares > (1e-3 * scale) ** 2 * 1e-3
+    nearest = jnp.sqrt(jnp.min(jnp.where(apart, squares, jnp.inf), axis=1))
+    typical = 2 * jnp.nanmedian(jnp.where(jnp.isfinite(nearest), nearest, jnp.nan))
+    spread = jnp.sqrt(jnp.sum(jnp.var(x, axis=0)))
+    width = jnp.where(jnp.isfinite(typical) & (typical > 0), typical, spread)
+    return jnp.where(width > 0, width, jnp.ones_like(width))
