@@ -1,0 +1,11 @@
+"""The `koopjax` command.
+
+`main` is a click group: call it, or run `koopjax --help`. Exit status 0; 2 with one line on stderr
+for a mistake that the user can mend; 130 after an interruption. Tables go to standard output,
+progress to standard error.
+"""
+
+from koopjax.cli import _commands as _commands
+from koopjax.cli._app import UserError as UserError, main as main
+
+__all__ = ["UserError", "main"]

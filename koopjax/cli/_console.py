@@ -1,0 +1,93 @@
+"""What the commands print: tables on standard output, progress on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Standard output that is not a terminal has no width of its own; tables should not be folded there.
+_PIPE_WIDTH = 118
+
+
+def console(json_file: Path | None = None) -> Any:
+    """Where tables go: standard output, or standard error when that carries the JSON."""
+    from rich.console import Console
+
+    stream = sys.stderr if str(json_file) == "-" else sys.stdout
+    wide = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    return Console(file=stream, width=wide, highlight=False, soft_wrap=False)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[..., Callable[..., None]]]:
+    """Progress bars on standard error, gone when done; in a log, one line a stage.
+
+    Yields a function `stage(label, total=None)` that begins a stage, ends the one before, and
+    returns `advance(done, note="")`.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    err = Console(stderr=True, highlight=False)
+    if not err.is_terminal:
+
+        def log_stage(label: str, total: float | None = None) -> Callable[..., None]:
+            print(f"koopjax: {label} ...", file=sys.stderr, flush=True)
+            return lambda done, note="": None
+
+        yield log_stage
+        return
+    bars = Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=28),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=err,
+        transient=True,
+    )
+    with bars:
+        current: list[Any] = []
+
+        def stage(label: str, total: float | None = None) -> Callable[..., None]:
+            for task in current:
+                finished = bars.tasks[task].total or 1.0
+                bars.update(task, total=finished, completed=finished)
+                bars.stop_task(task)
+            current[:] = [bars.add_task(label, total=total, note="")]
+            here = current[0]
+            return lambda done, note="": bars.update(here, completed=done, note=note)
+
+        yield stage
+
+
+def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    """A rich table: the first column left, a column whose name begins with "<" left too."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for i, name in enumerate(columns):
+        left = i == 0 or name.startswith("<")
+        made.add_column(
+            name.removeprefix("<"), justify="left" if left else "right", no_wrap=not left or i == 0
+        )
+    for row in rows:
+        made.add_row(*(str(cell) for cell in row))
+    return made
+
+
+def figure(value: float | None, digits: int = 4) -> str:
+    """A number of a table."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def plus_minus(row: Mapping[str, Any], key: str = "accuracy", digits: int = 4) -> str:
+    """Mean ± standard deviation over seeds."""
+    mean, std = row.get(key), row.get(f"{key}_std")
+    if mean is None:
+        return "–"
+    return figure(mean, digits) + (f" ± {std:.{digits}f}" if std is not None else "")

@@ -1,0 +1,33 @@
+"""results.json and the self-contained report.html beside it.
+
+Fields of the results (all but the first five may be absent; unknown ones are kept):
+
+=====================  =============================================================================
+`dataset`, `seed`      name; the first of `seeds`
+`original`             `accuracy` (mean over seeds), `accuracy_std`, `accuracies`, `stored_bytes`
+                       (of the file that `export.save` writes), `parameters`
+`replaced`             list of `dictionary`, `rank` (null: not limited), `truncation` ("none",
+                       "output", "svd"), `target` ("state", "logits"), `null`, `accuracy`,
+                       `agreement`, `kl`, `r2` (each with `..._std`), `numbers`, `stored_bytes`
+`compressed`           list of `method`, `budget`, `ratio`, `stored_bytes`, `accuracy`, `finetuned`
+`sentence`             the finding, in one sentence, at `tolerance`
+`singular_values`      by dictionary
+`confusion`            `classes`, `original`, `replaced`, `replaced_name`
+`disagreements`        `dictionary`, `count`, `of`, `examples` (`pixels`, `label`, `original`,
+                       `replaced`)
+`model`, `span`        name and configuration; `start` and `stop`
+`settings`, `timing`,  how it was made
+`versions`, `command`
+=====================  =============================================================================
+"""
+
+from koopjax.report._files import (
+    load as load,
+    save as save,
+    to_json as to_json,
+    versions as versions,
+    write_atomically as write_atomically,
+)
+from koopjax.report._html import render as render, write as write
+
+__all__ = ["load", "render", "save", "to_json", "versions", "write", "write_atomically"]

@@ -1,0 +1,121 @@
+"""Reading and writing results, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def versions() -> dict[str, str]:
+    """Versions of python, koopjax and the libraries whose arithmetic the results depend on."""
+    from importlib import metadata
+
+    import koopjax
+
+    found = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    return {"koopjax": koopjax.__version__, **found, "python": platform.python_version()}
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types; numbers that JSON lacks (NaN, infinities) become null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (str, bool)) or value is None:
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return _plain(np.asarray(value).tolist())
+
+
+def to_json(results: Mapping[str, Any]) -> str:
+    """The results as JSON text, one top-level field a line, arrays and scalars as plain numbers.
+
+    >>> to_json({"seed": 0, "original": {"accuracy": float("nan")}})
+    '{\\n"seed": 0,\\n"original": {"accuracy": null}\\n}\\n'
+    """
+    fields = (f"{json.dumps(k)}: {_field(v)}" for k, v in _plain(results).items())
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def _field(value: Any) -> str:
+    """A list of rows gets a line for each row, anything else one line."""
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        return "[\n" + ",\n".join("  " + json.dumps(row) for row in value) + "\n]"
+    return json.dumps(value)
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> int:
+    """Write a file by renaming a finished temporary one over it; returns the bytes written.
+
+    An interruption or a full disk leaves the previous file as it was and no litter beside it.
+    """
+    target = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".{target.name}.{os.getpid()}.partial"
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return len(data)
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Results from a results.json, or from the folder that holds one.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: not the JSON of a results file.
+    """
+    source = Path(path)
+    if source.is_dir():
+        source = source / "results.json"
+    if not source.is_file():
+        raise FileNotFoundError(
+            f"expected a results.json, got {source} which does not exist, try koopjax demo first"
+        )
+    try:
+        results = json.loads(source.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"expected JSON in {source}, got something else ({error}), try writing it again"
+        ) from error
+    if not isinstance(results, dict) or "original" not in results or "dataset" not in results:
+        raise ValueError(
+            f"expected the fields dataset and original in {source}, got another file, "
+            "try a results.json written by koopjax demo, analyze or compress"
+        )
+    return results
+
+
+def save(
+    results: Mapping[str, Any],
+    directory: str | os.PathLike[str],
+    figures: Mapping[str, Any] | None = None,
+) -> tuple[Path, Path]:
+    """Write results.json and report.html into a folder; returns their paths.
+
+    Args:
+        figures: as `write` takes them.
+    """
+    from koopjax.report._html import write
+
+    folder = Path(directory)
+    write_atomically(folder / "results.json", to_json(results))
+    write(results, folder / "report.html", figures)
+    return folder / "results.json", folder / "report.html"

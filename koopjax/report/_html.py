@@ -1,0 +1,185 @@
+"""report.html: one file, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from koopjax.report._files import write_atomically
+
+# The colours that figures use for text, axes, grids and hollow markers become the page's own, so
+# that one picture serves the light, the dark and the printed page.
+_PAGE_COLOURS = {
+    "#20252c": "currentColor",
+    "#6b7480": "var(--muted)",
+    "#d9dee4": "var(--line)",
+    "#ffffff": "var(--page)",
+}
+
+
+def _svg(name: str, figure: Any) -> str:
+    """A figure as inline SVG that takes the page's colours; the text itself if it is text."""
+    if isinstance(figure, str):
+        return figure
+    import matplotlib
+
+    buffer = io.StringIO()
+    # The salt keeps ids of clip paths apart between figures of one page, and the same every time.
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    # One scale for all figures, so that their letters have one size; narrower on narrow pages.
+    points = float(re.search(r'viewBox="0 0 ([\d.]+)', text).group(1))
+    text = text.replace("<svg ", f'<svg style="max-width:{1.6 * points:.0f}px" ', 1)
+    # Without a title of its own a picture is silent to a screen reader.
+    text = text.replace("<svg ", f'<svg role="img" aria-label="{name.replace("_", " ")}" ', 1)
+    for fixed, page in _PAGE_COLOURS.items():
+        text = text.replace(fixed, page)
+    # Identifiers are global in a page: glyphs and axes of two figures would share theirs.
+    text = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
+    return re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+
+
+def _picture(pixels: Any) -> str:
+    """An image as a data address: ink dark on light for grey ones, colours as they are."""
+    from PIL import Image
+
+    a = np.asarray(pixels, np.float64)
+    a = a.reshape(a.shape[:2]) if a.ndim == 3 and a.shape[-1] == 1 else a
+    a = a / max(float(a.max(initial=0.0)), 1e-12)
+    a = 1.0 - a if a.ndim == 2 else a
+    buffer = io.BytesIO()
+    Image.fromarray(np.round(255 * a).astype(np.uint8)).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def human_bytes(count: float) -> str:
+    """Bytes as people write them.
+
+    >>> human_bytes(512), human_bytes(65536)
+    ('512 B', '64.0 KiB')
+    """
+    if count < 1024:
+        return f"{int(count)} B"
+    if count < 1024**2:
+        return f"{count / 1024:.1f} KiB"
+    return f"{count / 1024**2:.1f} MiB"
+
+
+def _number(value: float, digits: int = 3) -> str:
+    """A figure of a table; very small and very large ones in powers of ten."""
+    if value and not 10.0**-digits <= abs(value) < 1e5:
+        return f"{value:.1e}"
+    return f"{value:.{digits}f}"
+
+
+def _pm(row: Mapping[str, Any], key: str, digits: int = 4) -> str:
+    """Mean ± standard deviation, the latter only where there is one."""
+    mean, std = row.get(key), row.get(f"{key}_std")
+    if mean is None:
+        return "–"
+    return _number(mean, digits) + (f" ± {_number(std, digits)}" if std else "")
+
+
+def _lost(results: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Points of accuracy below the original."""
+    pair = results["original"].get("accuracy"), row.get("accuracy")
+    return "–" if None in pair else f"{100 * (pair[0] - pair[1]):.2f}"
+
+
+@functools.cache
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("koopjax.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+    def or_dash(write: Callable[..., str]) -> Callable[..., str]:
+        """Fields that the results lack are written as a dash."""
+
+        def filtered(value: Any, *rest: Any) -> str:
+            missing = value is None or isinstance(value, jinja2.Undefined)
+            return "–" if missing else write(value, *rest)
+
+        return filtered
+
+    environment.filters["human_bytes"] = or_dash(human_bytes)
+    environment.filters["number"] = or_dash(_number)
+    environment.filters["integer"] = or_dash(lambda value: f"{int(value):,}")
+    environment.filters["picture"] = _picture
+    environment.globals["pm"] = _pm
+    return environment.get_template("report.html")
+
+
+def _finding(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The row that the finding names: dictionary and rank of `results["finding"]`."""
+    wanted = results.get("finding")
+    if not wanted:
+        return None
+    keys = ("dictionary", "rank", "truncation", "target")
+    for row in results.get("replaced") or ():
+        if all(row.get(key) == wanted[key] for key in keys if key in wanted):
+            return row
+    return None
+
+
+def _best_rank_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows with a rank limit, by dictionary, truncation and rank."""
+    ranked = [row for row in rows if row.get("rank") is not None]
+    order = {row["dictionary"]: i for i, row in reversed(list(enumerate(ranked)))}
+    return sorted(
+        ranked, key=lambda r: (order[r["dictionary"]], str(r.get("truncation")), r["rank"])
+    )
+
+
+def render(results: Mapping[str, Any], figures: Mapping[str, Any] | None = None) -> str:
+    """The report as HTML text.
+
+    Args:
+        results: see `koopjax.report`.
+        figures: by name, matplotlib figures (what `koopjax.plot.figures(results)` returns) or SVG
+            text. Sections whose figure is missing show their table alone.
+    """
+    figures = figures or {}
+    replaced = results.get("replaced") or []
+    return _template().render(
+        r=results,
+        figures={name: _svg(name, figure) for name, figure in figures.items()},
+        full=[row for row in replaced if row.get("rank") is None],
+        ranked=_best_rank_rows(replaced),
+        finding=_finding(results),
+        lost=lambda row: _lost(results, row),
+        seeds=len(results.get("seeds") or [results.get("seed")]),
+    )
+
+
+def write(
+    results: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    figures: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the report as one self-contained file, whole or not at all; returns its path.
+
+    Args:
+        results, figures: as `render` takes them.
+    """
+    write_atomically(path, render(results, figures))
+    return Path(path)
