@@ -1,0 +1,34 @@
+"""Koopman blocks: the layers that carry a state through a dictionary and a Koopman matrix.
+
+A block computes `psi(x) @ K`. The same functions (`nn.functional`) serve the NNX modules here and
+the Linen module in `nn.linen`, under the same parameter names: `dictionary/...` for the arrays of
+`psi`, `operator/matrix` or `operator/left` and `operator/right` for the map behind it.
+"""
+
+from koopjax.nn import functional as functional, linen as linen
+from koopjax.nn._block import KoopmanBlock as KoopmanBlock
+from koopjax.nn._from_koopman import from_koopman as from_koopman
+from koopjax.nn._operators import (
+    OPERATORS as OPERATORS,
+    Dense as Dense,
+    LowRank as LowRank,
+    Operator as Operator,
+)
+from koopjax.nn._stack import ACTIVATIONS as ACTIVATIONS, Stack as Stack
+from koopjax.nn._variables import Frozen as Frozen, freeze as freeze, unfreeze as unfreeze
+
+__all__ = [
+    "ACTIVATIONS",
+    "OPERATORS",
+    "Dense",
+    "Frozen",
+    "KoopmanBlock",
+    "LowRank",
+    "Operator",
+    "Stack",
+    "freeze",
+    "from_koopman",
+    "functional",
+    "linen",
+    "unfreeze",
+]

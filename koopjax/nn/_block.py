@@ -1,0 +1,91 @@
+"""The Koopman block as an NNX module: dictionary, then operator."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float
+
+from koopjax._core import expected
+from koopjax.nn import functional
+from koopjax.nn._dictionary import as_nodes, cast, take_apart
+from koopjax.nn._operators import Dense, Operator
+from koopjax.nn._variables import is_variable, make_variable, retag, trainable_parts
+
+
+class KoopmanBlock(nnx.Module):
+    """A layer that lifts its input, maps it linearly and reads it out: `psi(x) K`.
+
+    Args:
+        psi: dictionary; its arrays become Variables under `dictionary/`, those of a `Neural`
+            dictionary among them.
+        operator: `Dense`, `LowRank`, or a matrix `(p, q)`.
+        trainable: which parts an optimizer of `nnx.Param` changes: `True` (both), `False`,
+            `"dictionary"`, `"operator"`, or a tuple of names. The others are `Frozen`; so are
+            integers everywhere. The operator given is copied, not tagged in place.
+        dtype: dtype to compute in; none promotes input and parameters, as Flax layers do.
+        param_dtype: dtype to store floating parameters in; none keeps theirs.
+        precision: of the operator's products; none keeps the operator's own.
+
+    The block takes `(d,)`, `(n, d)` or `(..., d)` and changes the last axis alone.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from koopjax import nn, observables
+        >>> block = nn.KoopmanBlock(observables.Identity(), 2 * jnp.eye(2))
+        >>> block(jnp.ones((3, 2))).shape
+        (3, 2)
+    """
+
+    def __init__(
+        self,
+        psi: Any,
+        operator: Operator | ArrayLike,
+        *,
+        trainable: bool | str | tuple[str, ...] = True,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
+        precision: Any = None,
+    ):
+        if not callable(psi):
+            raise expected("a dictionary that can be called", type(psi).__name__)
+        parts = trainable_parts(trainable)
+        structure, leaves = take_apart(psi)
+        train = "dictionary" in parts
+        variables = [
+            retag(leaf, train, param_dtype)
+            if is_variable(leaf)
+            else make_variable(leaf, train, param_dtype)
+            for leaf in leaves
+        ]
+        self.structure = structure
+        self.dictionary = as_nodes(structure.nest(variables))
+        if not isinstance(operator, nnx.Module):
+            operator = Dense(operator)
+        self.operator = retag(operator, "operator" in parts, param_dtype)
+        self.operator.dtype = self.operator.dtype if dtype is None else dtype
+        if precision is not None:
+            self.operator.precision = precision
+        self.dtype = dtype
+
+    @property
+    def psi(self) -> Any:
+        """The dictionary with the block's present arrays."""
+        held = self.structure.flat(self.dictionary)
+        kinds = self.structure.kinds
+        leaves = [v if kind else v.get_value() for v, kind in zip(held, kinds, strict=True)]
+        return self.structure.build([cast(leaf, self.dtype) for leaf in leaves])
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch q"]:
+        """`psi(x) K` along the last axis."""
+        return functional.apply_block(self.psi, self.operator, x, dtype=self.dtype)
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output, `q`."""
+        return self.operator.out_features
+
+    def lift(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch p"]:
+        """The observables alone, `psi(x)`."""
+        return functional.apply_block(self.psi, jnp.asarray, x, dtype=self.dtype)

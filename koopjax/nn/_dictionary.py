@@ -1,0 +1,106 @@
+"""A dictionary taken apart: named arrays on one side, a hashable structure on the other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from koopjax.nn._variables import is_variable
+
+
+class Structure:
+    """What of a dictionary is no array: its tree, and the path of each of its arrays.
+
+    Two structures are equal where their trees are, so a module that holds one can be a static
+    argument of `jax.jit`.
+    """
+
+    def __init__(self, treedef: Any, paths: tuple[tuple[str, ...], ...], kinds: tuple[Any, ...]):
+        self.treedef = treedef
+        self.paths = paths
+        self.kinds = kinds  # the Variable class of leaves that are Variables, else None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Structure) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash((self.paths, self.kinds))
+
+    def __repr__(self) -> str:
+        names = ", ".join("/".join(path) for path in self.paths)
+        return f"Structure({names})"
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.treedef, self.paths, self.kinds
+
+    def build(self, leaves: Sequence[Any]) -> Any:
+        """The dictionary with these leaves."""
+        return jax.tree_util.tree_unflatten(self.treedef, list(leaves))
+
+    def nest(self, leaves: Sequence[Any]) -> dict[str, Any]:
+        """The leaves as nested dicts along their paths."""
+        nested: dict[str, Any] = {}
+        for path, leaf in zip(self.paths, leaves, strict=True):
+            node = nested
+            for name in path[:-1]:
+                node = node.setdefault(name, {})
+            node[path[-1]] = leaf
+        return nested
+
+    def flat(self, nested: Any) -> list[Any]:
+        """The leaves of nested dicts, in the order of the tree."""
+        leaves = []
+        for path in self.paths:
+            node = nested
+            for name in path:
+                node = node[name]
+            leaves.append(node)
+        return leaves
+
+
+def take_apart(psi: Any) -> tuple[Structure, list[Any]]:
+    """Structure and leaves of a dictionary; Python numbers among them become arrays.
+
+    A Python float takes the dtype of the dictionary's first floating array, so that a float64
+    dictionary stays one and a stored one comes back the same.
+    """
+    pairs, treedef = jax.tree_util.tree_flatten_with_path(psi, is_leaf=is_variable)
+    leaves = [leaf for _, leaf in pairs]
+    dtypes = [
+        leaf.dtype
+        for leaf in leaves
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    float_dtype = dtypes[0] if dtypes else jnp.float32
+    leaves = [
+        jnp.asarray(leaf, float_dtype if isinstance(leaf, float) else None)
+        if isinstance(leaf, bool | int | float)
+        else leaf
+        for leaf in leaves
+    ]
+    paths = tuple(tuple(_name(entry) for entry in path) for path, _ in pairs)
+    kinds = tuple(type(leaf) if is_variable(leaf) else None for leaf in leaves)
+    return Structure(treedef, paths, kinds), leaves
+
+
+def as_nodes(nested: dict[str, Any]) -> nnx.Dict:
+    """Nested dicts of Variables as NNX nodes, so that their paths show in `nnx.state`."""
+    return nnx.Dict({name: as_nodes(v) if isinstance(v, dict) else v for name, v in nested.items()})
+
+
+def cast(leaf: Any, dtype: Any) -> Any:
+    """A floating leaf in another dtype; Variables are copied, everything else passes."""
+    if dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    if is_variable(leaf):
+        return type(leaf).from_metadata(leaf.get_value().astype(dtype), leaf.get_metadata())
+    return leaf.astype(dtype)
+
+
+def _name(entry: Any) -> str:
+    for attribute in ("name", "key", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)

@@ -1,0 +1,91 @@
+"""From a fitted Koopman operator to a layer."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from koopjax._core import expected, has_float64, is_tracing, matmul
+from koopjax.nn import functional
+from koopjax.nn._block import KoopmanBlock
+from koopjax.nn._operators import Dense, LowRank
+
+
+def from_koopman(
+    fit: Any,
+    rank: int | None = None,
+    *,
+    steps: int = 1,
+    lifted: bool = False,
+    trainable: bool | str | tuple[str, ...] = False,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike | None = None,
+    precision: Any = functional.PRECISION,
+) -> KoopmanBlock:
+    """The layer that a fit predicts with: `block(x) == fit.predict(x, steps)` to rounding.
+
+    The readout `B` is folded into the operator, so one matrix `Kˢ B` carries state to state.
+
+    Args:
+        fit: an `edmd.Koopman`: `psi`, `matrix` `(p, q)` and `readout` `(q, d)` or none.
+        rank: store the folded matrix in two factors of this rank, cut by a plain SVD (exact where
+            the fit already has that rank, as after `edmd.ReducedRank`, whose cut is the better
+            one for a prediction).
+        steps: how many steps one pass takes; more than one needs a square K.
+        lifted: return the observables after the step(s), `psi(x) Kˢ`, without the readout.
+        trainable: which parts train, as in `KoopmanBlock`; nothing by default.
+        dtype: dtype to compute in, as in `KoopmanBlock`.
+        param_dtype: dtype to store in; none keeps that of the fit.
+        precision: of the operator's products.
+
+    Returns:
+        A block that holds the fit's dictionary and `Dense` or `LowRank`.
+
+    Numerics: powers, product and SVD are computed in float64 where the backend has it and nothing
+    is traced, and rounded once to the fit's dtype.
+    """
+    matrix, readout = fit.matrix, fit.readout
+    if steps < 1:
+        raise expected("steps of at least 1", str(steps))
+    if steps > 1 and matrix.shape[0] != matrix.shape[1]:
+        raise expected(
+            "a square K to take several steps",
+            f"K of shape {tuple(matrix.shape)}",
+            "steps=1, or a fit whose target is its own dictionary",
+        )
+    folded_readout = None if lifted else readout
+    q = matrix.shape[1] if folded_readout is None else folded_readout.shape[1]
+    if rank is not None and not 1 <= rank <= min(matrix.shape[0], q):
+        raise expected(
+            f"a rank between 1 and {min(matrix.shape[0], q)}", str(rank), "rank=None for all of it"
+        )
+    kind = matrix.dtype
+    if not is_tracing(matrix, readout) and has_float64():
+        with jax.enable_x64(True):
+            wide = jnp.asarray(matrix, jnp.float64)
+            read = None if folded_readout is None else jnp.asarray(folded_readout, jnp.float64)
+            arrays = tuple(a.astype(kind) for a in _fold(wide, read, steps, rank))
+    else:
+        arrays = _fold(matrix, folded_readout, steps, rank)
+    form = Dense if rank is None else LowRank
+    operator = form(*arrays, param_dtype=param_dtype, precision=precision)
+    return KoopmanBlock(
+        fit.psi, operator, trainable=trainable, dtype=dtype, param_dtype=param_dtype
+    )
+
+
+@partial(jax.jit, static_argnames=("steps", "rank"))
+def _fold(matrix: Array, readout: Array | None, steps: int, rank: int | None) -> tuple[Array, ...]:
+    """`Kˢ B`, whole or in two factors that share the singular values evenly."""
+    out = matrix
+    for _ in range(steps - 1):
+        out = matmul(out, matrix)
+    out = out if readout is None else matmul(out, readout)
+    if rank is None:
+        return (out,)
+    u, s, vt = jnp.linalg.svd(out, full_matrices=False)
+    root = jnp.sqrt(s[:rank])
+    return u[:, :rank] * root[None, :], root[:, None] * vt[:rank]

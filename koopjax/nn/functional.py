@@ -1,0 +1,128 @@
+"""The functional core of Koopman blocks: pure functions that the NNX and Linen modules call."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float
+
+from koopjax._core import expected
+
+__all__ = ["apply_block", "apply_dense", "apply_low_rank", "low_rank_order"]
+
+PRECISION = "highest"  # a fitted K loses its digits in bfloat16 or TF32 products
+
+
+def apply_dense(
+    x: Float[Array, "*batch p"],
+    matrix: Float[Array, "p q"],
+    bias: Float[Array, " q"] | None = None,
+    *,
+    precision: Any = PRECISION,
+) -> Float[Array, "*batch q"]:
+    """Dense operator: `x K + b`.
+
+    Args:
+        x: lifted states.
+        matrix: `K`, acting from the right.
+        bias: `b`, or none.
+        precision: of the product, as `jax.lax.Precision` takes it; the default keeps every digit.
+
+    Returns:
+        `(..., q)` in the promoted dtype. Costs `2 n p q` operations.
+    """
+    _check_width(x, matrix.shape[0])
+    return _add(jnp.matmul(x, matrix, precision=precision), bias)
+
+
+def low_rank_order(n: int, p: int, q: int, rank: int) -> str:
+    """Which order of contraction needs fewer multiplications for `n` rows.
+
+    Args:
+        n: rows of `x`.
+        p: width of `x`.
+        q: width of the result.
+        rank: inner width of the factors.
+
+    Returns:
+        `"factors"` for `(x L) R`, `n r (p + q)`; `"product"` for `x (L R)`, `p q (n + r)`.
+
+    Example:
+        >>> low_rank_order(1000, 100, 100, 5), low_rank_order(1000, 100, 10, 10)
+        ('factors', 'product')
+    """
+    return "factors" if n * rank * (p + q) <= p * q * (n + rank) else "product"
+
+
+def apply_low_rank(
+    x: Float[Array, "*batch p"],
+    left: Float[Array, "p r"],
+    right: Float[Array, "r q"],
+    bias: Float[Array, " q"] | None = None,
+    *,
+    precision: Any = PRECISION,
+) -> Float[Array, "*batch q"]:
+    """Low-rank operator: `x L R + b`, contracted in the cheaper order.
+
+    The shapes decide the order while tracing, so batches of different sizes may differ in their
+    last bits.
+
+    Args:
+        x: lifted states.
+        left: `L`.
+        right: `R`.
+        bias: `b`, or none.
+        precision: of the products, as in `apply_dense`.
+
+    Returns:
+        `(..., q)` in the promoted dtype.
+    """
+    _check_width(x, left.shape[0])
+    p, rank = left.shape
+    rows = max(1, x.size // p) if p else 1
+    if low_rank_order(rows, p, right.shape[1], rank) == "factors":
+        inner = jnp.matmul(x, left, precision=precision)
+        return _add(jnp.matmul(inner, right, precision=precision), bias)
+    return apply_dense(x, jnp.matmul(left, right, precision=precision), bias, precision=precision)
+
+
+def apply_block(
+    psi: Callable[[Array], Array],
+    operator: Callable[[Array], Array],
+    x: ArrayLike,
+    *,
+    dtype: DTypeLike | None = None,
+) -> Float[Array, "*batch q"]:
+    """Koopman block: `operator(psi(x))` for a state, a batch, or any number of batch axes.
+
+    Args:
+        psi: dictionary, called on `(d,)` or `(n, d)`.
+        operator: map of the last axis, `p` to `q`.
+        x: `(d,)`, `(n, d)` or `(..., d)`.
+        dtype: dtype to compute in; none promotes input and parameters.
+
+    Returns:
+        `(..., q)`.
+    """
+    x = jnp.asarray(x, dtype)
+    if x.ndim == 0:
+        raise expected("states of shape (..., d)", "a scalar", "x[None]")
+    batch = x.shape[:-1]
+    flat = x if x.ndim <= 2 else x.reshape(-1, x.shape[-1])
+    lifted = psi(flat)
+    out = operator(lifted if dtype is None else lifted.astype(dtype))
+    return out.reshape(*batch, out.shape[-1])
+
+
+def _check_width(x: Array, p: int) -> None:
+    if x.shape[-1] != p:
+        raise expected(
+            f"{p} observables, the rows of the operator",
+            f"an array of shape {x.shape}",
+            "the dictionary and the state that the operator was fitted with",
+        )
+
+
+def _add(out: Array, bias: Array | None) -> Array:
+    return out if bias is None else out + bias.reshape((1,) * (out.ndim - 1) + bias.shape)
