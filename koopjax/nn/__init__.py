@@ -7,6 +7,7 @@ the Linen module in `nn.linen`, under the same parameter names: `dictionary/...`
 
 from koopjax.nn import functional as functional, linen as linen
 from koopjax.nn._block import KoopmanBlock as KoopmanBlock
+from koopjax.nn._dictionary import Structure as Structure, take_apart as take_apart
 from koopjax.nn._from_koopman import from_koopman as from_koopman
 from koopjax.nn._operators import (
     OPERATORS as OPERATORS,
@@ -26,9 +27,11 @@ __all__ = [
     "LowRank",
     "Operator",
     "Stack",
+    "Structure",
     "freeze",
     "from_koopman",
     "functional",
     "linen",
+    "take_apart",
     "unfreeze",
 ]

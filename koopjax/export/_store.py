@@ -1,0 +1,199 @@
+"""Saving and loading models: the three verbs of the room."""
+
+import os
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+
+from koopjax.export._arrays import Record, get_array, put_array
+from koopjax.export._file import FileError, frame, read, unframe, write
+from koopjax.export._nodes import TEMPLATE, Unknown, build_node, describe_node
+from koopjax.export._walk import Entry, Path, arrays_of, fill, spell, to_jax, to_numpy
+
+
+def save(model: Any, path: str | os.PathLike[str]) -> int:
+    """Store a model in one lean file, whole or not at all.
+
+    Args:
+        model: an `nnx.Module`, `(linen_module, variables)`, `(function, params)` or any pytree of
+            arrays. Example models, `nn.KoopmanBlock` on the library's dictionaries, `nn.Stack`,
+            operators and dictionaries are stored by name and load without a template; of others
+            the file holds the arrays, and a fingerprint of their paths.
+        path: where to; an existing file is replaced.
+
+    Returns:
+        The size of the file in bytes.
+
+    Numerics:
+        Lossless: dtypes and bits are kept. Each array takes the smallest of its forms (raw; one
+        value; sparse with the cheapest index coding). Random streams are not stored.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, OSError: nothing can be written there; nothing is
+            left behind.
+        ValueError: a leaf that is no array of numbers.
+    """
+    data = _encode(model)
+    write(path, data)
+    return len(data)
+
+
+def stored_bytes(model: Any) -> int:
+    """The size of the file that `save` writes, without writing it.
+
+    Args:
+        model: as in `save`.
+    """
+    return len(_encode(model))
+
+
+def load(path: str | os.PathLike[str], model: Any = None) -> Any:
+    """Read a model that `save` wrote.
+
+    Args:
+        path: the file.
+        model: a model of the same structure whose arrays the file replaces in a copy; needed
+            where the file does not know its architecture by name.
+
+    Returns:
+        A runnable model: an `nnx.Module` (or dictionary) by name, or a copy of `model` in its own
+        form, such as `(linen_module, variables)`.
+
+    Raises:
+        FileError: not a koopjax file, truncated, corrupt, newer, of another model, or of an
+            architecture that needs `model=`.
+        FileNotFoundError, IsADirectoryError: no file there.
+    """
+    body = unframe(read(path), path)
+    node, at = split_header(body, path)
+    if node[0] == TEMPLATE:
+        if model is None:
+            raise FileError(
+                f"expected a template for {path}, which holds the arrays of {node[1]}, got none; "
+                "try load(path, model=...) with a model of the same structure"
+            )
+        return _load_template(body, at, node, model, path)
+    made, records = read_named(body, at, node, path)
+    if model is None:
+        return made
+    arrays = {name: record.value for name, record in records}
+    _same_model(model, {k: a.shape for k, a in arrays.items()}, path)
+    return fill(model, arrays)
+
+
+def split_header(body: bytes, path: object) -> tuple[list[Any], int]:
+    """The node of a body and where its arrays start."""
+    unpacker = msgpack.Unpacker(raw=False, use_list=True)
+    unpacker.feed(body)
+    try:
+        node = unpacker.unpack()
+    except (ValueError, msgpack.UnpackException) as error:
+        raise FileError(f"expected a readable header in {path}, got: {error}") from None
+    return node, unpacker.tell()
+
+
+class Taker:
+    """Hands out the arrays of a body in their order and remembers them."""
+
+    def __init__(self, body: bytes, at: int):
+        self.body, self.at = body, at
+        self.dtype = np.dtype(np.float32)
+        self.records: list[tuple[str, Record]] = []
+
+    def __call__(self, path: Path, shape: Any, dtype: Any) -> jax.Array:
+        like = self.dtype if dtype is None else np.dtype(dtype)
+        record, self.at = get_array(self.body, self.at, shape, like)
+        self.dtype = record.value.dtype
+        self.records.append((spell(path), record))
+        return to_jax(record.value)
+
+
+def read_named(
+    body: bytes, at: int, node: list[Any], path: object
+) -> tuple[Any, list[tuple[str, Record]]]:
+    """The model of a file that knows its architecture, and its arrays as stored."""
+    take = Taker(body, at)
+    try:
+        made = build_node(node, take)
+    except LookupError as error:
+        raise FileError(
+            f"expected an architecture that this koopjax knows in {path}, got {error}; "
+            "try a newer koopjax, or load(path, model=...)"
+        ) from None
+    arrays = {name: record.value for name, record in take.records}
+    # once more, as constructors may have cut 64-bit arrays to the default precision
+    return fill(made, arrays), take.records
+
+
+def _encode(model: Any) -> bytes:
+    try:
+        node, entries = describe_node(model)
+    except Unknown as reason:
+        entries = [Entry((name,), value) for name, value in arrays_of(model).items()]
+        names = [spell(e.path) for e in entries]
+        node = [TEMPLATE, str(reason), _marks(names), zlib.crc32("\n".join(names).encode())]
+    body = [msgpack.packb(node)]
+    dtype = np.dtype(np.float32)
+    for entry in entries:
+        array = to_numpy(spell(entry.path), entry.value)
+        like = dtype if entry.dtype is None else np.dtype(entry.dtype)
+        body.append(put_array(array, entry.shape, like))
+        dtype = array.dtype
+    return frame(b"".join(body))
+
+
+def _marks(names: list[str]) -> bytes:
+    """A byte for each path, to say which is the first that differs."""
+    return bytes(zlib.crc32(name.encode()) & 0xFF for name in names)
+
+
+def read_template(body: bytes, at: int, node: list[Any]) -> list[Record]:
+    """The arrays of a file that does not know its architecture."""
+    records = []
+    dtype = np.dtype(np.float32)
+    for _ in node[2]:
+        record, at = get_array(body, at, None, dtype)
+        dtype = record.value.dtype
+        records.append(record)
+    return records
+
+
+def _load_template(body: bytes, at: int, node: list[Any], model: Any, path: object) -> Any:
+    records = read_template(body, at, node)
+    held = arrays_of(model)
+    names = list(held)
+    for name, mark, record in zip(names, node[2], records, strict=False):
+        shape = tuple(jnp.shape(held[name]))
+        if _marks([name])[0] != mark:
+            raise _other(path, f"no {name} at its place in the file")
+        if shape != record.value.shape:
+            raise _other(path, f"{name} of shape {shape}, {record.value.shape} in the file")
+    if len(names) != len(records):
+        extra = f", {names[len(records)]} is too many" if len(names) > len(records) else ""
+        raise _other(path, f"{len(names)} arrays, {len(records)} in the file{extra}")
+    if zlib.crc32("\n".join(names).encode()) != node[3]:
+        raise _other(path, "other paths of parameters")
+    return fill(model, {n: r.value for n, r in zip(names, records, strict=True)})
+
+
+def _same_model(model: Any, shapes: dict[str, tuple[int, ...]], path: object) -> None:
+    held = {name: tuple(jnp.shape(value)) for name, value in arrays_of(model).items()}
+    for name, shape in shapes.items():
+        if name not in held:
+            raise _other(path, f"no {name}, {shape} in the file")
+        if held[name] != shape:
+            raise _other(path, f"{name} of shape {held[name]}, {shape} in the file")
+    for name in held:
+        if name not in shapes:
+            raise _other(path, f"{name}, which the file lacks")
+
+
+def _other(path: object, difference: str) -> FileError:
+    return FileError(
+        f"expected the model that {path} was saved from, got one with {difference}; "
+        "try the model of that file"
+    )
