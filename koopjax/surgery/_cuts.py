@@ -1,0 +1,298 @@
+"""Where a model can be cut."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import numpy as np
+
+from koopjax._core import expected
+from koopjax.surgery._model import Definition, define
+from koopjax.surgery._program import Aval, Place, Program, aval_of, trace
+
+
+@dataclasses.dataclass(frozen=True)
+class CutPoint:
+    """A place where one value alone carries everything that the rest of the model needs.
+
+    Attributes:
+        name: unique in the model, the same at every batch size.
+        index: position in depth; -1 for the input, which `cut_points` does not list.
+        shape: shape of the value for the given input, batch included.
+        dtype: its dtype.
+        primitive: the operation that computes it.
+        parameters: numbers in the parameters consumed before it, each counted once.
+        flops: floating-point operations before it, for one sample.
+        nonlinear: whether the step from the cut before is nonlinear in its input.
+        batch_axis: which axis of `shape` counts the samples; `None` where none does.
+    """
+
+    name: str
+    index: int
+    shape: tuple[int, ...]
+    dtype: Any
+    primitive: str
+    parameters: int
+    flops: int
+    nonlinear: bool
+    batch_axis: int | None
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """`shape` without its batch axis."""
+        axis = self.batch_axis
+        return self.shape if axis is None else self.shape[:axis] + self.shape[axis + 1 :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a value's shape follows from the batch size: `shape[axis] = factor * n + offset`.
+
+    Attributes:
+        axis: the axis that grows with the batch, `None` where none does.
+        shape: the shape, `-1` at `axis`.
+    """
+
+    axis: int | None
+    factor: int
+    offset: int
+    shape: tuple[int, ...]
+
+    def batch(self, shape: tuple[int, ...]) -> int | None:
+        """The batch size of a value of this shape, `None` where it does not fit."""
+        if self.axis is None or len(shape) != len(self.shape):
+            return None
+        n, odd = divmod(shape[self.axis] - self.offset, self.factor)
+        fits = shape[: self.axis] + (-1,) + shape[self.axis + 1 :] == self.shape
+        return n if fits and not odd else None
+
+    def __str__(self) -> str:
+        if self.axis is None:
+            return str(self.shape)
+        count = "n" if self.factor == 1 else f"{self.factor} n"
+        count += f" + {self.offset}" if self.offset else ""
+        sizes = [count if k == self.axis else str(size) for k, size in enumerate(self.shape)]
+        return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+
+
+def layout_of(first: tuple[int, ...], n: int, second: tuple[int, ...], m: int) -> Layout:
+    """How a shape depends on the batch, from its values at batch sizes `n` and `m`."""
+    if len(first) == len(second):
+        for axis, (a, b) in enumerate(zip(first, second, strict=True)):
+            factor, odd = divmod(b - a, m - n)
+            if a != b and factor > 0 and not odd:
+                shape = first[:axis] + (-1,) + first[axis + 1 :]
+                return Layout(axis, factor, a - factor * n, shape)
+    return Layout(None, 1, 0, first)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Traced:
+    """A model with its arrays, traced at the given input and at one sample more.
+
+    Attributes:
+        program: the trace at the given input.
+        second: the trace at one sample more; `None` where the model takes only its own batch size.
+    """
+
+    definition: Definition
+    leaves: list[Any]
+    avals: tuple[Aval, ...]
+    shape: tuple[int, ...]
+    dtype: Any
+    program: Program
+    second: Program | None
+    unroll: bool
+
+    def layout(self, name: str) -> Layout:
+        """How the shape at a cut depends on the batch size."""
+        n = self.shape[0]
+        if self.second is None:
+            return Layout(None, 1, 0, tuple(self.program.variable(name).aval.shape))
+        if name != "input" and self.second.cut(name) is None:
+            return Layout(None, 1, 0, tuple(self.program.variable(name).aval.shape))
+        first, second = (p.variable(name).aval.shape for p in (self.program, self.second))
+        return layout_of(tuple(first), n, tuple(second), n + 1)
+
+
+def traced(model: Any, x: Any, unroll: bool = False) -> Traced:
+    """Trace a model at an input, arrays or their shapes alike.
+
+    Raises:
+        ValueError: an input that is no batch, or a model that can't be cut at all.
+    """
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise expected(
+            "one array (n, ...) or jax.ShapeDtypeStruct as input",
+            type(x).__name__,
+            "wrapping a model of several inputs: (lambda params, x: model(params, x, other), p)",
+        )
+    shape, dtype, _ = aval_of(x)
+    if not shape or shape[0] == 0:
+        raise expected("a batch of at least one sample (n, ...)", f"shape {shape}", "x[None]")
+    definition, leaves = define(model)
+    avals = tuple(aval_of(leaf) for leaf in leaves)
+    program = trace(definition, avals, (shape, dtype), unroll)
+    try:
+        second = trace(definition, avals, ((shape[0] + 1, *shape[1:]), dtype), unroll)
+    except Exception:
+        # The model runs at its own batch size alone (a reshape to fixed numbers, say), and whatever
+        # it raises at another is not this call's business; its parts then take that size only.
+        second = None
+    return Traced(definition, leaves, avals, shape, dtype, program, second, unroll)
+
+
+def cut_points(model: Any, x: Any, *, unroll: bool = False) -> list[CutPoint]:
+    """The places where a model can be cut, in order of depth; the last is the output.
+
+    The model is traced, not run, and its equations are walked: a value is a cut point when it is the
+    only value alive at that place which depends on the data. Parameters, constants and whatever is
+    computed from them alone do not count. Functions without parameters, such as an activation,
+    count as one step; `jit`, `jax.checkpoint` and functions with derivative rules of their own are
+    seen through.
+
+    Args:
+        model: an `nnx.Module`, `(linen_module, variables)`, `(function, params)` with
+            `function(params, x)`, or a callable pytree. Modules are read in inference mode.
+        x: a batch `(n, ...)`, an array or a `jax.ShapeDtypeStruct`.
+        unroll: write `lax.scan` out step by step, so that there are cuts between its steps.
+
+    Returns:
+        One `CutPoint` a place. `"input"` and `"output"` name the ends wherever a cut is asked for.
+
+    Raises:
+        ValueError: the model does not return one array that depends on `x`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> params = {"a": {"w": jnp.ones((3, 4))}, "b": {"w": jnp.ones((4, 2))}}
+        >>> net = lambda p, x: jax.nn.relu(x @ p["a"]["w"]) @ p["b"]["w"]
+        >>> [cut.name for cut in cut_points((net, params), jnp.ones((5, 3)))]
+        ['a', 'a/relu', 'b']
+    """
+    return list_cuts(traced(model, x, unroll))
+
+
+def list_cuts(model: Traced) -> list[CutPoint]:
+    """The cut points of a traced model."""
+    cuts = enumerate(model.program.cuts)
+    return [_cut_point(place, index, model) for index, place in cuts]
+
+
+def _cut_point(place: Place, index: int, model: Traced) -> CutPoint:
+    layout = model.layout(place.name)
+    return CutPoint(
+        name=place.name,
+        index=index,
+        shape=place.shape,
+        dtype=np.dtype(place.dtype),
+        primitive=place.primitive,
+        parameters=place.parameters,
+        flops=place.flops // model.shape[0],
+        nonlinear=place.nonlinear,
+        batch_axis=layout.axis if model.second is not None else 0 if layout.shape else None,
+    )
+
+
+def find(cuts: list[CutPoint], key: "str | int | CutPoint") -> CutPoint:
+    """The cut point of a name or an index.
+
+    Args:
+        cuts: what `cut_points` returned.
+        key: a name, an index from 0, or a cut point; `"output"` is the last.
+
+    Raises:
+        ValueError: there is none, with the nearest names.
+    """
+    return cuts[position([cut.name for cut in cuts], [], key)]
+
+
+def position(names: list[str], inner: list[tuple[str, int]], key: Any) -> int:
+    """Index of a cut among `names`.
+
+    Args:
+        names: the cuts in order of depth.
+        inner: values that separate nothing, each with the number of cuts before it.
+        key: a name, an index or a `CutPoint`.
+    """
+    if isinstance(key, CutPoint):
+        key = key.name
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if not 0 <= key < len(names):
+            raise expected(
+                f"a cut index from 0 to {len(names) - 1}", str(key), "'input' or 'output' for ends"
+            )
+        return int(key)
+    if key in names:
+        return names.index(key)
+    if key == "output":
+        return len(names) - 1
+    for name, before in inner:
+        if name == key:
+            near = [repr(n) for n in ("input", *names)[before : before + 2]]
+            raise expected(
+                "a cut that separates the model",
+                f"{key!r}, beside which other values are alive, as in a residual branch",
+                f"the nearest that do: {' or '.join(near)}",
+            )
+    near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.3) or names[:3]
+    raise expected("the name or index of a cut", repr(key), ", ".join(map(repr, near)))
+
+
+def locate(model: Traced, key: Any) -> int:
+    """Index of a cut in a traced model; -1 for the input."""
+    names = [place.name for place in model.program.cuts]
+    if (key == "input" and "input" not in names) or (
+        isinstance(key, CutPoint) and key.index == -1
+    ):
+        return -1
+    starts = [place.position for place in model.program.cuts]
+    inner = [
+        (place.name, sum(start < place.position for start in starts))
+        for place in model.program.inner
+    ]
+    return position(names, inner, key)
+
+
+def locate_pair(model: Traced, at: Any) -> tuple[str, str]:
+    """The names of a pair of cuts, earlier and later.
+
+    Raises:
+        ValueError: no pair, an unknown cut, or not in order of depth.
+    """
+    if isinstance(at, str | int) or not hasattr(at, "__len__") or len(at) != 2:
+        raise expected("a pair of cuts at=(a, b)", repr(at), "at=(earlier, later)")
+    names = [place.name for place in model.program.cuts]
+    first, last = (locate(model, key) for key in at)
+    if first >= last:
+        raise expected(
+            "at=(a, b) with a before b in depth", f"{at[0]!r} and {at[1]!r}", "the other order"
+        )
+    return "input" if first < 0 else names[first], names[last]
+
+
+def middle(model: Any, x: Any, *, unroll: bool = False) -> tuple[str, str]:
+    """The middle layers: from the first hidden layer's activations to the last hidden layer's.
+
+    A hidden layer ends where a nonlinearity has been applied and parameters are still to come; in a
+    residual network, where the branch has been added to the stream.
+
+    Args:
+        model, x, unroll: as for `cut_points`.
+
+    Returns:
+        The names of two cuts, for `at=`.
+
+    Raises:
+        ValueError: fewer than two hidden layers.
+    """
+    cuts = cut_points(model, x, unroll=unroll)
+    total = cuts[-1].parameters
+    hidden = [cut.name for cut in cuts if cut.nonlinear and 0 < cut.parameters < total]
+    if len(hidden) < 2:
+        raise expected(
+            "a model with at least two hidden layers that can be cut apart",
+            f"{len(hidden)}",
+            f"at=(a, b) among 'input', {', '.join(repr(cut.name) for cut in cuts)}",
+        )
+    return hidden[0], hidden[-1]

@@ -1,0 +1,227 @@
+"""A jaxpr as a tree of equations whose calls can be opened where a cut lies inside them."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+#: Primitives that run one jaxpr on their operands, and the parameter which holds it.
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "custom_vmap_call": "call",
+}
+
+_new_variable = jex.gensym()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """An equation, and for a call the equations inside it over the same variables.
+
+    A call runs as it stands, with its own derivative rule or rematerialisation, unless a cut lies
+    strictly inside; then its `inner` nodes take its place.
+    """
+
+    equation: Any
+    inner: "tuple[Node, ...] | None" = None
+    defined: frozenset[Any] = frozenset()
+
+    def flat(self) -> Iterator[Any]:
+        """The innermost equations, in order."""
+        if self.inner is None:
+            yield self.equation
+        else:
+            for node in self.inner:
+                yield from node.flat()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flat:
+    """A flattened jaxpr: `outputs` from `inputs` and `constants` through `nodes`."""
+
+    source: Any
+    inputs: tuple[Any, ...]
+    constant_variables: tuple[Any, ...]
+    constants: tuple[Any, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[Any, ...]
+
+
+class _Constants:
+    """Arrays that the traced function closes over, each once."""
+
+    def __init__(self) -> None:
+        self.variables: list[Any] = []
+        self.values: list[Any] = []
+        self._by_id: dict[int, Any] = {}
+
+    def variable(self, value: Any, aval: Any) -> Any:
+        if id(value) not in self._by_id:
+            self._by_id[id(value)] = _new_variable(aval)
+            self.variables.append(self._by_id[id(value)])
+            self.values.append(value)
+        return self._by_id[id(value)]
+
+
+def flatten(closed: Any) -> Flat:
+    """Rename a closed jaxpr's variables apart and open its calls.
+
+    Args:
+        closed: a `jax.extend.core.ClosedJaxpr`.
+    """
+    constants = _Constants()
+    inputs = tuple(_new_variable(v.aval) for v in closed.jaxpr.invars)
+    names = dict(zip(closed.jaxpr.invars, inputs, strict=True))
+    _bind_constants(closed, names, constants)
+    nodes, outputs = _walk(closed.jaxpr, names, constants)
+    variables, values = tuple(constants.variables), tuple(constants.values)
+    return Flat(closed.jaxpr, inputs, variables, values, nodes, outputs)
+
+
+def _bind_constants(closed: Any, names: dict[Any, Any], constants: _Constants) -> None:
+    for variable, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
+        names[variable] = constants.variable(value, variable.aval)
+
+
+def _walk(
+    jaxpr: Any, names: dict[Any, Any], constants: _Constants
+) -> tuple[tuple[Node, ...], tuple[Any, ...]]:
+    def read(atom: Any) -> Any:
+        if not isinstance(atom, jex.Literal):
+            return names[atom]
+        if getattr(atom.val, "ndim", 0) > 0:  # an array kept in the text of the jaxpr
+            return constants.variable(atom.val, atom.aval)
+        return atom
+
+    nodes = []
+    for equation in jaxpr.eqns:
+        operands = [read(atom) for atom in equation.invars]
+        inner = _inner_jaxpr(equation)
+        if inner is None or len(inner.jaxpr.invars) != len(operands):
+            results = [_new_variable(v.aval) for v in equation.outvars]
+            names.update(zip(equation.outvars, results, strict=True))
+            made = equation.replace(invars=operands, outvars=results)
+            nodes.append(Node(made, None, frozenset(results)))
+        else:
+            nodes.append(_open(equation, inner, operands, names, constants))
+    return tuple(nodes), tuple(read(atom) for atom in jaxpr.outvars)
+
+
+def _open(
+    equation: Any, inner: Any, operands: list[Any], names: dict[Any, Any], constants: _Constants
+) -> Node:
+    scope = dict(zip(inner.jaxpr.invars, operands, strict=True))
+    # A literal operand keeps its place in the call but reads as itself inside.
+    _bind_constants(inner, scope, constants)
+    nodes, values = _walk(inner.jaxpr, scope, constants)
+    defined = frozenset().union(*(node.defined for node in nodes))
+    results, taken = [], set()
+    for variable, value in zip(equation.outvars, values, strict=True):
+        names[variable] = value
+        own = not isinstance(value, jex.Literal) and value in defined and value not in taken
+        results.append(value if own else _new_variable(variable.aval))
+        taken.add(results[-1])
+    made = equation.replace(invars=operands, outvars=results)
+    return Node(made, nodes, defined)
+
+
+def _inner_jaxpr(equation: Any) -> Any:
+    """The jaxpr that a call runs, closed; `None` for any other equation."""
+    inner = equation.params.get(CALLS.get(equation.primitive.name, ""))
+    if inner is None or isinstance(inner, jex.ClosedJaxpr):
+        return inner
+    return jex.ClosedJaxpr(inner, ()) if not inner.constvars else None
+
+
+def make_jaxpr(
+    source: Any, inputs: Sequence[Any], output: Any, equations: Sequence[Any]
+) -> Any:
+    """A closed jaxpr of one result from equations over common variables, cut out of `source`."""
+    effects = frozenset().union(*(equation.effects for equation in equations))
+    jaxpr = source.replace(
+        constvars=(), invars=inputs, outvars=[output], eqns=equations, effects=effects
+    )
+    return jex.ClosedJaxpr(jaxpr, ())
+
+
+def unroll_scans(closed: Any) -> Any:
+    """The same jaxpr with every `lax.scan` written out step by step.
+
+    Calls that hold a scan are opened on the way, so they lose a derivative rule of their own; calls
+    without one stay.
+    """
+    if not _has_scan(closed.jaxpr):
+        return closed
+    arguments = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
+    return jax.make_jaxpr(lambda *values: _run_unrolled(closed, values))(*arguments)
+
+
+def _has_scan(jaxpr: Any) -> bool:
+    return any(
+        equation.primitive.name == "scan"
+        or ((inner := _inner_jaxpr(equation)) is not None and _has_scan(inner.jaxpr))
+        for equation in jaxpr.eqns
+    )
+
+
+def _run_unrolled(closed: Any, values: Sequence[Any]) -> list[Any]:
+    jaxpr = closed.jaxpr
+    bound = dict(zip(jaxpr.invars, values, strict=True))
+    bound.update(zip(jaxpr.constvars, closed.consts, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, jex.Literal) else bound[atom]
+
+    for equation in jaxpr.eqns:
+        operands = [read(atom) for atom in equation.invars]
+        inner = _inner_jaxpr(equation)
+        if equation.primitive.name == "scan":
+            results = _run_steps(equation.params, operands)
+        elif inner is not None and _has_scan(inner.jaxpr):
+            results = _run_unrolled(inner, operands)
+        else:
+            results = _run_equation(jaxpr, equation, operands)
+        bound.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _run_equation(source: Any, equation: Any, operands: list[Any]) -> list[Any]:
+    inputs = [_new_variable(atom.aval) for atom in equation.invars]
+    jaxpr = source.replace(
+        constvars=(),
+        invars=inputs,
+        outvars=equation.outvars,
+        eqns=[equation.replace(invars=inputs)],
+        effects=equation.effects,
+    )
+    return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))(*operands)
+
+
+def _run_steps(params: dict[str, Any], operands: list[Any]) -> list[Any]:
+    n_consts, n_carry = params["num_consts"], params["num_carry"]
+    consts = operands[:n_consts]
+    carry = operands[n_consts : n_consts + n_carry]
+    stacked = operands[n_consts + n_carry :]
+    steps = range(params["length"])
+    rows: dict[int, list[Any]] = {}
+    for step in reversed(steps) if params["reverse"] else steps:
+        here = [jax.lax.index_in_dim(array, step, keepdims=False) for array in stacked]
+        results = _run_unrolled(params["jaxpr"], [*consts, *carry, *here])
+        carry, rows[step] = results[:n_carry], results[n_carry:]
+    if not rows:
+        avals = params["jaxpr"].out_avals[n_carry:]
+        return [*carry, *(jnp.zeros((0, *aval.shape), aval.dtype) for aval in avals)]
+    outputs = zip(*(rows[step] for step in steps), strict=True)
+    return [*carry, *(jnp.stack(output) for output in outputs)]

@@ -1,0 +1,251 @@
+"""The forms a model may have, as one static definition and a flat list of arrays."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen, nnx
+
+from koopjax._core import expected
+
+#: Arguments by which a model is told that it is not being trained, with the value that says so.
+_INFERENCE = {
+    "train": False,
+    "training": False,
+    "is_training": False,
+    "deterministic": True,
+    "use_running_average": True,
+    "inference": True,
+}
+
+
+class Constant(nnx.Variable):
+    """An array that belongs to a spliced model but is no parameter: nothing trains it."""
+
+
+class Keyed:
+    """Hash and equality by `key()`, the hash computed once: these objects are static arguments."""
+
+    def key(self) -> tuple[Any, ...]:
+        """What tells two of them apart."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((type(self), self.key()))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other) or hash(self) != hash(other):
+            return False
+        return self.key() == other.key()  # type: ignore[attr-defined]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _SameObject:
+    """Stands in for an unhashable object: equal for one and the same object."""
+
+    value: Any
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _SameObject) and other.value is self.value
+
+
+def _hashable(value: Any) -> Any:
+    try:
+        hash(value)
+    except TypeError:
+        return _SameObject(value)
+    return value
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Definition(Keyed):
+    """A model without its arrays: `definition(leaves, x)` is its output in inference mode.
+
+    Attributes:
+        form: `"nnx"`, `"linen"`, `"function"` or `"tree"`.
+        static: graph definition, Linen module, function, or non-array leaves of a pytree.
+        treedef: how the leaves make up the state, the variables or the parameters.
+        paths: a readable name for each leaf, such as `layers.0.kernel`.
+        kinds: the `nnx.Variable` type that holds each leaf in a spliced model.
+    """
+
+    form: str
+    static: Any
+    treedef: Any
+    paths: tuple[str, ...]
+    kinds: tuple[type[nnx.Variable], ...]
+
+    def key(self) -> tuple[Any, ...]:
+        """Everything but the readable names' order of discovery, which follows from the rest."""
+        return self.form, _hashable(self.static), self.treedef, self.paths, self.kinds
+
+    def __call__(self, leaves: Any, x: Any) -> Any:
+        """The model's output, BatchNorm by its running statistics and dropout off."""
+        tree = jax.tree.unflatten(self.treedef, leaves)
+        if self.form == "nnx":
+            model = nnx.merge(self.static, tree)
+            return model(x, **_inference_arguments(type(model).__call__))
+        if self.form == "linen":
+            arguments = _inference_arguments(type(self.static).__call__)
+            return self.static.apply(tree, x, mutable=False, **arguments)
+        if self.form == "function":
+            return self.static(tree, x, **_inference_arguments(self.static))
+        return _fill(tree, self.static)(x)
+
+
+def _inference_arguments(function: Callable[..., Any]) -> dict[str, bool]:
+    try:
+        names = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin without a signature takes none of them
+        return {}
+    return {name: value for name, value in _INFERENCE.items() if name in names}
+
+
+def define(model: Any) -> tuple[Definition, list[Any]]:
+    """Take a model apart.
+
+    Args:
+        model: an `nnx.Module`, `(linen_module, variables)`, `(function, params)`, or a callable
+            pytree.
+
+    Returns:
+        The static definition, equal for models that differ in their numbers alone, and the leaves.
+
+    Raises:
+        ValueError: none of these forms.
+    """
+    if isinstance(model, nnx.Module):
+        return _define_nnx(model)
+    if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
+        if isinstance(model[0], linen.Module):
+            return _define_linen(*model)
+        return _define_function(*model)
+    if isinstance(model, linen.Module):
+        raise expected(
+            "a Linen model as the pair (module, variables)",
+            f"the module {type(model).__name__} alone",
+            "(module, module.init(key, x))",
+        )
+    if callable(model):
+        return _define_tree(model)
+    raise expected(
+        "a model: an nnx.Module, (linen_module, variables), (function, params) or a callable",
+        type(model).__name__,
+        "one of these",
+    )
+
+
+def _define_nnx(model: nnx.Module) -> tuple[Definition, list[Any]]:
+    still = nnx.clone(model)
+    still.eval()
+    graphdef, state = nnx.split(still)
+    paths, kinds = [], []
+    variables = jax.tree_util.tree_flatten_with_path(
+        state, is_leaf=lambda node: isinstance(node, nnx.Variable)
+    )[0]
+    for path, variable in variables:
+        if isinstance(variable, nnx.Variable):
+            for inner, leaf in jax.tree_util.tree_flatten_with_path(variable)[0]:
+                paths.append(_join((*path, *inner[1:])))  # inner[0] is the Variable's `value`
+                kinds.append(_variable_kind(type(variable), leaf))
+        else:
+            paths.append(_join(path))
+            kinds.append(Constant)
+    # A splice of a splice: the parts' own dictionaries are no level of the model.
+    paths = [path.replace(".parameters.", ".") for path in paths]
+    leaves, treedef = jax.tree.flatten(state)
+    return Definition("nnx", graphdef, treedef, _unique(paths), tuple(kinds)), _arrays(leaves)
+
+
+def _define_linen(module: linen.Module, variables: Any) -> tuple[Definition, list[Any]]:
+    flat, treedef = jax.tree_util.tree_flatten_with_path(variables)
+    collections = [_component(path[0]) for path, _ in flat]
+    known = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+    kinds = tuple(
+        _variable_kind(known.get(name, Constant), leaf)
+        for name, (_, leaf) in zip(collections, flat, strict=True)
+    )
+    paths = _unique([_join(path[1:]) for path, _ in flat])
+    leaves = _arrays([leaf for _, leaf in flat])
+    return Definition("linen", module, treedef, paths, kinds), leaves
+
+
+def _define_function(function: Callable[..., Any], params: Any) -> tuple[Definition, list[Any]]:
+    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+    paths = [_join(path) for path, _ in flat]
+    # A bare number is no name, and is how an index is written.
+    paths = [f"params.{path}" if path[:1].isdigit() else path or "params" for path in paths]
+    leaves = _arrays([leaf for _, leaf in flat])
+    kinds = tuple(_variable_kind(nnx.Param, leaf) for leaf in leaves)
+    return Definition("function", function, treedef, _unique(paths), kinds), leaves
+
+
+def _define_tree(model: Any) -> tuple[Definition, list[Any]]:
+    """A callable pytree; leaves that are no arrays (a plain function is one) become static."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(model)
+    is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic | float) for _, leaf in flat]
+    others = tuple(
+        None if array else leaf for array, (_, leaf) in zip(is_array, flat, strict=True)
+    )
+    chosen = [pair for array, pair in zip(is_array, flat, strict=True) if array]
+    leaves = _arrays([leaf for _, leaf in chosen])
+    slots = jax.tree.structure(leaves)
+    definition = Definition(
+        "tree",
+        (treedef, others, tuple(is_array)),
+        slots,
+        _unique([_join(path) or "params" for path, _ in chosen]),
+        tuple(_variable_kind(nnx.Param, leaf) for leaf in leaves),
+    )
+    return definition, leaves
+
+
+def _fill(arrays: list[Any], static: tuple[Any, tuple[Any, ...], tuple[bool, ...]]) -> Any:
+    treedef, others, is_array = static
+    source = iter(arrays)
+    leaves = [next(source) if array else o for array, o in zip(is_array, others, strict=True)]
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _variable_kind(kind: type[nnx.Variable], leaf: Any) -> type[nnx.Variable]:
+    """Integers and keys under the name of a parameter cannot be trained."""
+    floating = jnp.issubdtype(jax.typeof(leaf).dtype, jnp.inexact)
+    return Constant if issubclass(kind, nnx.Param) and not floating else kind
+
+
+def _arrays(leaves: list[Any]) -> list[Any]:
+    return [jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+
+
+def _component(entry: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def _join(path: tuple[Any, ...]) -> str:
+    return ".".join(_component(entry) for entry in path)
+
+
+def _unique(names: list[str]) -> tuple[str, ...]:
+    seen: dict[str, int] = {}
+    out = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        out.append(name if seen[name] == 1 else f"{name}@{seen[name]}")
+    return tuple(out)

@@ -1,0 +1,218 @@
+"""Names for the values of a model, from its tags and from the parameters that it last consumed."""
+
+import collections
+import math
+from typing import Any
+
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+from koopjax.surgery._flatten import Flat, Node
+from koopjax.surgery._model import Definition
+
+#: A parameter, or one slice of it along the leading axis: `(path, index or None)`.
+Use = tuple[str, int | None]
+
+
+class Naming:
+    """Which parameters each equation consumes, and the names that follow.
+
+    A value takes the name of the layer whose last parameter has just been consumed (`layers.0`);
+    before that, of the parameter (`layers.0.kernel`); after it, of the layer and the operation
+    (`layers.0/relu`). A `checkpoint_name` tag wins.
+
+    Attributes:
+        tagged: variables that a tag renames, each with the tag's result, which stands for it.
+    """
+
+    def __init__(self, flat: Flat, definition: Definition, dependent: set[Any]):
+        self._dependent = dependent
+        self._uses: dict[Any, frozenset[Use]] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._counted: set[str] = set()
+        self._labels: dict[Any, str] = {}
+        self._tags: dict[Any, str] = {}
+        self.tagged: dict[Any, Any] = {}
+        for path, kind, variable in zip(
+            definition.paths, definition.kinds, flat.inputs, strict=False
+        ):
+            self._register(path, variable, counted=kind.__name__ == "Param")
+        for position, variable in enumerate(flat.constant_variables):
+            aval = variable.aval
+            if aval.shape and jnp.issubdtype(aval.dtype, jnp.inexact):
+                self._register(f"constants.{position}", variable, counted=False)
+        self._atomic: dict[int, bool] = {}
+        for node in flat.nodes:
+            self._visit(node, None)
+
+    def _register(self, path: str, variable: Any, *, counted: bool) -> None:
+        self._uses[variable] = frozenset([(path, None)])
+        shape = variable.aval.shape
+        self._sizes[path] = math.prod(shape), shape[0] if shape else 1
+        if counted:
+            self._counted.add(path)
+
+    def _visit(self, node: Node, label: str | None) -> bool:
+        """Propagate uses through a node; whether it consumes parameters or holds a tag."""
+        equation = node.equation
+        if node.inner is None:
+            self._propagate(equation)
+            tag = equation.primitive.name == "name"
+            if tag:
+                self._tags[equation.outvars[0]] = str(equation.params["name"])
+                self.tagged.update((v, equation.outvars[0]) for v in _variables(equation.invars))
+            return tag or bool(self.consumed(equation))
+        own = _label(equation)
+        opened = [self._visit(inner, own) for inner in node.inner]
+        self._atomic[id(node)] = not any(opened) and own is not None
+        if self._atomic[id(node)]:
+            for variable in equation.outvars:  # the outermost call is visited last, and wins
+                self._labels[variable] = str(own)
+        return any(opened)
+
+    def _propagate(self, equation: Any) -> None:
+        operands = _variables(equation.invars)
+        if any(v in self._dependent for v in operands):
+            return
+        uses = frozenset().union(*(self._uses.get(v, frozenset()) for v in operands))
+        uses = _sliced(equation, uses, self._sizes)
+        for variable in equation.outvars:
+            self._uses[variable] = uses
+
+    def is_atomic(self, node: Node) -> bool:
+        """Whether a call consumes no parameter and holds no tag, so that it counts as one step."""
+        return self._atomic.get(id(node), False)
+
+    def consumed(self, equation: Any) -> frozenset[Use]:
+        """Parameters that an equation on the data reads, directly or by what is made of them."""
+        operands = _variables(equation.invars)
+        if not any(v in self._dependent for v in operands):
+            return frozenset()
+        return frozenset().union(*(self._uses.get(v, frozenset()) for v in operands))
+
+    def count(self, uses: set[Use]) -> int:
+        """Numbers in a set of parameters, each counted once."""
+        whole = {path for path, index in uses if index is None and path in self._counted}
+        total = sum(self._sizes[path][0] for path in whole)
+        for path, index in uses:
+            if index is not None and path in self._counted and path not in whole:
+                size, length = self._sizes[path]
+                total += size // max(length, 1)
+        return total
+
+    def names(
+        self, equations: list[Any], separating: dict[Any, int], output: Any
+    ) -> dict[Any, str]:
+        """A unique name for each value computed from the data, those of cuts chosen first."""
+        bases = self._bases(equations)
+        order = [v for v in bases if v in separating]
+        order.sort(key=lambda v: v not in self._tags)  # tags keep their name as it is
+        order += [v for v in bases if v not in separating]
+        seen = collections.Counter({"input": 1, "output": 1})
+        names: dict[Any, str] = {}
+        for variable in order:
+            base = bases[variable]
+            if base == "output" and variable is output:
+                names[variable] = base
+                continue
+            seen[base] += 1
+            names[variable] = base if seen[base] == 1 else f"{base}@{seen[base]}"
+        return {variable: names[variable] for variable in bases}
+
+    def _bases(self, equations: list[Any]) -> dict[Any, str]:
+        consumers = [(k, self.consumed(equation)) for k, equation in enumerate(equations)]
+        stages = _stages([(k, uses) for k, uses in consumers if uses])
+        bases: dict[Any, str] = {}
+        here = "input"
+        for position, equation in enumerate(equations):
+            here = stages.get(position, here)
+            for variable in equation.outvars:
+                if variable not in self._dependent:
+                    continue
+                if variable in self._tags:
+                    bases[variable] = self._tags[variable]
+                elif position in stages:
+                    bases[variable] = here
+                else:
+                    label = self._labels.get(variable, equation.primitive.name)
+                    bases[variable] = f"{here}/{label}"
+        return bases
+
+
+def _variables(atoms: Any) -> list[Any]:
+    return [atom for atom in atoms if not isinstance(atom, jex.Literal)]
+
+
+def _label(equation: Any) -> str | None:
+    """The name of the function that a call runs, `None` for rematerialisation."""
+    primitive, params = equation.primitive.name, equation.params
+    if primitive in ("jit", "pjit"):
+        name = str(params.get("name", ""))
+    elif primitive.startswith("custom_"):
+        inner = params.get("call_jaxpr", params.get("fun_jaxpr", params.get("call")))
+        inner = getattr(inner, "jaxpr", inner)
+        name = str(inner.debug_info.func_name)
+    else:
+        return None
+    return name.strip("_") if name.strip("_").isidentifier() else primitive
+
+
+def _sliced(
+    equation: Any, uses: frozenset[Use], sizes: dict[str, tuple[int, int]]
+) -> frozenset[Use]:
+    """One step's slice of stacked parameters is a use of that step alone."""
+    if equation.primitive.name != "slice" or len(uses) != 1:
+        return uses
+    ((path, index),) = uses
+    start, limit = equation.params["start_indices"], equation.params["limit_indices"]
+    shape = equation.invars[0].aval.shape
+    rest_whole = not any(start[1:]) and tuple(limit[1:]) == tuple(shape[1:])
+    if index is not None or not shape or not rest_whole or limit[0] - start[0] != 1:
+        return uses
+    if math.prod(shape) != sizes[path][0] or shape[0] == 1:
+        return uses
+    return frozenset([(path, int(start[0]))])
+
+
+def _module(use: Use) -> str:
+    """The layer that a parameter belongs to; a parameter at the top is its own layer."""
+    path, index = use
+    layer, _, _ = path.rpartition(".")
+    layer = layer or path
+    return layer if index is None else f"{layer}.{index}"
+
+
+def _parameter(uses: frozenset[Use]) -> str:
+    return "+".join(sorted({path.rpartition(".")[2] for path, _ in uses}))
+
+
+def _common(uses: frozenset[Use]) -> str:
+    modules = sorted({_module(use) for use in uses})
+    if len(modules) == 1:
+        return modules[0]
+    first, last = modules[0].split("."), modules[-1].split(".")
+    shared = []
+    for a, b in zip(first, last, strict=False):
+        if a != b:
+            break
+        shared.append(a)
+    return ".".join(shared) or "params"
+
+
+def _stages(consumers: list[tuple[int, frozenset[Use]]]) -> dict[int, str]:
+    """Names of the equations that consume parameters: the layer's at the last of its run."""
+    runs: list[list[tuple[int, frozenset[Use]]]] = []
+    current, seen = None, set()
+    for position, uses in consumers:
+        module = _common(uses)
+        if module != current or uses & seen:
+            runs.append([])
+            current, seen = module, set()
+        runs[-1].append((position, uses))
+        seen |= uses
+    stages = {}
+    for run in runs:
+        for position, uses in run[:-1]:
+            stages[position] = f"{_common(uses)}.{_parameter(uses)}"
+        stages[run[-1][0]] = _common(run[-1][1])
+    return stages

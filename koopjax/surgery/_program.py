@@ -1,0 +1,321 @@
+"""A traced model: its equations, the places where it can be cut, and the pieces between them."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+from koopjax._core import expected, is_tracing
+from koopjax.surgery._flatten import Flat, Node, flatten, make_jaxpr, unroll_scans
+from koopjax.surgery._flops import flops
+from koopjax.surgery._model import Definition
+from koopjax.surgery._names import Naming
+
+#: `(shape, dtype, weak_type)` of an array: what tracing needs to know of it.
+Aval = tuple[tuple[int, ...], Any, bool]
+
+#: Primitives that are linear in each operand; with two operands from the data they are not.
+_LINEAR = frozenset(
+    "add sub neg mul div dot_general conv_general_dilated reshape transpose broadcast_in_dim "
+    "reduce_sum concatenate slice dynamic_slice squeeze convert_element_type pad gather rev copy "
+    "name reduce_window_sum cumsum stop_gradient select_n split expand_dims "
+    "optimization_barrier sharding_constraint add_any real imag".split()
+)
+_BILINEAR = frozenset("mul div dot_general conv_general_dilated".split())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Place:
+    """A value that the model computes from its data; a cut where it is alone alive."""
+
+    name: str
+    variable: Any
+    position: int
+    primitive: str
+    parameters: int
+    flops: int
+    nonlinear: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the value, batch included."""
+        return tuple(self.variable.aval.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """Its dtype."""
+        return self.variable.aval.dtype
+
+
+class Program:
+    """One model traced at one shape of input.
+
+    Attributes:
+        cuts: the places that separate the model, in order of depth; the last is the output.
+        inner: every other value computed from the data, which separates nothing.
+        constants: arrays that the model closes over.
+        input: the variable of the model's input.
+    """
+
+    def __init__(self, definition: Definition, closed: Any):
+        flat = flatten(closed)
+        self._flat: Flat = flat
+        self.paths = definition.paths
+        self.constants = flat.constants
+        self.leaves = flat.inputs[:-1]
+        self.input = flat.inputs[-1]
+        self.output = flat.outputs[0]
+        self._segments: dict[tuple[str, str], Any] = {}
+        self._analyse(definition)
+
+    def _analyse(self, definition: Definition) -> None:
+        dependent, equations = _data_dependent(self._flat, self.input, self.output)
+        if self.output not in dependent or self.output is self.input:
+            raise expected(
+                "a model whose output is computed from its input",
+                "one that returns a constant or the input itself",
+                "a function of x",
+            )
+        naming = Naming(self._flat, definition, dependent)
+        separating = _separating(equations, dependent, self.input, self.output)
+        separating = _whole(separating, self._flat.nodes, naming)
+        names = naming.names(equations, separating, self.output)
+        places = _places(equations, dependent, separating, names, naming)
+        self.cuts = tuple(place for place in places if place.variable in separating)
+        self.inner = tuple(place for place in places if place.variable not in separating)
+        self._by_name = {place.name: place for place in self.cuts}
+
+    def cut(self, name: str) -> Any:
+        """The cut of a name, `None` where there is none; `"output"` is the last."""
+        if name in self._by_name:
+            return self._by_name[name]
+        return self.cuts[-1] if name == "output" else None
+
+    def variable(self, name: str) -> Any:
+        """The variable at a cut; `"input"` is the model's input."""
+        cut = self.cut(name)
+        if cut is not None:
+            return cut.variable
+        if name == "input":
+            return self.input
+        raise expected(
+            f"the cut {name!r} at this batch size too",
+            ", ".join(place.name for place in self.cuts),
+            "the batch size that it was found at",
+        )
+
+    def segment(self, start: str, stop: str) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
+        """The equations from one cut to another.
+
+        Returns:
+            A closed jaxpr of (leaves used, constants used, value at `start`), the positions of
+            those leaves among the model's, and of those constants among `constants`.
+        """
+        if (start, stop) not in self._segments:
+            self._segments[start, stop] = self._cut_out(self.variable(start), self.variable(stop))
+        return self._segments[start, stop]
+
+    def _cut_out(self, start: Any, stop: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
+        equations, needed = _between(self._flat.nodes, start, stop)
+        leaves = tuple(i for i, v in enumerate(self.leaves) if v in needed)
+        constants = tuple(i for i, v in enumerate(self._flat.constant_variables) if v in needed)
+        inputs = [self.leaves[i] for i in leaves]
+        inputs += [self._flat.constant_variables[i] for i in constants]
+        missing = needed.difference(inputs, [start])
+        if missing:
+            raise expected("a later cut after an earlier one", "the reverse", "at=(earlier, later)")
+        return make_jaxpr(self._flat.source, [*inputs, start], stop, equations), leaves, constants
+
+
+def _variables(atoms: Any) -> list[Any]:
+    return [atom for atom in atoms if not isinstance(atom, jex.Literal)]
+
+
+def _data_dependent(flat: Flat, x: Any, output: Any) -> tuple[set[Any], list[Any]]:
+    """Variables computed from `x`, and the equations among them that the output needs."""
+    dependent = {x}
+    chosen = []
+    for node in flat.nodes:
+        for equation in node.flat():
+            if any(v in dependent for v in _variables(equation.invars)):
+                dependent.update(equation.outvars)
+                chosen.append(equation)
+    needed, kept = {output}, []
+    for equation in reversed(chosen):
+        if any(v in needed for v in equation.outvars):
+            needed.update(_variables(equation.invars))
+            kept.append(equation)
+    return dependent & (needed | {x}), kept[::-1]
+
+
+def _separating(equations: list[Any], dependent: set[Any], x: Any, output: Any) -> dict[Any, int]:
+    """Variables which are, at some place, the only ones alive that depend on the data.
+
+    Such a value lies on every path from the input to the output, so the places do not depend on the
+    order in which the equations happen to be written.
+    """
+    last_use = {output: len(equations)}
+    for position, equation in enumerate(equations):
+        for variable in _variables(equation.invars):
+            if variable in dependent and variable is not output:
+                last_use[variable] = position
+    found: dict[Any, int] = {}
+    alive = {x}
+    for position, equation in enumerate(equations):
+        alive.update(v for v in equation.outvars if v in last_use)
+        alive = {v for v in alive if last_use.get(v, -1) > position}
+        if len(alive) == 1:
+            (only,) = alive
+            if only is not x:
+                found.setdefault(only, position)
+    return found
+
+
+def _whole(found: dict[Any, int], nodes: tuple[Node, ...], naming: Naming) -> dict[Any, int]:
+    """Leave out what lies inside a function without parameters, such as an activation.
+
+    A tagged value stands for the value that was tagged, and a tag inside opens the function.
+    """
+    hidden = {source for source, tag in naming.tagged.items() if tag in found}
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node.inner is None:
+            continue
+        if naming.is_atomic(node):
+            hidden |= node.defined - set(node.equation.outvars)
+        else:
+            pending.extend(node.inner)
+    return {variable: position for variable, position in found.items() if variable not in hidden}
+
+
+def _places(
+    equations: list[Any],
+    dependent: set[Any],
+    separating: dict[Any, int],
+    names: dict[Any, str],
+    naming: Naming,
+) -> list[Place]:
+    places = []
+    consumed: set[Any] = set()
+    operations, nonlinear = 0, False
+    for position, equation in enumerate(equations):
+        operations += flops(equation)
+        consumed |= naming.consumed(equation)
+        nonlinear |= _is_nonlinear(equation, dependent)
+        for variable in equation.outvars:
+            if variable not in names:
+                continue
+            places.append(
+                Place(
+                    names[variable],
+                    variable,
+                    position,
+                    equation.primitive.name,
+                    naming.count(consumed),
+                    operations,
+                    nonlinear,
+                )
+            )
+            if variable in separating:
+                nonlinear = False
+    return places
+
+
+def _is_nonlinear(equation: Any, dependent: set[Any]) -> bool:
+    name = equation.primitive.name
+    if not any(is_floating(v.aval.dtype) for v in equation.outvars):
+        return False  # a comparison or an index matters where it is used
+    from_data = [v in dependent for v in equation.invars if not isinstance(v, jex.Literal)]
+    if name not in _LINEAR:
+        return True
+    if name == "div":
+        below = equation.invars[1]
+        return not isinstance(below, jex.Literal) and below in dependent
+    if name == "select_n":  # its predicate comes first
+        return not isinstance(equation.invars[0], jex.Literal) and from_data[0]
+    return name in _BILINEAR and sum(from_data) > 1
+
+
+def _between(nodes: tuple[Node, ...], start: Any, stop: Any) -> tuple[list[Any], set[Any]]:
+    """Equations that compute `stop` from `start`, and the variables that they read."""
+    needed = {stop}
+    kept = []
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        own = set(node.equation.outvars)
+        inside = start in node.defined or (stop in node.defined and stop not in own)
+        if node.inner is not None and inside:
+            pending.extend(node.inner)
+        elif own & needed and start not in own:
+            needed -= own
+            needed.update(_variables(node.equation.invars))
+            kept.append(node.equation)
+    return kept[::-1], needed - {start}
+
+
+def aval_of(leaf: Any) -> Aval:
+    """Shape, dtype and weakness of an array, a tracer, a number or a `ShapeDtypeStruct`."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return tuple(leaf.shape), leaf.dtype, bool(getattr(leaf, "weak_type", False))
+    aval = jax.typeof(leaf)
+    return tuple(aval.shape), aval.dtype, bool(getattr(aval, "weak_type", False))
+
+
+_PROGRAMS: dict[Any, Program] = {}
+_MOST_PROGRAMS = 512
+
+
+def trace(
+    definition: Definition, leaves: tuple[Aval, ...], x: tuple[tuple[int, ...], Any], unroll: bool
+) -> Program:
+    """The model traced at a shape and dtype of input; remembered, so each is traced once.
+
+    Args:
+        definition: the model.
+        leaves: `aval_of` each of its arrays.
+        x: shape and dtype of the input.
+        unroll: whether `lax.scan` is written out step by step.
+    """
+    key = definition, leaves, x, unroll, _context()
+    if key in _PROGRAMS:
+        return _PROGRAMS[key]
+    abstract = [_struct(*leaf) for leaf in leaves]
+    closed, out = jax.make_jaxpr(definition, return_shape=True)(abstract, jax.ShapeDtypeStruct(*x))
+    if not isinstance(out, jax.ShapeDtypeStruct):
+        raise expected(
+            "a model that returns one array",
+            f"{type(out).__name__} with {len(jax.tree.leaves(out))} arrays",
+            "wrapping it: (lambda params, x: model(params, x)[0], params)",
+        )
+    program = Program(definition, unroll_scans(closed) if unroll else closed)
+    # A model that closes over traced arrays must not outlive their trace.
+    if not is_tracing(program.constants):
+        if len(_PROGRAMS) >= _MOST_PROGRAMS:
+            _PROGRAMS.pop(next(iter(_PROGRAMS)))
+        _PROGRAMS[key] = program
+    return program
+
+
+def _struct(shape: tuple[int, ...], dtype: Any, weak: bool) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, weak_type=weak)
+
+
+def _context() -> tuple[Any, ...]:
+    """The settings of JAX that change what is traced."""
+    return (
+        jax.config.jax_enable_x64,
+        jax.config.jax_default_matmul_precision,
+        jax.config.jax_numpy_dtype_promotion,
+        jax.sharding.get_abstract_mesh(),
+    )
+
+
+@functools.cache
+def is_floating(dtype: Any) -> bool:
+    """Whether arrays of a dtype can be differentiated."""
+    return bool(jnp.issubdtype(dtype, jnp.inexact))
