@@ -17,7 +17,7 @@ class CutPoint:
 
     Attributes:
         name: unique in the model, the same at every batch size.
-        index: position in depth; -1 for the input, which `cut_points` does not list.
+        index: position in depth, from 0.
         shape: shape of the value for the given input, batch included.
         dtype: its dtype.
         primitive: the operation that computes it.
@@ -63,7 +63,7 @@ class Layout:
         if self.axis is None or len(shape) != len(self.shape):
             return None
         n, odd = divmod(shape[self.axis] - self.offset, self.factor)
-        fits = shape[: self.axis] + (-1,) + shape[self.axis + 1 :] == self.shape
+        fits = (*shape[: self.axis], -1, *shape[self.axis + 1 :]) == self.shape
         return n if fits and not odd else None
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ def layout_of(first: tuple[int, ...], n: int, second: tuple[int, ...], m: int) -
         for axis, (a, b) in enumerate(zip(first, second, strict=True)):
             factor, odd = divmod(b - a, m - n)
             if a != b and factor > 0 and not odd:
-                shape = first[:axis] + (-1,) + first[axis + 1 :]
+                shape = (*first[:axis], -1, *first[axis + 1 :])
                 return Layout(axis, factor, a - factor * n, shape)
     return Layout(None, 1, 0, first)
 
@@ -145,9 +145,9 @@ def traced(model: Any, x: Any, unroll: bool = False) -> Traced:
 def cut_points(model: Any, x: Any, *, unroll: bool = False) -> list[CutPoint]:
     """The places where a model can be cut, in order of depth; the last is the output.
 
-    The model is traced, not run, and its equations are walked: a value is a cut point when it is the
-    only value alive at that place which depends on the data. Parameters, constants and whatever is
-    computed from them alone do not count. Functions without parameters, such as an activation,
+    The model is traced, not run, and its equations are walked: a value is a cut point when it is
+    the only value alive at that place which depends on the data. Parameters, constants and whatever
+    is computed from them alone do not count. Functions without parameters, such as an activation,
     count as one step; `jit`, `jax.checkpoint` and functions with derivative rules of their own are
     seen through.
 
@@ -242,9 +242,7 @@ def position(names: list[str], inner: list[tuple[str, int]], key: Any) -> int:
 def locate(model: Traced, key: Any) -> int:
     """Index of a cut in a traced model; -1 for the input."""
     names = [place.name for place in model.program.cuts]
-    if (key == "input" and "input" not in names) or (
-        isinstance(key, CutPoint) and key.index == -1
-    ):
+    if key == "input":
         return -1
     starts = [place.position for place in model.program.cuts]
     inner = [

@@ -145,9 +145,7 @@ def _inner_jaxpr(equation: Any) -> Any:
     return jex.ClosedJaxpr(inner, ()) if not inner.constvars else None
 
 
-def make_jaxpr(
-    source: Any, inputs: Sequence[Any], output: Any, equations: Sequence[Any]
-) -> Any:
+def make_jaxpr(source: Any, inputs: Sequence[Any], output: Any, equations: Sequence[Any]) -> Any:
     """A closed jaxpr of one result from equations over common variables, cut out of `source`."""
     effects = frozenset().union(*(equation.effects for equation in equations))
     jaxpr = source.replace(

@@ -95,16 +95,23 @@ class Definition(Keyed):
 
     def __call__(self, leaves: Any, x: Any) -> Any:
         """The model's output, BatchNorm by its running statistics and dropout off."""
-        tree = jax.tree.unflatten(self.treedef, leaves)
-        if self.form == "nnx":
-            model = nnx.merge(self.static, tree)
+        if self.form in ("nnx", "tree"):
+            model = self.rebuild(leaves)
             return model(x, **_inference_arguments(type(model).__call__))
+        tree = jax.tree.unflatten(self.treedef, leaves)
         if self.form == "linen":
             arguments = _inference_arguments(type(self.static).__call__)
             return self.static.apply(tree, x, mutable=False, **arguments)
-        if self.form == "function":
-            return self.static(tree, x, **_inference_arguments(self.static))
-        return _fill(tree, self.static)(x)
+        return self.static(tree, x, **_inference_arguments(self.static))
+
+    def rebuild(self, leaves: list[Any]) -> Any:
+        """The model in its own form, with these arrays."""
+        tree = jax.tree.unflatten(self.treedef, leaves)
+        if self.form == "nnx":
+            return nnx.merge(self.static, tree)
+        if self.form in ("linen", "function"):
+            return self.static, tree
+        return _fill(tree, self.static)
 
 
 def _inference_arguments(function: Callable[..., Any]) -> dict[str, bool]:
@@ -165,8 +172,6 @@ def _define_nnx(model: nnx.Module) -> tuple[Definition, list[Any]]:
         else:
             paths.append(_join(path))
             kinds.append(Constant)
-    # A splice of a splice: the parts' own dictionaries are no level of the model.
-    paths = [path.replace(".parameters.", ".") for path in paths]
     leaves, treedef = jax.tree.flatten(state)
     return Definition("nnx", graphdef, treedef, _unique(paths), tuple(kinds)), _arrays(leaves)
 
@@ -198,9 +203,7 @@ def _define_tree(model: Any) -> tuple[Definition, list[Any]]:
     """A callable pytree; leaves that are no arrays (a plain function is one) become static."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(model)
     is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic | float) for _, leaf in flat]
-    others = tuple(
-        None if array else leaf for array, (_, leaf) in zip(is_array, flat, strict=True)
-    )
+    others = tuple(None if array else leaf for array, (_, leaf) in zip(is_array, flat, strict=True))
     chosen = [pair for array, pair in zip(is_array, flat, strict=True) if array]
     leaves = _arrays([leaf for _, leaf in chosen])
     slots = jax.tree.structure(leaves)
@@ -239,7 +242,9 @@ def _component(entry: Any) -> str:
 
 
 def _join(path: tuple[Any, ...]) -> str:
-    return ".".join(_component(entry) for entry in path)
+    names = [_component(entry) for entry in path]
+    # A splice of a splice: the parts' own dictionaries are no level of the model.
+    return ".".join(name for name in names if name != "parameters" or len(names) == 1)
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:

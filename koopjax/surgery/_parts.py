@@ -67,6 +67,11 @@ class Segment(Keyed):
         (out,) = jex.jaxpr_as_fun(closed)(*operands, x)
         return out
 
+    def takes_one(self, shape: tuple[int, ...]) -> bool:
+        """Whether a value of this shape is a single sample without its batch axis."""
+        per_sample = all(end.axis == 0 and end.factor == 1 for end in (self.entry, self.exit))
+        return per_sample and self.entry.shape[1:] == tuple(shape)
+
     def program(self, parameters: dict[str, Any], x: Any) -> Program:
         """The model traced so that the value at `start` has the shape and dtype of `x`."""
         n = self.batch if self.entry.axis is None else self.entry.batch(x.shape)
@@ -81,9 +86,7 @@ class Segment(Keyed):
             for path, aval in zip(self.definition.paths, self.avals, strict=True)
         ]
         for dtype, leaves in self._readings(x.dtype, avals, parameters):
-            program = trace(
-                self.definition, tuple(leaves), ((n, *self.shape), dtype), self.unroll
-            )
+            program = trace(self.definition, tuple(leaves), ((n, *self.shape), dtype), self.unroll)
             aval = program.variable(self.start).aval
             if aval.shape == x.shape and aval.dtype == x.dtype:
                 return program
@@ -125,9 +128,9 @@ class Part:
         parameters: the arrays that it uses, by their paths in the model.
         segment: what it computes (static).
 
-    The part runs at any batch size; a value without its batch axis is taken as one sample, so a part
-    can be mapped over samples by `jax.vmap`. It is a pytree: differentiate, cast or average its
-    leaves as those of any other.
+    The part runs at any batch size; a value without its batch axis is taken as one sample, so a
+    part can be mapped over samples by `jax.vmap`. It is a pytree: differentiate, cast or average
+    its leaves as those of any other.
     """
 
     parameters: dict[str, Any]
@@ -162,10 +165,8 @@ def run(segment: Segment, parameters: dict[str, Any], x: Any) -> jax.Array:
     x = jnp.asarray(x)
     if segment.start == segment.stop:
         return x
-    alone = len(segment.entry.shape) == x.ndim + 1
-    if alone and (segment.entry.axis, segment.exit.axis) == (0, 0):
-        if segment.entry.shape[1:] == x.shape and segment.entry.factor == segment.exit.factor == 1:
-            return _run(segment, parameters, x[None])[0]
+    if segment.takes_one(x.shape):
+        return _run(segment, parameters, x[None])[0]
     return _run(segment, parameters, x)
 
 

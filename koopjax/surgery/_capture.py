@@ -1,0 +1,134 @@
+"""What flows into a span and out of it, batch by batch."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from koopjax._core import expected
+from koopjax.surgery._cuts import locate_pair, traced
+from koopjax.surgery._parts import Part, parts
+from koopjax.surgery._rows import SampleAxes, check_axes, to_rows
+
+_BATCH_SIZE = 1024
+
+
+def capture(
+    model: Any,
+    batches: Any,
+    at: Any,
+    *,
+    batch_size: int | None = None,
+    sample_axes: SampleAxes = None,
+    unroll: bool = False,
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """The values at two cuts, for each batch: the snapshots `x`, `y` of a span.
+
+    Memory does not grow with the number of batches. One function is compiled, for the size of the
+    first batch; a smaller one is filled up with its last sample and cut back.
+
+    Args:
+        model: as for `split`.
+        batches: an array `(n, ...)`, a pair of arrays `(inputs, labels)`, or an iterable of
+            batches, each an array or a tuple whose first entry is one.
+        at: names or indices `(a, b)` of two cuts.
+        batch_size: samples at a time out of an array (default 1,024); an iterable has its own.
+        sample_axes: `None` leaves the values in their shape; `"flatten"` makes each sample a
+            vector, `"positions"` each position (pixel, token), axes those positions along them.
+        unroll: write scans out, for cuts between their steps.
+
+    Returns:
+        An iterator of `(x, y)`: the values at `a` and at `b`.
+
+    Raises:
+        ValueError: no batch, an unknown cut, or positions that differ between the cuts.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> params = {"a": {"w": jnp.ones((3, 4))}, "b": {"w": jnp.ones((4, 2))}}
+        >>> net = lambda p, x: jax.nn.relu(x @ p["a"]["w"]) @ p["b"]["w"]
+        >>> pairs = capture((net, params), jnp.ones((5, 3)), at=("a", "output"), batch_size=4)
+        >>> [(x.shape, y.shape) for x, y in pairs]
+        [((4, 4), (4, 2)), ((1, 4), (1, 2))]
+    """
+    stream = iter(_batches(batches, batch_size))
+    first = next(stream, None)
+    if first is None:
+        raise expected("at least one batch", "none", "an iterable that is not used up")
+    found = traced(model, first, unroll)
+    head, span, _ = parts(found, *locate_pair(found, at))
+    entry, end = span.segment.entry, span.segment.exit
+    check_axes(sample_axes, entry, end)
+    # Without a batch axis at both ends there is nothing to cut back to.
+    fixed = found.second is None and entry.shape[:1] == end.shape[:1] == first.shape[:1]
+    fill = fixed or (entry.axis is not None and end.axis is not None)
+    return _run(first, stream, (head, span), fill, sample_axes)
+
+
+def _run(
+    first: Any, stream: Iterator[Any], pair: tuple[Part, Part], fill: bool, sample_axes: SampleAxes
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    size = first.shape[0]
+    batch: Any = first
+    while batch is not None:
+        count = batch.shape[0]
+        if fill and count < size:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], size - count, axis=0)])
+        values = _both(*pair, batch)
+        if fill and count < size:
+            layouts = (pair[1].segment.entry, pair[1].segment.exit)
+            values = [_first(v, lay, count) for v, lay in zip(values, layouts, strict=True)]
+        x, y = (to_rows(value, sample_axes) for value in values)
+        yield x, y
+        batch = next(stream, None)
+
+
+@jax.jit
+def _both(head: Part, span: Part, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    before = head(x)
+    return before, span(before)
+
+
+def _first(value: jax.Array, layout: Any, count: int) -> jax.Array:
+    axis = layout.axis or 0
+    return jax.lax.slice_in_dim(value, 0, layout.factor * count + layout.offset, axis=axis)
+
+
+def _batches(batches: Any, batch_size: int | None) -> Iterable[Any]:
+    if batch_size is not None and batch_size < 1:
+        raise expected("batch_size of at least 1", str(batch_size), "1024")
+    if isinstance(batches, tuple) and len(batches) == 2 and all(map(_is_array, batches)):
+        inputs, labels = batches
+        if inputs.shape[1:] != labels.shape[1:]:
+            batches = inputs
+    if _is_array(batches):
+        if not batches.ndim or not batches.shape[0]:
+            raise expected("at least one sample (n, ...)", f"shape {batches.shape}", "x[None]")
+        size = min(batch_size or _BATCH_SIZE, batches.shape[0])
+        return (batches[start : start + size] for start in range(0, batches.shape[0], size))
+    if isinstance(batches, str | dict) or not isinstance(batches, Iterable):
+        raise expected(
+            "an array (n, ...) or an iterable of batches",
+            type(batches).__name__,
+            "a list of arrays",
+        )
+    return map(_input_of, batches)
+
+
+def _input_of(batch: Any) -> Any:
+    x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not _is_array(x):
+        raise expected(
+            "batches that are arrays or tuples whose first entry is one",
+            type(x).__name__,
+            "(batch['image'] for batch in batches)",
+        )
+    if not x.ndim or not x.shape[0]:
+        raise expected("batches of at least one sample", f"shape {x.shape}", "leaving it out")
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "ndim")

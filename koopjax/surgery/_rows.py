@@ -1,0 +1,98 @@
+"""States that are no vectors: which axes count samples, and which make up the vector."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from koopjax._core import expected
+
+#: `None` (leave the array as it is), `"flatten"`, `"positions"`, or the axes that count samples.
+SampleAxes = str | int | tuple[int, ...] | None
+
+
+def axes_of(sample_axes: SampleAxes, ndim: int) -> tuple[int, ...]:
+    """The axes that count samples, as non-negative numbers in order.
+
+    Args:
+        sample_axes: `"flatten"` is the batch axis alone, `"positions"` all but the last, otherwise
+            the axes themselves.
+        ndim: number of axes of the state, batch included.
+    """
+    if isinstance(sample_axes, str):
+        named = {"flatten": (0,), "positions": tuple(range(ndim - 1))}
+        if sample_axes not in named:
+            raise expected(
+                "sample_axes", repr(sample_axes), "'flatten', 'positions' or axes (0, 1)"
+            )
+        return named[sample_axes]
+    given = (sample_axes,) if isinstance(sample_axes, int) else tuple(sample_axes or ())
+    axes = sorted({axis % ndim for axis in given if -ndim <= axis < ndim})
+    if len(axes) != len(given) or not axes or (len(axes) == ndim and ndim > 1):
+        raise expected(
+            f"sample_axes among the {ndim} axes of the state, at least one of them left for its "
+            "entries",
+            repr(sample_axes),
+            "'flatten' or 'positions'",
+        )
+    return tuple(axes)
+
+
+def to_rows(x: jax.Array, sample_axes: SampleAxes) -> jax.Array:
+    """A state as rows `(m, d)`: one row a position along the sample axes.
+
+    Args:
+        x: the state, batch included, such as `(n, height, width, channels)`.
+        sample_axes: `"flatten"` gives `(n, height * width * channels)`, `"positions"` gives
+            `(n * height * width, channels)`, axes are taken as they are, and `None` returns `x`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> to_rows(jnp.ones((5, 7, 7, 3)), "positions").shape
+        (245, 3)
+    """
+    if sample_axes is None:
+        return x
+    axes = axes_of(sample_axes, x.ndim)
+    front = jnp.moveaxis(x, axes, range(len(axes)))
+    count = math.prod(front.shape[: len(axes)])
+    return front.reshape(count, math.prod(front.shape[len(axes) :]))
+
+
+def from_rows(rows: jax.Array, shape: tuple[int, ...], sample_axes: SampleAxes) -> jax.Array:
+    """The reverse of `to_rows`: rows as a state of the given shape.
+
+    Args:
+        rows: `(m, d)`.
+        shape: shape of the state, batch included.
+        sample_axes: as for `to_rows`.
+
+    Raises:
+        ValueError: the rows do not make up that shape.
+    """
+    if sample_axes is None:
+        return rows
+    axes = axes_of(sample_axes, len(shape))
+    counts = [shape[axis] for axis in axes]
+    entries = [size for axis, size in enumerate(shape) if axis not in axes]
+    if rows.shape != (math.prod(counts), math.prod(entries)):
+        raise expected(
+            f"rows of shape {(math.prod(counts), math.prod(entries))} to make up {shape}",
+            f"{tuple(rows.shape)}",
+            "a block with that many outputs, or sample_axes='flatten' where positions differ",
+        )
+    return jnp.moveaxis(rows.reshape(*counts, *entries), range(len(axes)), axes)
+
+
+def check_axes(sample_axes: SampleAxes, entry: Any, end: Any) -> None:
+    """Refuse `sample_axes` under which the two ends of a span have different samples."""
+    if sample_axes is None:
+        return
+    before, after = (axes_of(sample_axes, len(shape)) for shape in (entry.shape, end.shape))
+    if [entry.shape[a] for a in before] != [end.shape[a] for a in after]:
+        raise expected(
+            f"the same positions at both ends of the span under sample_axes={sample_axes!r}",
+            f"{entry} and {end}",
+            "sample_axes='flatten'",
+        )
