@@ -70,7 +70,12 @@ class Standardize(Observables):
 
     @classmethod
     def from_moments(
-        cls, mean: Any, variance: Any, extent: Any = None, *, limit: float = 10.0,
+        cls,
+        mean: Any,
+        variance: Any,
+        extent: Any = None,
+        *,
+        limit: float = 10.0,
         floor: float = 1e-6,
     ) -> "Standardize":
         """From moments that are known already, with the safeguards of `fit`.

@@ -2,6 +2,7 @@
 
 import abc
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ class Observables(abc.ABC):
 
 @functools.partial(jax.jit, inline=True)
 def _evaluate(psi: Observables, x: Array) -> Array:
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     wide = rows.astype(jnp.promote_types(x.dtype, jnp.float32))
     out = psi._evaluate(wide)
     return out.astype(x.dtype).reshape(*x.shape[:-1], out.shape[-1])

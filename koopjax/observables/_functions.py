@@ -145,7 +145,15 @@ def _settle(leaf: Any) -> Any:
 def _width(structure: Any, shapes: tuple[Any, ...], d: int) -> int:
     psi = jax.tree.unflatten(structure, shapes)
     probe = jax.ShapeDtypeStruct((2, d), jnp.float32)
-    shape = jax.eval_shape(lambda psi, x: psi._evaluate(x), psi, probe).shape
+    try:
+        shape = jax.eval_shape(lambda psi, x: psi._evaluate(x), psi, probe).shape
+    except Exception as error:
+        # Flax has many ways to say so, none of which names the dictionary.
+        raise expected(
+            f"a network in Neural that takes states of {d} coordinates",
+            f"{type(error).__name__} ({str(error).splitlines()[0] if str(error) else ''})",
+            "states of the width that it was made for",
+        ) from error
     if len(shape) != 2 or shape[0] != 2:
         raise expected(
             "a network that maps (n, d) to (n, p) in Neural", f"{(2, d)} mapped to {shape}"

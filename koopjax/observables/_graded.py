@@ -93,6 +93,7 @@ def table_plan(d: int, degree: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]
     return tuple(plan)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
 def unrank(indices: Array, d: int, degree: int) -> Int[Array, "m degree"]:
     """The sorted index tuples of the columns `indices`, filled up with `d`.
 

@@ -209,4 +209,3 @@ def univariate(x: Array, degree: int, family: str) -> Float[Array, "*shape value
         step = a * x * values[-1]
         values.append(step - b * values[-2] if k else step)
     return jnp.stack(values, axis=-1)
-

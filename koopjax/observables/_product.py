@@ -108,7 +108,9 @@ class Trigonometric(Univariate):
 
     def _evaluate(self, x: Array) -> Array:
         angles = x * like(self.scale, x) * jnp.arange(1, self.order + 1, dtype=x.dtype)[None, :]
-        pairs = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1).reshape(len(x), -1)
+        pairs = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1).reshape(
+            len(x), 2 * self.order
+        )
         return jnp.concatenate([jnp.ones((len(x), 1), x.dtype), pairs], axis=1)
 
 
@@ -250,7 +252,9 @@ class Product(Observables):
         full = jnp.ones((n, 1), x.dtype)
         for i, factor in enumerate(self.factors):
             values = evaluate(factor, x[:, i : i + 1])
-            full = (full[:, :, None] * values[:, None, :]).reshape(n, -1)
+            full = (full[:, :, None] * values[:, None, :]).reshape(
+                n, full.shape[1] * values.shape[1]
+            )
         return full
 
     def _columns(self, x: Float[Array, "n d"], indices: Array) -> Array:

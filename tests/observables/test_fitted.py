@@ -1,0 +1,220 @@
+"""Dictionaries that are fitted or drawn: standardisation, projection, centres, directions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from koopjax import observables as ob
+from koopjax.observables._kmeans import k_means, squared_distances
+from tests.observables.dictionaries import data
+
+KEY = jax.random.key(7)
+
+
+def test_standardize_gives_unit_variance_in_any_scale():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 3)) * np.array([1e-3, 1.0, 40.0]) + np.array([1.0, -2.0, 900.0])
+    x = x.astype(np.float32)
+    z = np.asarray(ob.Standardize.fit(x)(x), np.float64)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(z.std(axis=0), 1, atol=1e-4)
+
+
+def test_dead_and_constant_units_are_only_shifted():
+    x = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    x[:, 1], x[:, 2] = 0.0, 0.1  # 0.1 is not a float32: its mean rounds
+    psi = ob.Standardize.fit(x)
+    np.testing.assert_array_equal(np.asarray(psi.scale)[1:3], 1)
+    assert np.max(np.abs(np.asarray(psi(x))[:, 1:3])) < 1e-7
+    np.testing.assert_allclose(psi(x[0] + 1)[1:3], 1, rtol=1e-5)
+
+
+def test_rarely_active_units_do_not_blow_up():
+    x = np.random.default_rng(0).normal(size=(20_000, 3)).astype(np.float32)
+    x[:, 1] = 0.0
+    x[7, 1] = 1.0
+    x[:, 2] *= 1e-9
+    psi = ob.Standardize.fit(x)
+    assert np.max(np.abs(psi(x))) <= 10.001
+    assert np.abs(psi(np.ones(3, np.float32))[1]) <= 10.001
+    free = ob.Standardize.fit(x, limit=np.inf, floor=0.0)
+    np.testing.assert_allclose(np.std(np.asarray(free(x)), axis=0), 1, atol=1e-3)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=5))
+def test_standardize_from_a_stream_is_that_of_all(cuts):
+    x = (np.random.default_rng(1).normal(size=(sum(cuts), 3)) + 5).astype(np.float32)
+    batches = np.split(x, np.cumsum(cuts)[:-1])
+    whole = ob.Standardize.fit(x, limit=np.inf)
+    streamed = ob.Standardize.fit(iter(batches), limit=np.inf)
+    np.testing.assert_allclose(streamed.mean, whole.mean, rtol=1e-5)
+    np.testing.assert_allclose(streamed.scale, whole.scale, rtol=1e-4)
+
+
+def test_standardize_traced_equals_eager():
+    x = data(50)
+    eager, traced = ob.Standardize.fit(x), jax.jit(ob.Standardize.fit)(x)
+    np.testing.assert_allclose(traced.mean, eager.mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(traced.scale, eager.scale, rtol=1e-5)
+
+
+def test_standardize_from_moments():
+    psi = ob.Standardize.from_moments(jnp.array([1.0, 2.0]), jnp.array([4.0, 0.0]))
+    np.testing.assert_allclose(psi(jnp.array([3.0, 5.0])), [1.0, 3.0])
+
+
+def test_fit_range_fills_the_interval():
+    x = np.asarray(data(100)) * 7 + 3
+    x[:, 2] = 5.0
+    z = np.asarray(ob.Standardize.fit_range(x)(x))
+    np.testing.assert_allclose(z[:, [0, 1, 3]].min(axis=0), -1, atol=1e-5)
+    np.testing.assert_allclose(z[:, [0, 1, 3]].max(axis=0), 1, atol=1e-5)
+    np.testing.assert_allclose(z[:, 2], 0, atol=1e-5)
+    unit = np.asarray(ob.Standardize.fit_range(x, 0.0, 1.0)(x))
+    np.testing.assert_allclose([unit.min(), unit.max()], [0, 1], atol=1e-5)
+    with pytest.raises(ValueError, match="lower < upper"):
+        ob.Standardize.fit_range(x, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "fit",
+    [
+        ob.Standardize.fit,
+        ob.Standardize.fit_range,
+        lambda x: ob.Standardize.fit(iter([x])),
+        lambda x: ob.Project.pca(x, 2),
+        lambda x: ob.Project.active_subspace(np.ones((3, 4)), x, 2),
+        lambda x: ob.GaussianRBF.fit(x, 2, KEY),
+    ],
+)
+def test_nan_and_infinity_are_refused_and_so_is_nothing(fit, bad):
+    x = np.asarray(data(10)).copy()
+    x[3, 1] = bad
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        fit(x)
+    with pytest.raises(ValueError, match="expected"):
+        fit(x[:0])
+
+
+def test_bad_shapes_are_refused():
+    with pytest.raises(ValueError, match="shape \\(n, d\\)"):
+        ob.Standardize.fit(np.ones(3))
+    with pytest.raises(ValueError, match="rank from 1 to 4"):
+        ob.Project.pca(data(10), 5)
+    with pytest.raises(ValueError, match="an empty stream"):
+        ob.Standardize.fit(iter([]))
+    with pytest.raises(ValueError, match="batches of 4 coordinates, got 3"):
+        ob.Standardize.fit(iter([np.ones((2, 4)), np.ones((2, 3))]))
+    with pytest.raises(ValueError, match="at most 10 centres"):
+        ob.GaussianRBF.fit(data(10), 11, KEY)
+    with pytest.raises(ValueError, match="positive bandwidth"):
+        ob.GaussianRBF.fit(data(10), 2, KEY, bandwidth=0.0)
+    with pytest.raises(ValueError, match="positive bandwidth"):
+        ob.RandomFourier.create(KEY, 3, 4, -1.0)
+    with pytest.raises(ValueError, match="matrix of shape"):
+        ob.Project(jnp.ones(3))(jnp.ones((2, 3)))
+
+
+def test_pca_is_the_svd():
+    x = np.asarray(data(300, 6), np.float64) * np.arange(1, 7) + 4
+    psi = ob.Project.pca(x.astype(np.float32), 3)
+    centred = x - x.mean(axis=0)
+    _, values, vt = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(vt[:3] @ psi.matrix), np.eye(3), atol=1e-4)
+    z = np.asarray(psi(x.astype(np.float32)))
+    np.testing.assert_allclose(z.var(axis=0), values[:3] ** 2 / 300, rtol=1e-4)
+    white = np.asarray(ob.Project.pca(x, 3, whiten=True)(x.astype(np.float32)))
+    np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(3), atol=1e-3)
+
+
+def test_whitening_leaves_dead_directions_alone():
+    x = np.asarray(data(100, 3)).copy()
+    x[:, 2] = 1.0
+    z = np.asarray(ob.Project.pca(x, 3, whiten=True)(x))
+    np.testing.assert_allclose(z.std(axis=0)[:2], 1, rtol=1e-3)
+    assert np.max(np.abs(z[:, 2])) < 1e-5
+
+
+def test_pca_in_a_metric_is_the_best_approximation():
+    rng = np.random.default_rng(0)
+    x, a = rng.normal(size=(400, 5)) * np.arange(1, 6), rng.normal(size=(3, 5))
+    metric = a.T @ a
+    psi = ob.Project.pca(x, 2, metric=metric)
+    z, target = np.asarray(psi(x.astype(np.float32)), np.float64), (x - x.mean(0)) @ a.T
+    left = np.sum((target - z @ np.linalg.lstsq(z, target, rcond=None)[0]) ** 2)
+    values = np.linalg.svd(target, compute_uv=False)
+    np.testing.assert_allclose(left, values[2] ** 2, rtol=1e-3)
+
+
+def test_active_subspace_finds_the_direction_of_a_ridge_function():
+    x = data(200, 5)
+    w = jnp.array([3.0, 0.0, 4.0, 0.0, 0.0]) / 5
+    gradients = jax.vmap(jax.grad(lambda s: jnp.tanh(s @ w)))(x)
+    for weighted in (True, False):
+        psi = ob.Project.active_subspace(x, gradients, 1, weighted=weighted)
+        np.testing.assert_allclose(np.abs(psi.matrix[:, 0]), w, atol=1e-3)
+    jacobian = jax.vmap(jax.jacfwd(lambda s: jnp.stack([jnp.tanh(s @ w), s @ w])))(x)
+    psi = ob.Project.active_subspace(x, jacobian, 2)
+    np.testing.assert_allclose(np.abs(psi.matrix[:, 0]), w, atol=1e-3)
+    assert np.all(np.isfinite(psi.matrix))
+    bare = ob.Project.active_subspace(None, gradients, 1, weighted=False)
+    assert bare.mean is None
+    assert bare(x).shape == (200, 1)
+
+
+def test_k_means_finds_separate_clusters():
+    corners = np.array([[0, 0], [10, 0], [0, 10], [1000, 1000]], np.float32)
+    x = np.repeat(corners, 50, axis=0) + np.random.default_rng(0).normal(size=(200, 2)) * 0.1
+    x = x.astype(np.float32)
+    centers = np.asarray(k_means(jnp.asarray(x), KEY, 4, 10))
+    found = centers[np.lexsort(centers.T)]
+    means = x.reshape(4, 50, 2).mean(axis=1)
+    np.testing.assert_allclose(found, means[np.lexsort(means.T)], atol=1e-2)
+
+
+def test_rbf_is_the_formula_and_has_a_centre_at_one():
+    psi = ob.GaussianRBF.fit(data(100) + 1000, 5, KEY, bandwidth=1.5)
+    x = np.asarray(data(20) + 1000, np.float64)
+    c = np.asarray(psi.centers, np.float64)
+    expected = np.exp(-((x[:, None] - c[None]) ** 2).sum(-1) / (2 * 1.5**2))
+    np.testing.assert_allclose(psi(x), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(np.diag(psi(psi.centers)), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [np.zeros((10, 2)), np.repeat(np.eye(2), 5, axis=0), np.ones((10, 2)) * 1e4],
+    ids=["dead", "two points", "constant"],
+)
+def test_rbf_of_too_few_distinct_points_is_finite(x):
+    psi = ob.GaussianRBF.fit(x.astype(np.float32), 4, KEY)
+    assert float(psi.bandwidth) > 0
+    assert np.all(np.isfinite(psi(x)))
+
+
+def test_rbf_bandwidth_follows_the_scale():
+    x = data(200)
+    small, large = ob.GaussianRBF.fit(x, 8, KEY), ob.GaussianRBF.fit(100 * x, 8, KEY)
+    np.testing.assert_allclose(large.bandwidth, 100 * small.bandwidth, rtol=1e-2)
+    columns = np.asarray(small(x))
+    assert 0.1 < columns.mean() < 0.9  # neither needles nor constants
+
+
+def test_rbf_on_a_subsample():
+    psi = ob.GaussianRBF.fit(data(500), 6, KEY, max_samples=60)
+    assert psi.centers.shape == (6, 4)
+
+
+def test_random_fourier_approximates_the_gaussian_kernel():
+    x = data(30)
+    psi = ob.RandomFourier.create(KEY, 4, 20_001, 1.7)
+    features = np.asarray(psi(x), np.float64)
+    kernel = np.exp(-np.asarray(squared_distances(x, x)) / (2 * 1.7**2))
+    np.testing.assert_allclose(features @ features.T, kernel, atol=0.04)
+    assert psi.names(4)[3] == "cos(w3·x)"
+    assert psi.names(4)[-1] == "sin(w9999·x)"
+    np.testing.assert_array_equal(psi(x), ob.RandomFourier.create(KEY, 4, 20_001, 1.7)(x))
