@@ -1,0 +1,46 @@
+"""Extended dynamic mode decomposition: statistics, solvers, the Koopman operator.
+
+One pass over the data gives statistics (`accumulate`: `Gram` or `RFactor`, both monoids), from
+which `solve` gets a Koopman matrix for any solver, ridge, rank, fold or sub-dictionary. `fit` does
+both, chooses the statistics by the condition of the problem, and returns a `Koopman` operator.
+"""
+
+from koopjax.edmd._accumulate import accumulate as accumulate
+from koopjax.edmd._fit import fit as fit
+from koopjax.edmd._koopman import Koopman as Koopman
+from koopjax.edmd._solve import (
+    Info as Info,
+    Solution as Solution,
+    low_rank as low_rank,
+    solve as solve,
+    unwrap as unwrap,
+)
+from koopjax.edmd._solvers import (
+    ReducedRank as ReducedRank,
+    Ridge as Ridge,
+    TruncatedSVD as TruncatedSVD,
+)
+from koopjax.edmd._statistics import (
+    Gram as Gram,
+    RFactor as RFactor,
+    leave_one_out as leave_one_out,
+    total as total,
+)
+
+__all__ = [
+    "Gram",
+    "Info",
+    "Koopman",
+    "RFactor",
+    "ReducedRank",
+    "Ridge",
+    "Solution",
+    "TruncatedSVD",
+    "accumulate",
+    "fit",
+    "leave_one_out",
+    "low_rank",
+    "solve",
+    "total",
+    "unwrap",
+]

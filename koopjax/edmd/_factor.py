@@ -1,0 +1,239 @@
+"""Factorisations that all solvers share, of either kind of statistics, with their diagnosis."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from koopjax._core import matmul, pytree, qr_r
+from koopjax.edmd._statistics import Gram, Statistics
+
+# Up to this many observables the singular values are computed for the diagnosis; above, a block
+# iteration on the triangular factor estimates the two extreme ones, at a small part of the cost.
+EXACT = 1024
+BLOCK = 8
+ITERATIONS = 24
+
+
+@pytree
+class Spectral:
+    """`Ψx = U diag(s) Vᵀ` with the targets in the basis U, as far as statistics hold them.
+
+    Attributes:
+        v: `(p, p)` right singular vectors.
+        s: `(p,)` singular values, falling; zero beyond the numerical rank.
+        c: `(p, q)` coordinates `Uᵀ Ψy`; zero beyond the numerical rank.
+    """
+
+    v: Any
+    s: Any
+    c: Any
+
+
+@pytree
+class Diagnosis:
+    """How well the statistics determine a solution, before any ridge.
+
+    Attributes:
+        rank: numerical rank of Ψx.
+        condition: largest over least retained singular value of Ψx.
+        scaled: the same with the columns of Ψx scaled to unit norm, on which the error of a
+            triangular solve depends (no scaling of observables changes a full-rank solution).
+        largest: largest singular value of Ψx.
+    """
+
+    rank: Any
+    condition: Any
+    scaled: Any
+    largest: Any
+
+
+def cut(stats: Statistics) -> float:
+    """Relative size below which a squared singular value (Gram) or one itself (R) is rounding.
+
+    `ε max(m, n)` of the matrix that is decomposed, as for a pseudo-inverse.
+    """
+    p = max(stats.sizes[0], 2)
+    return float(jnp.finfo(stats.dtype).eps) * p
+
+
+def blocks_of(stats: Statistics) -> tuple[Array, Array]:
+    """What is factorised and its right-hand side: `(G, C)`, or `(Rxx, Rxy)`."""
+    if isinstance(stats, Gram):
+        return stats.gram, stats.cross
+    p = stats.p
+    return stats.r[:p, :p], stats.r[:p, p:]
+
+
+def target_energy(stats: Statistics) -> Array:
+    """`‖Ψy‖²`, the trace of the target's Gram matrix."""
+    if isinstance(stats, Gram):
+        return jnp.trace(stats.target_gram)
+    return jnp.sum(stats.r[:, stats.p :] ** 2)
+
+
+def energy(stats: Statistics) -> Array:
+    """`‖Ψx‖²`, the trace of the Gram matrix."""
+    if isinstance(stats, Gram):
+        return jnp.trace(stats.gram)
+    return jnp.sum(stats.r[:, : stats.p] ** 2)
+
+
+def is_finite(stats: Statistics) -> Array:
+    """Whether the statistics hold no NaN or infinity."""
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(stats)]
+    return jnp.stack(finite).all()
+
+
+def column_scale(stats: Statistics, alpha: Any = 0.0) -> Array:
+    """`1 / ‖ψ_i‖` with the ridge counted in, and 1 for columns that are zero."""
+    g, _ = blocks_of(stats)
+    squares = jnp.diagonal(g) if isinstance(stats, Gram) else jnp.sum(g**2, axis=0)
+    squares = squares + alpha
+    positive = squares > 0
+    return jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, squares, 1)), 1)
+
+
+def spectral(stats: Statistics, rank: Any = None) -> Spectral:
+    """Singular values, right vectors and target coordinates of Ψx.
+
+    Args:
+        stats: Gram (by eigendecomposition) or R factor (by SVD of its leading block).
+        rank: keep at most so many; None lets the cut decide alone.
+    """
+    g, rhs = blocks_of(stats)
+    p = g.shape[0]
+    if isinstance(stats, Gram):
+        values, vectors = jnp.linalg.eigh(g)
+        values, v = values[::-1], vectors[:, ::-1]
+        keep = values > cut(stats) * jnp.maximum(values[0], 0)
+        s = jnp.sqrt(jnp.where(keep, values, 1))
+        c = matmul(v.T, rhs) / s[:, None]
+    else:
+        u, s, vt = jnp.linalg.svd(g)
+        v, c = vt.T, matmul(u.T, rhs)
+        keep = s > cut(stats) * s[0]
+    if rank is not None:
+        keep = keep & (jnp.arange(p) < rank)
+    return Spectral(v, jnp.where(keep, s, 0), jnp.where(keep[:, None], c, 0))
+
+
+def triangle(stats: Statistics, alpha: Any) -> tuple[Array, Array, Array]:
+    """The scaled ridge problem as a triangular one: `T z = rhs`, `K = d z`.
+
+    For a Gram matrix T is the Cholesky factor of `D (G + αI) D`; for an R factor the rows `√α I`
+    are merged in, so that nothing is squared. NaN where the Cholesky factorisation breaks down.
+
+    Returns:
+        `t` `(p, p)` upper triangular, `rhs` `(p, q)`, `d` `(p,)`.
+    """
+    g, rhs = blocks_of(stats)
+    p = g.shape[0]
+    alpha = jnp.asarray(alpha, g.dtype)
+    d = column_scale(stats, alpha)
+    # Columns that are zero get a one on the diagonal; their right-hand side is zero.
+    dead = (column_scale_dead(stats, alpha)).astype(g.dtype)
+    if isinstance(stats, Gram):
+        a = d[:, None] * g * d[None, :]
+        a = a + jnp.diag(alpha * d * d + dead)
+        t = jnp.linalg.cholesky(a, symmetrize_input=False).T
+        z = jax.scipy.linalg.solve_triangular(t, d[:, None] * rhs, trans=1)
+        return t, z, d
+    ridge = jnp.sqrt(alpha) * d + dead
+    left = jnp.concatenate([g * d[None, :], jnp.diag(ridge)])
+    right = jnp.concatenate([rhs, jnp.zeros_like(rhs)])
+    r = qr_r(jnp.concatenate([left, right], axis=1))
+    return r[:p, :p], r[:p, p:], d
+
+
+def column_scale_dead(stats: Statistics, alpha: Any) -> Array:
+    """Columns without any energy, ridge included."""
+    g, _ = blocks_of(stats)
+    squares = jnp.diagonal(g) if isinstance(stats, Gram) else jnp.sum(g**2, axis=0)
+    return ~(squares + alpha > 0)
+
+
+def extremes(t: Float[Array, "p p"]) -> tuple[Array, Array]:
+    """Least and largest singular value of a triangular matrix; estimates above `EXACT` rows.
+
+    Block power iteration on `TᵀT` and its inverse, with a Rayleigh-Ritz step at the end. The least
+    one is never underestimated. Infinite or NaN factors give a least value of zero.
+    """
+    p = t.shape[0]
+    if p <= EXACT:
+        values = jnp.linalg.svd(jnp.where(jnp.isfinite(t), t, 0), compute_uv=False)
+        least = jnp.where(jnp.isfinite(t).all(), values[-1], 0)
+        return least, values[0]
+    # A fixed start without structure: the same answer on every call, no key needed.
+    rows = jnp.arange(1, p + 1, dtype=t.dtype)[:, None]
+    columns = jnp.arange(1, BLOCK + 1, dtype=t.dtype)[None, :]
+    start = jnp.linalg.qr(jnp.cos(rows * jnp.sqrt(columns + 0.3)))[0]
+    solve = jax.scipy.linalg.solve_triangular
+
+    def up(_: int, q: Array) -> Array:
+        return jnp.linalg.qr(matmul(t.T, matmul(t, q)))[0]
+
+    def down(_: int, q: Array) -> Array:
+        z = solve(t, solve(t, q, trans=1))
+        return jnp.linalg.qr(jnp.where(jnp.isfinite(z), z, 0))[0]
+
+    top = jax.lax.fori_loop(0, ITERATIONS, up, start)
+    bottom = jax.lax.fori_loop(0, ITERATIONS, down, start)
+    largest = jnp.linalg.svd(matmul(t, top), compute_uv=False)[0]
+    least = jnp.linalg.svd(matmul(t, bottom), compute_uv=False)[-1]
+    finite = jnp.isfinite(least) & jnp.isfinite(largest)
+    return jnp.where(finite, least, 0), jnp.where(finite, largest, 1)
+
+
+def singular_values(stats: Statistics, d: Array) -> Array:
+    """Singular values of `Ψx diag(d)`, falling."""
+    g, _ = blocks_of(stats)
+    if isinstance(stats, Gram):
+        values = jnp.linalg.eigvalsh(d[:, None] * g * d[None, :])[::-1]
+        return jnp.sqrt(jnp.maximum(values, 0))
+    return jnp.linalg.svd(g * d[None, :], compute_uv=False)
+
+
+def _from_values(stats: Statistics, scaled: Array, raw: Array) -> Diagnosis:
+    threshold = cut(stats)
+    relative = scaled / jnp.where(scaled[0] > 0, scaled[0], 1)
+    if isinstance(stats, Gram):
+        relative = relative**2
+    rank = jnp.sum(relative > threshold)
+    last = jnp.maximum(rank - 1, 0)
+    # Scaled units decide on the rank; raw values beneath their own rounding can't be divided by.
+    floor = jnp.finfo(stats.dtype).eps * raw[0]
+    ratio = lambda s, low: jnp.where(rank > 0, s[0] / jnp.maximum(s[last], low), 1)
+    tiny = jnp.finfo(stats.dtype).tiny
+    return Diagnosis(
+        rank.astype(jnp.int32),
+        ratio(raw, jnp.maximum(floor, tiny)),
+        ratio(scaled, tiny),
+        raw[0],
+    )
+
+
+def diagnose(stats: Statistics) -> Diagnosis:
+    """Numerical rank and condition of Ψx from its statistics.
+
+    Numerics: the singular values up to `EXACT` observables (an order less than their vectors);
+    above, a Cholesky factor and a few solves, and the singular values only if that one breaks down.
+    """
+    p = stats.sizes[0]
+    d = column_scale(stats)
+    exact = lambda: _from_values(
+        stats, singular_values(stats, d), singular_values(stats, jnp.ones_like(d))
+    )
+    if p <= EXACT:
+        return exact()
+    t, _, _ = triangle(stats, 0.0)
+    least, largest = extremes(t)
+    power = 2 if isinstance(stats, Gram) else 1
+    healthy = (least / largest) ** power > cut(stats)
+
+    def estimate() -> Diagnosis:
+        low, high = extremes(t / d[None, :])
+        return Diagnosis(jnp.asarray(p, jnp.int32), high / low, largest / least, high)
+
+    return jax.lax.cond(healthy, estimate, exact)

@@ -1,0 +1,89 @@
+"""What a fit will take, before anything is allocated."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from koopjax import observables
+from koopjax._core import expected
+from koopjax.edmd._statistics import Gram
+
+# Share of the free memory that a fit may plan with; the rest is for the data and the backend.
+SHARE = 0.8
+# Square matrices alive at the same time in the solve: statistics, scaled copy, factor, right-hand
+# sides, work space of LAPACK.
+COPIES = 4
+
+
+def available_bytes() -> int:
+    """Memory that a computation on the default device may take, as far as the system says."""
+    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(SHARE * 1024 * int(fields["MemAvailable"].split()[0]))
+    except (OSError, KeyError, ValueError):
+        # Not Linux: the physical memory is the best that the standard library knows.
+        return int(SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def statistics_bytes(p: int, q: int, kind: type, dtype: Any, folds: int | None) -> int:
+    """Bytes of the statistics themselves."""
+    numbers = p * p + p * q + q * q if kind is Gram else (p + q) ** 2
+    return numbers * jnp.dtype(dtype).itemsize * (folds or 1)
+
+
+def planned_bytes(p: int, q: int, kind: type, dtype: Any, rows: int, folds: int | None) -> int:
+    """Bytes of accumulation and solve: statistics, their copies, and one lifted block."""
+    width = jnp.dtype(dtype).itemsize
+    copies = 2 * statistics_bytes(p, q, kind, dtype, folds)
+    solve = COPIES * p * (p + q) * width
+    return copies + solve + 2 * rows * (p + q) * width
+
+
+def check_memory(
+    lift: Any, x: Any, y: Any, kind: type, dtype: Any, rows: int, folds: int | None, limit: Any
+) -> None:
+    """Refuse a fit that will not fit, naming sizes that would.
+
+    Args:
+        lift: both dictionaries.
+        x: shape of the snapshots before.
+        y: shape of the snapshots after.
+        kind: class of the statistics.
+        dtype: of the accumulation.
+        rows: rows lifted at a time.
+        folds: statistics stacked.
+        limit: bytes; None for what is free.
+    """
+    p, q = lift.sizes(x[1], y[1])
+    limit = available_bytes() if limit is None else int(limit)
+    needed = planned_bytes(p, q, kind, dtype, rows, folds)
+    if needed <= limit:
+        return
+    # With the target as wide as the dictionary every p counts for its target too.
+    ratio = q / p
+    largest = _largest(limit, ratio, kind, dtype, min(rows, 256), folds)
+    # One square of float32 with that many rows: the advice of `fits` for just that number.
+    ideas = observables.fits(lift.psi, x[1], 4 * largest**2, squares=1).advice
+    raise expected(
+        f"a dictionary whose statistics fit in {limit / 2**30:.3g} GiB",
+        f"{p:,} observables before and {q:,} after, which need {needed / 2**30:.3g} GiB",
+        f"{ideas or 'fewer targets'} (at most {largest:,} observables fit)",
+    )
+
+
+def _largest(limit: int, ratio: float, kind: type, dtype: Any, rows: int, folds: Any) -> int:
+    """Most observables whose plan fits, with targets in the same proportion; by bisection."""
+    low, high = 0, 2
+    fits = lambda p: planned_bytes(p, int(ratio * p) + 1, kind, dtype, rows, folds) <= limit
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,48 @@
+"""Where float64 is needed it is asked for locally; the global configuration stays as it is."""
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from koopjax._core import expected, is_tracing
+
+
+def precise(*trees: Any) -> contextlib.AbstractContextManager:
+    """A context in which float64 leaves of the trees keep their digits; else one that does nothing.
+
+    Without it JAX would cut float64 statistics to float32 (and warn) wherever the user has not
+    switched x64 on. It also works while tracing: what is traced inside stays float64.
+    """
+    wide = any(getattr(leaf, "dtype", None) == jnp.float64 for leaf in jax.tree.leaves(trees))
+    if wide and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        return jax.enable_x64(True)
+    return contextlib.nullcontext()
+
+
+def working_dtype(dtype: Any) -> Any:
+    """The dtype in which factorisations run: at least float32, since LAPACK has no half types."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise expected("floating-point observables", f"dtype {dtype}", "x.astype(jnp.float32)")
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """Every floating leaf in another dtype; other leaves (counts, codes) as they are."""
+
+    def convert(leaf: Any) -> Any:
+        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return jnp.asarray(leaf).astype(dtype) if floating else leaf
+
+    with precise(tree) if dtype != jnp.float64 else jax.enable_x64(True):
+        return jax.tree.map(convert, tree)
+
+
+def traced(*trees: Any) -> bool:
+    """Whether values can't be looked at: a leaf is a tracer, or the call itself is being staged.
+
+    Under jit even operations on constants are staged, so a function called there on concrete
+    arrays has no concrete results.
+    """
+    return is_tracing(*trees) or is_tracing(jnp.zeros(()))

@@ -1,0 +1,192 @@
+"""Solvers: settings that turn statistics into a Koopman matrix."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from koopjax._core import expected, is_tracing, pytree
+from koopjax.edmd._factor import Diagnosis, diagnose, energy
+from koopjax.edmd._smooth import reduced, ridge, root_metric, truncated
+from koopjax.edmd._statistics import Statistics
+
+
+@pytree
+class Outcome:
+    """What a solver hands to `solve`: the matrix and what its result code is judged by.
+
+    Attributes:
+        value: `(p, q)`.
+        rank: rank of the solution.
+        needed: numerical rank of Ψx that the solver relies on.
+        found: how much of `needed` there is.
+        condition: of Ψx, over its numerical rank.
+        amplification: condition number that rounding errors of the statistics meet.
+        alpha: the ridge, absolute.
+    """
+
+    value: Any
+    rank: Any
+    needed: Any
+    found: Any
+    condition: Any
+    amplification: Any
+    alpha: Any
+
+
+def _check_alpha(alpha: Any, relative: Any) -> None:
+    for name, value in (("alpha", alpha), ("relative", relative)):
+        if not is_tracing(value) and bool((np.asarray(value) < 0).any()):
+            raise expected(f"{name} of at least 0", f"{value}")
+
+
+def _check_rank(rank: Any, largest: int) -> None:
+    if is_tracing(rank):
+        return
+    values = np.asarray(rank)
+    if bool(((values < 1) | (values > largest)).any()):
+        raise expected(f"a rank from 1 to {largest}", f"{rank}", f"rank={largest}")
+
+
+def penalty(stats: Statistics, alpha: Any, relative: Any) -> Array:
+    """The absolute ridge: `α + relative · tr(G) / p`."""
+    mean = energy(stats) / stats.sizes[0]
+    return jnp.asarray(alpha, stats.dtype) + jnp.asarray(relative, stats.dtype) * mean
+
+
+def regularised(diagnosis: Diagnosis, alpha: Any) -> Array:
+    """Condition number of the ridge problem: the smaller of two bounds on the amplification."""
+    high = diagnosis.largest**2
+    low = (diagnosis.largest / diagnosis.condition) ** 2
+    total = low + alpha
+    raw = jnp.where(total > 0, jnp.sqrt((high + alpha) / jnp.where(total > 0, total, 1)), 1)
+    return jnp.minimum(raw, diagnosis.scaled)
+
+
+@pytree
+class Ridge:
+    """Least squares with a ridge: `min ‖Ψx K − Ψy‖² + α ‖K‖²`.
+
+    Solved by a triangular factor with columns scaled to unit norm; where that one is singular to
+    rounding, by the pseudo-inverse on the numerical rank (so that `Ridge()` gives the solution of
+    least norm). Derivatives are implicit and finite on either path.
+
+    Args:
+        alpha: absolute ridge, as in scikit-learn; at least 0.
+        relative: ridge in units of the mean squared column norm `tr(G) / p`, added to `alpha`.
+
+    Example:
+        >>> Ridge(1e-3).alpha
+        0.001
+    """
+
+    alpha: Any = 0.0
+    relative: Any = 0.0
+
+    def validate(self, sizes: tuple[int, int]) -> None:
+        """Raise `ValueError` if settings that are known can't be met."""
+        _check_alpha(self.alpha, self.relative)
+
+    def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
+        """The solution from finite statistics; `diagnosis` where it is there already."""
+        diagnosis = diagnose(stats) if diagnosis is None else diagnosis
+        alpha = penalty(stats, self.alpha, self.relative)
+        return Outcome(
+            value=ridge(stats, alpha),
+            rank=jnp.minimum(diagnosis.rank, stats.sizes[1]),
+            needed=jnp.asarray(stats.sizes[0]),
+            found=diagnosis.rank,
+            condition=diagnosis.condition,
+            amplification=regularised(diagnosis, alpha),
+            alpha=alpha,
+        )
+
+
+@pytree
+class TruncatedSVD:
+    """Least squares on the leading singular vectors of Ψ(x): `K = V_r S_r⁻¹ U_rᵀ Ψy`.
+
+    Args:
+        rank: how many are kept; a leaf, so that vmap over ranks shares one factorisation. Traced
+            ranks beyond the numerical rank keep all there is.
+
+    Reference: Williams, Kevrekidis & Rowley (2015), J. Nonlinear Sci. 25 (EDMD).
+    """
+
+    rank: Any
+
+    def validate(self, sizes: tuple[int, int]) -> None:
+        """Raise `ValueError` if settings that are known can't be met."""
+        _check_rank(self.rank, sizes[0])
+
+    def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
+        """The solution from finite statistics."""
+        del diagnosis  # the singular values that are computed anyway say more
+        value, s = truncated(stats, self.rank)
+        numerical = jnp.sum(s > 0)
+        used = jnp.minimum(numerical, jnp.asarray(self.rank).astype(jnp.int32))
+        ratio = lambda count: jnp.where(count > 0, s[0] / _at(s, count), 1)
+        return Outcome(
+            value=value,
+            rank=used,
+            needed=jnp.minimum(jnp.asarray(self.rank).astype(jnp.int32), stats.sizes[0]),
+            found=numerical,
+            condition=ratio(numerical),
+            amplification=ratio(used),
+            alpha=jnp.zeros((), stats.dtype),
+        )
+
+
+def _at(s: Array, count: Array) -> Array:
+    value = s[jnp.maximum(count - 1, 0)]
+    return jnp.where(value > 0, value, 1)
+
+
+@pytree
+class ReducedRank:
+    """Reduced-rank regression: the best K of a rank for the prediction Ψ(x) K, in a metric.
+
+    `min ‖(Ψx K − Ψy) M^{1/2}‖² + α ‖K M^{1/2}‖²` over all K of rank r. The optimum is the ridge
+    solution with its prediction `Ψx K M^{1/2}` cut to r singular values, and comes from the
+    statistics alone: `K_r = K M^{1/2} W_r W_rᵀ M^{-1/2}` with W the right singular vectors.
+
+    Args:
+        rank: a leaf; vmap over ranks shares one factorisation.
+        metric: `(q, q)`, symmetric and positive semi-definite: what an error in the targets
+            costs. None is the identity. Directions that a singular metric ignores are used last.
+        alpha: ridge, as in `Ridge`.
+        relative: ridge relative to the mean squared column norm, as in `Ridge`.
+
+    Reference: Izenman (1975), J. Multivariate Anal. 5 (reduced-rank regression).
+    """
+
+    rank: Any
+    metric: Any = None
+    alpha: Any = 0.0
+    relative: Any = 0.0
+
+    def validate(self, sizes: tuple[int, int]) -> None:
+        """Raise `ValueError` if settings that are known can't be met."""
+        _check_alpha(self.alpha, self.relative)
+        _check_rank(self.rank, min(sizes))
+        shape = None if self.metric is None else jnp.shape(self.metric)
+        if shape not in (None, (sizes[1], sizes[1])):
+            raise expected(f"a metric of shape {(sizes[1], sizes[1])}", f"{shape}")
+
+    def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
+        """The solution from finite statistics."""
+        base = Ridge(self.alpha, self.relative).compute(stats, diagnosis)
+        roots = root_metric(self.metric, stats.sizes[1], stats.dtype)
+        return Outcome(
+            value=reduced(stats, base.alpha, self.rank, roots),
+            rank=jnp.minimum(base.rank, jnp.asarray(self.rank).astype(jnp.int32)),
+            needed=base.needed,
+            found=base.found,
+            condition=base.condition,
+            amplification=base.amplification,
+            alpha=base.alpha,
+        )
+
+
+Solver = Ridge | TruncatedSVD | ReducedRank

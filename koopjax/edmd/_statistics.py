@@ -1,0 +1,360 @@
+"""Sufficient statistics of a least-squares problem, as monoids: Gram matrices and R factors."""
+
+import dataclasses
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from koopjax._core import expected, is_tracing, matmul, pytree, qr_r, static
+from koopjax.edmd._precision import cast, precise, working_dtype
+
+
+def _check_pair(psi_x: Any, psi_y: Any) -> None:
+    if psi_x.ndim != 2 or psi_y.ndim != 2 or psi_x.shape[0] != psi_y.shape[0]:
+        raise expected(
+            "psi_x (n, p) and psi_y (n, q) with the same n",
+            f"shapes {psi_x.shape} and {psi_y.shape}",
+            "evaluating both dictionaries on the same samples",
+        )
+
+
+def _check_mergeable(first: Any, second: Any) -> None:
+    if type(first) is not type(second) or first.sizes != second.sizes:
+        raise expected(
+            f"statistics like {type(first).__name__} of sizes (p, q) = {first.sizes}",
+            f"{type(second).__name__} of sizes {getattr(second, 'sizes', None)}",
+            "accumulating both with the same dictionaries",
+        )
+
+
+def weighted(
+    psi_x: Array, psi_y: Array, weights: Array | None, dtype: Any
+) -> tuple[Array, Array, Array]:
+    """Rows times the root of their weight, in the dtype of the accumulation, and the sample count.
+
+    Rows of weight zero are replaced, not multiplied: padding and samples the user has switched off
+    stay out even where an observable overflows.
+    """
+    same = psi_y is psi_x
+    psi_x = psi_x.astype(dtype)
+    psi_y = psi_x if same else psi_y.astype(dtype)
+    if weights is None:
+        return psi_x, psi_y, jnp.asarray(psi_x.shape[0], dtype)
+    # A weight of NaN must reach the statistics, so that the result is flagged.
+    used = (weights != 0)[:, None]
+    root = jnp.sqrt(jnp.where(weights != 0, weights, 1)).astype(dtype)[:, None]
+    rows_x = jnp.where(used, psi_x * root, 0)
+    rows_y = rows_x if same else jnp.where(used, psi_y * root, 0)
+    return rows_x, rows_y, jnp.sum(weights != 0).astype(dtype)
+
+
+@pytree
+class Gram:
+    """Second moments of a pair of lifted snapshots.
+
+    `gram = Ψxᵀ W Ψx`, `cross = Ψxᵀ W Ψy`, `target_gram = Ψyᵀ W Ψy`, with W the diagonal of sample
+    weights. Addition of all fields is `merge`, so batches, folds and devices combine in any order.
+    A smaller dictionary is a submatrix (`select`). A leading axis on every field stacks statistics
+    by fold.
+
+    Numerics: `2 n p (p + q)` operations and `p² + p q + q²` numbers, however many samples. Forming
+    products squares the condition number: with rounding unit ε the solution is good to
+    `cond(Ψ)² ε`. Where that is too much, use `RFactor`.
+
+    Attributes:
+        gram: `(p, p)`.
+        cross: `(p, q)`.
+        target_gram: `(q, q)`.
+        count: `()`, samples of non-zero weight, as a float so that it can't overflow.
+
+    Reference: Williams, Kevrekidis & Rowley (2015), J. Nonlinear Sci. 25 (EDMD).
+    """
+
+    gram: Any
+    cross: Any
+    target_gram: Any
+    count: Any
+
+    @classmethod
+    def empty(cls, p: int, q: int, dtype: Any = jnp.float32) -> "Gram":
+        """The statistic of no samples, the unit of `merge`."""
+        z = jnp.zeros
+        return cls(z((p, p), dtype), z((p, q), dtype), z((q, q), dtype), z((), dtype))
+
+    @classmethod
+    def from_batch(
+        cls,
+        psi_x: Float[Array, "n p"],
+        psi_y: Float[Array, "n q"],
+        weights: Float[Array, " n"] | None = None,
+    ) -> "Gram":
+        """The statistic of one batch of lifted snapshots.
+
+        Args:
+            psi_x: `(n, p)` observables before.
+            psi_y: `(n, q)` observables after; where it is the same object as `psi_x`, one product
+                serves for all three fields.
+            weights: `(n,)`, not negative; a weight of 2 counts a sample twice.
+        """
+        psi_x, psi_y = _as_pair(psi_x, psi_y)
+        _check_pair(psi_x, psi_y)
+        with precise(psi_x, psi_y):
+            return _products(psi_x, psi_y, weights, working_dtype(jnp.result_type(psi_x, psi_y)))
+
+    def update(self, psi_x: Array, psi_y: Array, weights: Array | None = None) -> "Gram":
+        """The statistic with one more batch merged in."""
+        with precise(self):
+            return self.merge(_products(psi_x, psi_y, weights, self.dtype))
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """`(p, q)`: how many observables before and after."""
+        return self.cross.shape[-2], self.cross.shape[-1]
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the accumulation."""
+        return self.cross.dtype
+
+    @property
+    def folds(self) -> int | None:
+        """How many folds are stacked along the leading axis, or None."""
+        return self.cross.shape[0] if self.cross.ndim == 3 else None
+
+    def merge(self, other: "Gram") -> "Gram":
+        """The statistic of both sets of samples together."""
+        _check_mergeable(self, other)
+        with precise(self, other):
+            return jax.tree.map(lambda a, b: a + b, self, other)
+
+    def scale(self, factor: Any) -> "Gram":
+        """The statistic with all sample weights multiplied by a factor (`count` stays)."""
+        with precise(self):
+            f = jnp.asarray(factor).astype(self.dtype)
+            return Gram(f * self.gram, f * self.cross, f * self.target_gram, self.count)
+
+    def select(
+        self, indices: Int[Array, " s"] | None = None, targets: Int[Array, " t"] | None = None
+    ) -> "Gram":
+        """The statistic of a smaller dictionary, without another pass over the data.
+
+        Args:
+            indices: which observables before to keep, in this order; None keeps all.
+            targets: which observables after to keep; None keeps all.
+        """
+        p, q = self.sizes
+        rows, cols = _indices(indices, p), _indices(targets, q)
+        with precise(self):
+            gram = jnp.take(jnp.take(self.gram, rows, -2), rows, -1)
+            cross = jnp.take(jnp.take(self.cross, rows, -2), cols, -1)
+            target = jnp.take(jnp.take(self.target_gram, cols, -2), cols, -1)
+            return Gram(gram, cross, target, self.count)
+
+    def astype(self, dtype: Any) -> "Gram":
+        """The statistic in another dtype (for use outside a float64 context, say)."""
+        return cast(self, jnp.dtype(dtype))
+
+    def to_gram(self) -> "Gram":
+        """Itself; there so that both kinds of statistics answer alike."""
+        return self
+
+    def of_targets(self, p: int) -> "Gram":
+        """Regress the targets after column `p` on the `p` targets before it."""
+        t = self.target_gram
+        return Gram(t[:p, :p], t[:p, p:], t[p:, p:], self.count)
+
+
+@pytree
+class RFactor:
+    """The R factor of the lifted snapshots side by side: `[Ψx Ψy] = Q R`.
+
+    `RᵀR` holds the same second moments as `Gram`, but they are never formed, so the condition
+    number is not squared: the solution is good to `cond(Ψ) ε`. `merge` is the QR of two stacked
+    R factors; signs of rows may differ between orders of merging, `RᵀR` does not.
+
+    Numerics: `2 (b + p + q) (p + q)²` operations for a batch of b samples.
+
+    Attributes:
+        r: `(p + q, p + q)`, upper triangular.
+        count: `()`, samples of non-zero weight.
+        p: number of observables before (static).
+    """
+
+    r: Any
+    count: Any
+    p: int = static()
+
+    @classmethod
+    def empty(cls, p: int, q: int, dtype: Any = jnp.float32) -> "RFactor":
+        """The statistic of no samples, the unit of `merge`."""
+        return cls(jnp.zeros((p + q, p + q), dtype), jnp.zeros((), dtype), p)
+
+    @classmethod
+    def from_batch(
+        cls,
+        psi_x: Float[Array, "n p"],
+        psi_y: Float[Array, "n q"],
+        weights: Float[Array, " n"] | None = None,
+    ) -> "RFactor":
+        """The statistic of one batch of lifted snapshots; arguments as for `Gram.from_batch`."""
+        psi_x, psi_y = _as_pair(psi_x, psi_y)
+        _check_pair(psi_x, psi_y)
+        with precise(psi_x, psi_y):
+            dtype = working_dtype(jnp.result_type(psi_x, psi_y))
+            rows_x, rows_y, count = weighted(psi_x, psi_y, weights, dtype)
+            rows = jnp.concatenate([rows_x, rows_y], axis=1)
+            return cls(_square(qr_r(rows), rows.shape[1]), count, psi_x.shape[1])
+
+    def update(self, psi_x: Array, psi_y: Array, weights: Array | None = None) -> "RFactor":
+        """The statistic with one more batch merged in: one QR of the factor over the new rows."""
+        with precise(self):
+            rows_x, rows_y, count = weighted(psi_x, psi_y, weights, self.dtype)
+            rows = jnp.concatenate([rows_x, rows_y], axis=1)
+            r = qr_r(jnp.concatenate([self.r, rows]))
+            return RFactor(r, self.count + count, self.p)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """`(p, q)`: how many observables before and after."""
+        return self.p, self.r.shape[-1] - self.p
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the accumulation."""
+        return self.r.dtype
+
+    @property
+    def folds(self) -> int | None:
+        """How many folds are stacked along the leading axis, or None."""
+        return self.r.shape[0] if self.r.ndim == 3 else None
+
+    def merge(self, other: "RFactor") -> "RFactor":
+        """The statistic of both sets of samples together."""
+        _check_mergeable(self, other)
+        with precise(self, other):
+            r = qr_r(jnp.concatenate([self.r, other.r], axis=-2))
+            return RFactor(r, self.count + other.count, self.p)
+
+    def scale(self, factor: Any) -> "RFactor":
+        """The statistic with all sample weights multiplied by a factor (`count` stays)."""
+        with precise(self):
+            root = jnp.sqrt(jnp.asarray(factor)).astype(self.dtype)
+            return dataclasses.replace(self, r=root * self.r)
+
+    def select(
+        self, indices: Int[Array, " s"] | None = None, targets: Int[Array, " t"] | None = None
+    ) -> "RFactor":
+        """The statistic of a smaller dictionary; arguments as for `Gram.select`."""
+        p, q = self.sizes
+        rows, cols = _indices(indices, p), _indices(targets, q)
+        keep = jnp.concatenate([rows, p + cols])
+        with precise(self):
+            r = qr_r(jnp.take(self.r, keep, axis=-1))
+            return RFactor(_square(r, keep.shape[0]), self.count, rows.shape[0])
+
+    def astype(self, dtype: Any) -> "RFactor":
+        """The statistic in another dtype."""
+        return cast(self, jnp.dtype(dtype))
+
+    def to_gram(self) -> Gram:
+        """The products `RᵀR`, for what needs second moments only."""
+        p = self.p
+        with precise(self):
+            moments = matmul(jnp.swapaxes(self.r, -1, -2), self.r)
+            return Gram(
+                moments[..., :p, :p], moments[..., :p, p:], moments[..., p:, p:], self.count
+            )
+
+    def of_targets(self, p: int) -> "RFactor":
+        """Regress the targets after column `p` on the `p` targets before it."""
+        columns = self.r[:, self.p :]
+        return RFactor(_square(qr_r(columns), columns.shape[1]), self.count, p)
+
+
+Statistics: TypeAlias = Gram | RFactor
+KINDS: dict[str, type] = {"gram": Gram, "rfactor": RFactor}
+
+
+def _products(psi_x: Array, psi_y: Array, weights: Array | None, dtype: Any) -> Gram:
+    """Second moments of a batch, its rows cast before anything is multiplied."""
+    rows_x, rows_y, count = weighted(psi_x, psi_y, weights, dtype)
+    gram = matmul(rows_x.T, rows_x)
+    if psi_y is psi_x:
+        return Gram(gram, gram, gram, count)
+    return Gram(gram, matmul(rows_x.T, rows_y), matmul(rows_y.T, rows_y), count)
+
+
+def _as_pair(psi_x: Any, psi_y: Any) -> tuple[Any, Any]:
+    same = psi_y is psi_x
+    psi_x = jnp.asarray(psi_x)
+    return psi_x, psi_x if same else jnp.asarray(psi_y)
+
+
+def _square(r: Array, size: int) -> Array:
+    """Fewer rows than columns (a batch smaller than the dictionary): zero rows below."""
+    return jnp.pad(r, [(0, 0)] * (r.ndim - 2) + [(0, size - r.shape[-2]), (0, 0)])
+
+
+def _indices(indices: Any, size: int) -> Array:
+    if indices is None:
+        return jnp.arange(size)
+    chosen = jnp.asarray(indices)
+    if chosen.ndim != 1 or not jnp.issubdtype(chosen.dtype, jnp.integer):
+        raise expected("a vector of integer indices", f"{chosen.dtype} of shape {chosen.shape}")
+    if not is_tracing(chosen) and chosen.size:
+        known = np.asarray(chosen)
+        if known.min() < -size or known.max() >= size:
+            raise expected(f"indices below {size}", f"{known.min()} to {known.max()}")
+    return jnp.where(chosen < 0, chosen + size, chosen)
+
+
+def merge_stacked(stacked: Any) -> Any:
+    """Merge statistics stacked along the leading axis, pairwise, as a tree.
+
+    The depth is logarithmic and each level is one batched merge, so it serves for folds and for
+    what an `all_gather` over devices brings together.
+    """
+    if isinstance(stacked, Gram):
+        return jax.tree.map(lambda a: jnp.sum(a, axis=0), stacked)
+    size = stacked.r.shape[0]
+    while size > 1:
+        half = size // 2
+        lower = jax.tree.map(lambda a, h=half: a[:h], stacked)
+        upper = jax.tree.map(lambda a, h=half: a[h : 2 * h], stacked)
+        merged = jax.vmap(lambda a, b: a.merge(b))(lower, upper)
+        rest = jax.tree.map(lambda a, h=half: a[2 * h :], stacked)
+        stacked = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), merged, rest)
+        size = size - half
+    return jax.tree.map(lambda a: a[0], stacked)
+
+
+def total(stacked: Statistics) -> Statistics:
+    """All folds of stacked statistics merged into one."""
+    with precise(stacked):
+        return merge_stacked(stacked)
+
+
+def leave_one_out(stacked: Statistics) -> Statistics:
+    """For each fold the statistics of all the others, stacked alike.
+
+    Gram matrices are subtracted from their sum. R factors can't be taken away stably, so the
+    others are merged: prefixes with suffixes, about three merges a fold.
+    """
+    with precise(stacked):
+        if isinstance(stacked, Gram):
+            return jax.tree.map(lambda a: jnp.sum(a, axis=0)[None] - a, stacked)
+        folds, size = stacked.r.shape[0], stacked.r.shape[-1]
+        unit = RFactor(
+            jnp.zeros((size, size), stacked.dtype), jnp.zeros((), stacked.dtype), stacked.p
+        )
+
+        def step(carry: RFactor, fold: RFactor) -> tuple[RFactor, RFactor]:
+            return carry.merge(fold), carry
+
+        # Exclusive prefixes and suffixes: what lies before and what lies behind each fold.
+        _, before = jax.lax.scan(step, unit, stacked, length=folds)
+        _, after = jax.lax.scan(step, unit, stacked, length=folds, reverse=True)
+        return jax.vmap(lambda a, b: a.merge(b))(before, after)
