@@ -1,6 +1,9 @@
 """Arrays as bytes, each in the smallest of a few forms, and back to the bit."""
 
 import dataclasses
+import math
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import jax.numpy as jnp
@@ -30,9 +33,24 @@ DTYPES = [
     "float8_e4m3fn",
     "float8_e5m2",
 ]
-FORMS = ["raw", "equal", "bitmask", "rice", "rice_columns", "lzma", "deflate", "range"]
-RAW, EQUAL, BITMASK, RICE, RICE_COLUMNS, PACKED, DEFLATED, RANGED = range(8)
+# Likewise; the form is the low half of a record's first byte.
+FORMS = [
+    "raw",
+    "equal",
+    "bitmask",
+    "rice",
+    "rice by columns",
+    "lzma",
+    "deflate",
+    "arithmetic",
+    "arithmetic by columns",
+    "increasing",
+    "narrow",
+]
+RAW, EQUAL, BITMASK, RICE, RICE_COLUMNS, PACKED, DEFLATED = range(7)
+RANGED, RANGED_COLUMNS, INCREASING, NARROW = range(7, 11)
 HAS_DTYPE, HAS_SHAPE = 0x10, 0x20
+INDEX_LIMIT = 1 << 24  # indices beyond are not coded by gaps, whose mask would fill the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,56 +123,73 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
 
 def _smallest(array: np.ndarray) -> tuple[int, bytes]:
     """The shortest form of an array; the simplest among equals."""
-    if array.dtype == np.bool_:
-        rows = array.reshape(-1, 1).astype(np.uint8)
-        raw = np.packbits(rows).tobytes()
-    else:
-        rows = _bytes_of(array)
-        raw = rows.tobytes()
-    size, width = rows.shape
-    best = (RAW, raw)
-    if size == 0:
-        return best
-    if bool(np.all(rows == rows[:1])):
-        return (EQUAL, rows[0].tobytes()) if width < len(raw) else best
-    mask = np.any(rows != 0, axis=1)
-    count = int(np.count_nonzero(mask))
-    # values alone are sparse's lower bound; a boolean's values are its mask
-    values = b"" if array.dtype == np.bool_ else rows[mask].tobytes()
-    if count == size or len(values) >= len(raw):
-        return best
-    bits = mask.reshape(array.shape)
-    columns = bits.reshape(-1, bits.shape[-1]).T if bits.ndim > 1 else None
-    forms = [
-        (BITMASK, _bits.bitmask(mask)),
-        (RICE, _bits.rice(mask)),
-        (RICE_COLUMNS, None if columns is None else _bits.rice(columns.ravel())),
-        (DEFLATED, _bits.deflated(mask)),
-        (PACKED, _bits.packed(mask)),
-        (RANGED, _bits.ranged(mask, array.shape)),
-    ]
-    for form, index in forms:
-        if index is not None and len(index) + len(values) < len(best[1]):
-            best = (form, index + values)
+    boolean = array.dtype == np.bool_
+    rows = array.reshape(-1, 1).astype(np.uint8) if boolean else _bytes_of(array)
+    raw = np.packbits(rows).tobytes() if boolean else rows.tobytes()
+    if len(rows) == 0:
+        return RAW, raw
+    if bool(np.all(rows == rows[:1])) and rows.shape[1] < len(raw):
+        return EQUAL, rows[0].tobytes()
+    best = RAW, raw
+    for form, body in (*_integer_forms(array), *_sparse_forms(array, rows, len(raw))):
+        if len(body) < len(best[1]):
+            best = form, body
     return best
+
+
+def _sparse_forms(array: np.ndarray, rows: np.ndarray, limit: int) -> Iterator[tuple[int, bytes]]:
+    """Where the non-zeros are, then their values; of a boolean, where it is true."""
+    mask = np.any(rows != 0, axis=1)
+    values = b"" if array.dtype == np.bool_ else rows[mask].tobytes()
+    if bool(np.all(mask)) or len(values) >= limit:
+        return
+    matrix = mask.reshape(_as_matrix(array.shape))
+    forms = {
+        BITMASK: _bits.bitmask(mask),
+        RICE: _bits.rice(mask),
+        RICE_COLUMNS: _bits.rice(matrix.T.ravel()),
+        DEFLATED: _bits.deflated(mask),
+        PACKED: _bits.packed(mask),
+        RANGED: _bits.ranged(matrix),
+        RANGED_COLUMNS: _bits.ranged(matrix.T),
+    }
+    yield from ((form, index + values) for form, index in forms.items() if index is not None)
+
+
+def _integer_forms(array: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    """What indices take: gaps where they increase, few bits where they are small."""
+    if array.dtype.kind not in "iu" or array.dtype.name not in DTYPES:
+        return
+    flat = array.reshape(-1).tolist()
+    yield NARROW, _bits.narrow(array.reshape(-1))
+    if flat[0] >= 0 and flat[-1] < INDEX_LIMIT and all(a < b for a, b in pairwise(flat)):
+        mask = np.zeros(flat[-1] + 1, bool)
+        mask[flat] = True
+        yield INCREASING, _bits.rice(mask)
+
+
+def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    columns = shape[-1] if shape else 1
+    return (math.prod(shape[:-1]), columns)
 
 
 def _decode(
     data: bytes, at: int, form: int, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> tuple[np.ndarray, int]:
-    size = int(np.prod(shape, dtype=np.int64))
-    boolean = dtype == np.bool_
-    width = dtype.itemsize
-    if form == RAW:
-        if boolean:
-            mask, at = _bits.from_bitmask(data, at, size)
-            return mask.reshape(shape), at
+    size, width = math.prod(shape), dtype.itemsize
+    if form == RAW and dtype != np.bool_:
         end = at + size * width
         return _from_bytes(data[at:end], shape, dtype), end
     if form == EQUAL:
         return _from_bytes(data[at : at + width] * size, shape, dtype), at + width
-    mask, at = _index(data, at, form, size, shape)
-    if boolean:
+    if form == NARROW:
+        values, at = _bits.from_narrow(data, at, size)
+        return np.array(values, dtype).reshape(shape), at
+    if form == INCREASING:
+        places, at = _bits.rice_places(data, at, INDEX_LIMIT)
+        return places.astype(dtype).reshape(shape), at
+    mask, at = _index(data, at, form, shape)
+    if dtype == np.bool_:
         return mask.reshape(shape), at
     rows = np.zeros((size, width), np.uint8)
     end = at + int(np.count_nonzero(mask)) * width
@@ -162,24 +197,31 @@ def _decode(
     return _from_bytes(rows.tobytes(), shape, dtype), end
 
 
-def _index(
-    data: bytes, at: int, form: int, size: int, shape: tuple[int, ...]
-) -> tuple[np.ndarray, int]:
+def _index(data: bytes, at: int, form: int, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """The mask of a sparse array, flat, by rows."""
+    rows, columns = _as_matrix(shape)
+    size = rows * columns
     if form == RANGED:
-        return _bits.from_ranged(data, at, size, shape)
-    if form == RICE_COLUMNS:
+        mask, at = _bits.from_ranged(data, at, rows, columns)
+    elif form == RANGED_COLUMNS:
+        mask, at = _bits.from_ranged(data, at, columns, rows)
+        mask = mask.T
+    elif form == RICE_COLUMNS:
         mask, at = _bits.from_rice(data, at, size)
-        return mask.reshape(shape[-1], -1).T.ravel(), at
-    readers = {
-        BITMASK: _bits.from_bitmask,
-        RICE: _bits.from_rice,
-        PACKED: _bits.from_packed,
-        DEFLATED: _bits.from_deflated,
-    }
-    return readers[form](data, at, size)
+        mask = mask.reshape(columns, rows).T
+    else:
+        readers = {
+            RAW: _bits.from_bitmask,  # of booleans
+            BITMASK: _bits.from_bitmask,
+            RICE: _bits.from_rice,
+            PACKED: _bits.from_packed,
+            DEFLATED: _bits.from_deflated,
+        }
+        mask, at = readers[form](data, at, size)
+    return mask.reshape(-1), at
 
 
 def _from_bytes(data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    if len(data) != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+    if len(data) != math.prod(shape) * dtype.itemsize:
         raise IndexError("an array ends past the file")
     return np.frombuffer(bytearray(data), dtype.newbyteorder("=")).reshape(shape)

@@ -43,6 +43,14 @@ def rice(mask: np.ndarray) -> bytes:
 
 def from_rice(data: bytes, at: int, size: int) -> tuple[np.ndarray, int]:
     """The mask that `rice` wrote, and the place behind it."""
+    places, at = rice_places(data, at, size)
+    mask = np.zeros(size, bool)
+    mask[places] = True
+    return mask, at
+
+
+def rice_places(data: bytes, at: int, size: int) -> tuple[np.ndarray, int]:
+    """The places of the non-zeros that `rice` wrote, all below `size`, and the place behind."""
     count, at = get_varint(data, at)
     k = data[at]
     at += 1
@@ -53,9 +61,7 @@ def from_rice(data: bytes, at: int, size: int) -> tuple[np.ndarray, int]:
     first = int(ends[-1]) + 1 if count else 0
     rest = bits[first : first + count * k].reshape(count, k).astype(np.int64)
     gaps = (quotients << k) + rest @ (1 << np.arange(k, dtype=np.int64)[::-1])
-    mask = np.zeros(size, bool)
-    mask[np.cumsum(gaps + 1) - 1] = True
-    return mask, at + (first + count * k + 7) // 8
+    return np.cumsum(gaps + 1) - 1, at + (first + count * k + 7) // 8
 
 
 def packed(mask: np.ndarray) -> bytes:
@@ -84,20 +90,42 @@ def from_deflated(data: bytes, at: int, size: int) -> tuple[np.ndarray, int]:
     return _unpack(zlib.decompress(data[at : at + length], -15), size), at + length
 
 
-def ranged(mask: np.ndarray, shape: tuple[int, ...]) -> bytes | None:
+def ranged(matrix: np.ndarray) -> bytes | None:
     """The adaptive coder of `_range`, its length first; none where it would take too long."""
-    if mask.size > RANGE_LIMIT:
+    if matrix.size > RANGE_LIMIT:
         return None
-    body = encode_mask(mask.reshape(-1, shape[-1] if shape else 1))
+    body = encode_mask(matrix)
     return put_varint(len(body)) + body
 
 
-def from_ranged(data: bytes, at: int, size: int, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
-    """The mask that `ranged` wrote, and the place behind it."""
+def from_ranged(data: bytes, at: int, rows: int, columns: int) -> tuple[np.ndarray, int]:
+    """The matrix that `ranged` wrote, and the place behind it."""
     length, at = get_varint(data, at)
-    columns = shape[-1] if shape else 1
-    mask = decode_mask(data[at : at + length], size // columns, columns)
-    return mask.ravel(), at + length
+    return decode_mask(data[at : at + length], rows, columns), at + length
+
+
+def narrow(values: np.ndarray) -> bytes:
+    """Integers as offsets from the smallest, each in as few bits as the largest needs."""
+    low = int(values.min())
+    offsets = [int(v) - low for v in values.tolist()]
+    width = max(offsets).bit_length()
+    bits = "".join(format(v, f"0{width}b") for v in offsets) if width else ""
+    body = int(bits or "0", 2) << -len(bits) % 8
+    signed = low << 1 if low >= 0 else (-low << 1) - 1
+    return put_varint(signed) + bytes([width]) + body.to_bytes((len(bits) + 7) // 8, "big")
+
+
+def from_narrow(data: bytes, at: int, size: int) -> tuple[list[int], int]:
+    """The integers that `narrow` wrote, and the place behind them."""
+    signed, at = get_varint(data, at)
+    low = -((signed + 1) >> 1) if signed & 1 else signed >> 1
+    width, at = data[at], at + 1
+    end = at + (size * width + 7) // 8
+    bits = np.unpackbits(np.frombuffer(data[at:end], np.uint8), count=size * width)
+    text = bits.astype("U1").tolist()
+    return [
+        low + int("".join(text[i * width : (i + 1) * width]) or "0", 2) for i in range(size)
+    ], end
 
 
 def _unpack(data: bytes, size: int | None) -> np.ndarray:

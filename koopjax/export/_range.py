@@ -9,137 +9,94 @@ overall density. Everything is integer arithmetic, so every machine decodes the 
 import numpy as np
 
 LEVELS = 12
+UNITS = 64  # densities are measured in this many parts
+# The level of a density: half octaves, level 0 for the lowest. Part of the format.
+LEVEL = [0] + [
+    min(LEVELS - 1, 2 * (q.bit_length() - 1) + (2 * q >> q.bit_length() - 1) % 2)
+    for q in range(1, UNITS + 1)
+]
+BORROWED = 32  # bits of the row above that stand in until a row has shown its own density
+LEAST = 16  # smallest probability of either value, in 65,536ths
 TOP = 0xFFFFFFFF
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """The bits of a matrix by rows."""
-    coder = _Encoder()
-    model = _Model(mask.shape[1])
-    for row in mask.astype(np.uint8).tolist():
-        model.start_row()
-        for j, bit in enumerate(row):
-            coder.put(bit, model.predict(j))
-            model.update(j, bit)
-    return coder.finish()
+    """The bits of a matrix by rows.
+
+    Args:
+        mask: `(rows, columns)` booleans.
+    """
+    return _code(mask.shape[0], mask.shape[1], mask.astype(np.uint8).tolist(), b"")[0]
 
 
 def decode_mask(data: bytes, rows: int, columns: int) -> np.ndarray:
-    """The matrix of bits that `encode_mask` coded."""
-    coder = _Decoder(data)
-    model = _Model(columns)
-    out = []
-    for _ in range(rows):
-        model.start_row()
+    """The matrix of bits that `encode_mask` coded.
+
+    Args:
+        data: the code.
+        rows: of the matrix.
+        columns: of the matrix.
+    """
+    return np.array(_code(rows, columns, None, data)[1], bool).reshape(rows, columns)
+
+
+def _code(
+    rows: int, columns: int, bits: list[list[int]] | None, data: bytes
+) -> tuple[bytes, list[list[int]]]:
+    """Encode `bits`, or decode `data` where there are none: one loop, so that both agree.
+
+    A carryless binary coder with 32-bit bounds. It is one function with everything in local names
+    because it runs once an entry of a matrix, in Python.
+    """
+    ones = [1] * (LEVELS * LEVELS * 2)
+    total = [4] * (LEVELS * LEVELS * 2)
+    column_counts = [0] * columns
+    above = [0] * columns
+    row_count, low, high = 0, 0, TOP
+    out, decoded = bytearray(), []
+    value, at = int.from_bytes(data[:4].ljust(4, b"\0"), "big"), 4
+    for i in range(rows):
+        borrowed = BORROWED * row_count // columns
+        row_count = 0
+        given = bits[i] if bits is not None else above
         row = []
+        column_total = 4 * i + 8
         for j in range(columns):
-            bit = coder.get(model.predict(j))
-            model.update(j, bit)
+            by_row = LEVEL[(4 * (row_count + borrowed) + 2) * UNITS // (4 * (j + BORROWED) + 8)]
+            by_column = LEVEL[(4 * column_counts[j] + 2) * UNITS // column_total]
+            c = (by_row * LEVELS + by_column) * 2 + above[j]
+            p = (ones[c] << 16) // total[c]
+            p = LEAST if p < LEAST else 65536 - LEAST if p > 65536 - LEAST else p
+            middle = low + ((high - low) * p >> 16)
+            bit = int(value <= middle) if bits is None else given[j]
+            total[c] += 2
+            if bit:
+                high = middle
+                ones[c] += 2
+                row_count += 1
+                column_counts[j] += 1
+            else:
+                low = middle + 1
+            above[j] = bit
             row.append(bit)
-        out.append(row)
-    return np.array(out, bool).reshape(rows, columns)
+            while (low ^ high) < 0x1000000:
+                if bits is None:
+                    following = data[at] if at < len(data) else 0
+                    value = (value << 8 & TOP) | following
+                    at += 1
+                else:
+                    out.append(high >> 24)
+                low = low << 8 & TOP
+                high = (high << 8 & TOP) | 0xFF
+        decoded.append(row)
+    return bytes(out) + _last(low, high), decoded
 
 
-class _Model:
-    """Probability that the next bit is set, from counts in contexts of quantised densities."""
-
-    def __init__(self, columns: int):
-        self.columns = columns
-        self.column_counts = [0] * columns
-        self.above = [0] * columns
-        self.seen_rows = -1
-        self.row_count = 0
-        self.last_row_count = 0
-        self.ones = [1] * (LEVELS * LEVELS * 2)
-        self.total = [4] * (LEVELS * LEVELS * 2)
-        self.context = 0
-
-    def start_row(self) -> None:
-        self.seen_rows += 1
-        self.last_row_count = self.row_count
-        self.row_count = 0
-
-    def predict(self, j: int) -> int:
-        """Probability of a set bit in 65,536ths, at least 1 and at most 65,535."""
-        # the previous row stands in, with the weight of sixteen bits, until this one has shown
-        prior = 16 * self.last_row_count // self.columns if self.columns else 0
-        row = _level(self.row_count + prior, j + 16)
-        column = _level(self.column_counts[j], self.seen_rows)
-        c = self.context = (row * LEVELS + column) * 2 + self.above[j]
-        p = (self.ones[c] << 16) // self.total[c]
-        return min(max(p, 24), 65512)
-
-    def update(self, j: int, bit: int) -> None:
-        c = self.context
-        self.total[c] += 2
-        if bit:
-            self.ones[c] += 2
-            self.row_count += 1
-            self.column_counts[j] += 1
-        self.above[j] = bit
-        if self.total[c] > 1 << 20:
-            self.total[c] >>= 1
-            self.ones[c] = max(1, self.ones[c] >> 1)
-
-
-def _level(count: int, total: int) -> int:
-    """A density on a scale of half octaves, 0 for the lowest; small samples near the middle."""
-    q = (count * 4 + 2) * 64 // (total * 4 + 8)  # 64ths of a set bit, 16 with nothing seen
-    if q < 1:
-        return 0
-    octave = q.bit_length() - 1
-    half = (q >> (octave - 1)) & 1 if octave else 0
-    return min(LEVELS - 1, 2 * octave + half)
-
-
-class _Encoder:
-    """Carryless binary arithmetic coder with 32-bit bounds."""
-
-    def __init__(self) -> None:
-        self.low, self.high = 0, TOP
-        self.out = bytearray()
-
-    def put(self, bit: int, p: int) -> None:
-        middle = self.low + ((self.high - self.low) * p >> 16)
-        if bit:
-            self.high = middle
-        else:
-            self.low = middle + 1
-        while (self.low ^ self.high) < 0x1000000:
-            self.out.append(self.high >> 24)
-            self.low = self.low << 8 & TOP
-            self.high = (self.high << 8 & TOP) | 0xFF
-
-    def finish(self) -> bytes:
-        # the decoder reads zeros past the end, so the shortest number within the bounds will do
-        for size in range(5):
-            step = 1 << (32 - 8 * size) if size else 1 << 32
-            value = -(-self.low // step) * step
-            if value <= self.high:
-                return bytes(self.out) + value.to_bytes(4, "big")[:size]
-        raise AssertionError("unreachable: four bytes name every number within the bounds")
-
-
-class _Decoder:
-    """The reverse of `_Encoder`."""
-
-    def __init__(self, data: bytes):
-        self.low, self.high = 0, TOP
-        self.data = data
-        self.at = 4
-        self.value = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
-
-    def get(self, p: int) -> int:
-        middle = self.low + ((self.high - self.low) * p >> 16)
-        bit = int(self.value <= middle)
-        if bit:
-            self.high = middle
-        else:
-            self.low = middle + 1
-        while (self.low ^ self.high) < 0x1000000:
-            self.low = self.low << 8 & TOP
-            self.high = (self.high << 8 & TOP) | 0xFF
-            following = self.data[self.at] if self.at < len(self.data) else 0
-            self.value = (self.value << 8 & TOP) | following
-            self.at += 1
-        return bit
+def _last(low: int, high: int) -> bytes:
+    """The shortest number within the bounds; the decoder reads zeros past the end."""
+    for size in range(4):
+        step = 1 << (32 - 8 * size)
+        value = -(-low // step) * step
+        if value <= high:
+            return value.to_bytes(4, "big")[:size]
+    return low.to_bytes(4, "big")
