@@ -5,139 +5,100 @@ what the library builds itself. Names and settings are stored, shapes that follo
 not.
 """
 
-import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from koopjax import models, nn, observables
-from koopjax._core import expected
-from koopjax.export._walk import Entry, arrays_of, fill, spell
+from koopjax import nn, observables, surgery
+from koopjax.export._dictionaries import build_psi, psi_node
+from koopjax.export._examples import (
+    Take,
+    Unknown,
+    build_example,
+    example_node,
+    freeze,
+    plain,
+    trim,
+)
+from koopjax.export._walk import Entry, Path, arrays_of, spell
 
-BLOCK, STACK, OPERATOR, DICTIONARY, TEMPLATE = "K", "S", "O", "D", "T"
-ARRAY = b""  # stands for an array in the node of a dictionary
+BLOCK, STACK, OPERATOR, DICTIONARY, SPLICED, TEMPLATE = "K", "S", "O", "D", "P", "T"
 FORMS = ["dense", "low_rank"]  # the place is what the file holds: append only
-MODES = ["built", "eval", "train"]
 
-Take = Callable[..., np.ndarray]
-
-
-class Unknown(Exception):
-    """A model that can't be rebuilt from names and settings; the message says what part."""
+Coded = tuple[list[Any], list[Entry]]
 
 
-def describe_node(model: Any) -> tuple[list[Any], list[Entry]]:
+def describe_node(model: Any) -> Coded:
     """Node and arrays of a model that can be rebuilt by name.
 
+    The model is rebuilt from its node at once, and where that is not the very same structure, a
+    changed attribute included, it counts as unknown: a file never loads as another model.
+
     Raises:
-        Unknown: where it can't be; the file then holds arrays alone.
+        Unknown: where it can't be rebuilt; the file then holds arrays alone.
     """
     if isinstance(model, observables.Observables):
-        node, entries = _psi_node(model, ())
+        node, entries = psi_node(model, ())
         return [DICTIONARY, node], entries
     if not isinstance(model, nnx.Module):
         raise Unknown(type(model).__name__)
-    node, entries = _module_node(model)
-    if {spell(e.path) for e in entries} != set(arrays_of(model)):
-        raise Unknown(f"{type(model).__name__} with other arrays than its settings give")
-    return node, entries
+    node, entries = _module_node(model, ())
+    if {spell(entry.path) for entry in entries} == set(arrays_of(model)):
+        if len(node[0]) > 1:  # example models are compared while they are described
+            return node, entries
+        values = iter([entry.value for entry in entries])
+        made = build_node(node, (), lambda path, shape, dtype: next(values))
+        if nnx.split(made)[0] == nnx.split(model)[0]:
+            return node, entries
+    raise Unknown(f"a changed {type(model).__name__}")
 
 
-def _module_node(model: nnx.Module) -> tuple[list[Any], list[Entry]]:
+def _module_node(model: nnx.Module, path: Path) -> Coded:
     if type(model) is nn.KoopmanBlock:
-        return _block_node(model)
+        return _block_node(model, path)
     if type(model) is nn.Stack:
-        nodes, entries = [], []
-        for i, operator in enumerate(model.operators):
-            node, arrays = _operator_node(operator, ("operators", i))
-            nodes.append(node)
-            entries += arrays
-        return [STACK, nodes, list(model.activations)], entries
+        coded = [
+            _operator_node(operator, (*path, "operators", i))
+            for i, operator in enumerate(model.operators)
+        ]
+        entries = [entry for _, arrays in coded for entry in arrays]
+        return [STACK, [node for node, _ in coded], list(model.activations)], entries
     if isinstance(model, nn.Operator):
-        node, entries = _operator_node(model, ())
+        node, entries = _operator_node(model, path)
         return [OPERATOR, node], entries
-    return _example_node(model)
+    if type(model) is surgery.Spliced:
+        return _spliced_node(model, path)
+    node, entries = example_node(model)
+    return node, [Entry((*path, *e.path), e.value, e.shape, e.dtype) for e in entries]
 
 
-def build_node(node: list[Any], take: Take) -> Any:
-    """The model of a node; `take(path, shape, dtype)` gives its arrays in stored order."""
+def build_node(node: list[Any], path: Path, take: Take) -> Any:
+    """The model of a node; `take(path, shape, dtype)` gives its arrays in stored order.
+
+    Raises:
+        LookupError: a name that this version does not know.
+    """
     kind = node[0]
     if kind == DICTIONARY:
-        return _build_psi(node[1], (), take)
+        return build_psi(node[1], path, take)
     if kind == BLOCK:
-        return _build_block(node, take)
+        return _build_block(node, path, take)
     if kind == STACK:
-        operators = [_build_operator(n, ("operators", i), take) for i, n in enumerate(node[1])]
+        operators = [
+            _build_operator(n, (*path, "operators", i), take) for i, n in enumerate(node[1])
+        ]
         return nn.Stack(operators, node[2])
     if kind == OPERATOR:
-        return _build_operator(node[1], (), take)
-    return _build_example(node, take)
+        return _build_operator(node[1], path, take)
+    if kind == SPLICED:
+        return _build_spliced(node, path, take)
+    return build_example(node, lambda where, *known: take((*path, *where), *known))
 
 
-# Example models: a name and a config give every path and shape.
-
-
-@functools.lru_cache(maxsize=64)
-def _skeleton(name: str, config: tuple[tuple[str, Any], ...], mode: int) -> tuple[Any, Any]:
-    made = nnx.eval_shape(lambda: models.build(name, dict(config), nnx.Rngs(0)))
-    if MODES[mode] == "eval":
-        made.eval()
-    elif MODES[mode] == "train":
-        made.train()
-    return nnx.split(made)
-
-
-def _example_node(model: nnx.Module) -> tuple[list[Any], list[Entry]]:
-    name = models.name_of(model)
-    if name is None:
-        raise Unknown(type(model).__name__)
-    config = freeze(dict(model.config))  # pyright: ignore[reportAttributeAccessIssue]
-    graph = nnx.split(model)[0]
-    for mode in range(len(MODES)):
-        skeleton = _skeleton(name, config, mode)
-        if skeleton[0] == graph:
-            break
-    else:
-        raise Unknown(f"a changed {name}")
-    node = [name, dict(config)] if mode == 0 else [name, dict(config), mode]
-    expect = arrays_of(nnx.merge(*skeleton))
-    held = arrays_of(model)
-    if set(expect) != set(held):
-        raise Unknown(f"a changed {name}")
-    entries = [
-        Entry(tuple(path.split("/")), held[path], tuple(like.shape), like.dtype)
-        for path, like in expect.items()
-    ]
-    return node, entries
-
-
-def _build_example(node: list[Any], take: Take) -> nnx.Module:
-    name, config = node[0], freeze(node[1])
-    if name not in models.REGISTRY:
-        raise LookupError(name)
-    mode = node[2] if len(node) > 2 else 0
-    skeleton = nnx.merge(*_skeleton(name, config, mode))
-    expect = arrays_of(skeleton)
-    arrays = {
-        path: take(tuple(path.split("/")), tuple(like.shape), like.dtype)
-        for path, like in expect.items()
-    }
-    made = fill(skeleton, arrays)
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(made))):
-        # random streams are no part of the file: take fresh ones
-        whole = models.build(name, dict(config), nnx.Rngs(0))
-        nnx.update(made, nnx.state(whole, nnx.RngState))
-    return made
-
-
-# Operators and blocks.
-
-
-def _operator_node(operator: Any, path: tuple[Any, ...]) -> tuple[list[Any], list[Entry]]:
+def _operator_node(operator: Any, path: Path) -> Coded:
     names = {cls: name for name, cls in nn.OPERATORS.items()}
     form = names.get(type(operator))
     if form not in FORMS:
@@ -155,7 +116,7 @@ def _operator_node(operator: Any, path: tuple[Any, ...]) -> tuple[list[Any], lis
     return trim(node, [None, None, ""]), entries
 
 
-def _build_operator(node: list[Any], path: tuple[Any, ...], take: Take) -> nn.Operator:
+def _build_operator(node: list[Any], path: Path, take: Take) -> nn.Operator:
     bits, dtype, precision = [*node, *[None, None, ""][len(node) :]]
     if bits >> 2 >= len(FORMS):
         raise LookupError(f"operator form {bits >> 2}")
@@ -167,19 +128,19 @@ def _build_operator(node: list[Any], path: tuple[Any, ...], take: Take) -> nn.Op
     return made if bits & 1 else nn.freeze(made)
 
 
-def _block_node(block: nn.KoopmanBlock) -> tuple[list[Any], list[Entry]]:
+def _block_node(block: nn.KoopmanBlock, path: Path) -> Coded:
     held = block.structure.flat(block.dictionary)
-    psi, entries = _psi_node(block.structure.build(held), ("dictionary",))
-    operator, more = _operator_node(block.operator, ("operator",))
+    psi, entries = psi_node(block.structure.build(held), (*path, "dictionary"))
+    operator, more = _operator_node(block.operator, (*path, "operator"))
     dtype = None if block.dtype is None else np.dtype(block.dtype).name
     node = [BLOCK, psi, operator, _trains(held), dtype]
     return trim(node, [None, None, None, 0, None]), entries + more
 
 
-def _build_block(node: list[Any], take: Take) -> nn.KoopmanBlock:
+def _build_block(node: list[Any], path: Path, take: Take) -> nn.KoopmanBlock:
     _, psi_node, operator_node, trains, dtype = [*node, *[None, None, None, 0, None][len(node) :]]
-    psi = _build_psi(psi_node, ("dictionary",), take)
-    operator = _build_operator(operator_node, ("operator",), take)
+    psi = build_psi(psi_node, (*path, "dictionary"), take)
+    operator = _build_operator(operator_node, (*path, "operator"), take)
     parts = (("dictionary",) if trains else ()) + (("operator",) if operator_node[0] & 1 else ())
     made = nn.KoopmanBlock(psi, operator, trainable=parts, dtype=dtype)
     made.operator.dtype = operator.dtype
@@ -198,136 +159,64 @@ def _precision(precision: Any) -> Any:
     raise Unknown(f"precision {precision}")
 
 
-# Dictionaries: class name and fields, arrays left out.
+# Spliced models: the original by name, the cuts, the block, and the arrays that are still used.
+
+HEAD, TAIL = 1, 2
+DEFAULTS = [None, None, None, None, None, HEAD | TAIL, None, "float32", None, False]
 
 
-def _psi_node(psi: Any, path: tuple[Any, ...]) -> tuple[list[Any], list[Entry]]:
-    cls = type(psi)
-    if getattr(observables, cls.__name__, None) is not cls or not dataclasses.is_dataclass(psi):
-        raise Unknown(f"{cls.__module__}.{cls.__qualname__}")
-    if cls is observables.Neural:
-        return _neural_node(psi, path)
-    node: list[Any] = [cls.__name__]
-    defaults: list[Any] = [None]
-    entries: list[Entry] = []
-    for field in dataclasses.fields(psi):
-        value = getattr(psi, field.name)
-        if field.metadata.get("static"):
-            node.append(_plain(value))
-        else:
-            sub, more = _data_node(value, (*path, field.name))
-            node.append(sub)
-            entries += more
-        missing = field.default is dataclasses.MISSING
-        defaults.append(_Never if missing else field.default)
-    return trim(node, defaults), entries
-
-
-def _data_node(value: Any, path: tuple[Any, ...]) -> tuple[Any, list[Entry]]:
-    if value is None:
-        return None, []
-    if isinstance(value, nnx.Variable):
-        return ARRAY, [Entry(path, value.get_value())]
-    if isinstance(value, np.ndarray | jax.Array | np.generic | float | int):
-        return ARRAY, [Entry(path, value)]
-    if isinstance(value, observables.Observables):
-        return _psi_node(value, path)
-    if isinstance(value, tuple | list):
-        nodes: list[Any] = [0]  # a sequence starts with a number, a dictionary with a name
-        entries: list[Entry] = []
-        for i, part in enumerate(value):
-            node, more = _data_node(part, (*path, i))
-            nodes.append(node)
-            entries += more
-        return nodes, entries
-    raise Unknown(f"{type(value).__name__} in a dictionary")
-
-
-def _neural_node(psi: Any, path: tuple[Any, ...]) -> tuple[list[Any], list[Entry]]:
-    """A network that is known by name inside a dictionary; anything else isn't."""
-    if psi.definition[0] != "nnx":
-        raise Unknown("a Neural dictionary of a function or a Linen module")
-    node, _ = _module_node(psi.module)
-    if node[0] in (BLOCK, STACK, OPERATOR):
-        raise Unknown("a Neural dictionary of a block")
-    structure, leaves = nn.take_apart(psi)
-    like = nn.take_apart(_build_neural(node, np.zeros))[1]
-    entries = [
-        Entry((*path, *where), _value(leaf), tuple(_value(a).shape), _value(a).dtype)
-        for where, leaf, a in zip(structure.paths, leaves, like, strict=True)
+def _spliced_node(model: surgery.Spliced, path: Path) -> Coded:
+    base, _ = example_node(model.skeleton())
+    inner, where = model.block, (*path, "block")
+    if type(inner) is surgery.Positionwise:
+        inner, where = inner.block, (*where, "block")
+    block, entries = _module_node(inner, where)
+    segment = model.head.code
+    trains = sum(
+        bit
+        for bit, stage in ((HEAD, model.head), (TAIL, model.tail))
+        if not any(isinstance(v, nn.Frozen) for v in stage.parameters.values())
+    )
+    node = [
+        SPLICED,
+        base,
+        list(model.at),
+        block,
+        plain(segment.shape),
+        trains,
+        plain(model.sample_axes),
+        np.dtype(segment.dtype).name,
+        segment.batch,
+        segment.unroll,
     ]
-    return ["Neural", node], entries
+    entries = entries + [
+        Entry((*path, *name), value, tuple(value.shape), value.dtype)
+        for name, value in _outer(model)
+    ]
+    return trim(node, DEFAULTS), entries
 
 
-def _build_neural(node: list[Any], zeros: Any) -> Any:
-    return observables.Neural(build_node(node, lambda path, shape, dtype: zeros(shape, dtype)))
+def _outer(model: surgery.Spliced) -> list[tuple[Path, Any]]:
+    """The arrays of head and tail, by path."""
+    named = [(tuple(name.split("/")), value) for name, value in arrays_of(model).items()]
+    return [(name, value) for name, value in named if name[0] != "block"]
 
 
-def _value(leaf: Any) -> Any:
-    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-
-
-def _build_psi(node: list[Any], path: tuple[Any, ...], take: Take) -> Any:
-    cls = getattr(observables, node[0], None)
-    if not isinstance(cls, type):
-        raise LookupError(f"dictionary {node[0]}")
-    if cls is observables.Neural:
-        structure, leaves = nn.take_apart(_build_neural(node[1], np.zeros))
-        arrays = []
-        for where, leaf in zip(structure.paths, leaves, strict=True):
-            like = _value(leaf)
-            array = take((*path, *where), tuple(like.shape), like.dtype)
-            is_variable = isinstance(leaf, nnx.Variable)
-            arrays.append(type(leaf)(array) if is_variable else array)
-        return structure.build(arrays)
-    given = {}
-    for field, value in zip(dataclasses.fields(cls), node[1:], strict=False):
-        if not field.metadata.get("static"):
-            value = _build_data(value, (*path, field.name), take)
-        given[field.name] = value
-    return cls(**given)
-
-
-def _build_data(node: Any, path: tuple[Any, ...], take: Take) -> Any:
-    if node is None:
-        return None
-    if node == ARRAY:
-        return take(path, None, None)
-    if isinstance(node[0], str):
-        return _build_psi(node, path, take)
-    return tuple(_build_data(part, (*path, i), take) for i, part in enumerate(node[1:]))
-
-
-class _Never:
-    """A default that no value equals."""
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    raise Unknown(f"a setting of type {type(value).__name__}")
-
-
-def trim(node: list[Any], defaults: list[Any]) -> list[Any]:
-    """A node without the settings at its end that are the defaults."""
-    end = len(node)
-    while (
-        end > 1
-        and type(node[end - 1]) is type(defaults[end - 1])
-        and (node[end - 1] == defaults[end - 1])
-    ):
-        end -= 1
-    return node[:end]
-
-
-def freeze(value: Any) -> Any:
-    """Settings as hashable values: lists as tuples, a config as sorted-by-appearance pairs."""
-    if isinstance(value, dict):
-        return tuple((key, freeze(v)) for key, v in value.items())
-    if isinstance(value, list | tuple):
-        return tuple(freeze(v) for v in value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise expected("settings of plain numbers, strings and tuples", type(value).__name__)
+def _build_spliced(node: list[Any], path: Path, take: Take) -> surgery.Spliced:
+    full = freeze(node[4:])
+    shape, trains, axes, dtype, batch, unroll = [*full, *DEFAULTS[4 + len(full) :]]
+    where = (*path, "block") if axes is None else (*path, "block", "block")
+    block = build_node(node[3], where, take)
+    base = build_example(node[1], lambda name, like, kind: jnp.zeros(like, kind))
+    x = jax.ShapeDtypeStruct((batch or 2, *shape), dtype)
+    names = (("head", HEAD), ("tail", TAIL))
+    trainable = ("block", *(name for name, bit in names if trains & bit))
+    made = surgery.splice(
+        base, x, node[2], block, sample_axes=axes, trainable=trainable, unroll=unroll
+    )
+    variables = dict(nnx.to_flat_state(nnx.state(made)))
+    for name, value in _outer(made):
+        array = take((*path, *name), tuple(value.shape), value.dtype)
+        variables[name].set_value(array)
+    nnx.update(made, nnx.from_flat_state(variables))
+    return made

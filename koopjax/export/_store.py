@@ -10,8 +10,9 @@ import msgpack
 import numpy as np
 
 from koopjax.export._arrays import Record, get_array, put_array
+from koopjax.export._examples import Unknown
 from koopjax.export._file import FileError, frame, read, unframe, write
-from koopjax.export._nodes import TEMPLATE, Unknown, build_node, describe_node
+from koopjax.export._nodes import TEMPLATE, build_node, describe_node
 from koopjax.export._walk import Entry, Path, arrays_of, fill, spell, to_jax, to_numpy
 
 
@@ -118,7 +119,7 @@ def read_named(
     """The model of a file that knows its architecture, and its arrays as stored."""
     take = Taker(body, at)
     try:
-        made = build_node(node, take)
+        made = build_node(node, (), take)
     except LookupError as error:
         raise FileError(
             f"expected an architecture that this koopjax knows in {path}, got {error}; "

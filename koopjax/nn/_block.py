@@ -64,10 +64,11 @@ class KoopmanBlock(nnx.Module):
         if not isinstance(operator, nnx.Module):
             operator = Dense(operator)
         self.operator = retag(operator, "operator" in parts, param_dtype)
-        self.operator.dtype = self.operator.dtype if dtype is None else dtype
+        self.dtype = None if dtype is None else jnp.dtype(dtype)
+        if dtype is not None:
+            self.operator.dtype = self.dtype
         if precision is not None:
             self.operator.precision = precision
-        self.dtype = dtype
 
     @property
     def psi(self) -> Any:

@@ -33,8 +33,10 @@ class Operator(nnx.Module):
         for name, value in values.items():
             array = None if value is None else jnp.asarray(value, param_dtype)
             setattr(self, name, nnx.data(None) if array is None else nnx.Param(array))
-        self.dtype = dtype
-        self.precision = precision
+        self.dtype = None if dtype is None else jnp.dtype(dtype)
+        # by name, so that operators of one precision have equal structure
+        by_name = isinstance(precision, jax.lax.Precision)
+        self.precision = precision.name.lower() if by_name else precision
 
     def _values(self, x: ArrayLike) -> tuple[Any, ...]:
         held = [getattr(self, name) for name in self.arrays]

@@ -1,0 +1,120 @@
+"""Dictionaries in a file: class names and settings, arrays left out.
+
+The node of a dictionary is its class name and its fields in order: a static field as it is, an
+array as an empty byte string, another dictionary as its node, a sequence as a list that starts with
+the number 0. Fields at the end that have their defaults are left out.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from koopjax import nn, observables
+from koopjax.export._examples import Take, Unknown, build_example, example_node, plain, trim
+from koopjax.export._walk import Entry
+
+ARRAY = b""
+
+
+def psi_node(psi: Any, path: tuple[Any, ...]) -> tuple[list[Any], list[Entry]]:
+    """Node and arrays of a dictionary; its arrays may be Variables."""
+    cls = type(psi)
+    if getattr(observables, cls.__name__, None) is not cls or not dataclasses.is_dataclass(psi):
+        raise Unknown(f"{cls.__module__}.{cls.__qualname__}")
+    if cls is observables.Neural:
+        return _neural_node(psi, path)
+    node: list[Any] = [cls.__name__]
+    defaults: list[Any] = [None]
+    entries: list[Entry] = []
+    for field in dataclasses.fields(psi):
+        value = getattr(psi, field.name)
+        if field.metadata.get("static"):
+            node.append(plain(value))
+        else:
+            sub, more = _data_node(value, (*path, field.name))
+            node.append(sub)
+            entries += more
+        missing = field.default is dataclasses.MISSING
+        defaults.append(_Never if missing else field.default)
+    return trim(node, defaults), entries
+
+
+def _data_node(value: Any, path: tuple[Any, ...]) -> tuple[Any, list[Entry]]:
+    if value is None:
+        return None, []
+    if isinstance(value, nnx.Variable):
+        return ARRAY, [Entry(path, value.get_value())]
+    if isinstance(value, np.ndarray | jax.Array | np.generic | float | int):
+        return ARRAY, [Entry(path, value)]
+    if isinstance(value, observables.Observables):
+        return psi_node(value, path)
+    if isinstance(value, tuple | list):
+        nodes: list[Any] = [0]  # a sequence starts with a number, a dictionary with a name
+        entries: list[Entry] = []
+        for i, part in enumerate(value):
+            node, more = _data_node(part, (*path, i))
+            nodes.append(node)
+            entries += more
+        return nodes, entries
+    raise Unknown(f"{type(value).__name__} in a dictionary")
+
+
+def _neural_node(psi: Any, path: tuple[Any, ...]) -> tuple[list[Any], list[Entry]]:
+    """A network that is known by name inside a dictionary; anything else isn't."""
+    if psi.definition[0] != "nnx":
+        raise Unknown("a Neural dictionary of a function or a Linen module")
+    node, _ = example_node(psi.module)
+    structure, leaves = nn.take_apart(psi)
+    like = nn.take_apart(_build_neural(node, np.zeros))[1]
+    entries = [
+        Entry((*path, *where), _value(leaf), tuple(_value(a).shape), _value(a).dtype)
+        for where, leaf, a in zip(structure.paths, leaves, like, strict=True)
+    ]
+    return ["Neural", node], entries
+
+
+def _build_neural(node: list[Any], zeros: Any) -> Any:
+    return observables.Neural(build_example(node, lambda path, shape, dtype: zeros(shape, dtype)))
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def build_psi(node: list[Any], path: tuple[Any, ...], take: Take) -> Any:
+    """The dictionary of a node."""
+    cls = getattr(observables, node[0], None)
+    if not isinstance(cls, type):
+        raise LookupError(f"dictionary {node[0]}")
+    if cls is observables.Neural:
+        structure, leaves = nn.take_apart(_build_neural(node[1], np.zeros))
+        arrays = []
+        for where, leaf in zip(structure.paths, leaves, strict=True):
+            like = _value(leaf)
+            array = take((*path, *where), tuple(like.shape), like.dtype)
+            is_variable = isinstance(leaf, nnx.Variable)
+            arrays.append(type(leaf)(array) if is_variable else array)
+        return structure.build(arrays)
+    given = {}
+    for field, value in zip(dataclasses.fields(cls), node[1:], strict=False):
+        if not field.metadata.get("static"):
+            value = _build_data(value, (*path, field.name), take)
+        given[field.name] = value
+    return cls(**given)
+
+
+def _build_data(node: Any, path: tuple[Any, ...], take: Take) -> Any:
+    if node is None:
+        return None
+    if node == ARRAY:
+        return take(path, None, None)
+    if isinstance(node[0], str):
+        return build_psi(node, path, take)
+    return tuple(_build_data(part, (*path, i), take) for i, part in enumerate(node[1:]))
+
+
+class _Never:
+    """A default that no value equals."""
