@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from koopjax._core import expected
 from koopjax.nn import functional
-from koopjax.nn._dictionary import as_nodes, cast, take_apart
+from koopjax.nn._dictionary import as_nodes, rebuild, take_apart
 from koopjax.nn._operators import Dense, Operator
 from koopjax.nn._variables import is_variable, make_variable, retag, trainable_parts
 
@@ -54,10 +54,10 @@ class KoopmanBlock(nnx.Module):
         structure, leaves = take_apart(psi)
         train = "dictionary" in parts
         variables = [
-            retag(leaf, train, param_dtype)
+            retag(leaf, train and not constant, param_dtype)
             if is_variable(leaf)
-            else make_variable(leaf, train, param_dtype)
-            for leaf in leaves
+            else make_variable(leaf, train and not constant, param_dtype)
+            for leaf, constant in zip(leaves, structure.constant, strict=True)
         ]
         self.structure = structure
         self.dictionary = as_nodes(structure.nest(variables))
@@ -74,9 +74,7 @@ class KoopmanBlock(nnx.Module):
     def psi(self) -> Any:
         """The dictionary with the block's present arrays."""
         held = self.structure.flat(self.dictionary)
-        kinds = self.structure.kinds
-        leaves = [v if kind else v.get_value() for v, kind in zip(held, kinds, strict=True)]
-        return self.structure.build([cast(leaf, self.dtype) for leaf in leaves])
+        return rebuild(self.structure, [v.get_value() for v in held], self.dtype)
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch q"]:
         """`psi(x) K` along the last axis."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from koopjax.nn._variables import is_variable
+from koopjax.observables import Neural
 
 
 class Structure:
@@ -17,9 +18,16 @@ class Structure:
     argument of `jax.jit`.
     """
 
-    def __init__(self, treedef: Any, paths: tuple[tuple[str, ...], ...], kinds: tuple[Any, ...]):
+    def __init__(
+        self,
+        treedef: Any,
+        paths: tuple[tuple[str, ...], ...],
+        kinds: tuple[Any, ...],
+        constant: tuple[bool, ...],
+    ):
         self.treedef = treedef
         self.paths = paths
+        self.constant = constant  # leaves that never train
         self.kinds = kinds  # the Variable class of leaves that are Variables, else None
 
     def __eq__(self, other: object) -> bool:
@@ -33,7 +41,7 @@ class Structure:
         return f"Structure({names})"
 
     def _key(self) -> tuple[Any, ...]:
-        return self.treedef, self.paths, self.kinds
+        return self.treedef, self.paths, self.kinds, self.constant
 
     def build(self, leaves: Sequence[Any]) -> Any:
         """The dictionary with these leaves."""
@@ -82,7 +90,8 @@ def take_apart(psi: Any) -> tuple[Structure, list[Any]]:
     ]
     paths = tuple(tuple(_name(entry) for entry in path) for path, _ in pairs)
     kinds = tuple(type(leaf) if is_variable(leaf) else None for leaf in leaves)
-    return Structure(treedef, paths, kinds), leaves
+    constant = tuple(is_constant(psi, path) for path, _ in pairs)
+    return Structure(treedef, paths, kinds, constant), leaves
 
 
 def as_nodes(nested: dict[str, Any]) -> nnx.Dict:
@@ -90,13 +99,35 @@ def as_nodes(nested: dict[str, Any]) -> nnx.Dict:
     return nnx.Dict({name: as_nodes(v) if isinstance(v, dict) else v for name, v in nested.items()})
 
 
-def cast(leaf: Any, dtype: Any) -> Any:
-    """A floating leaf in another dtype; Variables are copied, everything else passes."""
-    if dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    if is_variable(leaf):
-        return type(leaf).from_metadata(leaf.get_value().astype(dtype), leaf.get_metadata())
-    return leaf.astype(dtype)
+def rebuild(structure: Structure, values: Sequence[Any], dtype: Any = None) -> Any:
+    """The dictionary with these array values, floating ones in `dtype` where it is given.
+
+    Leaves that were Variables become Variables of their own kind again, whether the block trains
+    them or not: the network in a `Neural` dictionary expects those that it was made with.
+    """
+    leaves = []
+    for value, kind in zip(values, structure.kinds, strict=True):
+        if dtype is not None and jnp.issubdtype(value.dtype, jnp.floating):
+            value = value.astype(dtype)
+        leaves.append(value if kind is None else kind(value))
+    return structure.build(leaves)
+
+
+def is_constant(psi: Any, path: Sequence[Any]) -> bool:
+    """Whether a leaf is no parameter: the running statistics of a `Neural` dictionary."""
+    node = psi
+    for entry in path:
+        name = getattr(entry, "name", None)
+        if isinstance(node, Neural):
+            return name == "rest"
+        if name is not None:
+            node = getattr(node, name, None)
+        else:
+            key = getattr(entry, "idx", getattr(entry, "key", None))
+            if not isinstance(node, list | tuple | dict):
+                return False
+            node = node[key]
+    return False
 
 
 def _name(entry: Any) -> str:

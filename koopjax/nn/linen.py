@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as flax_linen, nnx
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float
 from koopjax._core import expected
 from koopjax.nn import functional
 from koopjax.nn._block import KoopmanBlock as NNXBlock
-from koopjax.nn._dictionary import Structure, cast, take_apart
+from koopjax.nn._dictionary import rebuild, take_apart
 from koopjax.nn._from_koopman import from_koopman as nnx_from_koopman
 from koopjax.nn._operators import Dense, LowRank, default_bias_init, default_kernel_init
 from koopjax.nn._variables import trainable_parts
@@ -107,7 +106,7 @@ class KoopmanBlock(flax_linen.Module):
         held: Held = self.psi
         structure = held.structure
         nested = self._part("dictionary", lambda _: structure.nest(held.values))
-        psi = _build(structure, structure.flat(nested), self.dtype)
+        psi = rebuild(structure, structure.flat(nested), self.dtype)
 
         def operator(lifted: Array) -> Array:
             arrays = self._part("operator", lambda key: self._init(key, lifted.shape[-1]))
@@ -155,9 +154,7 @@ def from_nnx(block: NNXBlock) -> tuple[KoopmanBlock, dict[str, Any]]:
         if any(isinstance(v, nnx.Param) for v in variables)
     )
     module = KoopmanBlock(
-        psi=structure.build(
-            [v if k else v.get_value() for v, k in zip(held, structure.kinds, strict=True)]
-        ),
+        psi=rebuild(structure, [v.get_value() for v in held]),
         features=operator.out_features,
         rank=operator.rank if isinstance(operator, LowRank) else None,
         use_bias=operator.use_bias,
@@ -183,7 +180,7 @@ def to_nnx(module: KoopmanBlock, variables: Any) -> NNXBlock:
     """
     merged = {**variables.get("frozen", {}), **variables.get("params", {})}
     structure = module.psi.structure
-    psi = _build(structure, structure.flat(merged["dictionary"] if structure.paths else {}), None)
+    psi = rebuild(structure, structure.flat(merged["dictionary"] if structure.paths else {}))
     arrays = dict(merged["operator"])
     form = Dense if module.rank is None else LowRank
     return NNXBlock(
@@ -215,11 +212,3 @@ def _variables(operator: Any) -> list[Any]:
 def _arrays(operator: Any) -> dict[str, Array]:
     held = {name: getattr(operator, name) for name in operator.arrays}
     return {name: v.get_value() for name, v in held.items() if v is not None}
-
-
-def _build(structure: Structure, leaves: list[Any], dtype: Any) -> Any:
-    made = []
-    for leaf, kind in zip(leaves, structure.kinds, strict=True):
-        leaf = cast(jax.numpy.asarray(leaf), dtype)
-        made.append(leaf if kind is None else kind(leaf))
-    return structure.build(made)
