@@ -1,7 +1,7 @@
 """What flows into a span and out of it, batch by batch."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -130,5 +130,5 @@ def _input_of(batch: Any) -> Any:
     return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: Any) -> TypeGuard[Any]:
     return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "ndim")

@@ -24,6 +24,8 @@ class CutPoint:
         parameters: numbers in the parameters consumed before it, each counted once.
         flops: floating-point operations before it, for one sample.
         nonlinear: whether the step from the cut before is nonlinear in its input.
+        hidden: whether a hidden layer ends here: `nonlinear`, its own parameters all consumed, and
+            others to come.
         batch_axis: which axis of `shape` counts the samples; `None` where none does.
     """
 
@@ -35,6 +37,7 @@ class CutPoint:
     parameters: int
     flops: int
     nonlinear: bool
+    hidden: bool
     batch_axis: int | None
 
     @property
@@ -190,6 +193,7 @@ def _cut_point(place: Place, index: int, model: Traced) -> CutPoint:
         parameters=place.parameters,
         flops=place.flops // model.shape[0],
         nonlinear=place.nonlinear,
+        hidden=place.hidden,
         batch_axis=layout.axis if model.second is not None else 0 if layout.shape else None,
     )
 
@@ -285,8 +289,7 @@ def middle(model: Any, x: Any, *, unroll: bool = False) -> tuple[str, str]:
         ValueError: fewer than two hidden layers.
     """
     cuts = cut_points(model, x, unroll=unroll)
-    total = cuts[-1].parameters
-    hidden = [cut.name for cut in cuts if cut.nonlinear and 0 < cut.parameters < total]
+    hidden = [cut.name for cut in cuts if cut.hidden]
     if len(hidden) < 2:
         raise expected(
             "a model with at least two hidden layers that can be cut apart",

@@ -54,7 +54,7 @@ def flops(equation: Any) -> int:
     an element of its result; a loop counts its steps, a `while` one step, a branch the dearest.
     """
     name, params = equation.primitive.name, equation.params
-    shapes = [getattr(atom.aval, "shape", ()) for atom in equation.invars]
+    shapes: list[Any] = [getattr(atom.aval, "shape", ()) for atom in equation.invars]
     size = sum(math.prod(getattr(v.aval, "shape", ())) for v in equation.outvars)
     if name in _FREE:
         return 0

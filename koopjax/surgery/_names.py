@@ -1,6 +1,7 @@
 """Names for the values of a model, from its tags and from the parameters that it last consumed."""
 
 import collections
+import itertools
 import math
 from typing import Any
 
@@ -9,6 +10,9 @@ import jax.numpy as jnp
 
 from koopjax.surgery._flatten import Flat, Node
 from koopjax.surgery._model import Definition
+
+#: Names that people use, for primitives that are called otherwise.
+_FRIENDLY = {"reduce_window_max": "max_pool", "reduce_window_sum": "sum_pool"}
 
 #: A parameter, or one slice of it along the leading axis: `(path, index or None)`.
 Use = tuple[str, int | None]
@@ -28,11 +32,13 @@ class Naming:
     def __init__(self, flat: Flat, definition: Definition, dependent: set[Any]):
         self._dependent = dependent
         self._uses: dict[Any, frozenset[Use]] = {}
-        self._sizes: dict[str, tuple[int, int]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._counted: set[str] = set()
         self._labels: dict[Any, str] = {}
         self._tags: dict[Any, str] = {}
         self.tagged: dict[Any, Any] = {}
+        self._unfinished: set[Any] = set()
+        self._consumers: list[int] = []
         for path, kind, variable in zip(
             definition.paths, definition.kinds, flat.inputs, strict=False
         ):
@@ -41,14 +47,14 @@ class Naming:
             aval = variable.aval
             if aval.shape and jnp.issubdtype(aval.dtype, jnp.inexact):
                 self._register(f"constants.{position}", variable, counted=False)
+        self._layers = _layers(self._shapes)
         self._atomic: dict[int, bool] = {}
         for node in flat.nodes:
             self._visit(node, None)
 
     def _register(self, path: str, variable: Any, *, counted: bool) -> None:
         self._uses[variable] = frozenset([(path, None)])
-        shape = variable.aval.shape
-        self._sizes[path] = math.prod(shape), shape[0] if shape else 1
+        self._shapes[path] = tuple(variable.aval.shape)
         if counted:
             self._counted.add(path)
 
@@ -75,7 +81,7 @@ class Naming:
         if any(v in self._dependent for v in operands):
             return
         uses = frozenset().union(*(self._uses.get(v, frozenset()) for v in operands))
-        uses = _sliced(equation, uses, self._sizes)
+        uses = _sliced(equation, uses, self._shapes)
         for variable in equation.outvars:
             self._uses[variable] = uses
 
@@ -93,12 +99,16 @@ class Naming:
     def count(self, uses: set[Use]) -> int:
         """Numbers in a set of parameters, each counted once."""
         whole = {path for path, index in uses if index is None and path in self._counted}
-        total = sum(self._sizes[path][0] for path in whole)
+        total = sum(math.prod(self._shapes[path]) for path in whole)
         for path, index in uses:
             if index is not None and path in self._counted and path not in whole:
-                size, length = self._sizes[path]
-                total += size // max(length, 1)
+                total += math.prod(self._shapes[path][1:])
         return total
+
+    def ends_layer(self, variable: Any, position: int) -> bool:
+        """Whether a layer is complete here, bias or scale included, and another is to come."""
+        around = self._consumers and self._consumers[0] <= position < self._consumers[-1]
+        return bool(around) and variable not in self._unfinished
 
     def names(
         self, equations: list[Any], separating: dict[Any, int], output: Any
@@ -121,22 +131,58 @@ class Naming:
 
     def _bases(self, equations: list[Any]) -> dict[Any, str]:
         consumers = [(k, self.consumed(equation)) for k, equation in enumerate(equations)]
-        stages = _stages([(k, uses) for k, uses in consumers if uses])
+        self._consumers = [k for k, uses in consumers if uses]
+        stages = self._stages([(k, uses) for k, uses in consumers if uses])
         bases: dict[Any, str] = {}
-        here = "input"
+        here, whole = "input", True
         for position, equation in enumerate(equations):
-            here = stages.get(position, here)
+            here, whole = stages.get(position, (here, whole))
             for variable in equation.outvars:
                 if variable not in self._dependent:
                     continue
+                if not whole:
+                    self._unfinished.add(variable)
                 if variable in self._tags:
                     bases[variable] = self._tags[variable]
                 elif position in stages:
                     bases[variable] = here
                 else:
-                    label = self._labels.get(variable, equation.primitive.name)
+                    name = equation.primitive.name
+                    label = self._labels.get(variable, _FRIENDLY.get(name, name))
                     bases[variable] = f"{here}/{label}"
         return bases
+
+    def _stages(self, consumers: list[tuple[int, frozenset[Use]]]) -> dict[int, tuple[str, bool]]:
+        """For each equation that consumes parameters its name, and whether its layer is complete.
+
+        Uses of one layer's parameters in a row are a run; the last of a run has the layer's name.
+        """
+        runs: list[list[tuple[int, frozenset[Use]]]] = []
+        current: str | None = None
+        seen: set[Use] = set()
+        for position, uses in consumers:
+            layer = self._layer(uses)
+            if layer != current or uses & seen:
+                runs.append([])
+                current, seen = layer, set()
+            runs[-1].append((position, uses))
+            seen |= uses
+        stages = {}
+        for run in runs:
+            for position, uses in run[:-1]:
+                stages[position] = f"{self._layer(uses)}.{_parameter(uses)}", False
+            stages[run[-1][0]] = self._layer(run[-1][1]), True
+        return stages
+
+    def _layer(self, uses: frozenset[Use]) -> str:
+        """The layer that some parameters have in common."""
+        names = sorted(
+            self._layers[path] + ("" if index is None else f".{index}") for path, index in uses
+        )
+        first, last = names[0].split("."), names[-1].split(".")
+        pairs = zip(first, last, strict=False)
+        shared = [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+        return ".".join(shared) or "params"
 
 
 def _variables(atoms: Any) -> list[Any]:
@@ -158,7 +204,7 @@ def _label(equation: Any) -> str | None:
 
 
 def _sliced(
-    equation: Any, uses: frozenset[Use], sizes: dict[str, tuple[int, int]]
+    equation: Any, uses: frozenset[Use], shapes: dict[str, tuple[int, ...]]
 ) -> frozenset[Use]:
     """One step's slice of stacked parameters is a use of that step alone."""
     if equation.primitive.name != "slice" or len(uses) != 1:
@@ -169,50 +215,29 @@ def _sliced(
     rest_whole = not any(start[1:]) and tuple(limit[1:]) == tuple(shape[1:])
     if index is not None or not shape or not rest_whole or limit[0] - start[0] != 1:
         return uses
-    if math.prod(shape) != sizes[path][0] or shape[0] == 1:
+    if tuple(shape) != shapes[path] or shape[0] == 1:
         return uses
     return frozenset([(path, int(start[0]))])
-
-
-def _module(use: Use) -> str:
-    """The layer that a parameter belongs to; a parameter at the top is its own layer."""
-    path, index = use
-    layer, _, _ = path.rpartition(".")
-    layer = layer or path
-    return layer if index is None else f"{layer}.{index}"
 
 
 def _parameter(uses: frozenset[Use]) -> str:
     return "+".join(sorted({path.rpartition(".")[2] for path, _ in uses}))
 
 
-def _common(uses: frozenset[Use]) -> str:
-    modules = sorted({_module(use) for use in uses})
-    if len(modules) == 1:
-        return modules[0]
-    first, last = modules[0].split("."), modules[-1].split(".")
-    shared = []
-    for a, b in zip(first, last, strict=False):
-        if a != b:
-            break
-        shared.append(a)
-    return ".".join(shared) or "params"
+def _layers(shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """The layer that each parameter belongs to: what holds it.
 
-
-def _stages(consumers: list[tuple[int, frozenset[Use]]]) -> dict[int, str]:
-    """Names of the equations that consume parameters: the layer's at the last of its run."""
-    runs: list[list[tuple[int, frozenset[Use]]]] = []
-    current, seen = None, set()
-    for position, uses in consumers:
-        module = _common(uses)
-        if module != current or uses & seen:
-            runs.append([])
-            current, seen = module, set()
-        runs[-1].append((position, uses))
-        seen |= uses
-    stages = {}
-    for run in runs:
-        for position, uses in run[:-1]:
-            stages[position] = f"{_common(uses)}.{_parameter(uses)}"
-        stages[run[-1][0]] = _common(run[-1][1])
-    return stages
+    A parameter at the top is its own layer, and so is each matrix in a list of several; a list of
+    one matrix and a vector is a layer.
+    """
+    matrices = collections.Counter(
+        path.rpartition(".")[0]
+        for path, shape in shapes.items()
+        if path.rpartition(".")[2].isdigit() and len(shape) > 1
+    )
+    layers = {}
+    for path in shapes:
+        holder, _, last = path.rpartition(".")
+        alone = not holder or holder == "constants" or (last.isdigit() and matrices[holder] > 1)
+        layers[path] = path if alone else holder
+    return layers

@@ -9,7 +9,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import expected, pytree, static
+from koopjax._core import expected, is_tracing, pytree, static
 from koopjax.surgery._cuts import Layout, Traced, locate_pair, traced
 from koopjax.surgery._model import Definition, Keyed
 from koopjax.surgery._program import Aval, Program, aval_of, is_floating, trace
@@ -85,6 +85,7 @@ class Segment(Keyed):
             aval_of(parameters[path]) if path in parameters else aval
             for path, aval in zip(self.definition.paths, self.avals, strict=True)
         ]
+        aval: Any = None
         for dtype, leaves in self._readings(x.dtype, avals, parameters):
             program = trace(self.definition, tuple(leaves), ((n, *self.shape), dtype), self.unroll)
             aval = program.variable(self.start).aval
@@ -249,6 +250,6 @@ def _own(model: Traced, index: int) -> bool:
     one, other = model.program.constants[index], model.second.constants[index]
     if one is other:
         return True
-    if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
+    if is_tracing(one, other):
         return False
     return aval_of(one) == aval_of(other) and bool(np.array_equal(one, other))

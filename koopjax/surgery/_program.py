@@ -68,6 +68,7 @@ class Place:
     parameters: int
     flops: int
     nonlinear: bool
+    hidden: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -248,6 +249,7 @@ def _places(
                     naming.count(consumed),
                     operations,
                     nonlinear,
+                    nonlinear and naming.ends_layer(variable, position),
                 )
             )
             if variable in separating:
@@ -335,14 +337,17 @@ def _struct(shape: tuple[int, ...], dtype: Any, weak: bool) -> jax.ShapeDtypeStr
     return jax.ShapeDtypeStruct(shape, dtype, weak_type=weak)
 
 
+_SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion",
+)
+
+
 def _context() -> tuple[Any, ...]:
     """The settings of JAX that change what is traced."""
-    return (
-        jax.config.jax_enable_x64,
-        jax.config.jax_default_matmul_precision,
-        jax.config.jax_numpy_dtype_promotion,
-        jax.sharding.get_abstract_mesh(),
-    )
+    return *(getattr(jax.config, name) for name in _SETTINGS), jax.sharding.get_abstract_mesh()
 
 
 @functools.cache

@@ -172,10 +172,14 @@ def splice(
     ends = [found.program.variable(name).aval for name in (first, last)]
     _check_block(module, first, last, *ends)
     shared: dict[str, nnx.Variable] = {}
-    front = _stage(head, shared, "head" in trainable)
-    back = _stage(tail, shared, "tail" in trainable)
+    stages = {}
+    # What head and tail share trains if either does: the trainable one makes the Variable.
+    for place, part in sorted(
+        {"head": head, "tail": tail}.items(), key=lambda item: item[0] not in trainable
+    ):
+        stages[place] = _stage(part, shared, place in trainable)
     dtypes = (ends[0].dtype, ends[1].dtype)
-    return Spliced((front, module, back), (first, last), sample_axes, dtypes)
+    return Spliced((stages["head"], module, stages["tail"]), (first, last), sample_axes, dtypes)
 
 
 def _stage(part: Part, shared: dict[str, nnx.Variable], trainable: bool) -> Stage:
