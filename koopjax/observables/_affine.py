@@ -272,7 +272,11 @@ def _is_nested(x: Any) -> bool:
 
 def _stream(batches: Iterable[Any]) -> Any:
     """Merged moments of batches; the extent is bounded by the smallest and largest values."""
-    count, mean, squares, least, most, dtype = 0, None, None, None, None, None
+    count, dtype = 0, None
+    mean: Any = None
+    squares: Any = None
+    least: Any = None
+    most: Any = None
     for batch in batches:
         rows = data_rows("a batch of Standardize.fit", batch)
         dtype = rows.dtype

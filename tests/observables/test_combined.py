@@ -146,7 +146,7 @@ def test_neural_trains(form):
 
 def test_neural_refuses_what_is_no_network():
     for thing in (None, 3, (1, 2)):
-        with pytest.raises(ValueError, match="expected an nnx.Module"):
+        with pytest.raises(ValueError, match=r"expected an nnx\.Module"):
             ob.Neural(thing)
     with pytest.raises(ValueError, match="'params'"):
         ob.Neural((LinenNet(), {}))

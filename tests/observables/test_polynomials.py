@@ -125,7 +125,7 @@ def test_names_read_like_the_columns():
 
 def test_size_needs_no_memory_and_the_impossible_is_refused():
     assert ob.Monomials(10).size(784) == math.comb(794, 10)
-    with pytest.raises(ValueError, match="at most 2,147,483,647 observables.*Project"):
+    with pytest.raises(ValueError, match=r"at most 2,147,483,647 observables.*Project"):
         ob.Monomials(10)(jnp.ones((1, 784)))
 
 
