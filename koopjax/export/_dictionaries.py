@@ -95,8 +95,7 @@ def build_psi(node: list[Any], path: tuple[Any, ...], take: Take) -> Any:
         for where, leaf in zip(structure.paths, leaves, strict=True):
             like = _value(leaf)
             array = take((*path, *where), tuple(like.shape), like.dtype)
-            is_variable = isinstance(leaf, nnx.Variable)
-            arrays.append(type(leaf)(array) if is_variable else array)
+            arrays.append(array)
         return structure.build(arrays)
     given = {}
     for field, value in zip(dataclasses.fields(cls), node[1:], strict=False):

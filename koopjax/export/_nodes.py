@@ -130,7 +130,9 @@ def _build_operator(node: list[Any], path: Path, take: Take) -> nn.Operator:
 
 def _block_node(block: nn.KoopmanBlock, path: Path) -> Coded:
     held = block.structure.flat(block.dictionary)
-    psi, entries = psi_node(block.structure.build(held), (*path, "dictionary"))
+    psi, entries = psi_node(
+        block.structure.build([v.get_value() for v in held]), (*path, "dictionary")
+    )
     operator, more = _operator_node(block.operator, (*path, "operator"))
     dtype = None if block.dtype is None else np.dtype(block.dtype).name
     node = [BLOCK, psi, operator, _trains(held), dtype]

@@ -31,7 +31,9 @@ def save(model: Any, path: str | os.PathLike[str]) -> int:
 
     Numerics:
         Lossless: dtypes and bits are kept. Each array takes the smallest of its forms (raw; one
-        value; sparse with the cheapest index coding). Random streams are not stored.
+        value; sparse with the cheapest index coding). Minus zero is a value of its own and costs
+        as much as any: prune by `jnp.where(mask, w, 0)`, not by `w * mask`. Random streams are
+        not stored.
 
     Raises:
         FileNotFoundError, IsADirectoryError, OSError: nothing can be written there; nothing is

@@ -38,8 +38,11 @@ def arrays_of(model: Any) -> dict[str, Any]:
         found = [(p, v.get_value()) for p, v in zip(*_sides(state), strict=True) if _kept(v)]
         return {spell(path): value for path, value in sorted(found, key=lambda pair: _order(*pair))}
     _, tree = _parts(model)
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {spell(tuple(map(_name, path))): leaf for path, leaf in pairs}
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
+    return {
+        spell(tuple(map(_name, path))): leaf.get_value() if _is_variable(leaf) else leaf
+        for path, leaf in pairs
+    }
 
 
 def fill(model: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -56,12 +59,8 @@ def fill(model: Any, arrays: dict[str, np.ndarray]) -> Any:
             held.append((path, variable))
         return nnx.merge(graph, nnx.from_flat_state(held))
     code, tree = _parts(model)
-    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    names = [spell(tuple(map(_name, path))) for path, _ in pairs]
-    leaves = [
-        to_jax(arrays[name]) if isinstance(leaf, jax.Array) else _like(arrays[name], leaf)
-        for name, (_, leaf) in zip(names, pairs, strict=True)
-    ]
+    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
+    leaves = [_like(arrays[spell(tuple(map(_name, path)))], leaf) for path, leaf in pairs]
     filled = jax.tree_util.tree_unflatten(treedef, leaves)
     return filled if code is None else (code, filled)
 
@@ -75,7 +74,7 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         raise expected(f"numbers at {name}", "a random key", "a model without it")
     array = np.asarray(value)
-    if array.dtype == object:
+    if array.dtype.kind in "OUSVMm" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise expected(f"numbers at {name}", type(value).__name__)
     return array
 
@@ -88,7 +87,15 @@ def to_jax(array: np.ndarray) -> jax.Array:
 
 def _like(array: np.ndarray, leaf: Any) -> Any:
     """An array in the form of a template's leaf: NumPy stays NumPy, a Python number a number."""
-    return array.item() if isinstance(leaf, bool | int | float | complex) else array
+    if _is_variable(leaf):
+        return type(leaf).from_metadata(to_jax(array), leaf.get_metadata())
+    if isinstance(leaf, bool | int | float | complex):
+        return array.item()
+    return array if isinstance(leaf, np.ndarray | np.generic) else to_jax(array)
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
 
 
 def _parts(model: Any) -> tuple[Any, Any]:

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from koopjax._core import expected
 from koopjax.nn import functional
-from koopjax.nn._dictionary import as_nodes, rebuild, take_apart
-from koopjax.nn._operators import Dense, Operator
+from koopjax.nn._dictionary import as_nodes, take_apart
+from koopjax.nn._operators import Dense, Operator, precision_name
 from koopjax.nn._variables import is_variable, make_variable, retag, trainable_parts
 
 
@@ -68,13 +68,13 @@ class KoopmanBlock(nnx.Module):
         if dtype is not None:
             self.operator.dtype = self.dtype
         if precision is not None:
-            self.operator.precision = precision
+            self.operator.precision = precision_name(precision)
 
     @property
     def psi(self) -> Any:
         """The dictionary with the block's present arrays."""
         held = self.structure.flat(self.dictionary)
-        return rebuild(self.structure, [v.get_value() for v in held], self.dtype)
+        return self.structure.build([v.get_value() for v in held], self.dtype)
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch q"]:
         """`psi(x) K` along the last axis."""

@@ -43,9 +43,18 @@ class Structure:
     def _key(self) -> tuple[Any, ...]:
         return self.treedef, self.paths, self.kinds, self.constant
 
-    def build(self, leaves: Sequence[Any]) -> Any:
-        """The dictionary with these leaves."""
-        return jax.tree_util.tree_unflatten(self.treedef, list(leaves))
+    def build(self, values: Sequence[Any], dtype: Any = None) -> Any:
+        """The dictionary with these array values, floating ones in `dtype` where it is given.
+
+        Leaves that were Variables become Variables of their own kind again, whether a block
+        trains them or not: the network in a `Neural` dictionary expects what it was made with.
+        """
+        leaves = []
+        for value, kind in zip(values, self.kinds, strict=True):
+            if dtype is not None and jnp.issubdtype(value.dtype, jnp.floating):
+                value = value.astype(dtype)
+            leaves.append(value if kind is None else kind(value))
+        return jax.tree_util.tree_unflatten(self.treedef, leaves)
 
     def nest(self, leaves: Sequence[Any]) -> dict[str, Any]:
         """The leaves as nested dicts along their paths."""
@@ -97,20 +106,6 @@ def take_apart(psi: Any) -> tuple[Structure, list[Any]]:
 def as_nodes(nested: dict[str, Any]) -> nnx.Dict:
     """Nested dicts of Variables as NNX nodes, so that their paths show in `nnx.state`."""
     return nnx.Dict({name: as_nodes(v) if isinstance(v, dict) else v for name, v in nested.items()})
-
-
-def rebuild(structure: Structure, values: Sequence[Any], dtype: Any = None) -> Any:
-    """The dictionary with these array values, floating ones in `dtype` where it is given.
-
-    Leaves that were Variables become Variables of their own kind again, whether the block trains
-    them or not: the network in a `Neural` dictionary expects those that it was made with.
-    """
-    leaves = []
-    for value, kind in zip(values, structure.kinds, strict=True):
-        if dtype is not None and jnp.issubdtype(value.dtype, jnp.floating):
-            value = value.astype(dtype)
-        leaves.append(value if kind is None else kind(value))
-    return structure.build(leaves)
 
 
 def is_constant(psi: Any, path: Sequence[Any]) -> bool:

@@ -34,9 +34,7 @@ class Operator(nnx.Module):
             array = None if value is None else jnp.asarray(value, param_dtype)
             setattr(self, name, nnx.data(None) if array is None else nnx.Param(array))
         self.dtype = None if dtype is None else jnp.dtype(dtype)
-        # by name, so that operators of one precision have equal structure
-        by_name = isinstance(precision, jax.lax.Precision)
-        self.precision = precision.name.lower() if by_name else precision
+        self.precision = precision_name(precision)
 
     def _values(self, x: ArrayLike) -> tuple[Any, ...]:
         held = [getattr(self, name) for name in self.arrays]
@@ -220,6 +218,11 @@ class LowRank(Operator):
 
 
 OPERATORS: dict[str, type[Operator]] = {"dense": Dense, "low_rank": LowRank}
+
+
+def precision_name(precision: Any) -> Any:
+    """A precision by its name, so that operators of one precision have equal structure."""
+    return precision.name.lower() if isinstance(precision, jax.lax.Precision) else precision
 
 
 def _check_matrix(name: str, value: ArrayLike) -> None:

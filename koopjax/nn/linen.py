@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from koopjax._core import expected
 from koopjax.nn import functional
 from koopjax.nn._block import KoopmanBlock as NNXBlock
-from koopjax.nn._dictionary import rebuild, take_apart
+from koopjax.nn._dictionary import take_apart
 from koopjax.nn._from_koopman import from_koopman as nnx_from_koopman
 from koopjax.nn._operators import Dense, LowRank, default_bias_init, default_kernel_init
 from koopjax.nn._variables import trainable_parts
@@ -106,7 +106,7 @@ class KoopmanBlock(flax_linen.Module):
         held: Held = self.psi
         structure = held.structure
         nested = self._part("dictionary", lambda _: structure.nest(held.values))
-        psi = rebuild(structure, structure.flat(nested), self.dtype)
+        psi = structure.build(structure.flat(nested), self.dtype)
 
         def operator(lifted: Array) -> Array:
             arrays = self._part("operator", lambda key: self._init(key, lifted.shape[-1]))
@@ -154,7 +154,7 @@ def from_nnx(block: NNXBlock) -> tuple[KoopmanBlock, dict[str, Any]]:
         if any(isinstance(v, nnx.Param) for v in variables)
     )
     module = KoopmanBlock(
-        psi=rebuild(structure, [v.get_value() for v in held]),
+        psi=structure.build([v.get_value() for v in held]),
         features=operator.out_features,
         rank=operator.rank if isinstance(operator, LowRank) else None,
         use_bias=operator.use_bias,
@@ -180,7 +180,7 @@ def to_nnx(module: KoopmanBlock, variables: Any) -> NNXBlock:
     """
     merged = {**variables.get("frozen", {}), **variables.get("params", {})}
     structure = module.psi.structure
-    psi = rebuild(structure, structure.flat(merged["dictionary"] if structure.paths else {}))
+    psi = structure.build(structure.flat(merged["dictionary"] if structure.paths else {}))
     arrays = dict(merged["operator"])
     form = Dense if module.rank is None else LowRank
     return NNXBlock(
