@@ -1,0 +1,158 @@
+"""The linear layers of an NNX model: found, tapped for their inputs, replaced by factors."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen, nnx
+from jaxtyping import Array
+
+from koopjax import models, nn
+from koopjax._core import expected, matmul
+
+Path = tuple[Any, ...]
+
+
+class Seen(nnx.Variable):
+    """The input that a layer saw last."""
+
+
+class Tap(nnx.Module):
+    """A linear layer that remembers its input rows."""
+
+    def __init__(self, linear: nnx.Linear):
+        self.linear = linear
+        self.seen = Seen(jnp.zeros((0, linear.in_features)))
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
+        """The layer's output."""
+        self.seen.set_value(x.reshape(-1, x.shape[-1]))
+        return self.linear(x, *args, **kwargs)
+
+
+def as_nnx(model: Any) -> nnx.Module:
+    """An NNX model, or the NNX twin of a Linen MLP.
+
+    Raises:
+        ValueError: any other form.
+    """
+    if isinstance(model, nnx.Module):
+        return model
+    if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], models.linen.MLP):
+        twin = models.MLP(tuple(model[0].sizes), rngs=nnx.Rngs(0))
+        for k, layer in enumerate(twin.layers):
+            held = model[1]["params"][f"layers_{k}"]
+            layer.kernel.set_value(jnp.asarray(held["kernel"]))
+            layer.bias.set_value(jnp.asarray(held["bias"]))
+        return twin
+    kind = type(model[0] if isinstance(model, tuple) and model else model)
+    name = f"a Linen {kind.__name__}" if issubclass(kind, linen.Module) else kind.__name__
+    raise expected(
+        "an nnx.Module (or koopjax.models.linen.MLP) for whitened_svd, whose layers are replaced",
+        name, "magnitude or koopman, which take any model",
+    )  # fmt: skip
+
+
+def linear_paths(model: nnx.Module) -> list[Path]:
+    """Paths of all `nnx.Linear` layers, in the order of the model's attributes."""
+    paths = [path for path, node in nnx.iter_graph(model) if type(node) is nnx.Linear]
+    return sorted(paths, key=lambda path: [(isinstance(k, str), k) for k in path])
+
+
+def get(model: Any, path: Path) -> Any:
+    """The node at a path."""
+    for key in path:
+        model = model[key] if isinstance(key, int) else getattr(model, key)
+    return model
+
+
+def put(model: Any, path: Path, node: Any) -> None:
+    """Replace the node at a path, in place."""
+    parent, key = get(model, path[:-1]), path[-1]
+    if isinstance(key, int):
+        parent[key] = node
+    else:
+        setattr(parent, key, node)
+
+
+def with_kernels(
+    model: nnx.Module, paths: Sequence[Path], kernels: Sequence[Any], biases: Sequence[Any]
+) -> nnx.Module:
+    """A copy with other numbers in its linear layers."""
+    copy = nnx.clone(model)
+    for path, kernel, bias in zip(paths, kernels, biases, strict=True):
+        layer = get(copy, path)
+        layer.kernel.set_value(jnp.asarray(kernel, layer.kernel.get_value().dtype))
+        if bias is not None and layer.bias is not None:
+            layer.bias.set_value(jnp.asarray(bias, layer.bias.get_value().dtype))
+    return copy
+
+
+def with_factors(model: nnx.Module, paths: Sequence[Path], operators: Sequence[Any]) -> nnx.Module:
+    """A copy with operators in place of linear layers; an MLP becomes an `nn.Stack`.
+
+    Args:
+        model: the original.
+        paths: of its linear layers.
+        operators: `nn.LowRank` or `nn.Dense`, one a path.
+    """
+    if type(model) is models.MLP:
+        return nn.Stack(list(operators), ("relu",) * (len(operators) - 1))
+    copy = nnx.clone(model)
+    for path, operator in zip(paths, operators, strict=True):
+        if not isinstance(operator, nn.Dense):  # a whole layer stays what it was
+            put(copy, path, operator)
+    return copy
+
+
+def input_moments(
+    model: nnx.Module, changed: nnx.Module, paths: Sequence[Path], x: Array, batch: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Second moments of the inputs of linear layers in a changed and in the original model.
+
+    Args:
+        model: the original.
+        changed: a model of the same structure, or the original again.
+        paths: of the linear layers.
+        x: samples; those of an incomplete last batch are left out.
+        batch: samples at a time.
+
+    Returns:
+        For each layer `(X̃ᵀX̃, X̃ᵀX) / n` with `X = [1, inputs]`, float64; `X̃` of the changed model.
+    """
+    batch = min(batch, len(x))
+    cut = x[: len(x) // batch * batch].reshape(-1, batch, *x.shape[1:])
+    states = []
+    for one in (model, changed):
+        tapped = nnx.clone(one)
+        tapped.eval()
+        for path in paths:
+            put(tapped, path, Tap(get(tapped, path)))
+        graph, state = nnx.split(tapped)
+        states.append(state)
+    sums = _moments(graph, tuple(states), tuple(paths), cut)
+    return [tuple(np.asarray(a, np.float64) for a in pair) for pair in sums]
+
+
+@partial(jax.jit, static_argnames=("graph", "paths"))
+def _moments(graph: Any, states: tuple[Any, Any], paths: tuple[Path, ...], cut: Array) -> Any:
+    def inputs(state: Any, x: Array) -> list[Array]:
+        model = nnx.merge(graph, state, copy=True)
+        model(x)
+        rows = [get(model, path).seen.get_value().astype(jnp.float32) for path in paths]
+        return [jnp.concatenate([jnp.ones((len(r), 1), r.dtype), r], axis=1) for r in rows]
+
+    def one(x: Array) -> list[tuple[Array, Array]]:
+        original, changed = inputs(states[0], x), inputs(states[1], x)
+        pairs = zip(changed, original, strict=True)
+        return [(matmul(a.T, a) / len(a), matmul(a.T, b) / len(a)) for a, b in pairs]
+
+    def step(total: Any, x: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(x)), None
+
+    first = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, cut[0]))
+    total, _ = jax.lax.scan(step, first, cut)
+    return jax.tree.map(lambda a: a / cut.shape[0], total)

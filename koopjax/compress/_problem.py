@@ -1,0 +1,168 @@
+"""What every method needs first: checked data, the original's outputs, and one way to score."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from koopjax import export, models
+from koopjax._core import check_finite, expected
+from koopjax.compress._budget import Budget
+
+#: Share of the calibration samples held out where the caller gives no validation data.
+HELD_OUT = 1 / 6
+#: More validation samples than this tell settings no better apart, for the time that they take.
+MOST_VALIDATION = 5000
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Score:
+    """How good a setting is on the validation data; larger is better.
+
+    Attributes:
+        value: accuracy, agreement or R².
+        closeness: minus the KL divergence from the original's softmax; breaks ties.
+    """
+
+    value: float
+    closeness: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """A model to compress and the data to do it with.
+
+    Attributes:
+        model: the original.
+        x: `(n, ...)` calibration samples without those held out.
+        x_val: validation samples.
+        teacher: the original's outputs on `x_val`, `(m, q)` (positions of tokens as rows).
+        y_val: labels of `x_val` `(m,)`, or None.
+        held_out: whether `x_val` was taken out of the calibration samples.
+        original_bytes: size of the original's file.
+        limit: bytes that the compressed model may take.
+        budget: the budget as asked for.
+    """
+
+    model: Any
+    x: Array
+    x_val: Array
+    teacher: Array
+    y_val: Array | None
+    held_out: bool
+    original_bytes: int
+    limit: int
+    budget: Budget
+
+    @property
+    def measure(self) -> str:
+        """Name of the score."""
+        if self.teacher.shape[-1] == 1:
+            return "r2"
+        return "agreement" if self.y_val is None else "accuracy"
+
+    def score(self, outputs: Float[Array, "m q"]) -> Score:
+        """Compare outputs on `x_val` with the labels, or with the original where there are none."""
+        outputs = jnp.asarray(outputs, self.teacher.dtype).reshape(self.teacher.shape)
+        if self.measure == "r2":
+            value = float(_r2(outputs, self.teacher))
+            return Score(value if np.isfinite(value) else -np.inf, value)
+        labels = jnp.argmax(self.teacher, axis=-1) if self.y_val is None else self.y_val
+        value, divergence = _compare(outputs, self.teacher, labels)
+        if not np.isfinite(float(divergence)):
+            return Score(-np.inf, -np.inf)
+        return Score(float(value), -float(divergence))
+
+    def score_model(self, model: Any) -> Score:
+        """Score a model of any form."""
+        return self.score(models.predict(model, self.x_val))
+
+    def account(self, score: Score) -> dict[str, Any]:
+        """The score as fields of a `Report`."""
+        divergence = None if self.measure == "r2" else -score.closeness
+        return {"score": score.value, "measure": self.measure, "divergence": divergence}
+
+
+@jax.jit
+def _compare(outputs: Array, teacher: Array, labels: Array) -> tuple[Array, Array]:
+    log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(outputs)
+    divergence = jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
+    return jnp.mean(jnp.argmax(outputs, axis=-1) == labels), divergence
+
+
+@jax.jit
+def _r2(outputs: Array, teacher: Array) -> Array:
+    total = jnp.sum((teacher - jnp.mean(teacher, axis=0, keepdims=True)) ** 2)
+    return 1 - jnp.sum((outputs - teacher) ** 2) / jnp.where(total > 0, total, 1)
+
+
+def pose(
+    method: str, model: Any, calibration: Any, budget: Any, labels: Any, validation: Any, key: Any
+) -> Problem:
+    """Check the arguments that all methods share, hold out validation data, run the original.
+
+    Args:
+        method: name for the messages.
+        model, calibration, budget, labels, validation, key: as for every method in `METHODS`.
+
+    Raises:
+        ValueError: anything wrong with them, in one line.
+    """
+    budget = Budget.parse(budget)
+    x = _samples(f"{method}: calibration", calibration, 2)
+    y = None if labels is None else _labels(f"{method}: labels", labels, len(x))
+    held_out = validation is None
+    if held_out:
+        count = min(MOST_VALIDATION, max(1, round(HELD_OUT * len(x))))
+        order = jax.random.permutation(key, len(x))
+        kept, held = order[count:], order[:count]
+        x_val, y_val = x[held], None if y is None else y[held]
+        x = x[kept]
+    else:
+        pair = isinstance(validation, tuple) and len(validation) == 2
+        x_val, y_val = validation if pair else (validation, None)
+        x_val = _samples(f"{method}: validation", x_val, 1)
+        if x_val.shape[1:] != x.shape[1:]:
+            raise expected(
+                f"{method}: validation samples of shape {x.shape[1:]}, like calibration",
+                f"{x_val.shape[1:]}", "samples of one set",
+            )  # fmt: skip
+        y_val = None if y_val is None else _labels(f"{method}: validation", y_val, len(x_val))
+    teacher = models.predict(model, x_val)
+    if teacher.ndim < 2:
+        raise expected(
+            f"{method}: a model with outputs (n, q)", f"outputs of shape {teacher.shape}",
+            "a last axis of classes or of one regression target",
+        )  # fmt: skip
+    check_finite(f"the original model's outputs ({method})", teacher)
+    original = export.stored_bytes(model)
+    return Problem(
+        model, x, x_val, teacher.reshape(-1, teacher.shape[-1]).astype(jnp.float32),
+        None if y_val is None else y_val.reshape(-1), held_out, original,
+        budget.bytes(original), budget,
+    )  # fmt: skip
+
+
+def _samples(name: str, x: Any, least: int) -> Array:
+    if isinstance(x, tuple | list) or not hasattr(x, "shape"):
+        raise expected(f"{name} as one array (n, ...)", type(x).__name__, "labels=... for labels")
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        x = x.astype(jnp.float32) if x.dtype == jnp.bool_ else x
+    if x.ndim < 2 or x.shape[0] < least:
+        raise expected(
+            f"{name} of shape (n, ...) with at least {least} samples", f"shape {x.shape}",
+            "samples as the model takes them, a row each",
+        )  # fmt: skip
+    check_finite(name, x)
+    return x
+
+
+def _labels(name: str, y: Any, n: int) -> Array:
+    y = jnp.asarray(y)
+    if y.ndim < 1 or y.shape[0] != n or not jnp.issubdtype(y.dtype, jnp.integer):
+        raise expected(f"{name}: {n} integers, one a sample", f"{y.dtype} of shape {y.shape}")
+    return y

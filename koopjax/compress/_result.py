@@ -1,0 +1,127 @@
+"""What a compression returns: the model, and an account of it."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from koopjax import export
+from koopjax._core import RESULTS, SUCCESS
+from koopjax.compress._budget import Budget
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The account of a compression.
+
+    Attributes:
+        method: name in `METHODS`.
+        budget: as it was asked for, in words.
+        budget_bytes: the same in bytes.
+        stored_bytes: size of the file that `export.save` writes; never above `budget_bytes`.
+        original_bytes: size of the original's own file.
+        parameters: non-zero numbers in the compressed model.
+        settings: what was chosen, by name (projection, observables, rank, ridge, ...).
+        why: one sentence on how it was chosen.
+        score: on the validation data; see `measure`.
+        measure: "accuracy" where labels were given, else "agreement" (with the original's largest
+            output), or "r2" for a model of one output.
+        divergence: mean KL of the original's softmax to the compressed one's there, or None.
+        candidates: how many settings were compared.
+        result: result code of the numerics (`koopjax._core.RESULTS`); 0 is success.
+        notes: advice, such as too few samples; empty where there is none.
+    """
+
+    method: str
+    budget: str
+    budget_bytes: int
+    stored_bytes: int
+    original_bytes: int
+    parameters: int
+    settings: dict[str, Any]
+    why: str
+    score: float
+    measure: str
+    divergence: float | None = None
+    candidates: int = 1
+    result: int = SUCCESS
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """Original over compressed bytes, the whole model."""
+        return self.original_bytes / self.stored_bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, for JSON."""
+        out = {**dataclasses.asdict(self), "ratio": self.ratio, "notes": list(self.notes)}
+        return {name: _plain(value) for name, value in out.items()}
+
+    def __str__(self) -> str:
+        chosen = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        text = (
+            f"{self.method}: {self.stored_bytes:,} of {self.original_bytes:,} bytes "
+            f"({self.ratio:.1f}x), validation {self.measure} {self.score:.4f}; {chosen}"
+        )
+        return "\n".join([text, *self.notes])
+
+
+class Compressed(NamedTuple):
+    """A compressed model and its report.
+
+    Attributes:
+        model: a Flax model: jit, grad, train, `export.save` and `export.load` work on it.
+        report: a `Report`.
+    """
+
+    model: Any
+    report: Report
+
+
+def finish(
+    model: Any, *, method: str, budget: Budget, original_bytes: int, result: int = SUCCESS,
+    notes: tuple[str, ...] = (), **account: Any,
+) -> Compressed:  # fmt: skip
+    """Measure the file, make sure that it fits, and write the report."""
+    limit, stored = budget.bytes(original_bytes), export.stored_bytes(model)
+    if stored > limit:  # a fault of the method's search, never of the user's
+        raise AssertionError(f"{method} made a file of {stored} bytes for a budget of {limit}")
+    if result != SUCCESS:
+        notes = (*notes, RESULTS[result])
+    report = Report(
+        method=method,
+        budget=str(budget),
+        budget_bytes=limit,
+        stored_bytes=stored,
+        original_bytes=original_bytes,
+        parameters=count_nonzero(model),
+        result=result,
+        notes=notes,
+        **account,
+    )
+    return Compressed(model, report)
+
+
+def count_nonzero(model: Any) -> int:
+    """Non-zero floating numbers among the arrays of a model."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(_arrays(model))]
+    floating = [a for a in leaves if np.issubdtype(a.dtype, np.inexact) or a.dtype.kind == "V"]
+    return int(sum(np.count_nonzero(a) for a in floating))
+
+
+def _arrays(model: Any) -> Any:
+    from flax import nnx
+
+    if isinstance(model, nnx.Module):
+        state = nnx.to_pure_dict(nnx.state(model))
+        return jax.tree.map(lambda a: a if hasattr(a, "dtype") else None, state)
+    return [leaf for leaf in jax.tree.leaves(model) if hasattr(leaf, "dtype")]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _plain(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,380 @@
+"""The search for projection, dictionary, rank and ridge within a number of bytes."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from koopjax import edmd, observables
+from koopjax.compress._eliminate import backward
+from koopjax.compress._problem import Problem, Score
+from koopjax.compress._projection import (
+    Directions,
+    Entries,
+    Moments,
+    active,
+    entries,
+    jacobian_metric,
+    lift,
+    moments,
+    of_pilot,
+    root_of,
+)
+
+#: Samples that the search looks at; the last fit takes all.
+ROWS = 12_000
+#: Most coordinates: their quadratic dictionary has a thousand products.
+MOST_COORDINATES = 44
+#: Ridges tried, relative to the number of samples (the products have about unit variance).
+RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
+#: Ranks of K tried, as shares of the number of outputs.
+RANKS = (0.9, 0.8, 0.6)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Span:
+    """What is to be replaced, as data.
+
+    Attributes:
+        h, y: `(n, d)` and `(n, q)` states at the two cuts, flattened.
+        h_val, y_val: the same for validation samples.
+        sample: two states at the first cut, in their own shape.
+        out_shape: of one state at the second cut.
+        tail: the part behind, or None where the span ends at the output.
+        parts: callables from the first cut to the output.
+        raw: states at the first cut in their own shape.
+        outputs: width of the model's output.
+        logits: the span ends at the outputs of a classifier.
+        key: for draws.
+    """
+
+    h: Array
+    y: Array
+    h_val: Array
+    y_val: Array
+    sample: Array
+    out_shape: tuple[int, ...]
+    tail: Any
+    parts: tuple[Any, ...]
+    raw: Array
+    outputs: int
+    logits: bool
+    key: Array
+
+    @property
+    def d(self) -> int:
+        """Entries of the state before."""
+        return self.h.shape[1]
+
+    @property
+    def q(self) -> int:
+        """Entries of the state after."""
+        return self.y.shape[1]
+
+    @property
+    def count(self) -> int:
+        """Number of calibration samples."""
+        return self.h.shape[0]
+
+    @property
+    def metric(self) -> np.ndarray:
+        """Metric on the target: what all logits have in common hardly counts."""
+        eye = np.eye(self.q)
+        return eye - (1 - 1e-3) / self.q if self.logits and self.q > 1 else eye
+
+    def outputs_of(self, y: np.ndarray) -> Array:
+        """The model's outputs for states at the second cut."""
+        out = jnp.asarray(y, jnp.float32).reshape(len(y), *self.out_shape)
+        return out if self.tail is None else self.tail(out)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+    """One choice of everything.
+
+    Attributes:
+        directions: the coordinates, before entries are given up.
+        kept: which entries of the state are read.
+        coordinates: how many.
+        degree: of the products.
+        columns: which products are kept.
+        rank: of K.
+        ridge: relative to the number of samples.
+    """
+
+    directions: Any
+    kept: np.ndarray
+    coordinates: int
+    degree: int
+    columns: np.ndarray
+    rank: int
+    ridge: float
+
+    @classmethod
+    def least(cls, d: int, q: int) -> "Setting":
+        """The smallest form: one entry, one coordinate, and a line in it."""
+        del d
+        return cls(None, np.arange(1), 1, 1, np.arange(2), q, 0.0)
+
+    @property
+    def observables(self) -> int:
+        """How many products are kept."""
+        return len(self.columns)
+
+    def bytes(self, d: int, q: int) -> int:
+        """Bytes of the arrays that depend on the setting; see `array_bytes`."""
+        total = math.comb(self.coordinates + self.degree, self.degree)
+        return array_bytes(
+            d, q, len(self.kept), self.coordinates, self.observables, total, self.rank
+        )
+
+    def fewer(self, stats: Any, count: int) -> "Setting":
+        """The setting with some observables less, chosen by elimination."""
+        chosen = stats.select(np.asarray(self.columns))
+        gram, cross = np.asarray(chosen.gram, np.float64), np.asarray(chosen.cross, np.float64)
+        size = max(2, self.observables - count)
+        alpha = self.ridge * float(stats.count)
+        stay, _ = backward(gram, cross, [size], alpha, (0,))[size]
+        return dataclasses.replace(self, columns=self.columns[stay])
+
+    def as_dict(self, d: int) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "entries": f"{len(self.kept)} of {d}",
+            "coordinates": self.coordinates,
+            "degree": self.degree,
+            "observables": self.observables,
+            "rank": self.rank,
+            "ridge": self.ridge,
+        }
+
+
+def index_bytes(size: int) -> int:
+    """Bytes of one index below `size`."""
+    return 1 if size <= 256 else 2 if size <= 65536 else 4
+
+
+def array_bytes(d: int, q: int, m: int, r: int, p: int, total: int, rank: int) -> int:
+    """Bytes of all arrays of a block.
+
+    Args:
+        d, q: entries of the states.
+        m: entries kept.
+        r: coordinates.
+        p: observables kept.
+        total: observables of the whole dictionary.
+        rank: of K; `q` for a dense K.
+    """
+    k = p * rank + (rank * q if rank < q else 0)
+    places = (m * index_bytes(d) if m < d else 0) + (p * index_bytes(total) if p < total else 0)
+    return 4 * (m * r + r + k) + places
+
+
+def most_observables(limit: int, d: int, q: int, m: int, r: int, total: int, rank: int) -> int:
+    """The largest number of observables that a number of bytes allows."""
+    if array_bytes(d, q, m, r, total, total, rank) <= limit:
+        return total
+    each = 4 * rank + index_bytes(total)
+    spare = limit - array_bytes(d, q, m, r, 0, total, rank)
+    return max(0, min(total - 1, spare // each))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """The best setting, its score, and what it was made from."""
+
+    setting: Setting
+    score: Score
+    moment: Moments
+    entries: Entries
+    tried: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pass:
+    """Statistics of one number of entries: answers all smaller settings by submatrices."""
+
+    entries: Entries
+    directions: Directions
+    size: int
+    coordinates: int
+    degree: int
+    gram: np.ndarray
+    cross: np.ndarray
+    lifted_val: np.ndarray
+    factors: np.ndarray
+    count: float
+    ridge: float
+
+    def columns(self, coordinates: int) -> np.ndarray:
+        """The products of the leading coordinates alone."""
+        return np.flatnonzero(self.factors < coordinates)
+
+
+class Search:
+    """Runs passes over the data and remembers the best setting seen."""
+
+    def __init__(self, problem: Problem, span: Span, limit: int):
+        self.problem, self.span, self.limit = problem, span, limit
+        rows = slice(0, ROWS)  # the calibration samples are in random order, or are all taken
+        self.h, self.y = span.h[rows], span.y[rows]
+        self.moment = moments(self.h)
+        self.root = root_of(span.metric)
+        self.best: Found | None = None
+        self.tried = 0
+
+    def most_coordinates(self, degree: int = 2) -> int:
+        """So many coordinates that bytes and samples allow their products."""
+        d, q, n = self.span.d, self.span.q, len(self.h)
+        most = min(d, MOST_COORDINATES)
+        while most > 1:
+            p = math.comb(most + degree, degree)
+            # Twice as many products as there is room for leave a choice to the elimination.
+            if p <= max(n // 2, most + 2) and 4 * q * p <= 2.5 * self.limit:
+                break
+            most -= 1
+        return most
+
+    def run(self, ent: Entries, directions: Directions, m: int, r: int, degree: int) -> _Pass:
+        """One pass over the data."""
+        full = ent.read(directions, m)[:, :r]
+        psi = lift(full, self.moment.mean, degree)
+        stats = edmd.accumulate(psi, self.h, self.y, target=observables.Identity())
+        gram, cross = (np.asarray(a, np.float64) for a in (stats.gram, stats.cross))
+        lifted, count = np.asarray(psi(self.span.h_val)), float(stats.count)
+        ridge = self._best_ridge(gram, cross, lifted, count)
+        return _Pass(
+            ent, directions, m, r, degree, gram, cross, lifted, _last_factor(r, degree), count, ridge
+        )
+
+    def explore(self, done: _Pass, ranks: tuple[int, ...] | None = None) -> None:
+        """Try the numbers of coordinates, observables and ranks that fit, from one pass."""
+        d, q = self.span.d, self.span.q
+        for rank in ranks or (q,):
+            for r in self._coordinates(done, rank):
+                columns = done.columns(r)
+                p = most_observables(self.limit, d, q, done.size, r, len(columns), rank)
+                if p >= 2:
+                    self._try(done, r, columns, p, rank)
+
+    def _coordinates(self, done: _Pass, rank: int) -> list[int]:
+        """As many as leave room for all their products, and some more of which some must go."""
+        d, q = self.span.d, self.span.q
+        whole = 1
+        for r in range(1, done.coordinates + 1):
+            total = math.comb(r + done.degree, done.degree)
+            if array_bytes(d, q, done.size, r, total, total, rank) <= self.limit:
+                whole = r
+        out = {whole}
+        for factor in (1.2, 1.45, 1.75):
+            r = min(done.coordinates, math.ceil(factor * whole))
+            total = math.comb(r + done.degree, done.degree)
+            p = most_observables(self.limit, d, q, done.size, r, total, rank)
+            if p > r:
+                out.add(r)
+        return sorted(out)
+
+    def _try(self, done: _Pass, r: int, columns: np.ndarray, p: int, rank: int) -> None:
+        gram, cross = done.gram[np.ix_(columns, columns)], done.cross[columns]
+        stay, k = backward(gram, cross, [p], done.ridge * done.count, (0,), share=0.05)[p]
+        own = stay if len(stay) < len(columns) else np.arange(len(columns))
+        if rank < self.span.q:
+            k = self._cut(gram[np.ix_(stay, stay)], k, rank)
+        score = self._score(done.lifted_val[:, columns[stay]], k)
+        self.tried += 1
+        if self.best is None or score > self.best.score:
+            kept = done.entries.kept[done.size]
+            setting = Setting(done.directions, kept, r, done.degree, own, rank, done.ridge)
+            self.best = Found(setting, score, self.moment, done.entries, self.tried)
+
+    def _score(self, lifted: np.ndarray, k: np.ndarray) -> Score:
+        return self.problem.score(self.span.outputs_of(lifted @ k.astype(np.float32)))
+
+    def _best_ridge(self, gram: np.ndarray, cross: np.ndarray, lifted: Any, count: float) -> float:
+        """The ridge of the best score; the largest of those that tie, since noise favours none."""
+        scores = []
+        for ridge in RIDGES:
+            k = np.linalg.solve(gram + ridge * count * np.eye(len(gram)), cross)
+            scores.append((self._score(lifted, k), ridge))
+        return max(scores)[1]
+
+    def _cut(self, gram: np.ndarray, k: np.ndarray, rank: int) -> np.ndarray:
+        """Reduced rank of the prediction in the target's metric."""
+        weighted = k @ self.root
+        _, vectors = np.linalg.eigh(weighted.T @ gram @ weighted)
+        leading = vectors[:, -rank:]
+        return weighted @ leading @ leading.T @ np.linalg.inv(self.root)
+
+
+def _last_factor(r: int, degree: int) -> np.ndarray:
+    """For each product the largest index of a coordinate in it; -1 for the constant."""
+    names = observables.Monomials(degree).names(r, [str(i) for i in range(r)])
+    factors = [[int(f.split("^")[0]) for f in name.split("*")] for name in names[1:]]
+    return np.array([-1, *map(max, factors)])
+
+
+def search(problem: Problem, span: Span, limit: int) -> Found:
+    """The best setting whose arrays take at most `limit` bytes.
+
+    Coarse grid over the number of entries with the directions of the pilot, the network's own
+    Jacobian directions beside it at the best place, then finer steps with an order of entries made
+    for the coordinates found, cubic products where the coordinates are few, and lower ranks.
+    """
+    state = Search(problem, span, limit)
+    metric = jacobian_metric(span.parts, span.raw[:ROWS], span.outputs, span.key)
+    most = state.most_coordinates()
+    first = active(state.moment, metric, min(span.d, max(most, 32)))
+    pilot = of_pilot(state.moment, first, state.h, state.y, span.metric)
+    if pilot.matrix.shape[1] < most:  # the pilot's directions first, then the network's
+        pilot = _extend(state.moment, pilot, first)
+    sizes = _sizes(span, limit)
+    ent = entries(state.moment, pilot, min(most, 24), sizes)
+    for m in sizes:
+        state.explore(state.run(ent, pilot, m, most, 2))
+    best = _require(state.best)
+    m, r = len(best.setting.kept), best.setting.coordinates
+    if first.name != pilot.name:
+        ent = entries(state.moment, first, min(most, 24), [m])
+        state.explore(state.run(ent, first, m, most, 2))
+    chosen = _require(state.best).setting.directions
+    near = sorted({min(span.d, max(1, round(f * m))) for f in (0.78, 1.0, 1.28)})
+    ent = entries(state.moment, chosen, r, near)
+    q = span.q
+    ranks = tuple(sorted({q} | {max(1, math.floor(f * q)) for f in RANKS})) if q > 1 else (1,)
+    for size in near:
+        state.explore(state.run(ent, chosen, size, most, 2), ranks)
+    few = min(state.most_coordinates(3), 12)
+    if r <= 10 and few > 1:
+        for size in near:
+            state.explore(state.run(ent, chosen, size, few, 3))
+    return dataclasses.replace(_require(state.best), tried=state.tried)
+
+
+def _extend(moment: Moments, pilot: Directions, first: Directions) -> Directions:
+    """The pilot's coordinates, then what the network's Jacobians see beside them."""
+    size = pilot.matrix.shape[1]
+    rest = first.matrix[:, size:]
+    matrix = np.concatenate([pilot.matrix, rest], axis=1)
+    floor = pilot.importance[-1] if size else 1.0
+    importance = np.concatenate([pilot.importance, np.full(rest.shape[1], 0.5 * floor)])
+    return Directions(pilot.name, matrix, importance)
+
+
+def _sizes(span: Span, limit: int) -> list[int]:
+    """Numbers of entries to try: a geometric grid between what a few coordinates can do with."""
+    numbers = max(limit // 4, 1)
+    alive = span.d
+    low = min(alive, max(1, round(math.sqrt(numbers) / 1.5)))
+    high = min(alive, max(low, numbers // 4))
+    count = 1 if high == low else 6
+    grid = np.geomspace(low, high, count)
+    return sorted({int(round(value)) for value in grid} | {min(low, max(1, numbers // 20))})
+
+
+def _require(found: Found | None) -> Found:
+    if found is None:
+        raise AssertionError("the smallest form fits but no setting was tried")
+    return found

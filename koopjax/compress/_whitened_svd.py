@@ -1,0 +1,314 @@
+"""Activation-whitened SVD: linear layers in two thin factors, ranks split over the layers."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from koopjax import export, nn
+from koopjax._core import expected
+from koopjax.compress._budget import too_small
+from koopjax.compress._layers import (
+    as_nnx,
+    get,
+    input_moments,
+    linear_paths,
+    with_factors,
+    with_kernels,
+)
+from koopjax.compress._problem import Problem, Score, pose
+from koopjax.compress._result import Compressed, finish
+
+#: Samples for the moments of the layers' inputs.
+ROWS = 12_000
+#: Eigenvalues of an input's covariance below this share of the largest are damped.
+FLOOR = 1e-5
+#: Most rank splits that are tried.
+TRIALS = 160
+
+
+def whitened_svd(
+    model: Any,
+    calibration: ArrayLike,
+    budget: Any,
+    *,
+    at: Any = None,
+    labels: ArrayLike | None = None,
+    validation: Any = None,
+    key: Array,
+) -> Compressed:
+    """Factor the linear layers where their inputs vary, with the rank split that validates best.
+
+    Of a layer `x W + b` with input covariance `S = R Rᵀ`, the truncated SVD of `Rᵀ W` gives the
+    factors of least mean squared error in the layer's output; the bias takes up the mean error. The
+    ranks start from the best of two splits, the same share of each layer and the largest share of
+    energy a byte, and move between layers while the validation score rises. At last each layer is
+    refitted to the original's output from what the factored layers before it really deliver, if
+    that validates better.
+
+    Args:
+        model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`. Other
+            arrays (convolutions, normalisation, embeddings) stay whole.
+        calibration: `(n, ...)` samples.
+        budget: `"30x"`, `"64KiB"`, bytes, or a `Budget`.
+        at: not used, since every linear layer is factored; only None is taken.
+        labels, validation, key: as for `koopman`.
+
+    Returns:
+        `Compressed`: an `nn.Stack` for an MLP, else a copy of the model with `nn.LowRank` in place
+        of layers; and the report.
+
+    Numerics:
+        Moments in float32, factorisations in float64 on the host. Up to 160 evaluations on the
+        validation samples, which share one compilation.
+
+    Raises:
+        ValueError: bad data, no linear layer, or a budget below rank one everywhere.
+
+    Reference:
+        Wang, Zheng, Wan, Zhang (2024), SVD-LLM, arXiv:2403.07378 (whitening, refit of later layers).
+    """
+    if at is not None:
+        raise expected("at=None for whitened_svd", repr(at), "a Koopman method for one span")
+    problem = pose("whitened_svd", model, calibration, budget, labels, validation, key)
+    work = _Layers(problem, as_nnx(model))
+    if work.bytes([1] * len(work.paths)) > problem.limit:
+        smallest = work.bytes([1] * len(work.paths))
+        raise too_small("whitened_svd", problem.limit, smallest, problem.original_bytes)
+    starts = [work.uniform(), work.greedy()]
+    best = max(((work.score(r), r) for r in starts), key=lambda pair: pair[0])
+    best = work.climb(best)
+    plain = (best[0], work.factors(best[1]))
+    refitted = work.refit(best[1])
+    score, factors = max(plain, refitted, key=lambda pair: pair[0])
+    return finish(
+        work.build(factors),
+        method="whitened_svd",
+        budget=problem.budget,
+        original_bytes=problem.original_bytes,
+        settings={
+            "ranks": [f.rank if f.thin else "dense" for f in factors],
+            "refitted": factors is refitted[1],
+        },
+        why=f"of {work.tried} rank splits, the best validation {problem.measure}",
+        candidates=work.tried,
+        **problem.account(score),
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Factors:
+    """A layer in factors: `x left right + bias`.
+
+    Attributes:
+        left, right: `(m, r)` and `(r, n)`.
+        bias: `(n,)`.
+        kernel: the layer's own `(m, n)`, used where two factors would take more.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+    bias: np.ndarray
+    kernel: np.ndarray | None = None
+
+    @property
+    def rank(self) -> int:
+        """Inner width."""
+        return self.left.shape[1]
+
+    @property
+    def thin(self) -> bool:
+        """Whether the factors are what is stored."""
+        return self.kernel is None
+
+    @property
+    def product(self) -> np.ndarray:
+        """`(m, n)`."""
+        return self.left @ self.right if self.kernel is None else self.kernel
+
+
+def factor(
+    kernel: np.ndarray, bias: np.ndarray, own: np.ndarray, mixed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    """All ranks of a layer at once.
+
+    Args:
+        kernel, bias: `(m, n)` and `(n,)` of the original layer.
+        own: `(m + 1, m + 1)` second moments of `[1, x̃]`, the inputs at hand.
+        mixed: `(m + 1, m + 1)` of `[1, x̃]` with the original's `[1, x]`.
+
+    Returns:
+        Left factors `(m, k)` and right factors `(k, n)` of which the leading r are the best of rank
+        r, and a function from their product to the bias that goes with it.
+    """
+    mean, mean_of = own[0, 1:], mixed[0, 1:]
+    values, vectors = np.linalg.eigh(own[1:, 1:] - np.outer(mean, mean))
+    values = np.maximum(values, 0) + FLOOR * max(values[-1], 1e-30)
+    root = np.sqrt(values)[None, :]
+    # With the original's own inputs the regression would return the kernel itself.
+    covariance = mixed[1:, 1:] - np.outer(mean, mean_of)
+    whitened = (vectors / root).T @ (covariance + FLOOR * values[-1] * np.eye(len(mean))) @ kernel
+    u, s, vt = np.linalg.svd(whitened, full_matrices=False)
+    half = np.sqrt(s)
+    left, right = (vectors / root) @ u * half[None, :], half[:, None] * vt
+    return left, right, lambda product: bias + mean_of @ kernel - mean @ product
+
+
+class _Layers:
+    """The linear layers of a model, their factors at every rank, and the cost of a split."""
+
+    def __init__(self, problem: Problem, model: nnx.Module):
+        self.problem, self.model = problem, model
+        self.paths = linear_paths(model)
+        if not self.paths:
+            raise expected("a model with nnx.Linear layers", "none", "magnitude or koopman")
+        layers = [get(model, path) for path in self.paths]
+        self.kernels = [np.asarray(layer.kernel.get_value(), np.float64) for layer in layers]
+        held = [None if layer.bias is None else layer.bias.get_value() for layer in layers]
+        pairs = zip(held, self.kernels, strict=True)
+        self.biases = [
+            np.zeros(k.shape[1]) if b is None else np.asarray(b, np.float64) for b, k in pairs
+        ]
+        self.dtypes = [layer.kernel.get_value().dtype for layer in layers]
+        self.x = problem.x[:ROWS]
+        moments = input_moments(model, model, self.paths, self.x, 1000)
+        self.all = [
+            factor(k, b, *m) for k, b, m in zip(self.kernels, self.biases, moments, strict=True)
+        ]
+        self.most = [min(k.shape) for k in self.kernels]
+        self.tried = 0
+        self._base = 0
+        ones = [1] * len(self.paths)
+        self._base = export.stored_bytes(self.build(self.factors(ones))) - self.bytes(ones)
+
+    def _cost(self, i: int, rank: int) -> int:
+        m, n = self.kernels[i].shape
+        width = np.dtype(self.dtypes[i]).itemsize
+        return width * min(rank * (m + n), m * n)
+
+    def bytes(self, ranks: list[int]) -> int:
+        """Bytes of the file at these ranks."""
+        return self._base + sum(self._cost(i, r) for i, r in enumerate(ranks))
+
+    def factors(self, ranks: list[int]) -> list[Factors]:
+        """The layers at these ranks; whole where that takes no more."""
+        return [self._at(i, rank, *self.all[i]) for i, rank in enumerate(ranks)]
+
+    def _at(self, i: int, rank: int, left: Any, right: Any, bias_of: Any) -> Factors:
+        m, n = self.kernels[i].shape
+        left, right = left[:, :rank], right[:rank]
+        if rank * (m + n) >= m * n:
+            whole = self.kernels[i]
+            return Factors(left, right, self.biases[i], whole)
+        return Factors(left, right, bias_of(left @ right))
+
+    def score(self, ranks: list[int]) -> Score:
+        """Validation score of a split."""
+        return self._score(self.factors(ranks))
+
+    def _score(self, factors: list[Factors]) -> Score:
+        self.tried += 1
+        return self.problem.score_model(self._dense(factors))
+
+    def _dense(self, factors: list[Factors]) -> nnx.Module:
+        products, biases = [f.product for f in factors], [f.bias for f in factors]
+        return with_kernels(self.model, self.paths, products, biases)
+
+    def uniform(self) -> list[int]:
+        """The same share of its numbers for each layer."""
+        low, high = 0.0, 1.0
+        ranks = [1] * len(self.paths)
+        for _ in range(30):
+            share = (low + high) / 2
+            trial = [
+                max(1, min(most, int(share * k.size / sum(k.shape))))
+                for k, most in zip(self.kernels, self.most, strict=True)
+            ]
+            if self.bytes(trial) <= self.problem.limit:
+                low, ranks = share, trial
+            else:
+                high = share
+        return self.fill(ranks)
+
+    def greedy(self) -> list[int]:
+        """Ranks by the share of a layer's energy that a byte buys."""
+        return self.fill([1] * len(self.paths))
+
+    def fill(self, ranks: list[int]) -> list[int]:
+        """Spend what is left of the budget where a byte buys most energy."""
+        ranks = list(ranks)
+        while True:
+            best, gain = None, 0.0
+            for i, rank in enumerate(ranks):
+                trial = [r + (j == i) for j, r in enumerate(ranks)]
+                if rank >= self.most[i] or self.bytes(trial) > self.problem.limit:
+                    continue
+                energy = np.sum(self.all[i][1] ** 2, axis=1) ** 2
+                cost = max(self._cost(i, rank + 1) - self._cost(i, rank), 1)
+                value = energy[rank] / max(energy.sum(), 1e-300) / cost
+                if value > gain:
+                    best, gain = i, value
+            if best is None:
+                return ranks
+            ranks[best] += 1
+
+    def climb(self, start: tuple[Score, list[int]]) -> tuple[Score, list[int]]:
+        """Move bytes from layer to layer while that helps, in smaller and smaller steps."""
+        best, count = start, len(self.paths)
+        for share in (0.4, 0.2, 0.1, 0.0):
+            better = True
+            while better and self.tried < TRIALS:
+                better = False
+                for i in range(count):
+                    for j in range(count):
+                        moved = self._move(best[1], i, j, share)
+                        if moved is None or self.tried >= TRIALS:
+                            continue
+                        score = self.score(moved)
+                        if score > best[0]:
+                            best, better = (score, moved), True
+        return best
+
+    def _move(self, ranks: list[int], i: int, j: int, share: float) -> list[int] | None:
+        """Ranks with a share of layer i's given to layer j, or None where that is no change."""
+        step = max(1, round(share * ranks[i]))
+        if i == j or ranks[i] - step < 1 or ranks[j] >= self.most[j]:
+            return None
+        out = list(ranks)
+        out[i] -= step
+        while out[j] < self.most[j]:
+            out[j] += 1
+            if self.bytes(out) > self.problem.limit:
+                out[j] -= 1
+                break
+        return None if out[j] == ranks[j] else out
+
+    def refit(self, ranks: list[int]) -> tuple[Score, list[Factors]]:
+        """Each layer from the inputs that the factored layers before it deliver, in order."""
+        factors = self.factors(ranks)
+        for i, rank in enumerate(ranks):
+            if i == 0 or not factors[i].thin:
+                continue
+            changed = self._dense(factors)
+            moments = input_moments(self.model, changed, self.paths, self.x, 1000)[i]
+            made = factor(self.kernels[i], self.biases[i], *moments)
+            factors[i] = self._at(i, rank, *made)
+        return self._score(factors), factors
+
+    def build(self, factors: list[Factors]) -> nnx.Module:
+        """The compressed model."""
+        operators = []
+        for f, dtype, path in zip(factors, self.dtypes, self.paths, strict=True):
+            cast = lambda a, dtype=dtype: jnp.asarray(a, dtype)
+            bias = cast(f.bias)
+            if get(self.model, path).bias is None and not f.thin:
+                bias = None
+            operators.append(
+                nn.LowRank(cast(f.left), cast(f.right), bias) if f.thin
+                else nn.Dense(cast(f.product), bias)
+            )  # fmt: skip
+        return with_factors(self.model, self.paths, operators)
