@@ -139,7 +139,7 @@ def _encode(model: Any) -> bytes:
         entries = [Entry((name,), value) for name, value in arrays_of(model).items()]
         names = [spell(e.path) for e in entries]
         node = [TEMPLATE, str(reason), _marks(names), zlib.crc32("\n".join(names).encode())]
-    body = [msgpack.packb(node)]
+    body: list[Any] = [msgpack.packb(node)]
     dtype = np.dtype(np.float32)
     for entry in entries:
         array = to_numpy(spell(entry.path), entry.value)

@@ -118,7 +118,7 @@ def is_constant(psi: Any, path: Sequence[Any]) -> bool:
         if name is not None:
             node = getattr(node, name, None)
         else:
-            key = getattr(entry, "idx", getattr(entry, "key", None))
+            key: Any = getattr(entry, "idx", getattr(entry, "key", None))
             if not isinstance(node, list | tuple | dict):
                 return False
             node = node[key]

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
@@ -39,7 +40,17 @@ class Operator(nnx.Module):
     def _values(self, x: ArrayLike) -> tuple[Any, ...]:
         held = [getattr(self, name) for name in self.arrays]
         arrays = [None if v is None else v.get_value() for v in held]
-        return tuple(nnx.nn.dtypes.promote_dtype((jnp.asarray(x), *arrays), dtype=self.dtype))
+        return tuple(dtypes.promote_dtype((jnp.asarray(x), *arrays), dtype=self.dtype))
+
+    @property
+    def in_features(self) -> int:
+        """Width of the input, `p`."""
+        raise NotImplementedError
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output, `q`."""
+        raise NotImplementedError
 
     @property
     def use_bias(self) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as flax_linen, nnx
+from flax.nnx.nn import dtypes
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -112,8 +113,9 @@ class KoopmanBlock(flax_linen.Module):
             arrays = self._part("operator", lambda key: self._init(key, lifted.shape[-1]))
             names = ("matrix",) if self.rank is None else ("left", "right")
             held = (lifted, *(arrays[n] for n in names), arrays.get("bias"))
-            promoted = nnx.nn.dtypes.promote_dtype(held, dtype=self.dtype)
-            apply = functional.apply_dense if self.rank is None else functional.apply_low_rank
+            promoted = dtypes.promote_dtype(held, dtype=self.dtype)
+            low_rank = self.rank is not None
+            apply: Any = functional.apply_low_rank if low_rank else functional.apply_dense
             return apply(*promoted, precision=self.precision)
 
         return functional.apply_block(psi, operator, x, dtype=self.dtype)
