@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+import numpy as np
 
 from koopjax._core import expected, is_tracing
 from koopjax.surgery._flatten import Flat, Node, flatten, make_jaxpr, unroll_scans
@@ -338,7 +339,6 @@ def _struct(shape: tuple[int, ...], dtype: Any, weak: bool) -> jax.ShapeDtypeStr
 
 
 _SETTINGS = (
-    "jax_enable_x64",
     "jax_default_matmul_precision",
     "jax_numpy_dtype_promotion",
     "jax_numpy_rank_promotion",
@@ -347,7 +347,11 @@ _SETTINGS = (
 
 def _context() -> tuple[Any, ...]:
     """The settings of JAX that change what is traced."""
-    return *(getattr(jax.config, name) for name in _SETTINGS), jax.sharding.get_abstract_mesh()
+    return (
+        *(getattr(jax.config, name) for name in _SETTINGS),
+        jax.dtypes.canonicalize_dtype(np.float64),  # float32 unless 64 bits are enabled here
+        jax.sharding.get_abstract_mesh(),
+    )
 
 
 @functools.cache
