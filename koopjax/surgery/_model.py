@@ -90,7 +90,7 @@ class Definition(Keyed):
     kinds: tuple[type[nnx.Variable], ...]
 
     def key(self) -> tuple[Any, ...]:
-        """Everything but the readable names' order of discovery, which follows from the rest."""
+        """All fields."""
         return self.form, _hashable(self.static), self.treedef, self.paths, self.kinds
 
     def __call__(self, leaves: Any, x: Any) -> Any:

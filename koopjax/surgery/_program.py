@@ -300,7 +300,7 @@ def aval_of(leaf: Any) -> Aval:
 
 
 _PROGRAMS: dict[Any, Program] = {}
-_MOST_PROGRAMS = 512
+_MOST_PROGRAMS = 128  # a program keeps the arrays that its model closes over
 
 
 def trace(
