@@ -6,7 +6,9 @@ both, chooses the statistics by the condition of the problem, and returns a `Koo
 """
 
 from koopjax.edmd._accumulate import accumulate as accumulate
+from koopjax.edmd._cross_validation import CrossValidated as CrossValidated
 from koopjax.edmd._fit import fit as fit
+from koopjax.edmd._generator import Generator as Generator, generator as generator
 from koopjax.edmd._koopman import Koopman as Koopman
 from koopjax.edmd._solve import (
     Info as Info,
@@ -28,6 +30,8 @@ from koopjax.edmd._statistics import (
 )
 
 __all__ = [
+    "CrossValidated",
+    "Generator",
     "Gram",
     "Info",
     "Koopman",
@@ -38,6 +42,7 @@ __all__ = [
     "TruncatedSVD",
     "accumulate",
     "fit",
+    "generator",
     "leave_one_out",
     "low_rank",
     "solve",

@@ -15,8 +15,9 @@ from koopjax.edmd._koopman import Koopman
 from koopjax.edmd._memory import available_bytes, planned_bytes
 from koopjax.edmd._precision import cast, precise, traced
 from koopjax.edmd._solve import Solution, compute, solve
-from koopjax.edmd._solvers import ReducedRank, Ridge, TruncatedSVD
+from koopjax.edmd._solvers import Ridge, TruncatedSVD
 from koopjax.edmd._statistics import Gram, RFactor, Statistics, total
+from koopjax.observables import Identity
 
 REQUESTED = "requested"
 TRACED = "traced: Gram in the caller's dtype, which is differentiable"
@@ -30,10 +31,6 @@ NO_ROOM = "Gram kept although ill-conditioned: R factors exceed the memory limit
 def tolerance(dtype: Any) -> float:
     """Rounding error of a solution that results of a dtype are allowed: 1e-11, or 1e-6 below."""
     return 1e-11 if jnp.dtype(dtype) == jnp.float64 else 1e-6
-
-
-def _identity_target(target: Any) -> bool:
-    return type(target).__name__ == "Identity"
 
 
 def _readout_solver(solver: Any, info: Any) -> Any:
@@ -77,6 +74,102 @@ def _check_finite_result(stats: Statistics) -> None:
             "NaN or infinity in the statistics",
             "cleaning the snapshots, or a Standardize against overflow in the dictionary",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A regression made ready: validated data, dictionaries, and how they are to be gone through.
+
+    Attributes:
+        lift: both dictionaries and the state carried along.
+        source: snapshots before, or the stream with its first batch put back.
+        again: the same for a second pass; None where there can't be one.
+        y: snapshots after; None for a stream.
+        weights: of the samples.
+        folds: number of folds to stack, or None.
+        sizes: `(p, q)` without the state carried along.
+        widths: `(d, d_out)`.
+        dtype: of the observables.
+        options: the remaining arguments of `run`.
+    """
+
+    lift: Lift
+    source: Any
+    again: Any
+    y: Any
+    weights: Any
+    folds: Any
+    sizes: tuple[int, int]
+    widths: tuple[int, int]
+    dtype: Any
+    options: dict[str, Any]
+
+    @property
+    def staged(self) -> bool:
+        """Whether values can't be looked at."""
+        return traced(self.lift, None if self.y is None else self.source, self.y, self.weights)
+
+
+def prepare(
+    lift: Lift, x: Any, y: Any, weights: Any, folds: Any, options: dict[str, Any]
+) -> Problem:
+    """Validate data and sizes before anything is allocated."""
+    if y is None:
+        if weights is not None or not (folds is None or isinstance(folds, int)):
+            raise expected(
+                "weights and fold numbers only beside arrays",
+                "them beside a stream",
+                "triples (x, y, weights) and a number of folds",
+            )
+        source, probe = peek(x)
+        again = None if iter(x) is x else x
+    else:
+        x, y, weights, _ = check_arrays(x, y, weights, lift.target)
+        source, probe, again = x, (x, y), x
+    widths = probe[0].shape[1], probe[1].shape[1]
+    dtype = observed_dtype(lift, *probe, options["memory_limit"])
+    if y is not None:
+        folds, source, y, weights = fold_layout(folds, source, y, weights)
+        again = source
+    sizes = Lift(lift.psi, lift.target).sizes(*widths)
+    return Problem(lift, source, again, y, weights, folds, sizes, widths, dtype, options)
+
+
+def _attempt(
+    problem: Problem, solver: Any, kind: type, source: Any, reason: str
+) -> tuple[Solution, Any]:
+    """One pass over the data with one kind of statistics, and the solve."""
+    options = dict(problem.options)
+    dtype = sum_dtype(problem.dtype, options.pop("accumulate_dtype"), problem.staged)
+    stats = run(
+        problem.lift, source, problem.y, problem.weights, kind=kind, dtype=dtype,
+        folds=problem.folds, **options,
+    )  # fmt: skip
+    _check_finite_result(stats)
+    stacked = stats if problem.folds else None
+    stats = total(stats) if problem.folds else stats
+    solution, readout = _solve_both(stats, stacked, problem.sizes[1], problem.lift.state, solver)
+    info = dataclasses.replace(solution.info, reason=reason)
+    return dataclasses.replace(solution, info=info), readout
+
+
+def estimate(problem: Problem, solver: Any, statistics: Any) -> tuple[Solution, Any]:
+    """The solution and the readout, by the statistics asked for or those that it takes."""
+    kind, reason = _first_kind(statistics, problem.staged)
+    solution, readout = _attempt(problem, solver, kind, problem.source, reason)
+    if reason != GRAM_ENOUGH or is_tracing(solution):
+        return solution, readout
+    if float(solution.info.rounding) <= tolerance(problem.dtype):
+        return solution, readout
+    p, whole = problem.lift.sizes(*problem.widths)
+    limit = problem.options["memory_limit"]
+    limit = available_bytes() if limit is None else limit
+    plan = planned_bytes(p, whole, RFactor, jnp.float64, 2 * (p + whole), problem.folds)
+    if problem.again is not None and plan <= limit:
+        return _attempt(problem, solver, RFactor, problem.again, GRAM_REFUSED)
+    why = ONE_PASS if problem.again is None else NO_ROOM
+    info = dataclasses.replace(solution.info, reason=why)
+    return Solution(solution.value, worst(solution.result, ILL_CONDITIONED), info), readout
 
 
 def fit(
@@ -137,56 +230,29 @@ def fit(
     Ohkubo (2024), arXiv 2402.11740.
     """
     solver = Ridge() if solver is None else solver
-    chooses = hasattr(solver, "choose")
-    state = "x" if target is None else ("" if _identity_target(target) else "y")
-    lift = Lift(psi, target, state)
-    reiterable = True
-    if y is None:
-        if weights is not None or not (folds is None or isinstance(folds, int)):
-            raise expected("weights and fold numbers only beside arrays", "a stream")
-        source, probe = peek(x)
-        reiterable = iter(x) is not x
-    else:
-        x, y, weights, _ = check_arrays(x, y, weights, target)
-        source, probe = x, (x, y)
-    dtype = observed_dtype(lift, *probe, memory_limit)
-    p, q = Lift(psi, target).sizes(probe[0].shape[1], probe[1].shape[1])
-    solver_folds = solver.folds if chooses and folds is None else folds
-    if not chooses and folds is not None:
+    if not hasattr(solver, "choose") and folds is not None:
         raise expected("folds beside CrossValidated", type(solver).__name__)
-    if y is not None:
-        solver_folds, source, y, weights = fold_layout(solver_folds, source, y, weights)
-    staged = traced(lift, None if y is None else source, y, weights)
-    kind, reason = _first_kind(statistics, staged)
-
-    def attempt(kind: type, source: Any, reason: str) -> tuple[Solution, Any]:
-        stats = run(
-            lift, source, y, weights, kind=kind,
-            dtype=sum_dtype(dtype, accumulate_dtype, staged), batch_size=batch_size,
-            folds=solver_folds, mesh=mesh, memory_limit=memory_limit,
-        )  # fmt: skip
-        _check_finite_result(stats)
-        stacked = stats if solver_folds else None
-        stats = total(stats) if solver_folds else stats
-        solution, readout = _solve_both(stats, stacked, q, state, solver)
-        info = dataclasses.replace(solution.info, reason=reason)
-        return dataclasses.replace(solution, info=info), readout
-
-    solution, readout = attempt(kind, source, reason)
-    if reason == GRAM_ENOUGH and not is_tracing(solution):
-        if float(solution.info.rounding) > tolerance(dtype):
-            extra = lift.sizes(probe[0].shape[1], probe[1].shape[1])[1]
-            limit = available_bytes() if memory_limit is None else memory_limit
-            plan = planned_bytes(p, extra, RFactor, jnp.float64, 2 * (p + extra), solver_folds)
-            if reiterable and plan <= limit:
-                again = source if y is not None else x
-                solution, readout = attempt(RFactor, again, GRAM_REFUSED)
-            else:
-                why = NO_ROOM if reiterable else ONE_PASS
-                info = dataclasses.replace(solution.info, reason=why)
-                code = worst(solution.result, ILL_CONDITIONED)
-                solution = Solution(solution.value, code, info)
-    return _koopman(lift, solution, readout, dtype)
+    if hasattr(solver, "choose") and folds is None:
+        folds = solver.folds
+    state = "x" if target is None else ("" if isinstance(target, Identity) else "y")
+    options = {
+        "batch_size": batch_size,
+        "mesh": mesh,
+        "accumulate_dtype": accumulate_dtype,
+        "memory_limit": memory_limit,
+    }
+    problem = prepare(Lift(psi, target, state), x, y, weights, folds, options)
+    solver.validate(problem.sizes)
+    solution, readout = estimate(problem, solver, statistics)
+    dtype = problem.dtype
+    return Koopman(
+        psi=psi,
+        target=target,
+        matrix=cast(solution.value, dtype),
+        readout=None if readout is None else cast(readout, dtype),
+        info=cast(solution.info, dtype),
+        result=solution.result,
+    )
 
 
 def _first_kind(statistics: Any, staged: bool) -> tuple[type, str]:
@@ -196,16 +262,3 @@ def _first_kind(statistics: Any, staged: bool) -> tuple[type, str]:
     if staged:
         return Gram, TRACED
     return (Gram, GRAM_ENOUGH) if has_float64() else (RFactor, NO_FLOAT64)
-
-
-def _koopman(lift: Lift, solution: Solution, readout: Any, dtype: Any) -> Koopman:
-    """The operator in the caller's dtype."""
-    info = cast(solution.info, dtype)
-    return Koopman(
-        psi=lift.psi,
-        target=lift.target,
-        matrix=cast(solution.value, dtype),
-        readout=None if readout is None else cast(readout, dtype),
-        info=info,
-        result=solution.result,
-    )

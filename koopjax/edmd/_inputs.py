@@ -13,10 +13,7 @@ from koopjax._core import check_finite, expected, is_tracing
 
 def as_rows(name: str, x: Any) -> Any:
     """A real floating array `(n, d)`; integers become the default float."""
-    if isinstance(x, jax.Array | np.ndarray) or is_tracing(x):
-        array = x
-    else:
-        array = np.asarray(x)
+    array = x if isinstance(x, jax.Array | np.ndarray) or is_tracing(x) else np.asarray(x)
     if array.ndim != 2:
         raise expected(
             f"{name} of shape (n, d), a row for each sample",

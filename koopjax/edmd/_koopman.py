@@ -48,16 +48,19 @@ class Spectrum:
                 "edmd.fit(psi, x, y) without target",
             )
 
+    def _pairs(self) -> tuple[Array, Array]:
+        return _eig(self.matrix)
+
     def eigenvalues(self) -> Complex[Array, " p"]:
         """Eigenvalues, complex, by falling modulus."""
         self._square("eigenvalues")
-        return _eig(self.matrix)[0]
+        return self._pairs()[0]
 
     @property
     def right(self) -> Complex[Array, "p p"]:
         """Right eigenvectors as columns, of unit norm, in the order of `eigenvalues()`."""
         self._square("eigenvectors")
-        return _eig(self.matrix)[1]
+        return self._pairs()[1]
 
     @property
     def left(self) -> Complex[Array, "p p"]:
@@ -66,10 +69,12 @@ class Spectrum:
 
     def eigenfunctions(self, x: Float[Array, "n d"]) -> Complex[Array, "n p"]:
         """Eigenfunctions `φ(x) = Ψ(x) V` at states `(n, d)`, one a column."""
+        self._square("eigenfunctions")
         return _eigenfunctions(self.psi, self.right, x)
 
     def modes(self) -> Complex[Array, "p d"]:
         """Koopman modes, one a row: `x = eigenfunctions(x) @ modes()` as far as Ψ spans x."""
+        self._square("modes")
         return _modes(self.left, self.readout)
 
 
@@ -195,7 +200,7 @@ class Koopman(Spectrum):
         Reference: Colbrook & Townsend (2024), Comm. Pure Appl. Math. 77 (ResDMD).
         """
         self._square("residuals")
-        values, vectors = _eig(self.matrix)
+        values, vectors = self._pairs()
         p = values.shape[0]
         if y is None:
             pairs, _ = peek(x)

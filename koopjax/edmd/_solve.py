@@ -34,7 +34,7 @@ class Info:
     """What a solution says about itself.
 
     Attributes:
-        rank: rank of the solution: at most the numerical rank of Ψ(x), and what the solver keeps.
+        rank: numerical rank of Ψ(x), as far as the solver keeps it; of K itself for `ReducedRank`.
         condition: condition number of Ψ(x) over its numerical rank (the root of the Gram
             matrix's).
         rounding: estimated relative error of the matrix by rounding: `κ² ε` from a Gram matrix,

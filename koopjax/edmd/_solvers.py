@@ -18,7 +18,7 @@ class Outcome:
 
     Attributes:
         value: `(p, q)`.
-        rank: rank of the solution.
+        rank: numerical rank of Ψx that the solution uses; of K, where that one is reduced.
         needed: numerical rank of Ψx that the solver relies on.
         found: how much of `needed` there is.
         condition: of Ψx, over its numerical rank.
@@ -94,7 +94,7 @@ class Ridge:
         alpha = penalty(stats, self.alpha, self.relative)
         return Outcome(
             value=ridge(stats, alpha),
-            rank=jnp.minimum(diagnosis.rank, stats.sizes[1]),
+            rank=diagnosis.rank,
             needed=jnp.asarray(stats.sizes[0]),
             found=diagnosis.rank,
             condition=diagnosis.condition,
@@ -180,7 +180,9 @@ class ReducedRank:
         roots = root_metric(self.metric, stats.sizes[1], stats.dtype)
         return Outcome(
             value=reduced(stats, base.alpha, self.rank, roots),
-            rank=jnp.minimum(base.rank, jnp.asarray(self.rank).astype(jnp.int32)),
+            rank=jnp.minimum(
+                jnp.minimum(base.rank, stats.sizes[1]), jnp.asarray(self.rank).astype(jnp.int32)
+            ),
             needed=base.needed,
             found=base.found,
             condition=base.condition,

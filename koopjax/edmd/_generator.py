@@ -1,0 +1,198 @@
+"""The generator of the Koopman semigroup from drift and diffusion (gEDMD), by autodiff."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Complex, Float
+
+from koopjax._core import expected, matmul, pytree, static
+from koopjax.edmd._accumulate import Lift
+from koopjax.edmd._eig import eig
+from koopjax.edmd._fit import estimate, prepare
+from koopjax.edmd._inputs import as_rows
+from koopjax.edmd._koopman import Koopman, Spectrum
+from koopjax.edmd._precision import cast
+from koopjax.edmd._solvers import Ridge
+
+
+@pytree
+class Derivatives:
+    """`L ψ` as a dictionary of `[x, b(x), σ(x)]`, so that the statistics need nothing special.
+
+    `(L ψ)(x) = b · ∇ψ + ½ Σ_k σ_kᵀ ∇²ψ σ_k`: a directional derivative for the drift, a second one
+    for each column of the diffusion, all forward mode.
+
+    Attributes:
+        psi: the dictionary.
+        d: coordinates (static).
+        noises: columns of the diffusion (static).
+    """
+
+    psi: Any
+    d: int = static()
+    noises: int = static(default=0)
+
+    def size(self, d: int) -> int:
+        """As many as the dictionary has on the state alone."""
+        del d
+        return self.psi.size(self.d)
+
+    def __call__(self, rows: Float[Array, "n m"]) -> Float[Array, "n p"]:
+        """`(n, d + d + d·noises)` to `(n, p)`."""
+        x, drift = rows[:, : self.d], rows[:, self.d : 2 * self.d]
+        _, value = jax.jvp(self.psi, (x,), (drift,))
+        if not self.noises:
+            return value
+        columns = rows[:, 2 * self.d :].reshape(-1, self.d, self.noises)
+
+        def second(total: Array, column: Array) -> tuple[Array, None]:
+            along = lambda z: jax.jvp(self.psi, (z,), (column,))[1]
+            return total + 0.5 * jax.jvp(along, (x,), (column,))[1], None
+
+        return jax.lax.scan(second, value, jnp.moveaxis(columns, -1, 0))[0]
+
+
+@jax.jit
+def _ordered(matrix: Array) -> tuple[Array, Array]:
+    values, vectors = eig(matrix)
+    order = jnp.lexsort((-values.imag, -values.real))
+    return values[order], vectors[:, order]
+
+
+@jax.jit
+def _flow(matrix: Array, time: Array) -> Array:
+    return jax.scipy.linalg.expm(matrix * time)
+
+
+@jax.jit
+def _predict(operator: Any, x: Array, time: Array) -> Array:
+    z = operator.psi(x)
+    return matmul(matmul(z, _flow(operator.matrix, time).astype(z.dtype)), operator.readout)
+
+
+@pytree
+class Generator(Spectrum):
+    """The generator on a dictionary: `d/dt E[Ψ(x_t)] ≈ Ψ(x) L`, L acting from the right.
+
+    Eigenvalues are those of continuous time, the slowest first (by falling real part);
+    eigenfunctions, left and right vectors and modes are as for `Koopman`.
+
+    Attributes:
+        psi: dictionary.
+        matrix: `(p, p)`.
+        readout: `(p, d)` linear map from the lifted space to the state.
+        info: what the solver found out.
+        result: int32 result code.
+    """
+
+    psi: Any
+    matrix: Any
+    readout: Any
+    info: Any
+    result: Any
+
+    def _pairs(self) -> tuple[Array, Array]:
+        return _ordered(self.matrix)
+
+    def eigenvalues(self) -> Complex[Array, " p"]:
+        """Eigenvalues of continuous time, complex, by falling real part."""
+        return self._pairs()[0]
+
+    def koopman(self, time: Any) -> Koopman:
+        """The Koopman operator of a time step: `K = exp(time · L)`."""
+        matrix = _flow(self.matrix, jnp.asarray(time, self.matrix.dtype))
+        return Koopman(self.psi, None, matrix, self.readout, self.info, self.result)
+
+    def predict(self, x: Float[Array, "n d"], time: Any) -> Float[Array, "n d"]:
+        """The expected state after a time: `Ψ(x) exp(time · L) B`; time is a leaf."""
+        return _predict(self, jnp.asarray(x), jnp.asarray(time, self.matrix.dtype))
+
+
+def _field(name: str, field: Any, x: Array, shapes: tuple[tuple[int, ...], ...]) -> Array:
+    """A vector field at the samples: a function of the batch, or its values."""
+    values = jnp.asarray(field(x) if callable(field) else field)
+    if len(values.shape) not in {len(s) for s in shapes} or not any(
+        len(s) == values.ndim and all(a in (-1, b) for a, b in zip(s, values.shape, strict=True))
+        for s in shapes
+    ):
+        text = " or ".join(str(s).replace("-1", "k") for s in shapes)
+        raise expected(f"{name} of shape {text}", f"{values.shape}", "one row for each sample")
+    return values.astype(x.dtype)
+
+
+def generator(
+    psi: Any,
+    x: Float[Array, "n d"],
+    drift: Callable | Any,
+    diffusion: Callable | Any = None,
+    *,
+    solver: Any = None,
+    statistics: Any = "auto",
+    weights: Any = None,
+    batch_size: int | None = None,
+    mesh: Mesh | None = None,
+    accumulate_dtype: Any = None,
+    memory_limit: int | None = None,
+) -> Generator:
+    """gEDMD: the generator `L` with `(b · ∇Ψ + ½ tr(σσᵀ ∇²Ψ))(x) ≈ Ψ(x) L`.
+
+    For `dx = b(x) dt + σ(x) dW` (Itô); without diffusion the Liouville generator of an ordinary
+    differential equation. Derivatives of the dictionary are taken by forward-mode autodiff.
+
+    Args:
+        psi: dictionary; smooth where the data lie (twice, with diffusion).
+        x: `(n, d)` states.
+        drift: function of the batch `(n, d)` to `(n, d)`, or the values themselves.
+        diffusion: None; function of the batch to `(n, d, k)`; values; or one constant `(d, k)`.
+        solver: as for `fit`, and so are all other arguments.
+        statistics: "auto", "gram" or "rfactor".
+        weights: `(n,)`.
+        batch_size: rows lifted at a time.
+        mesh: divide the rows over its devices.
+        accumulate_dtype: dtype of the sums.
+        memory_limit: bytes.
+
+    Returns:
+        Generator: eigenvalues of continuous time, eigenfunctions, modes, prediction.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from koopjax import edmd, observables
+        >>> x = jnp.linspace(-1.0, 1.0, 20)[:, None]
+        >>> operator = edmd.generator(observables.Monomials(2), x, lambda x: -0.5 * x)
+        >>> [round(float(v), 4) for v in abs(operator.eigenvalues().real)]
+        [0.0, 0.5, 1.0]
+
+    Reference: Klus, Nüske, Peitz, Niemann, Clementi & Schütte (2020), Physica D 406 (gEDMD).
+    """
+    x = as_rows("x", x)
+    n, d = x.shape
+    parts = [x, _field("drift", drift, x, ((n, d),))]
+    noises = 0
+    if diffusion is not None:
+        sigma = _field("diffusion", diffusion, x, ((n, d, -1), (d, -1)))
+        noises = sigma.shape[-1]
+        parts.append(jnp.broadcast_to(sigma.reshape(-1, d * noises), (n, d * noises)))
+    rows = jnp.concatenate(parts, axis=1)
+    lift = Lift(psi, Derivatives(psi, d, noises), "x")
+    options = {
+        "batch_size": batch_size,
+        "mesh": mesh,
+        "accumulate_dtype": accumulate_dtype,
+        "memory_limit": memory_limit,
+    }
+    solver = Ridge() if solver is None else solver
+    folds = solver.folds if hasattr(solver, "choose") else None
+    problem = prepare(lift, x, rows, weights, folds, options)
+    solver.validate(problem.sizes)
+    solution, readout = estimate(problem, solver, statistics)
+    return Generator(
+        psi=psi,
+        matrix=cast(solution.value, problem.dtype),
+        readout=cast(readout, problem.dtype),
+        info=cast(solution.info, problem.dtype),
+        result=solution.result,
+    )
