@@ -318,7 +318,9 @@ def trace(
     if key in _PROGRAMS:
         return _PROGRAMS[key]
     abstract = [_struct(*leaf) for leaf in leaves]
-    closed, out = jax.make_jaxpr(definition, return_shape=True)(abstract, jax.ShapeDtypeStruct(*x))
+    with jax.disable_jit(False):  # its calls carry names; the equations may well run without it
+        make = jax.make_jaxpr(definition, return_shape=True)
+        closed, out = make(abstract, jax.ShapeDtypeStruct(*x))
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise expected(
             "a model that returns one array",

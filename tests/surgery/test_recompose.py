@@ -1,6 +1,7 @@
 """Every cut of every model: head, span and tail together are the model."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -146,8 +147,13 @@ quick_jit = functools.partial(
 
 
 @quick_jit
-def values(parts, x):
-    return [tail(span(x)) for span, tail in parts]
+def values(steps, tails, x):
+    """The output as carried on from each cut, the state there found step by step from `x`."""
+    outputs = []
+    for step, tail in zip(steps, tails, strict=True):
+        x = step(x)
+        outputs.append(tail(x))
+    return outputs
 
 
 @functools.partial(quick_jit, static_argnums=0)
@@ -176,15 +182,17 @@ def test_every_cut_recomposes_at_two_batch_sizes_under_jit_and_grad(name):
     cuts = surgery.cut_points(model, make(4), unroll=unroll)
     assert len({cut.name for cut in cuts}) == len(cuts) > 2
     parts = [surgery.split(model, make(4), ("input", cut.name), unroll=unroll)[1:] for cut in cuts]
+    ends = ["input", *(cut.name for cut in cuts)]
+    steps = [surgery.split(model, make(4), at, unroll=unroll)[1] for at in itertools.pairwise(ends)]
     for n in (4, 3):
         x = make(n)
         want = forward(x)
-        for cut, got in zip(cuts, values(parts, x), strict=True):
+        for cut, got in zip(cuts, values(steps, [tail for _, tail in parts], x), strict=True):
             np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5, err_msg=cut.name)
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     want_x = jax.grad(lambda x: jnp.sum(jnp.sin(forward(x))))(x) if floating else None
     # Some cuts are enough for gradients; the last has all parameters in one part.
-    chosen = [*range(0, len(parts) - 1, 3), len(parts) - 1]
+    chosen = [*range(0, len(parts) - 1, 4), len(parts) - 1]
     grads = gradients((0, 1) if floating else (0,), [parts[i] for i in chosen], x)
     whole = by_path(grads[-1][0])
     for index, got in zip(chosen, grads, strict=True):
@@ -227,3 +235,12 @@ def test_the_derivative_rules_of_the_original_are_kept():
     _, span, tail = surgery.split((net, params), jnp.ones((1, 2)), (0, 1))
     x = jnp.zeros((1, 2))
     np.testing.assert_array_equal(jax.grad(lambda x: tail(span(x)).sum())(x), 0)
+
+
+def test_with_jit_disabled():
+    """As in a debugger: the parts found are the same, and run equation by equation."""
+    model, forward, make = made("mlp")
+    with jax.disable_jit():
+        head, span, tail = surgery.split(model, make(2), ("layers.0/relu", "layers.1/relu"))
+        got = tail(span(head(make(2))))
+    np.testing.assert_allclose(got, forward(make(2)), rtol=1e-5, atol=1e-5)
