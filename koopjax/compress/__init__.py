@@ -4,21 +4,25 @@ A budget is the size of the file that `export.save` writes. Every method has one
 returns a model with a report: `METHODS[name](model, calibration, "20x", key=key)`.
 """
 
-from koopjax.compress._budget import Budget as Budget
+from koopjax.compress._budget import Budget as Budget, BudgetTooSmall as BudgetTooSmall
 from koopjax.compress._eliminate import select_observables as select_observables
 from koopjax.compress._koopman import koopman as koopman
 from koopjax.compress._magnitude import magnitude as magnitude
 from koopjax.compress._methods import METHODS as METHODS
 from koopjax.compress._result import Compressed as Compressed, Report as Report
+from koopjax.compress._table import Row as Row, table as table
 from koopjax.compress._whitened_svd import whitened_svd as whitened_svd
 
 __all__ = [
     "METHODS",
     "Budget",
+    "BudgetTooSmall",
     "Compressed",
     "Report",
+    "Row",
     "koopman",
     "magnitude",
     "select_observables",
+    "table",
     "whitened_svd",
 ]

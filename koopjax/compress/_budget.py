@@ -98,9 +98,13 @@ class Budget:
         return f"{self.ratio:g}x" if self.size is None else f"{self.size} B"
 
 
-def too_small(method: str, budget: int, smallest: int, original: int) -> ValueError:
+class BudgetTooSmall(ValueError):
+    """No form of a method fits the budget; the one-line message says the smallest that it has."""
+
+
+def too_small(method: str, budget: int, smallest: int, original: int) -> BudgetTooSmall:
     """The error where no form of a method fits."""
-    return ValueError(
+    return BudgetTooSmall(
         f"expected a budget of at least {smallest} bytes ({original / smallest:.4g}x) for "
         f"{method}, the smallest form that it has for this model, got {budget} bytes; try a "
         "larger budget or another method"

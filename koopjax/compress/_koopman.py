@@ -17,6 +17,9 @@ from koopjax.compress._projection import lift
 from koopjax.compress._result import Compressed, finish
 from koopjax.compress._search import Setting, Span, search
 
+#: Calibration samples an observable below which the result is flagged.
+FEW = 3
+
 
 def koopman(
     model: Any,
@@ -58,8 +61,9 @@ def koopman(
     Numerics:
         Statistics in float64 where the backend has it, eigenvectors and eliminations in float64 on
         the host, parameters float32. `O(n p² + d³)` for states of `d` entries and `p` products, `p`
-        at most about a thousand. Fewer than two samples an observable are reported with code
-        UNDERDETERMINED; the ridge then rises by itself, as validation asks for it.
+        at most about a thousand. With few samples the ridge rises by itself, as validation asks for
+        it, and dictionaries of more than half as many observables are left out; the report says so
+        with code UNDERDETERMINED.
 
     Raises:
         ValueError: bad data, an unknown cut, or a budget that no form fits, with the least that one
@@ -78,10 +82,13 @@ def koopman(
     found = search(problem, span, problem.limit - base)
     model_out, setting, code = _build(problem, span, ends, found)
     notes = []
-    if code == UNDERDETERMINED:
+    unused = export.stored_bytes(model_out) < 0.8 * problem.limit
+    if setting.observables * FEW > span.count or (unused and found.limited):
+        code = UNDERDETERMINED
         notes.append(
-            f"{span.count} samples for {setting.observables} observables: the relative ridge was "
-            f"raised to {setting.ridge:g}; give more calibration samples"
+            f"{span.count} calibration samples are few: the dictionary was kept to "
+            f"{setting.observables} observables and the ridge set to {setting.ridge:g} of their "
+            "number; give more samples, which need no labels"
         )
     return finish(
         model_out,
@@ -118,9 +125,7 @@ def _states(problem: Problem, parts: Any, key: Array) -> Span:
     head, span, tail = parts
     shape, x = problem.x.shape, problem.x
     rows = max(1, min(2000, len(x)))
-    run = lambda part, a: jnp.concatenate(
-        [part(a[i : i + rows]) for i in range(0, len(a), rows)]
-    )
+    run = lambda part, a: jnp.concatenate([part(a[i : i + rows]) for i in range(0, len(a), rows)])
     h, h_val = run(head, x), run(head, problem.x_val)
     y, y_val = run(span, h), run(span, h_val)
     if len(h) != shape[0] or len(y) != shape[0]:
@@ -151,9 +156,11 @@ def _wrap(problem: Problem, span: Span, ends: tuple[str, str], block: nnx.Module
 def _fixed_bytes(problem: Problem, span: Span, ends: tuple[str, str]) -> int:
     """What the file takes beside the block's own arrays, with a little room for their headers."""
     least = Setting.least(span.d, span.q)
-    block = _block(span, least, np.ones((len(least.kept), 1)), np.zeros(1), np.ones((2, span.q)))
+    # Distinct numbers, since the file would hold equal ones as one.
+    k = np.arange(2 * span.q, dtype=np.float32).reshape(2, span.q) + 1
+    block = _block(span, least, np.ones((len(least.kept), 1)), np.zeros(1), k)
     model = _wrap(problem, span, ends, block)
-    return export.stored_bytes(model) - least.bytes(span.d, span.q) + 24
+    return export.stored_bytes(model) - least.bytes(span.d, span.q) + 8
 
 
 def _small(indices: np.ndarray, size: int) -> np.ndarray:
@@ -202,9 +209,7 @@ def _build(problem: Problem, span: Span, ends: tuple[str, str], found: Any) -> A
         if export.stored_bytes(model) <= problem.limit or setting.observables <= 2:
             break
         over = export.stored_bytes(model) - problem.limit
-        setting = setting.fewer(stats, max(1, over // (4 * setting.rank + 2)))
-    if code == SUCCESS and len(h) < 2 * setting.observables:
-        code = UNDERDETERMINED
+        setting = setting.fewer(stats, max(1, over // (4 * setting.rank)))
     return model, setting, code
 
 

@@ -16,7 +16,7 @@ from koopjax.compress._budget import too_small
 from koopjax.compress._problem import Problem, Score, pose
 from koopjax.compress._result import Compressed, finish
 
-#: How the magnitudes of different arrays are made comparable; "layer" prunes each by the same share.
+#: How magnitudes of different arrays compare; "layer" prunes the same share of each.
 SCALES = ("global", "layer", "layer_adaptive", "normalised")
 
 

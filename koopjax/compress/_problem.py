@@ -131,6 +131,8 @@ def pose(
                 f"{x_val.shape[1:]}", "samples of one set",
             )  # fmt: skip
         y_val = None if y_val is None else _labels(f"{method}: validation", y_val, len(x_val))
+        # In random order, as after holding out: methods take the first samples as a sample.
+        x = x[jax.random.permutation(key, len(x))]
     teacher = models.predict(model, x_val)
     if teacher.ndim < 2:
         raise expected(

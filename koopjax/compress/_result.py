@@ -87,8 +87,8 @@ def finish(
     limit, stored = budget.bytes(original_bytes), export.stored_bytes(model)
     if stored > limit:  # a fault of the method's search, never of the user's
         raise AssertionError(f"{method} made a file of {stored} bytes for a budget of {limit}")
-    if result != SUCCESS:
-        notes = (*notes, RESULTS[result])
+    if result != SUCCESS and not notes:
+        notes = (RESULTS[result],)
     report = Report(
         method=method,
         budget=str(budget),

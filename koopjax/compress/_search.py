@@ -24,8 +24,10 @@ from koopjax.compress._projection import (
     root_of,
 )
 
-#: Samples that the search looks at; the last fit takes all.
-ROWS = 12_000
+#: Most samples that the search looks at; the last fit takes all.
+ROWS = 24_000
+#: Samples an observable in the search, and the least number of them.
+PER_OBSERVABLE, FEWEST = 20, 6_000
 #: Most coordinates: their quadratic dictionary has a thousand products.
 MOST_COORDINATES = 44
 #: Ridges tried, relative to the number of samples (the products have about unit variance).
@@ -152,9 +154,16 @@ class Setting:
         }
 
 
-def index_bytes(size: int) -> int:
-    """Bytes of one index below `size`."""
-    return 1 if size <= 256 else 2 if size <= 65536 else 4
+def index_bytes(count: int, size: int) -> int:
+    """Bytes of a sorted choice of `count` out of `size`: its entropy, and a little more.
+
+    The file codes such a choice near its entropy; the last steps of a search look at true files.
+    """
+    if count in (0, size):
+        return 0
+    share = count / size
+    bits = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+    return math.ceil(1.05 * size * bits / 8) + 12
 
 
 def array_bytes(d: int, q: int, m: int, r: int, p: int, total: int, rank: int) -> int:
@@ -169,28 +178,29 @@ def array_bytes(d: int, q: int, m: int, r: int, p: int, total: int, rank: int) -
         rank: of K; `q` for a dense K.
     """
     k = p * rank + (rank * q if rank < q else 0)
-    places = (m * index_bytes(d) if m < d else 0) + (p * index_bytes(total) if p < total else 0)
-    return 4 * (m * r + r + k) + places
+    return 4 * (m * r + r + k) + index_bytes(m, d) + index_bytes(p, total)
 
 
 def most_observables(limit: int, d: int, q: int, m: int, r: int, total: int, rank: int) -> int:
     """The largest number of observables that a number of bytes allows."""
     if array_bytes(d, q, m, r, total, total, rank) <= limit:
         return total
-    each = 4 * rank + index_bytes(total)
-    spare = limit - array_bytes(d, q, m, r, 0, total, rank)
-    return max(0, min(total - 1, spare // each))
+    p = min(total - 1, max(0, limit - array_bytes(d, q, m, r, 0, total, rank)) // (4 * rank))
+    while p > 0 and array_bytes(d, q, m, r, p, total, rank) > limit:
+        p -= 1
+    return p
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
-    """The best setting, its score, and what it was made from."""
+    """The best setting, its score, what it was made from, and whether samples bounded it."""
 
     setting: Setting
     score: Score
     moment: Moments
     entries: Entries
     tried: int
+    limited: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -219,12 +229,12 @@ class Search:
 
     def __init__(self, problem: Problem, span: Span, limit: int):
         self.problem, self.span, self.limit = problem, span, limit
-        rows = slice(0, ROWS)  # the calibration samples are in random order, or are all taken
-        self.h, self.y = span.h[rows], span.y[rows]
+        self.h, self.y = span.h[:ROWS], span.y[:ROWS]
         self.moment = moments(self.h)
         self.root = root_of(span.metric)
         self.best: Found | None = None
         self.tried = 0
+        self.limited = False
 
     def most_coordinates(self, degree: int = 2) -> int:
         """So many coordinates that bytes and samples allow their products."""
@@ -232,9 +242,11 @@ class Search:
         most = min(d, MOST_COORDINATES)
         while most > 1:
             p = math.comb(most + degree, degree)
-            # Twice as many products as there is room for leave a choice to the elimination.
-            if p <= max(n // 2, most + 2) and 4 * q * p <= 2.5 * self.limit:
+            # More products than there is room for leave a choice to the elimination.
+            room = 4 * q * p <= 1.6 * self.limit
+            if room and p <= max(n // 2, most + 2):
                 break
+            self.limited |= room
             most -= 1
         return most
 
@@ -242,13 +254,15 @@ class Search:
         """One pass over the data."""
         full = ent.read(directions, m)[:, :r]
         psi = lift(full, self.moment.mean, degree)
-        stats = edmd.accumulate(psi, self.h, self.y, target=observables.Identity())
+        rows = max(FEWEST, PER_OBSERVABLE * math.comb(r + degree, degree))
+        stats = edmd.accumulate(psi, self.h[:rows], self.y[:rows], target=observables.Identity())
         gram, cross = (np.asarray(a, np.float64) for a in (stats.gram, stats.cross))
         lifted, count = np.asarray(psi(self.span.h_val)), float(stats.count)
         ridge = self._best_ridge(gram, cross, lifted, count)
+        factors = _last_factor(r, degree)
         return _Pass(
-            ent, directions, m, r, degree, gram, cross, lifted, _last_factor(r, degree), count, ridge
-        )
+            ent, directions, m, r, degree, gram, cross, lifted, factors, count, ridge
+        )  # fmt: skip
 
     def explore(self, done: _Pass, ranks: tuple[int, ...] | None = None) -> None:
         """Try the numbers of coordinates, observables and ranks that fit, from one pass."""
@@ -332,8 +346,14 @@ def search(problem: Problem, span: Span, limit: int) -> Found:
         pilot = _extend(state.moment, pilot, first)
     sizes = _sizes(span, limit)
     ent = entries(state.moment, pilot, min(most, 24), sizes)
-    for m in sizes:
-        state.explore(state.run(ent, pilot, m, most, 2))
+    line = Setting.least(span.d, span.q).bytes(span.d, span.q)
+    if limit >= 1.5 * line + 60:  # else another form's header may be more than there is room for
+        for m in sizes:
+            state.explore(state.run(ent, pilot, m, most, 2))
+    if state.best is None:  # room for a line in one entry alone
+        ent = entries(state.moment, pilot, 1, [1])
+        state.explore(state.run(ent, pilot, 1, 1, 1))
+        return dataclasses.replace(_require(state.best), tried=state.tried)
     best = _require(state.best)
     m, r = len(best.setting.kept), best.setting.coordinates
     if first.name != pilot.name:
@@ -350,7 +370,7 @@ def search(problem: Problem, span: Span, limit: int) -> Found:
     if r <= 10 and few > 1:
         for size in near:
             state.explore(state.run(ent, chosen, size, few, 3))
-    return dataclasses.replace(_require(state.best), tried=state.tried)
+    return dataclasses.replace(_require(state.best), tried=state.tried, limited=state.limited)
 
 
 def _extend(moment: Moments, pilot: Directions, first: Directions) -> Directions:
@@ -371,7 +391,7 @@ def _sizes(span: Span, limit: int) -> list[int]:
     high = min(alive, max(low, numbers // 4))
     count = 1 if high == low else 6
     grid = np.geomspace(low, high, count)
-    return sorted({int(round(value)) for value in grid} | {min(low, max(1, numbers // 20))})
+    return sorted({round(float(value)) for value in grid} | {min(low, max(1, numbers // 20))})
 
 
 def _require(found: Found | None) -> Found:

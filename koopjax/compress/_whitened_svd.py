@@ -70,7 +70,7 @@ def whitened_svd(
         ValueError: bad data, no linear layer, or a budget below rank one everywhere.
 
     Reference:
-        Wang, Zheng, Wan, Zhang (2024), SVD-LLM, arXiv:2403.07378 (whitening, refit of later layers).
+        Wang, Zheng, Wan, Zhang (2024), SVD-LLM, arXiv:2403.07378 (whitening).
     """
     if at is not None:
         raise expected("at=None for whitened_svd", repr(at), "a Koopman method for one span")

@@ -1,0 +1,125 @@
+"""The Koopman method beyond the contract: cuts, model forms, few samples, regression."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from koopjax import compress, export, models, surgery
+from koopjax._core import UNDERDETERMINED
+from koopjax.compress._projection import active, jacobian_metric, moments
+from koopjax.compress._search import Setting, array_bytes, most_observables
+
+
+def test_few_samples_are_flagged_and_say_so(network, calibration):
+    made = compress.koopman(network, calibration[:40], "4x", key=jax.random.key(0))
+    assert made.report.result == UNDERDETERMINED
+    assert "samples are few" in str(made.report)
+    assert np.all(np.isfinite(made.model(calibration)))
+
+
+def test_from_a_hidden_layer_to_the_logits(network, digits, calibration, tmp_path):
+    cut = surgery.middle(network, jax.ShapeDtypeStruct((2, 64), jnp.float32))[0]
+    made = compress.koopman(network, calibration, "1.5x", at=cut, key=jax.random.key(0))
+    assert isinstance(made.model, surgery.Spliced)
+    assert made.report.settings["at"][0] == cut
+    assert made.report.stored_bytes <= made.report.original_bytes / 1.5
+    assert models.accuracy(made.model, digits.x_test, digits.y_test) > 0.93
+    export.save(made.model, tmp_path / "m")
+    again = export.load(tmp_path / "m", model=made.model)
+    np.testing.assert_array_equal(again(calibration[:9]), made.model(calibration[:9]))
+
+
+def test_between_two_cuts(network, digits, calibration):
+    ends = surgery.middle(network, jax.ShapeDtypeStruct((2, 64), jnp.float32))
+    made = compress.koopman(network, calibration, "1.05x", at=ends, key=jax.random.key(0))
+    assert tuple(made.report.settings["at"]) == tuple(ends)
+    assert models.accuracy(made.model, digits.x_test, digits.y_test) > 0.9
+
+
+def test_an_unknown_cut_names_the_nearest(network, calibration):
+    with pytest.raises(ValueError, match=r"the name or index of a cut"):
+        compress.koopman(network, calibration, "5x", at="layer.9", key=jax.random.key(0))
+
+
+def test_linen_and_nnx_twins_agree(network, digits, calibration):
+    params = {
+        f"layers_{k}": {"kernel": layer.kernel.get_value(), "bias": layer.bias.get_value()}
+        for k, layer in enumerate(network.layers)
+    }
+    twin = (models.linen.MLP((64, 40, 40, 10)), {"params": params})
+    made = compress.koopman(twin, calibration, 3000, key=jax.random.key(2))
+    assert isinstance(made.model, nnx.Module)
+    assert made.report.stored_bytes <= 3000
+    assert models.accuracy(made.model, digits.x_test, digits.y_test) > 0.9
+    svd = compress.whitened_svd(twin, calibration, 6000, key=jax.random.key(2))
+    assert svd.report.stored_bytes <= 6000
+    pruned = compress.magnitude(twin, calibration, "3x", key=jax.random.key(2))
+    assert models.accuracy(pruned.model, digits.x_test, digits.y_test) > 0.3
+
+
+def test_images_go_in_as_images(digits):
+    cnn = models.CNN((8, 8, 1), 10, channels=(4,), hidden=16, rngs=nnx.Rngs(0))
+    x = np.asarray(digits.x_train).reshape(-1, 8, 8, 1)[:400]
+    for name in ("koopman", "magnitude", "whitened_svd"):
+        made = compress.METHODS[name](cnn, x, "2x", key=jax.random.key(0))
+        assert made.report.stored_bytes <= made.report.original_bytes / 2
+        assert made.model(x[:7]).shape == (7, 10)
+
+
+def test_a_regression_model_is_scored_by_r2():
+    x = jax.random.normal(jax.random.key(0), (600, 5))
+    params = jnp.array([1.0, -2.0, 0.5, 0.0, 1.5])
+    model = (lambda p, a: (a @ p)[:, None] ** 2 + a[:, :1], params)
+    made = compress.koopman(model, x, 600, key=jax.random.key(1))
+    assert made.report.measure == "r2"
+    assert made.report.divergence is None
+    assert made.report.score > 0.999
+
+
+def test_whitened_svd_refuses_what_it_cannot_factor(calibration):
+    model = (lambda p, x: x @ p, jnp.ones((64, 10)))
+    with pytest.raises(ValueError, match=r"expected an nnx.Module"):
+        compress.whitened_svd(model, calibration, "2x", key=jax.random.key(0))
+
+
+def test_the_jacobian_metric_is_that_of_autodiff():
+    w = jax.random.normal(jax.random.key(0), (6, 4))
+    x = jax.random.normal(jax.random.key(1), (700, 6))
+    found = jacobian_metric((jax.tree_util.Partial(lambda p, h: jnp.tanh(h @ p), w),), x, 4,
+                            jax.random.key(2))  # fmt: skip
+    jac = np.asarray(jax.vmap(jax.jacobian(lambda h: jnp.tanh(h @ w)))(x), np.float64)
+    jac = jac - jac.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(
+        found, np.einsum("nci,ncj->ij", jac, jac) / 700, rtol=2e-4, atol=1e-5
+    )
+
+
+def test_active_directions_are_uncorrelated_and_find_the_plane():
+    mix = jax.random.normal(jax.random.key(5), (8, 8))
+    x = jax.random.normal(jax.random.key(3), (4000, 8)) @ mix
+    a = np.asarray(jax.random.normal(jax.random.key(4), (8, 2)), np.float64)
+    moment = moments(x)
+    found = active(moment, a @ a.T, 2)
+    np.testing.assert_allclose(found.matrix.T @ moment.covariance @ found.matrix, np.eye(2),
+                               atol=1e-6)  # fmt: skip
+    # The outputs x @ a are functions of the two coordinates, up to the damping of whitening.
+    z = np.asarray(x, np.float64) @ found.matrix
+    y = np.asarray(x, np.float64) @ a
+    fit = z @ np.linalg.lstsq(z, y, rcond=None)[0]
+    assert np.sum((fit - y) ** 2) < 2e-2 * np.sum(y**2)
+
+
+def test_the_count_of_bytes_is_that_of_the_arrays():
+    for d, q, m, r, degree, rank in [(784, 10, 30, 8, 2, 10), (64, 10, 64, 5, 3, 7)]:
+        total = math.comb(r + degree, degree)
+        full = array_bytes(d, q, m, r, total, total, rank)
+        assert most_observables(full, d, q, m, r, total, rank) == total
+        p = most_observables(full - 90, d, q, m, r, total, rank)
+        assert array_bytes(d, q, m, r, p, total, rank) <= full - 90
+        if p + 1 < total:
+            assert array_bytes(d, q, m, r, p + 1, total, rank) > full - 90
+    assert 88 <= Setting.least(784, 10).bytes(784, 10) <= 88 + 16

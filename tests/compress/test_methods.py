@@ -1,0 +1,151 @@
+"""The contract that every method in the registry keeps, on genuine handwritten digits."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from koopjax import compress, export, models
+
+BUDGET = "6x"
+
+
+@pytest.fixture(scope="module", params=list(compress.METHODS))
+def compressed(request, network, calibration):
+    """Every method's result at one budget."""
+    method = compress.METHODS[request.param]
+    return request.param, method(network, calibration, BUDGET, key=jax.random.key(1))
+
+
+def test_signature_and_docstring(compressed):
+    name, _ = compressed
+    method = compress.METHODS[name]
+    parameters = inspect.signature(method).parameters
+    assert list(parameters) == [
+        "model", "calibration", "budget", "at", "labels", "validation", "key"
+    ]  # fmt: skip
+    assert parameters["key"].default is inspect.Parameter.empty
+    assert all(parameters[n].default is None for n in ("at", "labels", "validation"))
+    for word in ("Args:", "Returns:", "Numerics:", "Raises:"):
+        assert word in inspect.getdoc(method)
+
+
+def test_the_file_fits_and_the_report_says_what_it_is(compressed, network, tmp_path):
+    name, (model, report) = compressed
+    assert isinstance(model, nnx.Module)
+    written = export.save(model, tmp_path / "small")
+    assert written == (tmp_path / "small").stat().st_size == report.stored_bytes
+    assert written <= report.budget_bytes == export.stored_bytes(network) // 6
+    assert written > 0.8 * report.budget_bytes, "room is left unused"
+    assert (report.method, report.budget) == (name, "6x")
+    assert report.ratio == report.original_bytes / written >= 6
+    assert 0 < 4 * report.parameters <= written
+    assert report.measure == "agreement"
+    assert report.candidates > 1
+    assert report.why
+    assert report.settings
+    assert str(report).startswith(name)
+
+
+def test_it_loads_back_to_the_same_outputs(compressed, calibration, tmp_path):
+    _, (model, _) = compressed
+    export.save(model, tmp_path / "small")
+    again = export.load(tmp_path / "small")
+    x = calibration[:50]
+    np.testing.assert_array_equal(np.asarray(again(x)), np.asarray(model(x)))
+
+
+def test_it_is_a_flax_model(compressed, digits):
+    _, (model, _) = compressed
+    x, y = jnp.asarray(digits.x_train[:64]), jnp.asarray(digits.y_train[:64])
+    np.testing.assert_allclose(nnx.jit(lambda m, a: m(a))(model, x), model(x), atol=2e-4)
+    np.testing.assert_allclose(model(x[:1])[0], model(x)[0], atol=2e-4)
+    copy = nnx.clone(model)
+
+    def loss(m):
+        return optax.softmax_cross_entropy_with_integer_labels(m(x), y).mean()
+
+    optimizer = nnx.Optimizer(copy, optax.sgd(1e-4), wrt=nnx.Param)
+    before, slopes = nnx.value_and_grad(loss)(copy)
+    assert all(np.all(np.isfinite(a)) for a in jax.tree.leaves(slopes))
+    optimizer.update(copy, slopes)
+    assert loss(copy) < before
+
+
+def test_it_is_better_than_chance_and_the_score_is_honest(compressed, digits, network):
+    name, (model, report) = compressed
+    assert models.accuracy(model, digits.x_test, digits.y_test) > 0.2
+    agreement = np.mean(np.argmax(model(digits.x_val), 1) == np.argmax(network(digits.x_val), 1))
+    assert abs(agreement - report.score) < 0.12
+    if name.startswith("koopman"):
+        original = models.accuracy(network, digits.x_test, digits.y_test)
+        assert models.accuracy(model, digits.x_test, digits.y_test) > original - 0.04
+
+
+def test_the_same_key_gives_the_same_file(compressed, network, calibration):
+    name, (model, _) = compressed
+    again, _ = compress.METHODS[name](network, calibration, BUDGET, key=jax.random.key(1))
+    for a, b in zip(jax.tree.leaves(nnx.state(model)), jax.tree.leaves(nnx.state(again)),
+                    strict=True):  # fmt: skip
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("name", list(compress.METHODS))
+def test_a_budget_too_small_says_the_smallest(name, network, calibration):
+    method = compress.METHODS[name]
+    with pytest.raises(ValueError, match="expected a budget of at least") as caught:
+        method(network, calibration, 20, key=jax.random.key(0))
+    assert "\n" not in str(caught.value)
+    smallest = int(str(caught.value).split("at least ")[1].split()[0])
+    made = method(network, calibration, smallest, key=jax.random.key(0))
+    assert made.report.stored_bytes <= smallest
+    with pytest.raises(compress.BudgetTooSmall):
+        method(network, calibration, smallest - 60, key=jax.random.key(0))
+
+
+BAD = [
+    (lambda x: x[:, :50], "samples that the model takes"),
+    (lambda x: x[0], "calibration of shape"),
+    (lambda x: x[:0], "at least 2 samples"),
+    (lambda x: np.where(np.arange(64)[None] == 3, np.nan, x), "finite numbers in .*calibration"),
+    (lambda x: (x, x), "as one array"),
+]
+
+
+@pytest.mark.parametrize("name", list(compress.METHODS))
+@pytest.mark.parametrize(("spoil", "says"), BAD)
+def test_bad_calibration_gets_one_line(name, spoil, says, network, calibration):
+    with pytest.raises(ValueError, match=says) as caught:
+        compress.METHODS[name](network, spoil(calibration), "6x", key=jax.random.key(0))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_labels_and_validation(network, calibration):
+    method, key = compress.magnitude, jax.random.key(0)
+    with pytest.raises(ValueError, match=r"labels: [0-9]+ integers"):
+        method(network, calibration, "6x", labels=np.zeros(3, int), key=key)
+    with pytest.raises(ValueError, match="validation samples of shape"):
+        method(network, calibration, "6x", validation=calibration[:, :5], key=key)
+    with pytest.raises(ValueError, match="at=None"):
+        method(network, calibration, "6x", at="layers.0", key=key)
+    broken = nnx.clone(network)
+    broken.layers[0].kernel.set_value(jnp.full((64, 40), jnp.nan))
+    with pytest.raises(ValueError, match="original model's outputs"):
+        method(broken, calibration, "6x", key=key)
+
+
+def test_labels_and_validation_decide_the_measure(network, digits, calibration):
+    made = compress.magnitude(
+        network, calibration, "3x", validation=(digits.x_val, digits.y_val), key=jax.random.key(0)
+    )
+    assert made.report.measure == "accuracy"
+    accuracy = models.accuracy(made.model, digits.x_val, digits.y_val)
+    assert made.report.score == pytest.approx(accuracy, abs=1e-6)
+    made = compress.magnitude(
+        network, calibration, "3x", labels=digits.y_train, key=jax.random.key(0)
+    )
+    assert made.report.measure == "accuracy"
