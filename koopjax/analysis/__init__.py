@@ -1,0 +1,37 @@
+"""How nonlinear is a span: the ladder of dictionaries and ranks in its place, measured.
+
+`ladder` replaces a span of a trained model by Koopman matrices on ever richer dictionaries and by
+their truncations, `summarize` puts the ladders of several seeds together, and both end in one
+sentence: the least dictionary and rank within a tolerance.
+"""
+
+from koopjax.analysis._dictionaries import (
+    Snapshots as Snapshots,
+    default_dictionaries as default_dictionaries,
+)
+from koopjax.analysis._fits import Fit as Fit, Forms as Forms
+from koopjax.analysis._ladder import ladder as ladder
+from koopjax.analysis._metric import output_metric as output_metric
+from koopjax.analysis._metrics import confusion as confusion, evaluate as evaluate
+from koopjax.analysis._rungs import Ladder as Ladder, Rung as Rung
+from koopjax.analysis._summary import (
+    Summary as Summary,
+    one_sided as one_sided,
+    summarize as summarize,
+)
+
+__all__ = [
+    "Fit",
+    "Forms",
+    "Ladder",
+    "Rung",
+    "Snapshots",
+    "Summary",
+    "confusion",
+    "default_dictionaries",
+    "evaluate",
+    "ladder",
+    "one_sided",
+    "output_metric",
+    "summarize",
+]

@@ -1,0 +1,185 @@
+"""What a replaced span does to the model's output: scores, agreement, divergence."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from koopjax import surgery
+from koopjax._core import expected, matmul
+
+#: How the output of a model is read.
+TASKS = ("classification", "regression")
+
+
+def check_task(task: str) -> None:
+    """Refuse an unknown reading of the output."""
+    if task not in TASKS:
+        raise expected(f"a task among {', '.join(map(repr, TASKS))}", repr(task))
+
+
+def check_labels(labels: Any, n: int, task: str, name: str = "y_test") -> None:
+    """Refuse labels that are not one a sample, or classes that are no integers."""
+    if labels is None:
+        return
+    if not np.shape(labels) or np.shape(labels)[0] != n:
+        raise expected(f"{n} labels in {name}, one a sample", f"shape {np.shape(labels)}")
+    if task == "classification" and not np.issubdtype(np.asarray(labels).dtype, np.integer):
+        raise expected(
+            f"integer classes in {name}", f"{np.asarray(labels).dtype}", "task='regression'"
+        )
+
+
+def r_squared(truth: Array, guess: Array) -> Array:
+    """`1 - Σ (y - ŷ)² / Σ (y - ȳ)²` over all entries, means a coordinate; 0 for constant truth."""
+    centred = truth - jnp.mean(truth, axis=0, keepdims=True)
+    whole = jnp.sum(centred**2)
+    left = jnp.sum((truth - guess) ** 2)
+    return jnp.where(whole > 0, 1 - left / jnp.where(whole > 0, whole, 1), 0)
+
+
+def divergence(reference: Array, output: Array) -> Array:
+    """Mean Kullback-Leibler divergence of the softmax of `output` from that of `reference`."""
+    p = jax.nn.log_softmax(reference, axis=-1)
+    q = jax.nn.log_softmax(output, axis=-1)
+    return jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1))
+
+
+def score(output: Array, reference: Array, labels: Any, task: str, score_fn: Any) -> dict:
+    """Accuracy, agreement and divergence of one output; traceable. See `evaluate`."""
+    output, reference = output.astype(jnp.float32), reference.astype(jnp.float32)
+    if task == "classification":
+        answer = jnp.argmax(output, axis=-1)
+        agreement = jnp.mean(answer == jnp.argmax(reference, axis=-1))
+        kl = divergence(reference, output)
+        accuracy = None if labels is None else jnp.mean(answer == labels)
+    else:
+        agreement = r_squared(reference, output)
+        kl = jnp.mean((reference - output) ** 2)
+        accuracy = None
+        if labels is not None:
+            accuracy = r_squared(labels.reshape(output.shape).astype(jnp.float32), output)
+    if score_fn is not None and labels is not None:
+        accuracy = score_fn(output, labels)
+    found = {"agreement": agreement, "kl": kl}
+    return found if accuracy is None else {"accuracy": accuracy, **found}
+
+
+_score = jax.jit(score, static_argnames=("task", "score_fn"))
+
+
+def evaluate(
+    output: Any,
+    reference: Any,
+    labels: Any = None,
+    *,
+    task: str = "classification",
+    score_fn: Any = None,
+) -> dict[str, float]:
+    """Compare a replaced model's output with the original's and with the labels.
+
+    Args:
+        output: `(n, ..., c)` logits (or predictions) of the replaced model.
+        reference: the original's, of the same shape.
+        labels: `(n, ...)` integer classes, or targets for a regression; `None` without.
+        task: `"classification"` or `"regression"`.
+        score_fn: `score_fn(output, labels)`, a scalar that stands in for the accuracy; the same
+            object each time, so that it is compiled once.
+
+    Returns:
+        `accuracy` (for a regression R² against the labels; left out without labels),
+        `agreement` with the original (share of equal answers, or R² against its output) and `kl`
+        (mean KL divergence of the softmax from the original's; for a regression the mean squared
+        difference of outputs).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+        >>> evaluate(logits, logits, jnp.array([0, 0]))["accuracy"]
+        0.5
+    """
+    check_task(task)
+    output, reference = jnp.asarray(output), jnp.asarray(reference)
+    if output.shape != reference.shape:
+        raise expected(f"outputs of shape {reference.shape}", f"shape {output.shape}")
+    if output.shape[0] == 0:
+        raise expected("at least one sample", "an empty batch")
+    check_labels(labels, output.shape[0], task, "labels")
+    labels = None if labels is None else jnp.asarray(labels)
+    found = _score(output, reference, labels, task=task, score_fn=score_fn)
+    return {name: float(value) for name, value in found.items()}
+
+
+def states(rows: Array, shape: tuple[int, ...], sample_axes: Any) -> Array:
+    """Rows as states of the shape that the tail takes; the number of samples follows."""
+    if sample_axes is None:
+        return rows
+    count = rows.size // int(np.prod(shape))
+    return surgery.from_rows(rows, (count, *shape), sample_axes)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "sample_axes", "task", "score_fn"))
+def score_ranks(
+    tail: Any,
+    coded: Float[Array, "m r"],
+    right: Float[Array, "r q"],
+    ranks: Int[Array, " k"],
+    truth: Float[Array, "m q"],
+    reference: Array,
+    labels: Any,
+    *,
+    shape: tuple[int, ...],
+    sample_axes: Any,
+    task: str,
+    score_fn: Any,
+) -> tuple[dict, Array]:
+    """Scores of all ranks of one factored K, and the answers at the last of them.
+
+    The predictions of rank r are the leading r columns of `coded` times the leading rows of
+    `right`, so a rank is a mask and costs no compilation.
+
+    Args:
+        tail: what follows the span; `None` where K maps to the output itself.
+        coded: `Ψ(x) L` of a factored `K = L R`.
+        right: `R`.
+        ranks: how many columns count, for each rung.
+        truth: the span's own output, as rows.
+        reference: output of the original model.
+        labels: or `None`.
+        shape: of one state where the tail begins.
+        sample_axes: how rows make up states, as in `surgery.to_rows`.
+        task: how the output is read.
+        score_fn: as in `evaluate`.
+    """
+
+    def output_of(rank: Array) -> tuple[Array, Array]:
+        mask = (jnp.arange(right.shape[0]) < rank).astype(coded.dtype)
+        rows = matmul(coded * mask[None, :], right)
+        return rows, rows if tail is None else tail(states(rows, shape, sample_axes))
+
+    def one(rank: Array) -> dict:
+        rows, output = output_of(rank)
+        return {"r2": r_squared(truth, rows), **score(output, reference, labels, task, score_fn)}
+
+    return jax.lax.map(one, ranks), output_of(ranks[-1])[1]
+
+
+def confusion(labels: Any, answers: Any, classes: int) -> Int[np.ndarray, "c c"]:
+    """How often class i (row) was answered j (column).
+
+    Args:
+        labels: `(n,)` true classes.
+        answers: `(n,)` answered classes, or `(n, c)` logits.
+        classes: number of classes.
+    """
+    labels, answers = np.ravel(np.asarray(labels)), np.asarray(answers)
+    answers = np.ravel(answers if answers.ndim == 1 else answers.argmax(-1))
+    if labels.shape != answers.shape:
+        raise expected(f"{labels.shape[0]} answers, one a label", f"{answers.shape[0]}")
+    for name, values in (("labels", labels), ("answers", answers)):
+        if values.size and not (0 <= values.min() and values.max() < classes):
+            raise expected(f"{name} from 0 to {classes - 1}", f"{values.min()} to {values.max()}")
+    return np.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes)
