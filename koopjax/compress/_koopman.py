@@ -170,9 +170,7 @@ def _small(indices: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(indices, kind)
 
 
-def _block(
-    span: Span, setting: Setting, matrix: np.ndarray, shift: np.ndarray, k: Any
-) -> nn.KoopmanBlock:
+def _block(span: Span, setting: Setting, matrix: np.ndarray, shift: Any, k: Any) -> nn.KoopmanBlock:
     """A Koopman block; `matrix` has a row for each kept entry."""
     shift = jnp.asarray(shift, jnp.float32)
     coordinates: Any = observables.Compose(
@@ -201,7 +199,7 @@ def _build(problem: Problem, span: Span, ends: tuple[str, str], found: Any) -> A
     psi = lift(full, moment.mean, setting.degree)
     stats = edmd.accumulate(psi, h, y, target=observables.Identity())
     while True:
-        chosen = stats.select(np.asarray(setting.columns))
+        chosen = stats.select(jnp.asarray(setting.columns))
         k, code = _solve(chosen, setting, span)
         shift = moment.mean @ full
         block = _block(span, setting, full[setting.kept], shift, k)

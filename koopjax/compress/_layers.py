@@ -46,6 +46,7 @@ def as_nnx(model: Any) -> nnx.Module:
         for k, layer in enumerate(twin.layers):
             held = model[1]["params"][f"layers_{k}"]
             layer.kernel.set_value(jnp.asarray(held["kernel"]))
+            assert layer.bias is not None
             layer.bias.set_value(jnp.asarray(held["bias"]))
         return twin
     kind = type(model[0] if isinstance(model, tuple) and model else model)
@@ -134,7 +135,7 @@ def input_moments(
         graph, state = nnx.split(tapped)
         states.append(state)
     sums = _moments(graph, tuple(states), tuple(paths), cut)
-    return [tuple(np.asarray(a, np.float64) for a in pair) for pair in sums]
+    return [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in sums]
 
 
 @partial(jax.jit, static_argnames=("graph", "paths"))

@@ -52,7 +52,7 @@ class Directions:
 
 def moments(state: Float[Array, "n d"]) -> Moments:
     """Mean and covariance of the rows, in one pass."""
-    stats = edmd.accumulate(observables.Monomials(1), state, state)
+    stats = edmd.accumulate(observables.Monomials(1), state, state).to_gram()
     gram = np.asarray(stats.gram, np.float64) / float(stats.count)
     mean = gram[0, 1:]
     return Moments(mean, gram[1:, 1:] - np.outer(mean, mean))
@@ -158,7 +158,7 @@ def of_pilot(
         size -= 1
     size = min(size, PILOT)
     psi = lift(first.matrix[:, :size], moment.mean, 2)
-    stats = edmd.accumulate(psi, state, target, target=observables.Identity())
+    stats = edmd.accumulate(psi, state, target, target=observables.Identity()).to_gram()
     gram, cross = (np.asarray(a, np.float64) for a in (stats.gram, stats.cross))
     n = float(stats.count)
     k = np.linalg.solve(gram + 1e-3 * n * np.eye(len(gram)), cross) @ root_of(metric)

@@ -135,7 +135,7 @@ class Setting:
 
     def fewer(self, stats: Any, count: int) -> "Setting":
         """The setting with some observables less, chosen by elimination."""
-        chosen = stats.select(np.asarray(self.columns))
+        chosen = stats.select(jnp.asarray(self.columns))
         gram, cross = np.asarray(chosen.gram, np.float64), np.asarray(chosen.cross, np.float64)
         size = max(2, self.observables - count)
         alpha = self.ridge * float(stats.count)
@@ -256,7 +256,9 @@ class Search:
         psi = lift(full, self.moment.mean, degree)
         rows = max(FEWEST, PER_OBSERVABLE * math.comb(r + degree, degree))
         stats = edmd.accumulate(psi, self.h[:rows], self.y[:rows], target=observables.Identity())
-        gram, cross = (np.asarray(a, np.float64) for a in (stats.gram, stats.cross))
+        gram, cross = (
+            np.asarray(a, np.float64) for a in (stats.to_gram().gram, stats.to_gram().cross)
+        )
         lifted, count = np.asarray(psi(self.span.h_val)), float(stats.count)
         ridge = self._best_ridge(gram, cross, lifted, count)
         factors = _last_factor(r, degree)

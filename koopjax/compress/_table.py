@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -86,7 +87,7 @@ def table(
         if name not in METHODS:
             raise expected(f"methods among {', '.join(METHODS)}", repr(name))
     parsed = [Budget.parse(budget) for budget in budgets]
-    x_test, y_test = test
+    x_test, y_test = (jnp.asarray(a) for a in test)
     rows: list[Row] = []
     for budget in parsed:
         for name in names:
