@@ -1,5 +1,6 @@
 """Datasets in fixed splits, and dynamical systems with closed-form answers."""
 
+from koopjax.data import systems as systems
 from koopjax.data._dataset import Dataset as Dataset, MissingData as MissingData
 from koopjax.data._files import read_idx as read_idx, read_npz as read_npz, write_idx as write_idx
 from koopjax.data._load import (
@@ -18,5 +19,6 @@ __all__ = [
     "prepare_tfds",
     "read_idx",
     "read_npz",
+    "systems",
     "write_idx",
 ]

@@ -1,12 +1,13 @@
 """A dataset in memory, with its fixed splits."""
 
 import dataclasses
+import hashlib
 import math
 
 import numpy as np
 
-#: Seed of the permutation that fixes which training images are held out: part of the definition of
-#: every split here, so never to be changed.
+#: Seed of the draw that fixes which training images are held out: part of the definition of every
+#: split here, so never to be changed.
 _SPLIT_SEED = 20240211
 
 
@@ -81,10 +82,21 @@ def held_out(n: int) -> int:
     return max(1, round(n / 12))
 
 
-def hold_out(n: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (train, held out) of a fixed permutation of `n`; needs `0 < count < n`."""
-    order = np.random.Generator(np.random.PCG64(_SPLIT_SEED)).permutation(n)
-    return np.sort(order[:-count]), np.sort(order[-count:])
+def hold_out(
+    images: np.ndarray, labels: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (kept, held out) of `count` images drawn by a keyed hash of their content.
+
+    TFDS shuffles what it writes, so positions differ between sources of one set; the content does
+    not, and the same images are held out wherever they were read from.
+    """
+    salt = _SPLIT_SEED.to_bytes(8, "little")
+    draw = np.empty(len(labels), np.uint64)
+    for k, (image, label) in enumerate(zip(images, labels, strict=True)):
+        content = np.ascontiguousarray(image).tobytes() + int(label).to_bytes(8, "little")
+        draw[k] = int.from_bytes(hashlib.blake2b(content, digest_size=8, salt=salt).digest())
+    order = np.argsort(draw, kind="stable")
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 def stratified(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +165,7 @@ def from_arrays(
             f"{source}: expected at least 2 training images, got {len(y)}; try a larger set"
         )
     else:
-        train, val = hold_out(len(y), held_out(len(y)))
+        train, val = hold_out(x, y, held_out(len(y)))
         x, x_val, y, y_val = x[train], x[val], y[train], y[val]
     classes = max(len(class_names), int(max(y.max(), y_val.max(), y_test.max())) + 1)
     return Dataset(

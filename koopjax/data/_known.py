@@ -13,13 +13,13 @@ class Known:
         digests: role -> SHA-256 of the raw (unpacked) idx file.
         class_names: one a class.
         system_folder: where Debian's package puts it, or None.
-        hint: where to get it, in words that fit in an error of one line.
+        package: the Debian package that puts it there, or None.
     """
 
     digests: dict[str, str]
     class_names: tuple[str, ...]
     system_folder: str | None
-    hint: str
+    package: str | None
 
 
 KNOWN = {
@@ -32,7 +32,7 @@ KNOWN = {
         },
         class_names=_DIGITS,
         system_folder=None,
-        hint="the four train-*/t10k-*-ubyte.gz files",
+        package=None,
     ),
     "fashion_mnist": Known(
         digests={
@@ -54,7 +54,7 @@ KNOWN = {
             "Ankle boot",
         ),
         system_folder="/usr/share/datasets/fashion-mnist",
-        hint="the Debian package dataset-fashion-mnist, or the four train-*/t10k-*-ubyte.gz files",
+        package="dataset-fashion-mnist",
     ),
 }
 

@@ -83,14 +83,21 @@ def _locate(root: pathlib.Path, name: str):
         found = _files.find_files(folder, name)
         if found is None:
             continue
-        if isinstance(found, dict) and folder == root:
-            owner = owner_of(_files.sha256(_files.read_idx(found["y_train"])))
-            if owner is not None and owner != name:
-                continue
+        if folder == root and _holds_another(root, name):
+            continue
         return found
     if _tfds.is_prepared(name, root):
         return root
     return None
+
+
+def _holds_another(root: pathlib.Path, name: str) -> str | None:
+    """The known set, another than the one asked for, whose files lie in `root`."""
+    found = _files.find_files(root, name)
+    if not isinstance(found, dict):
+        return None
+    owner = owner_of(_files.sha256(_files.read_idx(found["y_train"])))
+    return owner if owner != name else None
 
 
 def _read(name: str, located) -> Dataset:
@@ -117,8 +124,9 @@ def _roots(data_dir: str | os.PathLike | None) -> list[pathlib.Path]:
     if data_dir is not None:
         return [pathlib.Path(data_dir).expanduser()]
     roots = []
-    if os.environ.get(ENV_DATA_DIR):
-        roots.append(pathlib.Path(os.environ[ENV_DATA_DIR]).expanduser())
+    named = os.environ.get(ENV_DATA_DIR)
+    if named:
+        roots.append(pathlib.Path(named).expanduser())
     roots.append(_tfds.default_dir())
     return roots
 
@@ -140,13 +148,16 @@ def _missing(name: str, data_dir: str | os.PathLike | None) -> MissingData:
     where = f"not in {data_dir}" if data_dir is not None else "found nowhere on this machine"
     if data_dir is not None and not pathlib.Path(data_dir).expanduser().is_dir():
         where = f"{data_dir} is not a folder"
-    if name in KNOWN:
-        what = KNOWN[name].hint
-    else:
-        what = f"idx or npz files, or a prepared TFDS folder, of {name}"
+    elif data_dir is not None and name in KNOWN:
+        other = _holds_another(pathlib.Path(data_dir).expanduser(), name)
+        where += f", which holds {other}" if other else ""
+    files = "the four train-*/t10k-*-ubyte.gz files" if name in KNOWN else "idx or npz files of it"
+    package = KNOWN[name].package if name in KNOWN else None
+    install = f"apt install {package}, or " if package and data_dir is None else ""
     return MissingData(
         f"dataset {name!r}: {where}; try download=True (--download) where there is a network, or "
-        f"put {what} into a folder and name it by data_dir (--data-dir) or {ENV_DATA_DIR}"
+        f"{install}put {files} into a folder and name it by data_dir (--data-dir) or "
+        f"{ENV_DATA_DIR}"
     )
 
 
@@ -193,7 +204,7 @@ def load(
     if name not in KNOWN and not _tfds.is_known(name):
         raise ValueError(
             f"dataset: expected digits, mnist, fashion_mnist or a name that TFDS lists, got "
-            f"{name!r}; try one of {', '.join(_tfds.similar(name))}"
+            f"{name!r}; try {' or '.join(_tfds.similar(name))}"
         )
     if download:
         folder = pathlib.Path(data_dir).expanduser() if data_dir else _tfds.default_dir()
@@ -217,7 +228,7 @@ def _describe(name: str, data_dir) -> DatasetInfo:
         elif located is not None:
             source = str(located)
         else:
-            source = f"get {KNOWN[name].hint}, or --download"
+            source = "--download, or a folder of idx files named by --data-dir"
     numbers = sum(counts) * (int(np.prod(shape)) + 1)
     return DatasetInfo(name, present, source, shape, 10, *counts, 4 * numbers, verified)
 

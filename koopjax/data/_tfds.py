@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,9 @@ from koopjax.data._dataset import Dataset, MissingData, from_arrays, hold_out, h
 #: Where TFDS keeps prepared sets unless `TFDS_DATA_DIR` says otherwise.
 _DEFAULT = "~/tensorflow_datasets"
 _CHUNK = 1024
+
+#: Our split -> what TFDS's sets call it.
+_SPLITS = {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}
 
 
 def default_dir() -> pathlib.Path:
@@ -68,8 +72,8 @@ def _full_name(info: dict[str, Any]) -> str:
 
 def _version_folders(root: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
     """Every prepared set at or below `root`: TFDS's folder, a set's own, or one version's."""
-    for depth in ("", "*", "*/*", "*/*/*"):
-        for path in sorted(root.glob(f"{depth}/dataset_info.json" if depth else "dataset_info.json")):
+    for depth in ("", "*/", "*/*/", "*/*/*/"):
+        for path in sorted(root.glob(f"{depth}dataset_info.json")):
             info = _info_of(path.parent)
             if info is not None:
                 yield _full_name(info), path.parent
@@ -150,9 +154,7 @@ def _read_split(name: str, builder, split: str) -> tuple[np.ndarray, np.ndarray]
     image, label = _features(name, builder)
     channels = builder.info.features[image].shape[-1]
     try:
-        source = builder.as_data_source(
-            split=split, decoders={image: tfds.decode.SkipDecoding()}
-        )
+        source = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
     except (NotImplementedError, ImportError) as error:
         raise ValueError(
             f"{builder.data_dir}: expected records in the array_record format, got "
@@ -194,13 +196,13 @@ def read(name: str, root: pathlib.Path) -> Dataset:
             "another set"
         )
     arrays = {}
-    for ours, theirs in (("train", ("train",)), ("val", ("validation", "val")), ("test", ("test",))):
+    for ours, theirs in _SPLITS.items():
         split = next((s for s in theirs if s in splits), None)
         if split is not None:
             arrays[f"x_{ours}"], arrays[f"y_{ours}"] = _read_split(name, builder, split)
     if "x_test" not in arrays:
         x, y = arrays["x_train"], arrays["y_train"]
-        train, test = hold_out(len(y), 2 * held_out(len(y)))
+        train, test = hold_out(x, y, 2 * held_out(len(y)))
         arrays |= {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
     names = tuple(builder.info.features[label].names)
     return from_arrays(name, arrays, source=f"TFDS, {builder.data_dir}", class_names=names)
@@ -230,7 +232,9 @@ def describe(name: str, root: pathlib.Path) -> tuple[tuple[int, ...], int, int, 
 def _explained(name: str, folder: pathlib.Path):
     """Turn what TFDS raises while it prepares a set into one line."""
     try:
-        yield
+        # TFDS reports on standard output, which belongs to the caller's results.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     except ImportError as error:
         raise MissingData(
             f"dataset {name!r}: TFDS's own reader of it needs {error.name}; try pip install "
@@ -281,8 +285,10 @@ def _without_tensorflow(name: str, arrays_of):
             def _generate_examples(self, images, labels):
                 yield from _examples(images if images.ndim == 4 else images[..., None], labels)
 
+    # TFDS finds these by the file a builder is defined in, which here is not its own.
     Builder.name = name
-    Builder.pkg_dir_path = base.pkg_dir_path
+    Builder.code_path = base.code_path
+    Builder.url_infos = base.url_infos
     return Builder
 
 

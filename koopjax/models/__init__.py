@@ -4,6 +4,7 @@ from koopjax.models import linen as linen
 from koopjax.models._cnn import CNN as CNN
 from koopjax.models._evaluate import accuracy as accuracy, apply as apply, predict as predict
 from koopjax.models._mlp import MLP as MLP, ResidualMLP as ResidualMLP
+from koopjax.models._recipes import RECIPES as RECIPES, Recipe as Recipe, recipe as recipe
 from koopjax.models._registry import REGISTRY as REGISTRY, build as build, name_of as name_of
 from koopjax.models._step import cross_entropy as cross_entropy, squared_error as squared_error
 from koopjax.models._train import (
@@ -16,7 +17,9 @@ from koopjax.models._vit import ViT as ViT
 __all__ = [
     "CNN",
     "MLP",
+    "RECIPES",
     "REGISTRY",
+    "Recipe",
     "ResidualMLP",
     "TrainResult",
     "ViT",
@@ -27,6 +30,7 @@ __all__ = [
     "linen",
     "name_of",
     "predict",
+    "recipe",
     "squared_error",
     "train",
     "train_lanes",
