@@ -1,6 +1,7 @@
 """Ridge and rank chosen by cross-validation, from statistics stacked by fold."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -70,7 +71,7 @@ class CrossValidated:
                         f"{values}",
                     )
 
-    def choose(self, statistics: Statistics) -> Solution:
+    def choose(self, statistics: Statistics, dtype: Any = None) -> Solution:
         """The solution at the chosen grid point, from the statistics of all folds together."""
         check_statistics(statistics)
         if statistics.folds is None or statistics.folds < 2:
@@ -80,8 +81,9 @@ class CrossValidated:
                 "edmd.accumulate(..., folds=5)",
             )
         self.validate(statistics.sizes)
+        dtype = None if dtype is None else jnp.dtype(dtype)
         with precise(statistics):
-            return _choose(statistics, self)
+            return _choose(statistics, self, dtype=dtype)
 
 
 def _parameters(solver: Any) -> tuple[str, ...]:
@@ -173,8 +175,8 @@ def _pick(scores: Array, alphas: Array, ranks: Array, rule: str) -> tuple[Array,
     return best // ranks.shape[0], best % ranks.shape[0]
 
 
-@jax.jit
-def _choose(stats: Statistics, method: CrossValidated) -> Solution:
+@functools.partial(jax.jit, static_argnames="dtype")
+def _choose(stats: Statistics, method: CrossValidated, *, dtype: Any) -> Solution:
     finite = is_finite(stats)
     stats = jax.tree.map(lambda a: jnp.where(finite, a, 0), stats)
     whole = merge_stacked(stats)
@@ -193,7 +195,7 @@ def _choose(stats: Statistics, method: CrossValidated) -> Solution:
         changes |= {"alpha": alphas[i], "relative": 0.0}
     if not isinstance(solver, Ridge):
         changes |= {"rank": ranks[j]}
-    solution = compute(whole, dataclasses.replace(solver, **changes))
+    solution = compute(whole, dataclasses.replace(solver, **changes), dtype)
     mean = jnp.mean(scores, axis=0)
     if isinstance(solver, Ridge):
         mean = mean[:, 0]

@@ -49,15 +49,16 @@ def _readout(stats: Statistics, solver: Any) -> Any:
 
 
 def _solve_both(
-    stats: Statistics, stacked: Statistics | None, q: int, state: str, solver: Any
+    stats: Statistics, stacked: Statistics | None, q: int, state: str, solver: Any, dtype: Any
 ) -> tuple[Solution, Any]:
     """K from the first q targets, and the readout from the statistics of the others."""
     whole = stats.sizes[1]
     if not state:
-        return solve(stats if stacked is None else stacked, solver), None
+        return solve(stats if stacked is None else stacked, solver, dtype=dtype), None
     first, last = jnp.arange(q), jnp.arange(q, whole)
     folds = None if stacked is None else stacked.select(None, first)
-    solution = solve(stats.select(None, first) if folds is None else folds, solver)
+    chosen = stats.select(None, first) if folds is None else folds
+    solution = solve(chosen, solver, dtype=dtype)
     # Of Ψ(x) for a square K; else of the target dictionary, whose own products are there too.
     sides = stats.select(None, last) if state == "x" else stats.of_targets(q)
     readout_solver = _readout_solver(solver, solution.info) if state == "x" else Ridge()
@@ -148,7 +149,9 @@ def _attempt(
     _check_finite_result(stats)
     stacked = stats if problem.folds else None
     stats = total(stats) if problem.folds else stats
-    solution, readout = _solve_both(stats, stacked, problem.sizes[1], problem.lift.state, solver)
+    solution, readout = _solve_both(
+        stats, stacked, problem.sizes[1], problem.lift.state, solver, problem.dtype
+    )
     info = dataclasses.replace(solution.info, reason=reason)
     return dataclasses.replace(solution, info=info), readout
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from koopjax._core import matmul
-from koopjax.edmd._factor import blocks_of, cut, spectral, triangle
+from koopjax.edmd._factor import blocks_of, column_scale, cut, spectral, triangle
 from koopjax.edmd._statistics import Gram, Statistics
 
 
@@ -43,8 +43,15 @@ def _healthy(stats: Statistics, t: Array) -> Array:
 
     A breakdown shows in the pivots, at no cost; what they hide, the condition reports.
     """
-    pivots = jnp.abs(jnp.diagonal(t)) ** (2 if isinstance(stats, Gram) else 1)
-    return jnp.isfinite(t).all() & (jnp.min(pivots) > 4 * cut(stats))
+    pivots = jnp.min(jnp.abs(jnp.diagonal(t)))
+    limit = 4 * cut(stats)
+    sound = jnp.isfinite(t).all()
+    if isinstance(stats, Gram):
+        return sound & (pivots**2 > limit)
+    # Where columns depend on each other, the factor's rows hold rounding on the left and anything
+    # on the right; a ridge must outweigh that product, not the rounding alone.
+    own = jnp.min(jnp.abs(jnp.diagonal(stats.r)[: stats.p]) * column_scale(stats))
+    return sound & (pivots > limit) & ((own > limit) | (pivots**2 > limit))
 
 
 @jax.custom_jvp

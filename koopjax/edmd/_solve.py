@@ -22,7 +22,7 @@ from koopjax._core import (
     static,
     worst,
 )
-from koopjax.edmd._factor import is_finite, target_energy
+from koopjax.edmd._factor import column_scale, is_finite, target_energy
 from koopjax.edmd._precision import precise
 from koopjax.edmd._smooth import leading_vectors, ridge, root_metric
 from koopjax.edmd._solvers import Outcome, ReducedRank, Ridge, TruncatedSVD, penalty
@@ -40,6 +40,8 @@ class Info:
         rounding: estimated relative error of the matrix by rounding: `κ² ε` from a Gram matrix,
             `κ ε` from an R factor, with κ the condition that the solve meets (columns scaled, ridge
             counted in, truncated directions left out).
+        cancellation: how much larger the terms of `Ψ(x) K` are than their sum,
+            `(Σ_i ‖ψ_i‖² ‖K_i‖²)^{1/2} / ‖Ψy‖`: digits that a prediction loses.
         residual: `‖Ψx K − Ψy‖ / ‖Ψy‖`, from the statistics alone.
         alpha: the ridge that was used, absolute.
         count: samples.
@@ -52,6 +54,7 @@ class Info:
     rank: Any
     condition: Any
     rounding: Any
+    cancellation: Any
     residual: Any
     alpha: Any
     count: Any
@@ -97,35 +100,40 @@ def rounding_unit(stats: Statistics, amplification: Array) -> Array:
     return amplification**power * jnp.finfo(stats.dtype).eps
 
 
-def judge(stats: Statistics, outcome: Outcome, rounding: Array, finite: Array) -> Array:
+def judge(stats: Statistics, outcome: Outcome, rounding: Array, finite: Array, dtype: Any) -> Array:
     """The result code of an outcome: the gravest of all that applies."""
     flag = lambda condition, code: jnp.where(condition, code, SUCCESS)
-    # Half of the digits lost is where a result stops being what its dtype promises.
-    limit = float(jnp.finfo(stats.dtype).eps) ** 0.5
+    # Half of the digits lost is where a result stops being what its dtype promises: in the solve,
+    # or later in every prediction, where large terms cancel.
+    eps = float(jnp.finfo(dtype).eps)
+    limit = eps**0.5
     return worst(
         flag(outcome.found < outcome.needed, RANK_DEFICIENT),
-        flag(rounding > limit, ILL_CONDITIONED),
+        flag((rounding > limit) | (eps * lost > limit), ILL_CONDITIONED),
         flag(stats.count < outcome.needed, UNDERDETERMINED),
         flag(~jnp.isfinite(outcome.value).all(), NONFINITE_SOLUTION),
         flag(~finite, NONFINITE_DATA),
     )
 
 
-def compute(stats: Statistics, solver: Any) -> Solution:
-    """Solve and judge; traceable."""
+def compute(stats: Statistics, solver: Any, dtype: Any = None) -> Solution:
+    """Solve and judge by the digits of a dtype (None: that of the statistics); traceable."""
+    dtype = stats.dtype if dtype is None else dtype
     finite = is_finite(stats)
     # Zeros in place of NaN keep the factorisations clean; the value is made NaN again below.
     clean = jax.tree.map(lambda a: jnp.where(finite, a, 0), stats)
     outcome = solver.compute(clean, None)
     fixed = jax.lax.stop_gradient
     rounding = rounding_unit(clean, fixed(outcome.amplification))
-    code = judge(clean, fixed(outcome), rounding, finite)
+    lost = fixed(cancellation(clean, outcome.value))
+    code = judge(clean, fixed(outcome), rounding, lost, finite, dtype)
     # Of two codes for data that are not finite the one that names the cause stays.
     code = jnp.where(finite, code, NONFINITE_DATA)
     info = Info(
         rank=fixed(outcome.rank).astype(jnp.int32),
         condition=fixed(outcome.condition),
         rounding=rounding,
+        cancellation=lost,
         residual=relative_residual(clean, outcome.value),
         alpha=outcome.alpha,
         count=stats.count,
@@ -135,7 +143,7 @@ def compute(stats: Statistics, solver: Any) -> Solution:
     return Solution(jnp.where(finite, outcome.value, jnp.nan), code, info)
 
 
-_compute = jax.jit(compute)
+_compute = jax.jit(compute, static_argnames="dtype")
 
 
 def check_statistics(statistics: Any) -> None:
@@ -148,13 +156,15 @@ def check_statistics(statistics: Any) -> None:
         raise expected("at least one observable on each side", f"sizes {statistics.sizes}")
 
 
-def solve(statistics: Statistics, solver: Any = None) -> Solution:
+def solve(statistics: Statistics, solver: Any = None, *, dtype: Any = None) -> Solution:
     """The Koopman matrix from statistics.
 
     Args:
         statistics: `Gram` or `RFactor`; stacked by fold for `CrossValidated`.
         solver: `Ridge` (the default, with no ridge: the solution of least norm), `TruncatedSVD`,
             `ReducedRank` or `CrossValidated`.
+        dtype: in which the value will be used: ILL_CONDITIONED means that rounding in the
+            statistics costs more than half of its digits. None: that of the statistics.
 
     Returns:
         Solution: in the dtype of the statistics. The result code is an int32 per vmap lane:
@@ -179,7 +189,7 @@ def solve(statistics: Statistics, solver: Any = None) -> Solution:
     check_statistics(statistics)
     solver = Ridge() if solver is None else solver
     if hasattr(solver, "choose"):
-        return solver.choose(statistics)
+        return solver.choose(statistics, dtype)
     if not isinstance(solver, Ridge | TruncatedSVD | ReducedRank):
         raise expected("a solver such as edmd.Ridge(1e-6)", f"{type(solver).__name__}")
     if statistics.folds is not None:
@@ -189,8 +199,9 @@ def solve(statistics: Statistics, solver: Any = None) -> Solution:
             "edmd.total(statistics), or CrossValidated(solver, grid)",
         )
     solver.validate(statistics.sizes)
+    dtype = None if dtype is None else jnp.dtype(dtype)
     with precise(statistics):
-        return _compute(statistics, solver)
+        return _compute(statistics, solver, dtype=dtype)
 
 
 def unwrap(solution: Any, *, allow: tuple[int, ...] = ()) -> Any:

@@ -1,0 +1,9 @@
+"""Small dictionaries and problems that the edmd tests share."""
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20240217)
