@@ -114,6 +114,9 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
+# The keys of models.REGISTRY, spelled out so that --help does not import flax.
+ARCHITECTURES = ("mlp", "cnn", "residual_mlp", "vit")
+
 _OPTIONS: dict[str, Callable[..., Any]] = {
     "dataset": click.option(
         "--dataset", default="digits", show_default=True, metavar="NAME",
@@ -141,6 +144,13 @@ _OPTIONS: dict[str, Callable[..., Any]] = {
     "model": click.option(
         "--model", "model_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
         help="A model that koopjax saved [default: train one, or take the one in --out].",
+    ),
+    "architecture": click.option(
+        "--architecture",
+        type=click.Choice(ARCHITECTURES),
+        default="mlp",
+        show_default=True,
+        help="Which example network to train.",
     ),
     "epochs": click.option(
         "--epochs", type=click.IntRange(1), help="Epochs of training [default: by dataset]."

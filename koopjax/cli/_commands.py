@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from koopjax.cli import _console as show
-from koopjax.cli._app import UserError, main, mistakes, options
+from koopjax.cli import _console as show, _networks as networks
+from koopjax.cli._app import UserError, main, mistakes, options, writable_folder
 
 
 def emit(json_file: Path | None, value: Any) -> None:
@@ -72,3 +72,101 @@ def report_command(results: Path, out: Path | None) -> None:
     target = out or folder / "report.html"
     report.write_atomically(target, page)
     show.console().print(f"report: {target}")
+
+
+@main.command()
+@options("dataset", "data-dir", "download", "architecture", "epochs", "seed", "out", "json")
+def train(
+    dataset: str,
+    data_dir: Path | None,
+    download: bool,
+    architecture: str,
+    epochs: int | None,
+    seed: int,
+    out: Path,
+    json_file: Path | None,
+) -> None:
+    """Train an example network and save it.
+
+    Trained on all labelled images but the test split. An interrupted training goes on when the same
+    command is given again. Beside the model lies a .json with its settings, history and accuracy.
+    """
+    from koopjax import models, report, surgery
+
+    data = networks.load_dataset(dataset, data_dir, download)
+    writable_folder(out)
+    how = networks.recipe(data, architecture, epochs)
+    with show.progress() as stage:
+        told = networks.telling(stage(f"training, seed {seed}", how.epochs))
+        network = networks.train(how, data, seed, out, told)
+    test = networks.as_taken_by(how, data)
+    accuracy = models.accuracy(network.model, test.x_test, test.y_test)
+    results = {
+        "dataset": data.name,
+        "seed": seed,
+        "original": {
+            "accuracy": accuracy,
+            "stored_bytes": network.stored_bytes,
+            "parameters": surgery.cut_points(network.model, test.x_test[:1])[-1].parameters,
+        },
+        "model": {"name": architecture, "config": how.config, "path": str(network.path)},
+        "settings": networks.training_settings(how),
+        "history": list(network.history),
+        "versions": report.versions(),
+    }
+    report.write_atomically(network.path.with_suffix(".json"), report.to_json(results))
+    emit(json_file, results)
+    show.console(json_file).print(
+        f"{data.name}, {architecture}, seed {seed}: test accuracy {accuracy:.4f}, "
+        f"{network.stored_bytes:,} bytes\nmodel: {network.path}",
+        soft_wrap=True,
+    )
+
+
+@main.command()
+@options("dataset", "data-dir", "download", "model", "architecture", "seed", "json")
+def cuts(
+    dataset: str,
+    data_dir: Path | None,
+    download: bool,
+    model_file: Path | None,
+    architecture: str,
+    seed: int,
+    json_file: Path | None,
+) -> None:
+    """List where a network can be cut, in order of depth.
+
+    Without --model, of a fresh network of --architecture.
+    """
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from koopjax import surgery
+
+    data = networks.load_dataset(dataset, data_dir, download)
+    if model_file is not None:
+        model, data = networks.read(model_file, data)
+    else:
+        how = networks.recipe(data, architecture, None)
+        model = how.build(nnx.Rngs(seed))
+        data = networks.as_taken_by(how, data)
+    points = surgery.cut_points(model, jax.ShapeDtypeStruct((1, *data.shape), np.float32))
+    fields = [
+        {
+            "index": point.index,
+            "name": point.name,
+            "shape": list(point.sample_shape),
+            "parameters_before": point.parameters,
+            "flops_before": point.flops,
+        }
+        for point in points
+    ]
+    emit(json_file, fields)
+    rows = [
+        (f["index"], f["name"], "×".join(map(str, f["shape"])), f"{f['parameters_before']:,}",
+         f"{f['flops_before']:,}")
+        for f in fields
+    ]  # fmt: skip
+    columns = ("index", "<name", "<shape", "parameters before", "FLOPs before")
+    show.console(json_file).print(show.table(None, columns, rows))

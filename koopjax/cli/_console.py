@@ -90,4 +90,4 @@ def plus_minus(row: Mapping[str, Any], key: str = "accuracy", digits: int = 4) -
     mean, std = row.get(key), row.get(f"{key}_std")
     if mean is None:
         return "–"
-    return figure(mean, digits) + (f" ± {std:.{digits}f}" if std is not None else "")
+    return figure(mean, digits) + (f" ± {std:.{digits}f}" if std else "")

@@ -189,13 +189,17 @@ def disagreements(examples: Sequence[Mapping[str, Any]], *, limit: int = 12) -> 
     return figure
 
 
-def training(history: Mapping[str, Sequence[float]]) -> Any:
+def training(history: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]]) -> Any:
     """Loss and accuracy by epoch, in two panels.
 
     Args:
-        history: curves by name, one value an epoch; names that contain "accuracy" go to the right
-            panel, names that contain "loss" to the left.
+        history: one mapping from name to value for each epoch (what `models.train` returns), or
+            one from name to curve; names that contain "accuracy" go to the right panel, names that
+            contain "loss" to the left.
     """
+    if not isinstance(history, Mapping):
+        names = dict.fromkeys(name for epoch in history for name in epoch)
+        history = {name: [epoch[name] for epoch in history if name in epoch] for name in names}
     curves = {name: np.asarray(c, np.float64) for name, c in history.items() if np.size(c)}
     panels = {
         "loss": {n: c for n, c in curves.items() if "loss" in n},

@@ -153,7 +153,7 @@ def budget_curve(results: Row) -> Any:
     Args:
         results: needs `original` and the rows of `compressed`.
     """
-    rows = list(results["compressed"])
+    rows = [row for row in results["compressed"] if row["accuracy"] is not None]
     if not rows:
         raise ValueError(
             "expected rows in results['compressed'], got none, try results of `koopjax compress`"
@@ -224,6 +224,6 @@ def figures(results: Row) -> dict[str, Any]:
     examples = (results.get("disagreements") or {}).get("examples")
     if examples:
         made["disagreements"] = disagreements(examples)
-    if results.get("compressed"):
+    if any(row["accuracy"] is not None for row in results.get("compressed") or ()):
         made["budget_curve"] = budget_curve(results)
     return made

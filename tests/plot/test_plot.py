@@ -134,6 +134,8 @@ def test_training_has_losses_left_and_accuracies_right():
     left, right = plot.training(history).axes
     assert set(lines(left)) == {"loss", "val_loss"}
     np.testing.assert_allclose(lines(right)["val_accuracy"], [(1, 0.5), (2, 0.9)])
+    by_epoch = plot.training([{"loss": 1.0}, {"loss": 0.5}]).axes[0]
+    np.testing.assert_allclose(lines(by_epoch)["loss"], [(1, 1.0), (2, 0.5)])
     with pytest.raises(ValueError, match="expected curves"):
         plot.training({"lr": [1.0]})
 

@@ -1,0 +1,197 @@
+"""From ladders and compressed models to the dictionary that is written as results.json."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from koopjax.cli import _networks as networks
+
+Results = dict[str, Any]
+
+
+def begin(dataset: Any, seeds: Sequence[int], how: Any | None, network: Any, full: Any) -> Results:
+    """What every results file starts with; `full` is the dataset with its images."""
+    from koopjax import models, report
+
+    name = models.name_of(network.model)
+    model = {"name": name or type(network.model).__name__, "path": network.path.name}
+    return {
+        "dataset": dataset.name,
+        "seed": seeds[0],
+        "seeds": list(seeds),
+        "command": " ".join(["koopjax", *sys.argv[1:]]),
+        "data": {
+            "train": len(dataset.y_train),
+            "validation": len(dataset.y_val),
+            "test": len(dataset.y_test),
+            "shape": list(full.shape),
+        },
+        "model": model | ({"config": network.model.config} if name else {}),
+        "original": {},
+        "replaced": [],
+        "compressed": [],
+        "settings": networks.training_settings(how) if how else {},
+        "versions": report.versions(),
+        "timing": {},
+    }
+
+
+def climb(
+    nets: Sequence[Any],
+    data: Any,
+    *,
+    progress: Callable[[int, int, str], None],
+    **settings: Any,
+) -> tuple[list[Any], Any]:
+    """A ladder for each network, and their summary.
+
+    The ridges are chosen for the first network and kept for the others, and the bytes, which hardly
+    differ between seeds, are measured for the first.
+    """
+    import jax
+
+    from koopjax import analysis
+
+    ladders: list[Any] = []
+    for i, network in enumerate(nets):
+        ladders.append(
+            analysis.ladder(
+                network.model, data.x_train, data.x_val, data.y_val, data.x_test, data.y_test,
+                key=jax.random.key(network.seed), stored=i == 0,
+                choices=ladders[0].choices if ladders else None,
+                progress=lambda done, total, what, i=i: progress(i * total + done, len(nets) * total, what),
+                **settings,
+            )
+        )  # fmt: skip
+    return ladders, analysis.summarize(ladders)
+
+
+def add_ladders(results: Results, ladders: Sequence[Any], summary: Any, full: Any) -> None:
+    """Put a summary into the results: rows, sentence, finding, and pictures of the first seed."""
+    from koopjax import analysis
+
+    found = summary.to_dict()
+    first = {rung.key: rung for rung in ladders[0].rungs}
+    for row in found["replaced"]:
+        row["stored_bytes"] = first[row["dictionary"], row["rank"], row["truncation"]].stored_bytes
+    original = found["original"] | {"stored_bytes": ladders[0].original["stored_bytes"]}
+    results["original"] = original
+    results["replaced"] = found["replaced"]
+    results["span"] = found["span"]
+    results["tolerance"] = summary.tolerance
+    one = len(ladders) == 1
+    results["sentence"] = ladders[0].sentence() if one else summary.sentence()
+    least = summary.least()
+    if least is not None:
+        keys = ("dictionary", "rank", "truncation", "target")
+        results["finding"] = {key: least[key] for key in keys}
+    results["singular_values"] = {
+        name: np.asarray(values, np.float64).tolist()
+        for name, values in ladders[0].singular_values.items()
+        if not name.endswith("to the logits")
+    }
+    add_pictures(results, ladders[0], compared(summary), full)
+
+
+def compared(summary: Any) -> str:
+    """The dictionary that the confusion and the disagreements are shown for: the finding's, or the
+    most accurate one if the finding is a null or missing."""
+    least = summary.least()
+    if least is not None and not least["null"]:
+        return least["dictionary"]
+    rows = [row for row in summary.rows if row["rank"] is None and row["target"] == "state"]
+    return max(rows, key=lambda row: row["accuracy"])["dictionary"]
+
+
+def add_pictures(results: Results, ladder: Any, name: str, full: Any, limit: int = 12) -> None:
+    """Confusion matrices, and test images on which the answers differ."""
+    from koopjax import analysis
+
+    names = list(full.class_names) or [str(c) for c in range(full.classes)]
+    answers = ladder.answers
+    counts = lambda key: analysis.confusion(ladder.labels, answers[key], full.classes).tolist()
+    results["confusion"] = {
+        "classes": names,
+        "original": counts("original"),
+        "replaced": counts(name),
+        "replaced_name": name,
+    }
+    differ = ladder.disagreements(name)
+    results["disagreements"] = {
+        "dictionary": name,
+        "count": len(differ),
+        "of": len(ladder.labels),
+        "examples": [
+            {
+                # Eight bits are enough for a picture, and short in the file.
+                "pixels": np.round(255 * full.x_test[i]).astype(int).tolist(),
+                "label": names[int(ladder.labels[i])],
+                "original": names[int(answers["original"][i])],
+                "replaced": names[int(answers[name][i])],
+            }
+            for i in differ[:limit]
+        ],
+    }
+
+
+def add_compressed(
+    results: Results,
+    network: Any,
+    data: Any,
+    out: Path,
+    *,
+    budgets: Sequence[str],
+    methods: Sequence[str],
+    at: Any,
+    progress: Callable[[int, int, Any], None],
+) -> None:
+    """Compress the network, save each result, load it again, and measure what was loaded."""
+    import jax
+
+    from koopjax import compress, export, models, surgery
+
+    x, _ = data.train_and_val()
+    test = data.x_test, data.y_test
+    paths: dict[tuple[str, str], tuple[Path, float, int]] = {}
+
+    def keep(row: Any, made: Any) -> None:
+        budget = row.budget.replace(" ", "")
+        path = out / f"{network.path.stem}-{row.method}-{budget}.koopjax"
+        size = export.save(made.model, path)
+        paths[row.method, row.budget] = path, models.accuracy(export.load(path), *test), size
+
+    rows = compress.table(
+        network.model, x, test, budgets, methods, at=at, key=jax.random.key(network.seed),
+        progress=progress, keep=keep,
+    )  # fmt: skip
+    if not results["original"]:
+        results["original"] = {
+            "accuracy": models.accuracy(network.model, *test),
+            "stored_bytes": network.stored_bytes,
+            "parameters": surgery.cut_points(network.model, data.x_test[:1])[-1].parameters,
+        }
+    for row in rows:
+        fields = row.as_dict()
+        account = fields.pop("report") or {}
+        if (row.method, row.budget) in paths:
+            path, accuracy, size = paths[row.method, row.budget]
+            ratio = network.stored_bytes / size
+            fields |= {"path": path.name, "accuracy": accuracy, "stored_bytes": size, "ratio": ratio}
+        fields |= {"settings": account.get("settings"), "why": account.get("why")}
+        results["compressed"].append(fields)
+    done = [row for row in results["compressed"] if row["accuracy"] is not None]
+    koopman = [row for row in done if row["method"].startswith("koopman")]
+    if done:
+        results["best"] = max(koopman or done, key=lambda row: row["accuracy"])
+
+
+def write(results: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
+    """results.json and report.html, with pictures."""
+    from koopjax import plot, report
+
+    return report.save(results, out, plot.figures(results))

@@ -1,0 +1,258 @@
+"""The commands that compute: analyze and compress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from koopjax.cli import _console as show, _networks as networks, _results as study
+from koopjax.cli._app import UserError, main, mistakes, names_from, options, writable_folder
+from koopjax.cli._commands import emit
+
+_MODEL = ("dataset", "data-dir", "download", "model", "architecture", "epochs", "seed")
+_SPAN = (
+    click.option("--from", "start", metavar="CUT", help="Where the span starts (koopjax cuts)."),
+    click.option("--to", "stop", metavar="CUT", help="Where the span ends."),
+)
+
+
+def span_options(command: Any) -> Any:
+    """--from and --to."""
+    for option in reversed(_SPAN):
+        command = option(command)
+    return command
+
+
+def numbers_from(option: str, text: str) -> tuple[int, ...]:
+    """A comma-separated list of whole numbers from 1."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"{option}: expected whole numbers from 1, got {text!r}, try 4,8,16")
+    return tuple(int(part) for part in parts)
+
+
+def choose_dictionaries(text: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Dictionaries by the beginning of their names, `-` or `_` for a space; all of them for None."""
+    if text is None:
+        return dict(known)
+    chosen = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        plain = part.lower().replace("-", " ").replace("_", " ")
+        matching = [name for name in known if name.startswith(plain)]
+        if len(matching) != 1:
+            short = ", ".join(name.split(",")[0] for name in known)
+            raise UserError(f"--dictionaries: expected some of {short}, got {part!r}")
+        chosen[matching[0]] = known[matching[0]]
+    if not chosen:
+        raise UserError("--dictionaries: expected at least one name, got none, try affine")
+    return chosen
+
+
+def find_span(model: Any, x: Any, start: str | None, stop: str | None) -> tuple[str, str]:
+    """The cuts that were named, the middle layers' where not; checked by splitting there."""
+    from koopjax import surgery
+
+    with mistakes("--from, --to"):
+        if start is None or stop is None:
+            middle = surgery.middle(model, x)
+            start, stop = start or middle[0], stop or middle[1]
+        surgery.split(model, x, (start, stop))
+    return start, stop
+
+
+def prepare(
+    dataset: str,
+    data_dir: Path | None,
+    download: bool,
+    model_file: Path | None,
+    architecture: str,
+    epochs: int | None,
+    seeds: Sequence[int],
+    out: Path,
+    stage: Callable[..., Any],
+) -> tuple[Any, Any, Any, list[Any]]:
+    """The dataset with images, the same as the network takes it, the recipe, and the networks."""
+    full = networks.load_dataset(dataset, data_dir, download)
+    if model_file is not None:
+        model, data = networks.read(model_file, full)
+        size = model_file.stat().st_size
+        writable_folder(out)
+        return full, data, None, [networks.Network(model, seeds[0], model_file, size)]
+    how = networks.recipe(full, architecture, epochs)
+    writable_folder(out)
+    nets = networks.obtain(how, full, seeds, out, stage)
+    return full, networks.as_taken_by(how, full), how, nets
+
+
+def ladder_table(results: Mapping[str, Any], ranked: bool = True) -> Any:
+    """The rungs: every full matrix, and the ranks in the output's metric."""
+    original = results["original"]
+    rows: list[Sequence[str]] = [
+        ("[bold]original", "", show.plus_minus(original), "", "", "", "", f"{original['stored_bytes']:,}")
+    ]
+    least = results.get("finding") or {}
+    for row in results["replaced"]:
+        if row["rank"] is not None and (not ranked or row["target"] != "state"):
+            continue
+        style = "[dim]" if row["null"] else ""
+        if least and all(row[key] == value for key, value in least.items()):
+            style = "[bold green]"
+        rank = "" if row["rank"] is None else f"{row['rank']}{' (SVD)' * (row['truncation'] == 'svd')}"
+        rows.append(
+            (
+                f"{style}{row['dictionary']}{' (null)' * row['null']}",
+                f"{style}{rank}",
+                f"{style}{show.plus_minus(row)}",
+                f"{style}{show.figure(row['agreement'])}",
+                f"{style}{show.figure(row['kl'])}",
+                f"{style}{show.figure(row['r2'], 3)}",
+                f"{style}{round(row['numbers']):,}",
+                f"{style}{row['stored_bytes']:,}",
+            )
+        )
+    columns = ("dictionary", "rank", "accuracy", "agreement", "KL", "R²", "numbers", "bytes")
+    seeds = len(results["seeds"])
+    title = f"{results['dataset']}: {results['span']['start']} → {results['span']['stop']}"
+    return show.table(f"{title} replaced by K, {seeds} seed{'s' * (seeds > 1)}", columns, rows)
+
+
+def compressed_table(results: Mapping[str, Any]) -> Any:
+    """Methods by budgets."""
+    rows = [
+        (
+            row["method"],
+            row["budget"],
+            "–" if row["ratio"] is None else f"{row['ratio']:.1f}x",
+            "–" if row["stored_bytes"] is None else f"{row['stored_bytes']:,}",
+            show.figure(row["accuracy"]),
+            f"{row['seconds']:.1f} s",
+            row["note"],
+        )
+        for row in results["compressed"]
+    ]
+    columns = ("method", "<budget", "ratio", "bytes", "accuracy", "time", "<note")
+    original = results["original"]
+    title = f"one-shot, original {original['stored_bytes']:,} bytes, {original['accuracy']:.4f}"
+    return show.table(title, columns, rows)
+
+
+@main.command()
+@options(*_MODEL)
+@click.option("--seeds", type=click.IntRange(1, 100), help="Networks, from --seed on [default: 3].")
+@span_options
+@click.option(
+    "--dictionaries", metavar="A,B",
+    help="Which dictionaries: affine, degree-2, degree-3, rbf, random-fourier [default: all].",
+)  # fmt: skip
+@click.option("--ranks", default="2,4,8,10,16,32,64", show_default=True, metavar="R,R")
+@click.option(
+    "--tolerance", type=click.FloatRange(0, 1), default=0.003, show_default=True,
+    help="Accuracy that the finding may lose.",
+)  # fmt: skip
+@options("out", "json")
+def analyze(
+    dataset: str, data_dir: Path | None, download: bool, model_file: Path | None, architecture: str,
+    epochs: int | None, seed: int, seeds: int | None, start: str | None, stop: str | None,
+    dictionaries: str | None, ranks: str, tolerance: float, out: Path, json_file: Path | None,
+) -> None:  # fmt: skip
+    """How nonlinear is a span of layers? Replace it by K on ever richer dictionaries.
+
+    Networks are trained by the default recipe, or found in --out from an earlier run.
+    """
+    from koopjax import analysis
+
+    chosen = choose_dictionaries(dictionaries, analysis.default_dictionaries())
+    cut_at = numbers_from("--ranks", ranks)
+    if model_file is not None and (seeds or 1) > 1:
+        raise UserError("--seeds: expected 1 with --model, which is one network, try without --seeds")
+    count = 1 if model_file is not None else seeds or 3
+    begun = time.perf_counter()
+    with show.progress() as stage:
+        full, data, how, nets = prepare(
+            dataset, data_dir, download, model_file, architecture, epochs,
+            range(seed, seed + count), out, stage,
+        )  # fmt: skip
+        trained = time.perf_counter()
+        at = find_span(nets[0].model, data.x_test[:1], start, stop)
+        advance = stage("replacing the span", count * len(chosen))
+        ladders, summary = study.climb(
+            nets, data, at=at, dictionaries=chosen, ranks=cut_at, tolerance=tolerance,
+            progress=lambda done, total, what: advance(done, what),
+        )  # fmt: skip
+        results = study.begin(data, [network.seed for network in nets], how, nets[0], full)
+        study.add_ladders(results, ladders, summary, full)
+        ended = time.perf_counter()
+        results["timing"] = {"train": trained - begun, "analyze": ended - trained}
+        _, page = study.write(results, out)
+    emit(json_file, results)
+    console = show.console(json_file)
+    console.print(ladder_table(results))
+    console.print(f"[bold]{results['sentence']}")
+    console.print(f"report: {page}", soft_wrap=True)
+
+
+@main.command()
+@options(*_MODEL)
+@click.option(
+    "--budget", "budgets", multiple=True, default=("10x",), show_default=True, metavar="SIZE",
+    help="30x (a ratio) or 64KiB (of the file); may be repeated.",
+)  # fmt: skip
+@click.option("--methods", metavar="A,B", help="koopman, magnitude, whitened_svd [default: all].")
+@span_options
+@options("out", "json")
+def compress(
+    dataset: str, data_dir: Path | None, download: bool, model_file: Path | None, architecture: str,
+    epochs: int | None, seed: int, budgets: tuple[str, ...], methods: str | None,
+    start: str | None, stop: str | None, out: Path, json_file: Path | None,
+) -> None:  # fmt: skip
+    """Make the network smaller, one-shot: no labels, no training.
+
+    Every result is saved, loaded again and measured. --from and --to bound what the Koopman methods
+    replace; without, the whole network from its input to its logits.
+    """
+    from koopjax import compress as methods_room
+
+    for budget in budgets:
+        with mistakes("--budget"):
+            methods_room.Budget.parse(budget)
+    names = names_from("--methods", methods, list(methods_room.METHODS))
+    begun = time.perf_counter()
+    with show.progress() as stage:
+        full, data, how, nets = prepare(
+            dataset, data_dir, download, model_file, architecture, epochs, [seed], out, stage
+        )
+        trained = time.perf_counter()
+        at = None
+        if start or stop:
+            at = find_span(nets[0].model, data.x_test[:1], start or "input", stop or "output")
+        advance = stage("compressing", len(budgets) * len(names))
+        results = study.begin(data, [seed], how, nets[0], full)
+        study.add_compressed(
+            results, nets[0], data, out, budgets=budgets, methods=names, at=at,
+            progress=lambda done, total, row: advance(done, f"{row.method} {row.budget}"),
+        )  # fmt: skip
+        results["sentence"] = compression_sentence(results)
+        ended = time.perf_counter()
+        results["timing"] = {"train": trained - begun, "compress": ended - trained}
+        _, page = study.write(results, out)
+    emit(json_file, results)
+    console = show.console(json_file)
+    console.print(compressed_table(results))
+    console.print(f"[bold]{results['sentence']}")
+    console.print(f"report: {page}", soft_wrap=True)
+
+
+def compression_sentence(results: Mapping[str, Any]) -> str:
+    """The smaller model, in one sentence."""
+    best = results.get("best")
+    if best is None:
+        return "No method has a form that fits the budget; the notes say what would."
+    return (
+        f"A smaller Flax model on disk, loaded again and measured: {best['path']}, "
+        f"{best['stored_bytes']:,} bytes ({best['ratio']:.1f}x smaller), accuracy "
+        f"{best['accuracy']:.4f} against {results['original']['accuracy']:.4f} ({best['method']})."
+    )
