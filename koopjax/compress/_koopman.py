@@ -15,7 +15,8 @@ from koopjax.compress._budget import too_small
 from koopjax.compress._problem import Problem, pose
 from koopjax.compress._projection import lift
 from koopjax.compress._result import Compressed, finish
-from koopjax.compress._search import Setting, Span, search
+from koopjax.compress._search import Span, search
+from koopjax.compress._setting import Setting
 
 #: Calibration samples an observable below which the result is flagged.
 FEW = 3

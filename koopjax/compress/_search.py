@@ -23,6 +23,7 @@ from koopjax.compress._projection import (
     of_pilot,
     root_of,
 )
+from koopjax.compress._setting import Setting, array_bytes, most_observables
 
 #: Most samples that the search looks at; the last fit takes all.
 ROWS = 24_000
@@ -91,104 +92,6 @@ class Span:
         """The model's outputs for states at the second cut."""
         out = jnp.asarray(y, jnp.float32).reshape(len(y), *self.out_shape)
         return out if self.tail is None else self.tail(out)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Setting:
-    """One choice of everything.
-
-    Attributes:
-        directions: the coordinates, before entries are given up.
-        kept: which entries of the state are read.
-        coordinates: how many.
-        degree: of the products.
-        columns: which products are kept.
-        rank: of K.
-        ridge: relative to the number of samples.
-    """
-
-    directions: Any
-    kept: np.ndarray
-    coordinates: int
-    degree: int
-    columns: np.ndarray
-    rank: int
-    ridge: float
-
-    @classmethod
-    def least(cls, d: int, q: int) -> "Setting":
-        """The smallest form: one entry, one coordinate, and a line in it."""
-        del d
-        return cls(None, np.arange(1), 1, 1, np.arange(2), q, 0.0)
-
-    @property
-    def observables(self) -> int:
-        """How many products are kept."""
-        return len(self.columns)
-
-    def bytes(self, d: int, q: int) -> int:
-        """Bytes of the arrays that depend on the setting; see `array_bytes`."""
-        total = math.comb(self.coordinates + self.degree, self.degree)
-        return array_bytes(
-            d, q, len(self.kept), self.coordinates, self.observables, total, self.rank
-        )
-
-    def fewer(self, stats: Any, count: int) -> "Setting":
-        """The setting with some observables less, chosen by elimination."""
-        chosen = stats.select(jnp.asarray(self.columns))
-        gram, cross = np.asarray(chosen.gram, np.float64), np.asarray(chosen.cross, np.float64)
-        size = max(2, self.observables - count)
-        alpha = self.ridge * float(stats.count)
-        stay, _ = backward(gram, cross, [size], alpha, (0,))[size]
-        return dataclasses.replace(self, columns=self.columns[stay])
-
-    def as_dict(self, d: int) -> dict[str, Any]:
-        """For the report."""
-        return {
-            "entries": f"{len(self.kept)} of {d}",
-            "coordinates": self.coordinates,
-            "degree": self.degree,
-            "observables": self.observables,
-            "rank": self.rank,
-            "ridge": self.ridge,
-        }
-
-
-def index_bytes(count: int, size: int) -> int:
-    """Bytes of a sorted choice of `count` out of `size`: its entropy, and a little more.
-
-    The file codes such a choice near its entropy; the last steps of a search look at true files.
-    """
-    if count in (0, size):
-        return 0
-    share = count / size
-    bits = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
-    return math.ceil(1.05 * size * bits / 8) + 12
-
-
-def array_bytes(d: int, q: int, m: int, r: int, p: int, total: int, rank: int) -> int:
-    """Bytes of all arrays of a block.
-
-    Args:
-        d, q: entries of the states.
-        m: entries kept.
-        r: coordinates.
-        p: observables kept.
-        total: observables of the whole dictionary.
-        rank: of K; `q` for a dense K.
-    """
-    k = p * rank + (rank * q if rank < q else 0)
-    return 4 * (m * r + r + k) + index_bytes(m, d) + index_bytes(p, total)
-
-
-def most_observables(limit: int, d: int, q: int, m: int, r: int, total: int, rank: int) -> int:
-    """The largest number of observables that a number of bytes allows."""
-    if array_bytes(d, q, m, r, total, total, rank) <= limit:
-        return total
-    p = min(total - 1, max(0, limit - array_bytes(d, q, m, r, 0, total, rank)) // (4 * rank))
-    while p > 0 and array_bytes(d, q, m, r, p, total, rank) > limit:
-        p -= 1
-    return p
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

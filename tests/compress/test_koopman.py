@@ -11,7 +11,7 @@ from flax import nnx
 from koopjax import compress, export, models, surgery
 from koopjax._core import UNDERDETERMINED
 from koopjax.compress._projection import active, jacobian_metric, moments
-from koopjax.compress._search import Setting, array_bytes, most_observables
+from koopjax.compress._setting import Setting, array_bytes, most_observables
 
 
 def test_few_samples_are_flagged_and_say_so(network, calibration):
