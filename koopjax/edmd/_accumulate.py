@@ -326,6 +326,8 @@ def accumulate(
         (3, 3)
     """
     kind = kind_of(statistics)
+    if batch_size is not None and batch_size < 1:
+        raise expected("a batch_size of at least 1", f"{batch_size}")
     streamed = y is None
     if streamed:
         if weights is not None or (folds is not None and not isinstance(folds, int)):

@@ -233,6 +233,10 @@ def fit(
     Ohkubo (2024), arXiv 2402.11740.
     """
     solver = Ridge() if solver is None else solver
+    if not hasattr(solver, "validate"):
+        raise expected("a solver such as edmd.Ridge(1e-6)", f"{type(solver).__name__}")
+    if batch_size is not None and batch_size < 1:
+        raise expected("a batch_size of at least 1", f"{batch_size}")
     if not hasattr(solver, "choose") and folds is not None:
         raise expected("folds beside CrossValidated", type(solver).__name__)
     if hasattr(solver, "choose") and folds is None:

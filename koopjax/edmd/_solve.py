@@ -100,7 +100,16 @@ def rounding_unit(stats: Statistics, amplification: Array) -> Array:
     return amplification**power * jnp.finfo(stats.dtype).eps
 
 
-def judge(stats: Statistics, outcome: Outcome, rounding: Array, finite: Array, dtype: Any) -> Array:
+def cancellation(stats: Statistics, k: Array) -> Array:
+    """Size of the terms of a prediction relative to the target."""
+    terms = jnp.sum((k / column_scale(stats)[:, None]) ** 2)
+    whole = target_energy(stats)
+    return jnp.sqrt(terms / jnp.where(whole > 0, whole, 1))
+
+
+def judge(
+    stats: Statistics, outcome: Outcome, rounding: Array, lost: Array, finite: Array, dtype: Any
+) -> Array:
     """The result code of an outcome: the gravest of all that applies."""
     flag = lambda condition, code: jnp.where(condition, code, SUCCESS)
     # Half of the digits lost is where a result stops being what its dtype promises: in the solve,

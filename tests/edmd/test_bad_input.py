@@ -1,0 +1,96 @@
+"""Bad input: one clear error that says what was expected, what came and what to do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from koopjax import edmd
+from koopjax._core import NONFINITE_DATA, NumericalError
+from koopjax.observables import Identity, Monomials
+
+X = np.random.default_rng(0).uniform(-1, 1, size=(20, 2)).astype(np.float32)
+NAN = np.where(np.arange(40).reshape(20, 2) == 7, np.nan, X).astype(np.float32)
+INF = np.where(np.arange(40).reshape(20, 2) == 7, np.inf, X).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((X[:, 0], X), r"x of shape \(n, d\).*x\[:, None\]"),
+        ((X[None], X), r"x of shape \(n, d\)"),
+        ((X, X[:, 0]), r"y of shape \(n, d\)"),
+        ((X, X[:-1]), "20 and 19"),
+        ((X, X[:, :1]), "2 coordinates of x.*target"),
+        ((X[:0], X[:0]), "at least one sample in x, got an empty batch"),
+        ((NAN, X), "finite numbers in x, got 1"),
+        ((X, INF), "finite numbers in y, got 1"),
+        ((X.astype(complex), X), "real numbers in x"),
+        ((X,), "y beside an array x"),
+        ((3,), "y beside an array x"),
+        (([],), "empty stream"),
+        (([X, X],), "pairs"),
+        (([(X, X), (X[:, :1], X)],), "2 and 2 coordinates as at first"),
+        (([(X, NAN)],), "NaN or infinity"),
+    ],
+)
+def test_data(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        edmd.fit(Monomials(2), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"weights": np.ones(3)}, r"weights of shape \(20,\)"),
+        ({"weights": -np.ones(20)}, "not negative"),
+        ({"weights": np.zeros(20)}, "not all zero"),
+        ({"statistics": "qr"}, "statistics 'auto'"),
+        ({"solver": edmd.TruncatedSVD(9)}, "rank from 1 to 6"),
+        ({"solver": edmd.Ridge(-1)}, "alpha of at least 0"),
+        ({"solver": "ridge"}, "a solver"),
+        ({"folds": 3}, "beside CrossValidated"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_settings(settings, text):
+    with pytest.raises(ValueError, match=text):
+        edmd.fit(Monomials(2), X, X, **settings)
+
+
+def test_overflowing_observables_are_named():
+    with pytest.raises(ValueError, match="finite observables"):
+        edmd.fit(Monomials(8), 1e6 * X, 1e6 * X)
+
+
+def test_not_finite_under_jit_is_a_code():
+    fitted = jax.jit(lambda x: edmd.fit(Monomials(1), x, x, solver=edmd.Ridge(0.1)))(NAN)
+    assert int(fitted.result) == NONFINITE_DATA
+    with pytest.raises(NumericalError, match="NaN or infinity"):
+        edmd.unwrap(fitted)
+
+
+def test_a_dictionary_too_large_is_refused_beforehand():
+    x = jnp.zeros((4, 784))
+    with pytest.raises(ValueError, match=r"Monomials\(1\) with 785 .*at most .* observables fit"):
+        edmd.fit(Monomials(4), x, x, memory_limit=2**28)
+    with pytest.raises(ValueError, match="observables fit"):
+        edmd.accumulate(Monomials(3), [(x, x)], target=Identity(), memory_limit=2**28)
+    with pytest.raises(ValueError, match="GiB"):
+        edmd.fit(Monomials(6), x, x)
+
+
+def test_integers_and_lists_are_taken():
+    koopman = edmd.fit(Identity(), [[1, 2], [3, 5], [0, 1]], [[2, 4], [6, 10], [0, 2]])
+    np.testing.assert_allclose(koopman.matrix, 2 * np.eye(2), atol=1e-5)
+
+
+def test_predictions_of_bad_states():
+    koopman = edmd.fit(Identity(), X, X)
+    for steps in (-1, 1.5):
+        with pytest.raises(ValueError, match="whole number of steps"):
+            koopman.predict(X, steps)
+    with pytest.raises(ValueError, match="whole number of steps"):
+        koopman.simulate(X, 0)
+    with pytest.raises(ValueError, match=r"\(n, d\)"):
+        koopman.predict(X[None])
