@@ -23,7 +23,7 @@ CALLS = {
     "custom_vmap_call": "call",
 }
 
-_new_variable = jex.gensym()
+_new_variable = jex.Var
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
