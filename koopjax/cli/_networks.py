@@ -12,6 +12,7 @@ import numpy as np
 
 from koopjax.cli._app import UserError, mistakes
 
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A trained network, the arrays as it takes them, and where its file lies."""

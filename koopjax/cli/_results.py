@@ -59,13 +59,16 @@ def climb(
 
     ladders: list[Any] = []
     for i, network in enumerate(nets):
+
+        def told(done: int, total: int, what: str, i: int = i) -> None:
+            progress(i * total + done, len(nets) * total, what)
+
         ladders.append(
             analysis.ladder(
                 network.model, data.x_train, data.x_val, data.y_val, data.x_test, data.y_test,
                 key=jax.random.key(network.seed), stored=i == 0,
                 choices=ladders[0].choices if ladders else None,
-                progress=lambda done, total, what, i=i: progress(i * total + done, len(nets) * total, what),
-                **settings,
+                progress=told, **settings,
             )
         )  # fmt: skip
     return ladders, analysis.summarize(ladders)
@@ -73,8 +76,6 @@ def climb(
 
 def add_ladders(results: Results, ladders: Sequence[Any], summary: Any, full: Any) -> None:
     """Put a summary into the results: rows, sentence, finding, and pictures of the first seed."""
-    from koopjax import analysis
-
     found = summary.to_dict()
     first = {rung.key: rung for rung in ladders[0].rungs}
     for row in found["replaced"]:
@@ -169,9 +170,10 @@ def add_compressed(
         network.model, x, test, budgets, methods, at=at, key=jax.random.key(network.seed),
         progress=progress, keep=keep,
     )  # fmt: skip
+    whole = models.accuracy(network.model, *test)
     if not results["original"]:
         results["original"] = {
-            "accuracy": models.accuracy(network.model, *test),
+            "accuracy": whole,
             "stored_bytes": network.stored_bytes,
             "parameters": surgery.cut_points(network.model, data.x_test[:1])[-1].parameters,
         }
@@ -181,7 +183,14 @@ def add_compressed(
         if (row.method, row.budget) in paths:
             path, accuracy, size = paths[row.method, row.budget]
             ratio = network.stored_bytes / size
-            fields |= {"path": path.name, "accuracy": accuracy, "stored_bytes": size, "ratio": ratio}
+            fields |= {
+                "path": path.name,
+                "accuracy": accuracy,
+                "stored_bytes": size,
+                "ratio": ratio,
+            }
+        # Seeds differ by more than a good compression loses: each is held against its own original.
+        fields |= {"original_accuracy": whole, "seed": network.seed}
         fields |= {"settings": account.get("settings"), "why": account.get("why")}
         results["compressed"].append(fields)
     done = [row for row in results["compressed"] if row["accuracy"] is not None]

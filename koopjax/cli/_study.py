@@ -36,7 +36,7 @@ def numbers_from(option: str, text: str) -> tuple[int, ...]:
 
 
 def choose_dictionaries(text: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Dictionaries by the beginning of their names, `-` or `_` for a space; all of them for None."""
+    """Dictionaries by the beginnings of their names, `-` or `_` for a space; all for None."""
     if text is None:
         return dict(known)
     chosen = {}
@@ -88,20 +88,33 @@ def prepare(
     return full, networks.as_taken_by(how, full), how, nets
 
 
-def ladder_table(results: Mapping[str, Any], ranked: bool = True) -> Any:
-    """The rungs: every full matrix, and the ranks in the output's metric."""
+def ladder_table(results: Mapping[str, Any], svd: bool = True) -> Any:
+    """The rungs; `svd=False` leaves out what is truncated by plain singular values."""
     original = results["original"]
     rows: list[Sequence[str]] = [
-        ("[bold]original", "", show.plus_minus(original), "", "", "", "", f"{original['stored_bytes']:,}")
+        (
+            "[bold]original",
+            "",
+            show.plus_minus(original),
+            "",
+            "",
+            "",
+            "",
+            f"{original['stored_bytes']:,}",
+        )
     ]
     least = results.get("finding") or {}
     for row in results["replaced"]:
-        if row["rank"] is not None and (not ranked or row["target"] != "state"):
+        if row["rank"] is not None and row["target"] != "state":
+            continue
+        if row["truncation"] == "svd" and not svd:
             continue
         style = "[dim]" if row["null"] else ""
         if least and all(row[key] == value for key, value in least.items()):
             style = "[bold green]"
-        rank = "" if row["rank"] is None else f"{row['rank']}{' (SVD)' * (row['truncation'] == 'svd')}"
+        rank = (
+            "" if row["rank"] is None else f"{row['rank']}{' (SVD)' * (row['truncation'] == 'svd')}"
+        )
         rows.append(
             (
                 f"{style}{row['dictionary']}{' (null)' * row['null']}",
@@ -135,8 +148,9 @@ def compressed_table(results: Mapping[str, Any]) -> Any:
         for row in results["compressed"]
     ]
     columns = ("method", "<budget", "ratio", "bytes", "accuracy", "time", "<note")
-    original = results["original"]
-    title = f"one-shot, original {original['stored_bytes']:,} bytes, {original['accuracy']:.4f}"
+    whole = results["compressed"][0]["original_accuracy"]
+    stored = results["original"]["stored_bytes"]
+    title = f"compressed one-shot (seed {results['seed']}: {stored:,} bytes, accuracy {whole:.4f})"
     return show.table(title, columns, rows)
 
 
@@ -168,7 +182,9 @@ def analyze(
     chosen = choose_dictionaries(dictionaries, analysis.default_dictionaries())
     cut_at = numbers_from("--ranks", ranks)
     if model_file is not None and (seeds or 1) > 1:
-        raise UserError("--seeds: expected 1 with --model, which is one network, try without --seeds")
+        raise UserError(
+            "--seeds: expected 1 with --model, which is one network, try without --seeds"
+        )
     count = 1 if model_file is not None else seeds or 3
     begun = time.perf_counter()
     with show.progress() as stage:
@@ -254,5 +270,6 @@ def compression_sentence(results: Mapping[str, Any]) -> str:
     return (
         f"A smaller Flax model on disk, loaded again and measured: {best['path']}, "
         f"{best['stored_bytes']:,} bytes ({best['ratio']:.1f}x smaller), accuracy "
-        f"{best['accuracy']:.4f} against {results['original']['accuracy']:.4f} ({best['method']})."
+        f"{best['accuracy']:.4f} against its original's {best['original_accuracy']:.4f} "
+        f"({best['method']})."
     )

@@ -9,11 +9,15 @@ import numpy as np
 
 from koopjax.plot._style import COLOURS, GRID, INK, MUTED, colour, new_figure, style
 
+# Relative size below which a singular value of a float32 matrix is rounding error (dead units).
+_ROUNDING = 1e-7
+
 
 def singular_values(values: Mapping[str, Any] | Any, *, normalise: bool = True) -> Any:
     """Singular values of one or more Koopman matrices, largest first, on a logarithmic axis.
 
     A cliff says that a smaller rank would do; a straight slope says that each rank buys its share.
+    Values that float32 cannot tell from zero are left out.
 
     Args:
         values: `(r,)` array, or a mapping from a dictionary's name to such an array.
@@ -28,7 +32,7 @@ def singular_values(values: Mapping[str, Any] | Any, *, normalise: bool = True) 
         axes = figure.subplots()
         for name, curve in curves.items():
             s = np.sort(np.abs(np.asarray(curve, np.float64)).ravel())[::-1]
-            s = s[s > 0]
+            s = s[s > _ROUNDING * s[0]] if s.size else s
             if not s.size:
                 continue
             s = s / s[0] if normalise else s

@@ -95,9 +95,11 @@ def rank_curve(results: Row) -> Any:
     plain SVD of K. Bands are one standard deviation over seeds, the black line is the original.
 
     Args:
-        results: needs `original.accuracy` and the rows of `replaced` that have a `rank`.
+        results: needs `original.accuracy` and the rows of `replaced` that have a `rank`; rows that
+            map to the logits are left out where others are there.
     """
     rows = [row for row in results["replaced"] if row.get("rank") is not None]
+    rows = [row for row in rows if row.get("target") != "logits"] or rows
     if not rows:
         raise ValueError(
             "expected rows with a rank in results['replaced'], got none, try --ranks 4,8,16"
@@ -122,7 +124,8 @@ def rank_curve(results: Row) -> Any:
             axes.set_ylim(0, 1.02)
             axes.grid(True, axis="y")
         panels[0].set_ylabel("test accuracy")
-        panels[-1].legend(loc="lower right")
+        # In the first panel the curves are high, so its lower corner is free.
+        panels[0].legend(loc="lower right")
     return figure
 
 

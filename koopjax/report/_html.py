@@ -94,10 +94,15 @@ def _pm(row: Mapping[str, Any], key: str, digits: int = 4) -> str:
     return _number(mean, digits) + (f" ± {_number(std, digits)}" if std else "")
 
 
-def _lost(results: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+def _lost(whole: float | None, row: Mapping[str, Any]) -> str:
     """Points of accuracy below the original."""
-    pair = results["original"].get("accuracy"), row.get("accuracy")
-    return "–" if None in pair else f"{100 * (pair[0] - pair[1]):.2f}"
+    value = row.get("accuracy")
+    return "–" if whole is None or value is None else f"{100 * (whole - value):.2f}"
+
+
+def _rungs(rows: Sequence[Any], finding: Any) -> list[Any]:
+    """Rows of the first table: those of full rank, and the finding."""
+    return [row for row in rows if row.get("rank") is None or row is finding]
 
 
 @functools.cache
@@ -159,14 +164,15 @@ def render(results: Mapping[str, Any], figures: Mapping[str, Any] | None = None)
             text. Sections whose figure is missing show their table alone.
     """
     figures = figures or {}
-    replaced = results.get("replaced") or []
+    replaced, finding = results.get("replaced") or [], _finding(results)
     return _template().render(
         r=results,
         figures={name: _svg(name, figure) for name, figure in figures.items()},
         full=[row for row in replaced if row.get("rank") is None],
         ranked=_best_rank_rows(replaced),
-        finding=_finding(results),
-        lost=lambda row: _lost(results, row),
+        finding=finding,
+        rungs=_rungs(replaced, finding),
+        lost=lambda row, whole=None: _lost(whole or results["original"].get("accuracy"), row),
         seeds=len(results.get("seeds") or [results.get("seed")]),
     )
 

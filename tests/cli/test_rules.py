@@ -46,7 +46,9 @@ def lines(text):
         (["report"], "Missing argument"),
     ],
 )
-def test_a_mistake_ends_with_status_2_and_one_line_that_helps(tmp_path, monkeypatch, arguments, says):
+def test_a_mistake_ends_with_status_2_and_one_line_that_helps(
+    tmp_path, monkeypatch, arguments, says
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KOOPJAX_DATA_DIR", raising=False)
     result = koopjax(*arguments)
