@@ -82,9 +82,7 @@ def held_out(n: int) -> int:
     return max(1, round(n / 12))
 
 
-def hold_out(
-    images: np.ndarray, labels: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(images: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices (kept, held out) of `count` images drawn by a keyed hash of their content.
 
     TFDS shuffles what it writes, so positions differ between sources of one set; the content does

@@ -144,7 +144,8 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     path = pathlib.Path(path)
     size = path.stat().st_size
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy does not close a file that turns out to be no archive, so it is opened here.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [role for role in _ROLES if role not in archive.files]
             if missing:
                 raise ValueError(
@@ -183,7 +184,7 @@ def find_files(folder: pathlib.Path, name: str) -> dict[str, pathlib.Path] | pat
         if path.is_file():
             return path
     if have:
-        lack = ", ".join(f"{IDX_STEMS[role]}-idx*-ubyte[.gz]" for role in _ROLES if role not in have)
+        lack = ", ".join(f"{IDX_STEMS[role]}-idx*-ubyte" for role in _ROLES if role not in have)
         raise MissingData(
             f"{folder}: expected the four idx files of {name}, got {len(have)}; try to add {lack}"
         )
@@ -202,5 +203,5 @@ def sha256(array: np.ndarray) -> str:
     array = np.ascontiguousarray(array)
     digest = hashlib.sha256(bytes([0, 0, 0x08, array.ndim]))
     digest.update(struct.pack(f">{array.ndim}I", *array.shape))
-    digest.update(memoryview(array.astype(np.uint8, copy=False)).cast("B"))
+    digest.update(array.astype(np.uint8, copy=False).tobytes())
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from koopjax.data import _files
-from koopjax.data._dataset import Dataset, MissingData, from_arrays, hold_out, held_out
+from koopjax.data._dataset import Dataset, MissingData, from_arrays, held_out, hold_out
 
 #: Where TFDS keeps prepared sets unless `TFDS_DATA_DIR` says otherwise.
 _DEFAULT = "~/tensorflow_datasets"

@@ -50,7 +50,7 @@ class Recipe:
 RECIPES: dict[str, tuple[int, int, float, float, float]] = {
     "digits": (60, 32, 3e-3, 0.3, 0.05),
     "mnist": (15, 64, 2e-3, 0.1, 0.05),
-    "fashion_mnist": (15, 128, 2e-3, 0.1, 0.05),
+    "fashion_mnist": (15, 64, 2e-3, 0.1, 0.05),
 }
 _SMALL_SET = RECIPES["digits"]
 _LARGE_SET = RECIPES["fashion_mnist"]
