@@ -1,6 +1,6 @@
 """How much nonlinearity the middle layers of an MLP need: the headline table, over seeds.
 
-    python benchmarks/nonlinearity.py --dataset mnist --data-dir DIR --seeds 5 --out benchmarks/results
+    python benchmarks/nonlinearity.py --dataset mnist --data-dir DIR --seeds 5
 
 A network trained on the training images chooses, on the validation images, the ridge of every
 dictionary and the best dictionary. Then, for each seed, a network is trained on all of them, the

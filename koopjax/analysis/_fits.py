@@ -1,6 +1,7 @@
 """From one pass over the snapshots to every ridge, target, truncation and rank."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax import edmd, observables
+from koopjax import _core, edmd, observables
 from koopjax._core import (
     ILL_CONDITIONED,
     NONFINITE_SOLUTION,
@@ -16,7 +17,6 @@ from koopjax._core import (
     has_float64,
     matmul,
     pytree,
-    worst,
 )
 
 # Up to this many observables the least eigenvalue is computed; above, zero bounds it from below.
@@ -69,23 +69,21 @@ def _roots(metric: Array) -> tuple[Array, Array]:
     return matmul(vectors * root[None, :], vectors.T), matmul(vectors / root[None, :], vectors.T)
 
 
-@jax.jit
-def _forms(k: Array, cross: Array, metric: Array) -> Forms:
-    """All truncations of K from K, `Ψxᵀ Ψy` and the metric.
+def _truncations(k: Array, cross: Array, metric: Array | None) -> Forms:
+    """All truncations of K from K, `Ψxᵀ Ψy` and the metric (None: the identity).
 
     With a ridge `(G + αI) K = C`, so `Kᵀ C` is the Gram matrix of the (augmented) prediction: its
     eigenvectors in the metric are those of reduced-rank regression, without G.
     """
     u, s, vt = jnp.linalg.svd(k, full_matrices=False)
-    root, inverse = _roots(metric)
+    root, inverse = _roots(jnp.eye(k.shape[1], dtype=k.dtype) if metric is None else metric)
     energy = matmul(matmul(root, matmul(k.T, cross)), root)
     w = jnp.linalg.eigh((energy + energy.T) / 2)[1][:, ::-1][:, : s.shape[0]]
     output = (matmul(matmul(k, root), w), matmul(w.T, inverse))
     return Forms(k, s, (u * s[None, :], vt), output)
 
 
-@jax.jit
-def _condition(gram: Array, alpha: Array) -> Array:
+def _condition(gram: Array, ridge: Array) -> Array:
     """Condition number of the ridge problem, in singular values; an upper bound for large p."""
     p = gram.shape[0]
     if p <= EXACT:
@@ -93,11 +91,11 @@ def _condition(gram: Array, alpha: Array) -> Array:
         low, high = jnp.maximum(values[0], 0), values[-1]
     else:
         # Power iteration: accurate to a few per cent, which is enough for a condition number.
-        step = lambda _, v: (w := matmul(gram, v)) / jnp.maximum(jnp.linalg.norm(w), 1e-300)
+        tiny = jnp.finfo(gram.dtype).tiny
+        step = lambda _, v: (w := matmul(gram, v)) / jnp.maximum(jnp.linalg.norm(w), tiny)
         v = jax.lax.fori_loop(0, 20, step, jnp.ones((p, 1), gram.dtype))
         low, high = jnp.zeros((), gram.dtype), jnp.linalg.norm(matmul(gram, v))
-    tiny = jnp.finfo(gram.dtype).tiny
-    return jnp.sqrt((high + alpha) / jnp.maximum(low + alpha, tiny))
+    return jnp.sqrt((high + ridge) / jnp.maximum(low + ridge, jnp.finfo(gram.dtype).tiny))
 
 
 def double(tree: Any) -> Any:
@@ -106,12 +104,12 @@ def double(tree: Any) -> Any:
     return jax.enable_x64(wide or bool(jax.config.jax_enable_x64))  # pyright: ignore
 
 
-@jax.jit
 def _ridge(gram: Array, cross: Array, alpha: Array) -> tuple[Array, Array]:
     """`(G + αI)⁻¹ C` for a ridge relative to the mean squared column norm, and the absolute ridge.
 
-    Columns are scaled to unit norm for the Cholesky factor. NaN where it breaks down, which
-    `result_of` flags.
+    Without the diagnosis of `edmd.solve`: a ladder solves for many ridges, and the singular values
+    of thousands of observables for each would cost more than everything else together. Columns
+    are scaled to unit norm for the Cholesky factor; NaN where it breaks down, which is flagged.
     """
     ridge = alpha * jnp.mean(jnp.diagonal(gram))
     d = jax.lax.rsqrt(jnp.diagonal(gram) + ridge)
@@ -120,42 +118,68 @@ def _ridge(gram: Array, cross: Array, alpha: Array) -> tuple[Array, Array]:
     return d[:, None] * jax.scipy.linalg.cho_solve(factor, d[:, None] * cross), ridge
 
 
-def solve(stats: edmd.Gram, alpha: float) -> Array:
-    """K for a relative ridge above zero; without the diagnosis of `edmd.solve`.
+@functools.partial(jax.jit, static_argnames=("size", "dtype"))
+def _solve(stats: edmd.Gram, alpha: Array, *, size: int, dtype: Any) -> Array:
+    return _ridge(stats.gram[:size, :size], stats.cross[:size], alpha)[0].astype(dtype)
 
-    A ladder solves for many ridges, and the singular values of thousands of observables for each
-    would cost more than everything else together.
-    """
+
+def solve(stats: edmd.Gram, size: int, alpha: float, dtype: Any) -> Array:
+    """K of the leading `size` observables for all targets, for a relative ridge above zero."""
     with double(stats):
-        return _ridge(stats.gram, stats.cross, jnp.asarray(alpha, stats.dtype))[0]
+        return _solve(stats, jnp.asarray(alpha, stats.dtype), size=size, dtype=dtype)
 
 
-def result_of(stats: edmd.Gram, k: Array, alpha: float, sums: Any) -> tuple[float, int]:
-    """Condition number of the ridge problem, and the result code of its solution.
+@functools.partial(jax.jit, static_argnames=("size", "columns", "dtype"))
+def _fit(
+    stats: edmd.Gram, alphas: Array, metric: Array, *, size: int, columns: tuple, dtype: Any
+) -> tuple[list[Forms], list[Array], list[Array]]:
+    gram = stats.gram[:size, :size]
+    forms, conditions, finite = [], [], []
+    for i, (target, start, stop) in enumerate(columns):
+        cross = stats.cross[:size, start:stop]
+        k, ridge = _ridge(gram, cross, alphas[i])
+        own = metric.astype(k.dtype) if target == "state" else None
+        forms.append(jax.tree.map(lambda a: a.astype(dtype), _truncations(k, cross, own)))
+        conditions.append(_condition(gram, ridge))
+        finite.append(jnp.isfinite(k).all())
+    return forms, conditions, finite
+
+
+def fit(
+    psi: Any,
+    stats: edmd.Gram,
+    size: int,
+    alphas: dict[str, float],
+    columns: dict[str, slice],
+    metric: Any,
+    dtype: Any,
+    sums: Any,
+) -> dict[str, Fit]:
+    """One dictionary for every target, with all truncations and result codes.
 
     Args:
-        stats: what was solved.
-        k: the solution.
-        alpha: relative ridge.
-        sums: dtype in which the products were summed, which the code judges by.
+        psi: the dictionary.
+        stats: whose leading `size` observables are its own.
+        size: number of its observables.
+        alphas: target → relative ridge.
+        columns: target → its columns.
+        metric: on the states after the span.
+        dtype: what the results are rounded to, once.
+        sums: dtype in which the products were summed, which the result codes judge by.
     """
+    spans = tuple((t, c.start, c.stop) for t, c in columns.items())
     with double(stats):
-        ridge = alpha * jnp.mean(jnp.diagonal(stats.gram))
-        condition = float(_condition(stats.gram, ridge))
-        finite = bool(jnp.isfinite(k).all())
+        ridges = jnp.asarray([alphas[t] for t in columns], stats.dtype)
+        found = _fit(stats, ridges, metric, size=size, columns=spans, dtype=dtype)
+    forms, conditions, finite = found[0], jax.device_get(found[1]), jax.device_get(found[2])
     eps = float(jnp.finfo(sums).eps)
-    code = worst(
-        ILL_CONDITIONED if not condition**2 * eps <= eps**0.5 else SUCCESS,
-        SUCCESS if finite else NONFINITE_SOLUTION,
-    )
-    return condition, int(code)
-
-
-def forms_of(stats: edmd.Gram, k: Array, columns: slice, metric: Any, dtype: Any) -> Forms:
-    """The truncations of some columns of K, rounded once to the dtype of the snapshots."""
-    with double(stats):
-        forms = _forms(k[:, columns], stats.cross[:, columns], jnp.asarray(metric).astype(k.dtype))
-        return jax.tree.map(lambda a: a.astype(dtype), forms)
+    fits = {}
+    for i, target in enumerate(columns):
+        condition = float(conditions[i])
+        code = SUCCESS if condition**2 * eps <= eps**0.5 else ILL_CONDITIONED
+        code = code if finite[i] else NONFINITE_SOLUTION
+        fits[target] = Fit(psi, target, alphas[target], forms[i], condition, code)
+    return fits
 
 
 @jax.jit
@@ -169,7 +193,8 @@ def _is_leading(child: Any, parent: Any, x: Any) -> bool:
     if size >= parent.size(x.shape[1]):
         return False
     some = x[:: max(1, x.shape[0] // 16)][:16]
-    return bool(np.array_equal(np.asarray(_lift(child, some)), np.asarray(_lift(parent, some))[:, :size]))
+    first, second = (np.asarray(_lift(psi, some)) for psi in (child, parent))
+    return np.array_equal(first, second[:, :size])
 
 
 def sources(psis: dict[str, Any], x: Any) -> dict[str, str]:
@@ -196,20 +221,28 @@ def accumulate(psi: Any, x: Any, targets: Any, weights: Any, dtype: Any, limit: 
         accumulate_dtype=dtype,
         memory_limit=limit,
     )
-    return stats.astype(jnp.float64) if has_float64() else stats
+    wide = has_float64() and stats.dtype != jnp.float64
+    return stats.astype(jnp.float64) if wide else stats
 
 
-def leading_part(stats: edmd.Gram, size: int) -> edmd.Gram:
-    """The statistics of the first observables alone."""
-    return stats if stats.sizes[0] == size else stats.select(jnp.arange(size))
+@jax.jit
+def _merge(first: edmd.Gram, second: edmd.Gram) -> edmd.Gram:
+    return first.merge(second)
+
+
+def merge(first: edmd.Gram, second: edmd.Gram) -> edmd.Gram:
+    """Statistics of both sets of samples."""
+    with double(first):
+        return _merge(first, second)
 
 
 def encode(psi: Any, left: Any, x: Any, batch: int = 4096) -> Array:
     """`Ψ(x) L`, a block of samples at a time, so that Ψ never exists whole."""
-    parts = [_encode(psi, left, x[i : i + batch]) for i in range(0, x.shape[0], batch)]
-    return jnp.concatenate(parts)
+    blocks, _ = _core.blocks(jnp.asarray(x), min(batch, x.shape[0]))
+    return _encode(psi, left, blocks)[: x.shape[0]]
 
 
 @jax.jit
-def _encode(psi: Any, left: Array, x: Array) -> Array:
-    return matmul(psi(x), left)
+def _encode(psi: Any, left: Array, blocks: Array) -> Array:
+    rows = jax.lax.map(lambda x: matmul(psi(x), left), blocks)
+    return rows.reshape(-1, left.shape[1])

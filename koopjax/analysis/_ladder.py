@@ -1,6 +1,5 @@
 """How nonlinear is a span: every dictionary and every rank in its place, measured."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,48 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax import export, observables, surgery
-from koopjax._core import expected, has_float64
+from koopjax import surgery
+from koopjax._core import expected
 from koopjax.analysis._dictionaries import Snapshots, build, default_dictionaries
-from koopjax.analysis._fits import (
-    Fit,
-    Forms,
-    accumulate,
-    encode,
-    forms_of,
-    leading_part,
-    result_of,
-    solve,
-    sources,
-)
+from koopjax.analysis._fit_all import Plan, fit_all
 from koopjax.analysis._flow import Chain, Flow, flow
+from koopjax.analysis._measure import Setting, assemble, nulls_of
 from koopjax.analysis._metric import METRICS, output_metric
-from koopjax.analysis._metrics import check_labels, check_task, evaluate, score_ranks, states
-from koopjax.analysis._rungs import Ladder, Rung, logits_name, make_block
+from koopjax.analysis._metrics import check_labels, check_task, states
+from koopjax.analysis._rungs import Ladder
 
 #: Ridges that are tried, in units of the mean squared column norm of the dictionary.
 ALPHAS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 RANKS = (1, 2, 4, 6, 8, 9, 10, 12, 16, 24, 32)
 #: Every twelfth training sample chooses the ridge where there are no validation samples.
 HOLD_OUT = 12
-
-
-@dataclasses.dataclass(frozen=True)
-class _Setting:
-    """What stays the same for all rungs."""
-
-    model: Any
-    example: Any
-    at: tuple[str, str]
-    tail: Any
-    test: Flow
-    labels: Any
-    metric: Any
-    task: str
-    score_fn: Any
-    sample_axes: Any
-    ranks: tuple[int, ...]
-    stored: bool
 
 
 def ladder(
@@ -149,18 +121,27 @@ def ladder(
     if val is None and choices is None:
         train, val, weights = _hold_out(train, weights)
     metric_after, metric_before = _metrics(parts, train, metric, task, sample_axes)
-    setting = _Setting(
-        model, _example(x_train), at, parts[2], test, None if y_test is None else jnp.asarray(y_test),
-        metric_after, task, score_fn, sample_axes, tuple(sorted(set(ranks))), stored,
+    labels = None if y_test is None else jnp.asarray(y_test)
+    setting = Setting(
+        model, _example(x_train), at, parts[2], test, labels, metric_after, task, score_fn,
+        sample_axes, tuple(sorted(set(ranks))), stored,
     )  # fmt: skip
     snapshots = Snapshots(train.before, train.after, metric_before, key)
     psis = build(default_dictionaries() if dictionaries is None else dictionaries, snapshots)
-    direct = logits and train.output.ndim == 2 and train.output.shape[0] == train.before.shape[0]
-    fits = _fit_all(
-        psis, train, val, setting, alphas, choices, choose, y_val, refit, weights, direct,
-        accumulate_dtype, memory_limit, progress,
-    )  # fmt: skip
-    return _assemble(setting, fits, _nulls(setting, train), tolerance)
+    columns = _columns(train) if logits else {"state": slice(0, train.after.shape[1])}
+    plan = Plan(
+        alphas, choices, choose, y_val, refit, weights, accumulate_dtype, memory_limit, progress
+    )
+    fits = fit_all(psis, train, val, columns, setting, plan)
+    return assemble(setting, fits, nulls_of(setting, train), tolerance)
+
+
+def _columns(train: Flow) -> dict[str, slice]:
+    """Where the state and the output are among the targets; no output that is one a position."""
+    q = train.after.shape[1]
+    if train.output.ndim != 2 or train.output.shape[0] != train.before.shape[0]:
+        return {"state": slice(0, q)}
+    return {"state": slice(0, q), "logits": slice(q, q + train.output.shape[1])}
 
 
 def _check(x_test, ranks, alphas, choose, y_val, task, metric) -> None:
@@ -209,7 +190,8 @@ def _hold_out(train: Flow, weights: Any) -> tuple[Flow, Flow, Any]:
 def _metrics(parts, train: Flow, metric: Any, task: str, sample_axes: Any) -> tuple[Any, Any]:
     """Metrics on the states after and before the span."""
     _, span, tail = parts
-    kind = metric if isinstance(metric, str) else "centred" if task == "classification" else "output"
+    default = "centred" if task == "classification" else "output"
+    kind = metric if isinstance(metric, str) else default
     whole = lambda rows, shape: states(rows, shape, sample_axes)
     measure = lambda f, s: output_metric(f, s, kind=kind, sample_axes=sample_axes)
     before = measure(Chain(span, tail), whole(train.before, train.shapes[0]))
@@ -219,223 +201,3 @@ def _metrics(parts, train: Flow, metric: Any, task: str, sample_axes: Any) -> tu
     if metric.shape != (q, q):
         raise expected(f"a metric of shape {(q, q)}", f"{metric.shape}")
     return metric, before
-
-
-def _fit_all(
-    psis, train, val, setting, alphas, choices, choose, y_val, refit, weights, direct, dtype, limit,
-    progress,
-) -> dict[str, Fit]:  # fmt: skip
-    """Every dictionary for every target, from one pass a family of nested ones."""
-    q = train.after.shape[1]
-    targets = lambda f: jnp.concatenate([f.after, f.output], axis=1) if direct else f.after
-    columns = {"state": slice(0, q)}
-    if direct:
-        columns["logits"] = slice(q, q + train.output.shape[1])
-    origin = sources(psis, train.before)
-    sums = dtype or (jnp.float64 if has_float64() else train.before.dtype)
-    fits, done = {}, 0
-    for source in dict.fromkeys(origin.values()):
-        gather = lambda f, w, psi=psis[source]: accumulate(psi, f.before, targets(f), w, dtype, limit)
-        first = gather(train, weights)
-        both = first if val is None or not refit else first.merge(gather(val, None))
-        for name in [n for n in psis if origin[n] == source]:
-            if progress is not None:
-                progress(done, len(psis), name)
-            psi, done = psis[name], done + 1
-            size = psi.size(train.before.shape[1])
-            part = leading_part(first, size)
-            alpha = _chosen(choices, name, columns)
-            if alpha is None:
-                alpha = _choose(part, psi, val, columns, setting, alphas, choose, y_val)
-            part = leading_part(both, size)
-            solved: dict[float, Any] = {}
-            for target, cols in columns.items():
-                a = alpha[target]
-                if a not in solved:
-                    k = solve(part, a)
-                    solved[a] = (k, *result_of(part, k, a, sums))
-                k, condition, code = solved[a]
-                metric = setting.metric if target == "state" else jnp.eye(cols.stop - cols.start)
-                forms = forms_of(part, k, cols, metric, train.before.dtype)
-                label = name if target == "state" else logits_name(name)
-                fits[label] = Fit(psi, target, a, forms, condition, code)
-    if progress is not None:
-        progress(done, len(psis), "done")
-    order = [n if t == "state" else logits_name(n) for n in psis for t in columns]
-    return {label: fits[label] for label in order}
-
-
-def _chosen(choices: Any, name: str, columns: Any) -> dict[str, float] | None:
-    if choices is None:
-        return None
-    labels = {t: name if t == "state" else logits_name(name) for t in columns}
-    missing = [label for label in labels.values() if label not in choices]
-    if missing:
-        raise expected(f"a ridge for {missing[0]!r} among the choices", f"{sorted(choices)}")
-    return {t: float(choices[label]) for t, label in labels.items()}
-
-
-def _choose(stats, psi, val, columns, setting, alphas, choose, y_val) -> dict[str, float]:
-    """For each target the ridge of the least divergence (or most accuracy) on validation samples."""
-    labels = None if choose == "kl" else y_val
-    best: dict[str, tuple[float, float]] = {}
-    for alpha in alphas:
-        k = solve(stats, float(alpha))
-        rows = encode(psi, k.astype(val.before.dtype), val.before)
-        for target, cols in columns.items():
-            part = rows[:, cols]
-            output = part
-            if target == "state":
-                output = _tail(setting.tail, part, val.shapes[1], setting.sample_axes)
-            found = evaluate(
-                output, val.output, labels, task=setting.task, score_fn=setting.score_fn
-            )
-            loss = found["kl"] if choose == "kl" else -found["accuracy"]
-            loss = loss if np.isfinite(loss) else np.inf
-            if target not in best or loss < best[target][0]:
-                best[target] = (loss, float(alpha))
-    return {target: alpha for target, (_, alpha) in best.items()}
-
-
-def _tail(tail: Any, rows: Array, shape: tuple[int, ...], sample_axes: Any) -> Array:
-    return _apply(tail, states(rows, shape, sample_axes))
-
-
-@jax.jit
-def _apply(part: Any, x: Array) -> Array:
-    return part(x)
-
-
-def _nulls(setting: _Setting, train: Flow) -> dict[str, tuple[Any, Any]]:
-    """Rows that the nulls predict for the test samples, and what their blocks are made from."""
-    test = setting.test
-    q = test.after.shape[1]
-    found = {}
-    if test.shapes[0] == test.shapes[1]:
-        found["identity"] = (test.before, None)
-    mean = jnp.mean(train.after, axis=0)
-    rows = jnp.broadcast_to(mean[None, :], test.after.shape)
-    one = jnp.ones((1, 1), mean.dtype)
-    forms = Forms(mean[None, :], jnp.linalg.norm(mean)[None], (one, mean[None]), (one, mean[None]))
-    fit = Fit(observables.Monomials(0), "state", 0.0, forms, 1.0, 0)
-    found["mean"] = (rows, fit) if q else (rows, None)
-    return found
-
-
-def _assemble(setting: _Setting, fits: dict[str, Fit], nulls: Any, tolerance: float) -> Ladder:
-    """Measure every rung and put the ladder together."""
-    answers = {"original": _answers(setting.test.output, setting.task)}
-    rungs = []
-    for name, (rows, fit) in nulls.items():
-        fits = fits if fit is None else {name: fit, **fits}
-        scores, output = _measure(setting, rows, jnp.eye(rows.shape[1]), [rows.shape[1]], "state")
-        answers[name] = _answers(output, setting.task)
-        psi = observables.Identity() if fit is None else fit.psi
-        numbers = 0 if fit is None else rows.shape[1]
-        rungs.append(_rung(setting, name, None, "none", fit, psi, scores[0], numbers, True))
-    if "identity" in nulls:
-        fits = {"identity": Fit(observables.Identity(), "state", 0.0, None, 1.0, 0), **fits}
-    for name, fit in fits.items():
-        if name in nulls:
-            continue
-        made, output = _climb(setting, name, fit)
-        rungs.extend(made)
-        answers[name] = _answers(output, setting.task)
-    whole = evaluate(
-        setting.test.output, setting.test.output, setting.labels, task=setting.task,
-        score_fn=setting.score_fn,
-    )  # fmt: skip
-    original = {
-        "accuracy": whole.get("accuracy"),
-        "parameters": surgery.cut_points(setting.model, setting.example)[-1].parameters,
-        "stored_bytes": export.stored_bytes(setting.model) if setting.stored else None,
-    }
-    real = {name: fit for name, fit in fits.items() if name not in nulls}
-    return Ladder(
-        rungs, original, setting.at, setting.task, tolerance,
-        {name: fit.alpha for name, fit in real.items()},
-        {name: np.asarray(fit.forms.values) for name, fit in real.items()},
-        answers, None if setting.labels is None else np.asarray(setting.labels),
-        setting.model, setting.example, fits, setting.sample_axes,
-    )  # fmt: skip
-
-
-def _answers(output: Any, task: str) -> np.ndarray:
-    output = np.asarray(output)
-    return output.argmax(-1) if task == "classification" else output
-
-
-def _measure(setting, coded, right, ranks, target) -> tuple[list[dict], Array]:
-    """Scores of the given ranks of one factored matrix, and the output at the last."""
-    state = target == "state"
-    found, output = score_ranks(
-        setting.tail if state else None,
-        coded,
-        right,
-        jnp.asarray(ranks, jnp.int32),
-        setting.test.after if state else setting.test.output,
-        setting.test.output,
-        setting.labels,
-        shape=setting.test.shapes[1],
-        sample_axes=setting.sample_axes,
-        task=setting.task,
-        score_fn=setting.score_fn,
-    )
-    host = {name: np.asarray(values) for name, values in found.items()}
-    return [{name: float(v[i]) for name, v in host.items()} for i in range(len(ranks))], output
-
-
-def _climb(setting: _Setting, name: str, fit: Fit) -> tuple[list[Rung], Array]:
-    """All rungs of one fit: the full matrix, then its ranks by both truncations."""
-    most = fit.forms.svd[1].shape[0]
-    ranks = [r for r in setting.ranks if r < most]
-    x = setting.test.before
-    extra = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(fit.psi))
-    p, q = fit.forms.matrix.shape
-    # The plain factors at full rank are K to rounding: its rung comes last of their list.
-    svd, output = _measure(
-        setting, encode(fit.psi, fit.forms.svd[0], x), fit.forms.svd[1], [*ranks, most], fit.target
-    )
-    made = [_rung(setting, name, None, "none", fit, fit.psi, svd[-1], extra + p * q, False)]
-    if not ranks:
-        return made, output
-    best, _ = _measure(
-        setting, encode(fit.psi, fit.forms.output[0], x), fit.forms.output[1], ranks, fit.target
-    )
-    for i, rank in enumerate(ranks):
-        numbers = extra + rank * (p + q)
-        rung = _rung(setting, name, rank, "output", fit, fit.psi, best[i], numbers, False)
-        same = dataclasses.replace(rung, truncation="svd", **_named(svd[i]))
-        made.extend([same, rung])
-    return made, output
-
-
-def _named(scores: dict[str, float]) -> dict[str, Any]:
-    return {"accuracy": scores.get("accuracy"), **scores}
-
-
-def _rung(setting, name, rank, truncation, fit, psi, scores, numbers, null) -> Rung:
-    stored = None
-    if setting.stored:
-        block = psi if fit is None else make_block(fit, rank, truncation)
-        stop = "output" if fit is not None and fit.target == "logits" else setting.at[1]
-        stored = export.stored_bytes(
-            surgery.splice(
-                setting.model, setting.example, (setting.at[0], stop), block,
-                sample_axes=setting.sample_axes,
-            )  # fmt: skip
-        )
-    return Rung(
-        dictionary=name,
-        rank=rank,
-        truncation=truncation,
-        target="state" if fit is None else fit.target,
-        null=null,
-        observables=psi.size(setting.test.before.shape[1]),
-        numbers=numbers,
-        stored_bytes=stored,
-        alpha=None if null else fit.alpha,
-        condition=1.0 if fit is None else fit.condition,
-        result=0 if fit is None else fit.result,
-        **_named(scores),
-    )

@@ -180,6 +180,6 @@ def confusion(labels: Any, answers: Any, classes: int) -> Int[np.ndarray, "c c"]
     if labels.shape != answers.shape:
         raise expected(f"{labels.shape[0]} answers, one a label", f"{answers.shape[0]}")
     for name, values in (("labels", labels), ("answers", answers)):
-        if values.size and not (0 <= values.min() and values.max() < classes):
+        if values.size and (values.min() < 0 or values.max() >= classes):
             raise expected(f"{name} from 0 to {classes - 1}", f"{values.min()} to {values.max()}")
     return np.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes)

@@ -119,11 +119,13 @@ class Summary:
             "seeds": self.seeds,
             "tolerance": self.tolerance,
             "sentence": self.sentence(),
-            "replaced": [
-                {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.items()}
-                for r in self.rows
-            ],
+            "replaced": [{k: _plain(v) for k, v in row.items()} for row in self.rows],
         }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity: a bound that is none becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -1,0 +1,383 @@
+"""The ladder on networks small enough to know the answers."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from koopjax import analysis, data, edmd, export, models, observables, surgery
+from koopjax.analysis import _fit_all, _fits, _flow, _metrics
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(600, 4)).astype(np.float32)
+TRAIN, VAL, TEST = X[:400], X[400:500], X[500:]
+TWO = {
+    "affine": lambda s: observables.Monomials(1),
+    "degree 2": lambda s: observables.Monomials(2),
+}
+
+
+def matrix(rows, cols, seed):
+    return np.random.default_rng(seed).normal(size=(rows, cols)).astype(np.float32)
+
+
+def squares(params, x):
+    """A span that is exactly quadratic, between two linear layers."""
+    h = x @ params["a"]
+    g = jnp.tanh(0 * h) + h * h + h @ params["b"]
+    return jnp.maximum(g, -1e9) @ params["c"]
+
+
+QUADRATIC = (squares, {"a": matrix(4, 3, 1), "b": matrix(3, 3, 2), "c": matrix(3, 5, 3)})
+
+
+def span_of(model):
+    """From the first layer's output to the last layer's input."""
+    cuts = [cut.name for cut in surgery.cut_points(model, TRAIN[:2])]
+    return cuts[0], cuts[-2]
+
+
+def climb(model, **given):
+    labels = np.asarray(models.predict(model, TEST)).argmax(-1)
+    given = {"ranks": (1, 2), "dictionaries": TWO, "alphas": (1e-9,), "key": KEY, **given}
+    return analysis.ladder(model, TRAIN, VAL, None, TEST, labels, **given)
+
+
+@pytest.fixture(scope="module")
+def quadratic():
+    return climb(QUADRATIC, at=span_of(QUADRATIC))
+
+
+@pytest.fixture(scope="module")
+def mlp():
+    return models.MLP((4, 6, 6, 3), rngs=nnx.Rngs(3))
+
+
+def test_a_quadratic_span_needs_degree_2_and_no_more(quadratic):
+    exact, poor = quadratic.find("degree 2"), quadratic.find("affine")
+    assert exact.accuracy == exact.agreement == 1
+    assert exact.r2 > 1 - 1e-6
+    assert exact.kl < 1e-6
+    assert poor.accuracy < 0.95
+    assert poor.r2 < 0.9
+    assert quadratic.find("degree 2, to the logits").r2 > 1 - 1e-6
+    assert quadratic.least(0.0).dictionary == "degree 2"
+    assert "degree 2" in quadratic.sentence(0.0)
+    assert quadratic.original["accuracy"] == 1
+
+
+def test_nulls_are_what_they_say(quadratic):
+    head, span, tail = surgery.split(QUADRATIC, TEST[:2], quadratic.span)
+    before = head(TEST)
+    reference = np.asarray(tail(span(before)))
+    outputs = {
+        "identity": tail(before),
+        "mean": jnp.broadcast_to(tail(span(head(TRAIN)).mean(0)[None]), reference.shape),
+    }
+    for name, output in outputs.items():
+        found = analysis.evaluate(output, reference, reference.argmax(-1))
+        rung = quadratic.find(name)
+        assert rung.null
+        assert rung.accuracy == pytest.approx(found["accuracy"])
+        assert rung.kl == pytest.approx(found["kl"], rel=1e-3)
+    assert quadratic.find("identity").numbers == 0
+    assert quadratic.find("mean").numbers == 3
+
+
+def test_rungs_are_the_spliced_models(mlp):
+    """Scores, numbers and bytes of a rung are those of the model that it stands for."""
+    found = climb(mlp, dictionaries=TWO, ranks=(1, 2, 4))
+    labels = found.labels
+    keys = [("mean", None, "none"), ("degree 2", None, "none"), ("identity", None, "none")]
+    keys += [("degree 2", r, t) for r in (1, 2, 4) for t in ("svd", "output")]
+    keys += [("degree 2, to the logits", None, "none"), ("degree 2, to the logits", 2, "output")]
+    reference = models.predict(mlp, TEST)
+    for name, rank, truncation in keys:
+        rung = found.find(name, rank, truncation)
+        spliced = found.spliced(name, rank, truncation)
+        scores = analysis.evaluate(models.predict(spliced, TEST), reference, labels)
+        assert rung.accuracy == pytest.approx(scores["accuracy"], abs=1e-6)
+        assert rung.kl == pytest.approx(scores["kl"], rel=1e-3, abs=1e-6)
+        assert rung.stored_bytes == pytest.approx(export.stored_bytes(spliced), abs=8)
+        if name == "degree 2":
+            operator = nnx.state(spliced.block.operator)
+            assert rung.numbers == sum(leaf.size for leaf in jax.tree.leaves(operator))
+
+
+def test_ridge_is_that_of_all_samples_after_the_refit(mlp):
+    alpha = 1e-2
+    found = climb(mlp, alphas=(alpha,), logits=False)
+    head, span, _ = surgery.split(mlp, X[:2], found.span)
+    both = np.concatenate([TRAIN, VAL])
+    before = head(both)
+    psi = np.asarray(observables.Monomials(2)(before), np.float64)
+    gram, y = psi.T @ psi, np.asarray(span(before), np.float64)
+    ridge = alpha * np.trace(gram) / len(gram)
+    oracle = np.linalg.solve(gram + ridge * np.eye(len(gram)), psi.T @ y)
+    fit = found.fits["degree 2"]
+    np.testing.assert_allclose(fit.forms.matrix, oracle, rtol=1e-4, atol=1e-5)
+    values = np.linalg.svd(oracle, compute_uv=False)
+    np.testing.assert_allclose(found.singular_values["degree 2"], values, rtol=1e-4, atol=1e-6)
+    exact = np.sqrt((np.linalg.eigvalsh(gram)[-1] + ridge) / (np.linalg.eigvalsh(gram)[0] + ridge))
+    assert found.find("degree 2").condition == pytest.approx(exact, rel=1e-3)
+
+
+def test_truncations_are_optimal_in_their_metrics():
+    rng = np.random.default_rng(5)
+    psi, y = rng.normal(size=(200, 7)), rng.normal(size=(200, 4))
+    root = rng.normal(size=(4, 4))
+    metric = root @ root.T
+    stats = edmd.Gram.from_batch(jnp.asarray(psi, jnp.float32), jnp.asarray(y, jnp.float32))
+    alpha = 1e-3
+    made = _fits.fit(
+        None, stats, 7, {"state": alpha}, {"state": slice(0, 4)}, metric.astype("f4"),
+        jnp.float32, jnp.float32,
+    )  # fmt: skip
+    forms = made["state"].forms
+    k = np.asarray(_fits.solve(stats, 7, alpha, jnp.float32), np.float64)
+    u, s, vt = np.linalg.svd(k)
+    ridge = alpha * np.trace(psi.T @ psi) / 7
+    rows = np.concatenate([psi, np.sqrt(ridge) * np.eye(7)]) @ k
+    # Reduced-rank regression: the augmented prediction cut in the Cholesky coordinates of M.
+    lower = np.linalg.cholesky(metric)
+    v = np.linalg.svd(rows @ lower)[2]
+    for rank in (1, 2, 3, 4):
+        plain = forms.svd[0][:, :rank] @ forms.svd[1][:rank]
+        np.testing.assert_allclose(plain, (u[:, :rank] * s[:rank]) @ vt[:rank], atol=1e-5)
+        best = forms.output[0][:, :rank] @ forms.output[1][:rank]
+        oracle = k @ lower @ v[:rank].T @ v[:rank] @ np.linalg.inv(lower)
+        np.testing.assert_allclose(best, oracle, atol=2e-4)
+    np.testing.assert_allclose(forms.matrix, k, atol=1e-6)
+
+
+def test_rank_of_the_output_loses_nothing_in_its_metric(mlp):
+    """Three logits have two differences: rank 2 in the centred metric is the whole answer."""
+    found = climb(mlp, ranks=(2, 3))
+    whole, cut = found.find("degree 2"), found.find("degree 2", 2)
+    assert cut.kl == pytest.approx(whole.kl, rel=1e-3)
+    assert cut.accuracy == whole.accuracy
+    assert found.find("degree 2", 2, "svd").kl > cut.kl
+
+
+def test_nested_dictionaries_share_one_pass(mlp):
+    span = climb(mlp).span
+    before = surgery.split(mlp, X[:2], span)[0](TRAIN)
+    psis = {
+        "affine": observables.Monomials(1),
+        "degree 2": observables.Monomials(2),
+        "other": observables.Orthogonal(2),
+    }
+    origin = _fits.sources(psis, before)
+    assert origin["affine"] == origin["degree 2"] == "degree 2"
+    assert origin["other"] == "other"
+    together = climb(mlp)
+    alone = climb(mlp, dictionaries={"affine": TWO["affine"]})
+    np.testing.assert_allclose(
+        together.fits["affine"].forms.matrix, alone.fits["affine"].forms.matrix, atol=1e-5
+    )
+
+
+def test_choices_are_kept_and_reused(mlp):
+    first = climb(mlp, alphas=(1e-6, 1.0))
+    assert set(first.choices.values()) <= {1e-6, 1.0}
+    second = climb(mlp, choices=first.choices)
+    assert second.choices == first.choices
+    assert second.find("degree 2").kl == pytest.approx(first.find("degree 2").kl, rel=1e-5)
+    with pytest.raises(ValueError, match="a ridge for 'affine'"):
+        climb(mlp, choices={"degree 2": 1.0})
+
+
+def test_the_better_ridge_is_chosen(mlp):
+    assert climb(mlp, alphas=(1e-6, 1e6)).choices["affine"] == 1e-6
+    labels = np.asarray(models.predict(mlp, VAL)).argmax(-1)
+    found = analysis.ladder(
+        mlp, TRAIN, VAL, labels, TEST, None, key=KEY, dictionaries=TWO, ranks=(1,),
+        alphas=(1e-6, 1e6), choose="accuracy", stored=False,
+    )  # fmt: skip
+    assert found.choices["degree 2"] == 1e-6
+
+
+def test_without_labels_there_is_agreement(mlp):
+    found = analysis.ladder(mlp, TRAIN, x_test=TEST, key=KEY, dictionaries=TWO, ranks=(1,))
+    assert found.original["accuracy"] is None
+    assert found.find("affine").accuracy is None
+    assert 0 < found.find("affine").agreement <= 1
+    assert "agreement" in found.sentence(0.5)
+    assert "no rung stays" in found.sentence(-1.0)
+    assert analysis.summarize([found, found]).find("affine")["loss"] == pytest.approx(
+        1 - found.find("affine").agreement
+    )
+
+
+def test_regression_and_a_score_of_ones_own(mlp):
+    targets = np.asarray(models.predict(mlp, TEST))
+    error = lambda output, labels: -jnp.mean(jnp.abs(output - labels))
+    common = {"key": KEY, "dictionaries": TWO, "ranks": (1,), "task": "regression"}
+    plain = analysis.ladder(mlp, TRAIN, VAL, None, TEST, targets, **common)
+    own = analysis.ladder(mlp, TRAIN, VAL, None, TEST, targets, score_fn=error, **common)
+    assert plain.original["accuracy"] == pytest.approx(1)
+    assert 0.5 < plain.find("degree 2").accuracy < 1
+    assert plain.find("degree 2").accuracy == pytest.approx(plain.find("degree 2").agreement)
+    assert own.original["accuracy"] == 0
+    assert -1 < own.find("degree 2").accuracy < 0
+
+
+def test_feature_maps_are_replaced_position_by_position():
+    model = models.CNN((8, 8, 1), 3, channels=(3, 4), hidden=8, rngs=nnx.Rngs(0))
+    images = RNG.normal(size=(60, 8, 8, 1)).astype(np.float32)
+    cuts = [cut for cut in surgery.cut_points(model, images[:2]) if len(cut.shape) == 4]
+    same = [c for c in cuts if c.shape[:3] == cuts[0].shape[:3]]
+    at = (same[0].name, same[-1].name)
+    found = analysis.ladder(
+        model, images[:40], None, None, images[40:], None, at=at, key=KEY, dictionaries=TWO,
+        ranks=(1,), sample_axes="positions", alphas=(1e-6,),
+    )  # fmt: skip
+    assert "degree 2, to the logits" not in found.fits
+    rung = found.find("degree 2")
+    scores = analysis.evaluate(
+        models.predict(found.spliced("degree 2"), images[40:]), models.predict(model, images[40:])
+    )
+    assert rung.kl == pytest.approx(scores["kl"], rel=1e-3, abs=1e-7)
+    with pytest.raises(ValueError, match="vectors at both cuts"):
+        analysis.ladder(model, images[:40], x_test=images[40:], at=at, key=KEY)
+
+
+class Plain(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.relu(linen.Dense(5)(x))
+        x = linen.relu(linen.Dense(5)(x))
+        return linen.Dense(3)(x)
+
+
+def test_linen_models_and_default_dictionaries():
+    module = Plain()
+    model = (module, module.init(KEY, TRAIN[:2]))
+    found = analysis.ladder(
+        model, TRAIN, VAL, None, TEST, None, key=KEY, ranks=(1, 2), stored=False,
+        dictionaries=analysis.default_dictionaries(directions=3, centers=20, features=20),
+    )  # fmt: skip
+    names = [r.dictionary for r in found.rungs if r.rank is None and r.target == "state"]
+    assert names == [
+        "identity", "mean", "affine", "degree 2", "degree 3, leading 3", "rbf", "random fourier",
+    ]  # fmt: skip
+    assert all(rung.result == 0 for rung in found.rungs)
+    assert (
+        found.find("degree 3, leading 3").r2 > found.find("degree 2").r2 > found.find("affine").r2
+    )
+
+
+def test_dead_units_and_few_samples_do_no_harm():
+    params = {"a": matrix(4, 6, 1), "b": matrix(6, 6, 2), "c": matrix(6, 3, 3)}
+    params["a"][:, :2] = 0
+    net = lambda p, x: jnp.tanh(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
+    some = {k: analysis.default_dictionaries()[k] for k in ("affine", "degree 2")}
+    found = analysis.ladder(
+        (net, params), TRAIN[:24], x_test=TEST, key=KEY, stored=False, dictionaries=some
+    )
+    assert all(np.isfinite(rung.kl) for rung in found.rungs)
+    assert found.find("degree 2").observables == 15
+
+
+def test_second_call_compiles_nothing(mlp):
+    functions = [
+        _flow._run, _metrics.score_ranks, _metrics._score, _fits._solve, _fits._fit,
+        _fits._encode, _fits._merge, _fits._lift, _fit_all._apply,
+    ]  # fmt: skip
+    climb(mlp, ranks=(1, 2))
+    sizes = [function._cache_size() for function in functions]
+    assert all(sizes)
+    other = models.MLP((4, 6, 6, 3), rngs=nnx.Rngs(9))
+    climb(other, ranks=(1, 3), alphas=(1e-5,))
+    assert [function._cache_size() for function in functions] == sizes
+
+
+def test_results_are_json_and_tables(quadratic):
+    found = json.loads(json.dumps(quadratic.to_dict()))
+    assert found["replaced"][0]["message"] == "success"
+    assert found["span"]["start"] == quadratic.span[0]
+    lines = quadratic.table().splitlines()
+    assert len(lines) == 1 + len(quadratic.rungs)
+    assert len(quadratic.rows()) == len(quadratic.rungs)
+    assert quadratic.disagreements("degree 2").size == 0
+    wrong = quadratic.disagreements("mean")
+    assert len(wrong) == round((1 - quadratic.find("mean").agreement) * len(TEST))
+
+
+def test_weights_are_those_of_the_samples(mlp):
+    weights = np.zeros(400, np.float32)
+    weights[:300] = 1
+    first = climb(mlp, weights=weights, refit=False)
+    second = analysis.ladder(
+        mlp, TRAIN[:300], VAL, None, TEST, None, key=KEY, dictionaries=TWO, ranks=(1,),
+        alphas=(1e-9,), refit=False, stored=False,
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        first.fits["degree 2"].forms.matrix, second.fits["degree 2"].forms.matrix, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ranks": (0,)}, "ranks of at least 1"),
+        ({"alphas": (0.0,)}, "all above 0"),
+        ({"alphas": ()}, "at least one ridge"),
+        ({"choose": "luck"}, "choose='kl'"),
+        ({"choose": "accuracy"}, "y_val"),
+        ({"task": "poetry"}, "a task among"),
+        ({"metric": "mile"}, "a metric among"),
+        ({"metric": np.eye(2)}, "a metric of shape"),
+        ({"dictionaries": {}}, "at least one dictionary"),
+        ({"dictionaries": {"mean": TWO["affine"]}}, "another name"),
+        ({"dictionaries": {"odd": lambda s: 3}}, "observables"),
+        ({"weights": np.ones(3)}, "weights of shape"),
+        ({"at": ("layers.9", "output")}, "layers.9"),
+    ],
+)
+def test_mistakes_are_told(mlp, given, message):
+    with pytest.raises(ValueError, match=message):
+        climb(mlp, **given)
+
+
+def test_wrong_data_are_told(mlp):
+    go = lambda *sets, **more: analysis.ladder(mlp, *sets, key=KEY, dictionaries=TWO, **more)
+    with pytest.raises(ValueError, match="x_test"):
+        go(TRAIN)
+    with pytest.raises(ValueError, match="n > 0"):
+        go(TRAIN[:0], x_test=TEST)
+    with pytest.raises(ValueError, match="n > 0"):
+        go(TRAIN, x_test=TEST[:0])
+    with pytest.raises(ValueError, match="finite numbers in x_train"):
+        go(np.full((5, 4), np.nan, np.float32), x_test=TEST)
+    with pytest.raises(ValueError, match="100 labels"):
+        go(TRAIN, x_test=TEST, y_test=np.zeros(3, int))
+    with pytest.raises(ValueError, match="integer classes"):
+        go(TRAIN, x_test=TEST, y_test=np.zeros(100))
+    with pytest.raises(ValueError, match="fit"):
+        go(TRAIN, x_test=TEST, memory_limit=10)
+    found = climb(mlp)
+    with pytest.raises(ValueError, match="a rung among"):
+        found.find("degree 7")
+    with pytest.raises(ValueError, match="a rank from 1"):
+        found.block("degree 2", 99)
+
+
+def test_embedded_digits_keep_their_accuracy():
+    sets = data.load("digits").flat()
+    x, y = sets.train_and_val()
+    model = models.MLP((64, 24, 24, 10), rngs=nnx.Rngs(0))
+    model = models.train(
+        model, x, y, key=KEY, epochs=30, batch_size=64, learning_rate=4e-3, weight_decay=0.3
+    ).model
+    found = analysis.ladder(
+        model, sets.x_train, sets.x_val, None, sets.x_test, sets.y_test, key=KEY, ranks=(9,),
+        dictionaries={"degree 2": analysis.default_dictionaries()["degree 2"]}, stored=False,
+    )  # fmt: skip
+    assert found.original["accuracy"] > 0.94
+    assert found.find("degree 2").accuracy > found.original["accuracy"] - 0.01
+    assert found.find("mean").accuracy < 0.2
