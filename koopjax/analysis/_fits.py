@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -48,7 +49,7 @@ class Fit:
         psi: the dictionary.
         target: "state" or "logits".
         alpha: relative ridge.
-        forms: the Koopman matrix and its factors, in the dtype of the snapshots.
+        forms: `Forms` of the Koopman matrix, in the dtype of the snapshots.
         condition: bound on the condition number of the ridge problem.
         result: result code.
     """
@@ -56,7 +57,7 @@ class Fit:
     psi: Any
     target: str
     alpha: float
-    forms: Forms
+    forms: Any
     condition: float
     result: int
 
@@ -197,7 +198,7 @@ def _is_leading(child: Any, parent: Any, x: Any) -> bool:
     return np.array_equal(first, second[:, :size])
 
 
-def sources(psis: dict[str, Any], x: Any) -> dict[str, str]:
+def sources(psis: Mapping[str, Any], x: Any) -> dict[str, str]:
     """For each dictionary the one whose statistics hold its own as a leading submatrix.
 
     Polynomials of rising degree are nested, so one pass for the richest answers all of them.
@@ -210,7 +211,7 @@ def sources(psis: dict[str, Any], x: Any) -> dict[str, str]:
     return found
 
 
-def accumulate(psi: Any, x: Any, targets: Any, weights: Any, dtype: Any, limit: Any) -> edmd.Gram:
+def accumulate(psi: Any, x: Any, targets: Any, weights: Any, dtype: Any, limit: Any) -> Any:
     """Gram statistics of a dictionary against all targets, in float64 where there is float64."""
     stats = edmd.accumulate(
         psi,

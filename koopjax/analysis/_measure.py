@@ -160,7 +160,7 @@ def _rung(setting, name, rank, truncation, fit, psi, scores, numbers, null) -> R
         observables=psi.size(setting.test.before.shape[1]),
         numbers=numbers,
         stored_bytes=stored,
-        alpha=None if null else fit.alpha,
+        alpha=None if null or fit is None else fit.alpha,
         condition=1.0 if fit is None else fit.condition,
         result=0 if fit is None else fit.result,
         **_named(scores),

@@ -113,7 +113,7 @@ def evaluate(
     return {name: float(value) for name, value in found.items()}
 
 
-def states(rows: Array, shape: tuple[int, ...], sample_axes: Any) -> Array:
+def states(rows: Any, shape: tuple[int, ...], sample_axes: Any) -> Array:
     """Rows as states of the shape that the tail takes; the number of samples follows."""
     if sample_axes is None:
         return rows
