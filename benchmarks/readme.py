@@ -1,0 +1,192 @@
+"""Writes the README's tables and picture from the JSON in `benchmarks/results`.
+
+python benchmarks/readme.py          rewrite them
+python benchmarks/readme.py --check  say whether they are up to date, and exit 1 if not
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+
+from matplotlib.figure import Figure
+
+from koopjax.plot import COLOURS
+
+HERE = pathlib.Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+RESULTS = HERE / "results"
+NAMES = {"digits": "digits (8×8)", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+ROWS = [
+    ("identity", None, "none"),
+    ("mean", None, "none"),
+    ("affine", None, "none"),
+    ("affine", 8, "svd"),
+    ("affine", 8, "output"),
+    ("degree 2", None, "none"),
+    ("degree 2", 8, "svd"),
+    ("degree 2", 8, "output"),
+    ("degree 2", 10, "output"),
+    ("degree 3, leading 18", None, "none"),
+    ("rbf", None, "none"),
+    ("random fourier", None, "none"),
+    ("degree 2, to the logits", None, "none"),
+]
+METHODS = {
+    "koopman": "Koopman (projection → dictionary → K)",
+    "koopman_span": "Koopman, first layer kept (chosen observables)",
+    "magnitude": "magnitude pruning",
+    "whitened_svd": "activation-whitened SVD",
+}
+
+
+def load(kind):
+    """The results of one kind by data set, those that are there."""
+    found = {}
+    for name in NAMES:
+        path = RESULTS / f"{kind}_{name}.json"
+        if path.exists():
+            found[name] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def nonlinearity_table(results):
+    """What stands in the middle layers' place, and what accuracy is left."""
+    seeds = {r["summary"]["seeds"] for r in results.values()}
+    head = ["in the place of the middle layers", *(NAMES[name] for name in results)]
+    lines = [head, ["---", *(["---:"] * len(results))]]
+    cell = lambda row: f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_std']:.2f}"
+    lines.append(["(the original)", *(cell(r["summary"]["original"]) for r in results.values())])
+    for dictionary, rank, truncation in ROWS:
+        cells = []
+        for result in results.values():
+            match = [
+                row
+                for row in result["summary"]["replaced"]
+                if (row["dictionary"], row["rank"], row["truncation"])
+                == (dictionary, rank, truncation)
+            ]
+            cells.append(cell(match[0]) if match else "–")
+        how = {"none": "", "svd": " by plain SVD", "output": " in the output's metric"}[truncation]
+        null = " (null)" if dictionary in ("identity", "mean") else ""
+        lines.append([f"{dictionary}{null}" + (f", rank {rank}{how}" if rank else ""), *cells])
+    note = (
+        f"Test accuracy in %, mean ± standard deviation over {'/'.join(map(str, sorted(seeds)))} "
+        "seeds; every K is fitted without labels, its ridge chosen on validation images "
+        "(`benchmarks/nonlinearity.py`)."
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}"
+
+
+def compression_table(results):
+    """One-shot methods at equal bytes of the stored file."""
+    budgets = sorted(
+        {row["budget"] for r in results.values() for row in r["summary"]},
+        key=lambda b: float(b.rstrip("x")),
+    )
+    budgets = [b for b in ("5x", "10x", "20x", "30x", "50x") if b in budgets]
+    parts = []
+    for name, result in results.items():
+        by_key = {(row["method"], row["budget"]): row for row in result["summary"]}
+        accuracies = [o["accuracy"] for o in result["originals"].values()]
+        whole = 100 * sum(accuracies) / len(accuracies)
+        lines = [
+            [f"{NAMES[name]} ({whole:.2f}, {len(accuracies)} seed(s))", *budgets],
+            ["---", *(["---:"] * len(budgets))],
+        ]
+        for method, title in METHODS.items():
+            if not any((method, b) in by_key for b in budgets):
+                continue
+            lines.append([title, *(_percent(by_key.get((method, b))) for b in budgets)])
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    note = (
+        "Test accuracy in % of the whole network stored in at most that part of the original's "
+        "bytes, one-shot: no labels, no fine-tuning (`benchmarks/compression_table.py`)."
+    )
+    return "\n\n".join([*parts, note])
+
+
+def _percent(row):
+    if row is None or row["accuracy"] is None:
+        return "–"
+    spread = "" if row["std"] is None else f" ± {100 * row['std']:.1f}"
+    return f"{100 * row['accuracy']:.1f}{spread}"
+
+
+def picture(results):
+    """Accuracy against the rank of K, one panel a data set."""
+    names = [name for name in ("mnist", "fashion_mnist") if name in results]
+    figure = Figure(figsize=(8.6, 3.3), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    styles = {"output": ("-", "o", "output's metric"), "svd": ("--", "s", "plain SVD")}
+    for axes, name in zip(panels, names, strict=True):
+        summary = results[name]["summary"]
+        axes.axhline(summary["original"]["accuracy"], color=COLOURS["original"], lw=1)
+        for dictionary in ("degree 2", "affine"):
+            for kind, (line, marker, title) in styles.items():
+                rows = [
+                    row
+                    for row in summary["replaced"]
+                    if (row["dictionary"], row["truncation"]) == (dictionary, kind)
+                    and row["rank"] is not None
+                    and row["rank"] <= 16
+                ]
+                rows.sort(key=lambda row: row["rank"])
+                axes.errorbar(
+                    [row["rank"] for row in rows],
+                    [row["accuracy"] for row in rows],
+                    yerr=[row["accuracy_std"] for row in rows],
+                    ls=line,
+                    marker=marker,
+                    ms=4,
+                    lw=1.6,
+                    mfc="white" if kind == "svd" else None,
+                    color=COLOURS[dictionary],
+                    label=f"{dictionary}, {title}",
+                )
+        axes.set_title(f"{NAMES[name]}: original {summary['original']['accuracy']:.3f}", loc="left")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        axes.minorticks_off()
+        axes.set_xlabel("rank of the Koopman matrix")
+        axes.set_ylim(0, 1.02)
+        axes.grid(True, axis="y", color="#d9dee4", lw=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("test accuracy")
+    panels[0].legend(loc="lower right", frameon=False, fontsize=8)
+    return figure
+
+
+def render(text):
+    """The README with its tables made anew."""
+    tables = {
+        "nonlinearity": (nonlinearity_table, load("nonlinearity")),
+        "compression": (compression_table, load("compression")),
+    }
+    for mark, (make, results) in tables.items():
+        pattern = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
+        if not re.search(pattern, text, re.S):
+            raise SystemExit(f"README.md has no block <!-- {mark} --> ... <!-- end -->")
+        table = make(results)
+        text = re.sub(pattern, lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", text, flags=re.S)
+    return text
+
+
+def main():
+    """Rewrite, or check."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    old = README.read_text(encoding="utf-8")
+    new = render(old)
+    if args.check:
+        if new != old:
+            sys.exit("README.md is not what the results say; run python benchmarks/readme.py")
+        return
+    README.write_text(new, encoding="utf-8")
+    picture(load("nonlinearity")).savefig(RESULTS / "nonlinearity.png")
+
+
+if __name__ == "__main__":
+    main()

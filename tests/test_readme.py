@@ -1,0 +1,58 @@
+"""The README keeps its word: its examples run, its figures are those of the JSON."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)
+
+
+def test_the_first_example_is_short_and_runs(tmp_path):
+    example = next(code for language, code in BLOCKS if language == "python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 20
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = re.findall(r"#\s*->\s*(.+)$", example, re.M)
+    assert shown, "the example shows what it prints"
+    assert len(done.stdout.split()) >= len(shown)
+
+
+def test_every_python_block_runs_after_the_first(tmp_path):
+    code = "\n".join(code for language, code in BLOCKS if language == "python")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_commands_of_the_first_screen():
+    screen = README.splitlines()[:60]
+    assert any("koopjax demo" in line for line in screen)
+    assert any("pytest" in line for line in screen)
+    assert any(line.startswith("```python") for line in screen)
+
+
+def test_pictures_and_links_lead_somewhere():
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", README)
+    targets += re.findall(r'src="(?!https?:)([^"]+)"', README)
+    assert targets
+    assert [t for t in targets if not (ROOT / t).exists()] == []
+
+
+def test_tables_are_what_the_results_say():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
