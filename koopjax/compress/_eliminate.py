@@ -88,7 +88,8 @@ def backward(
             stay[gone] = False
             # Taking rows out of G: the inverse of what is left is a Schur complement.
             side = inverse[np.ix_(stay, gone)]
-            lever = np.linalg.solve(inverse[np.ix_(gone, gone)], side.T).T
+            block = inverse[np.ix_(gone, gone)]
+            lever = side / block if count == 1 else np.linalg.solve(block, side.T).T
             k = k[stay] - lever @ k[gone]
             inverse = inverse[np.ix_(stay, stay)] - lever @ side.T
             kept = kept[stay]
