@@ -20,9 +20,7 @@ def _digest(array: Any) -> str:
 
 def _shapes(tree: Any) -> dict[str, str]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
 def _key_bits(key: Any) -> str:

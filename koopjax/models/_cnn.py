@@ -1,5 +1,6 @@
 """A small convolutional network with batch normalisation and pooling, in NNX."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,10 +59,7 @@ class CNN(nnx.Module):
         self.shape, self.classes, self.channels, self.hidden = shape, classes, channels, hidden
         widths = (shape[2], *channels)
         self.convs = nnx.List(
-            [
-                nnx.Conv(a, b, (3, 3), rngs=rngs)
-                for a, b in zip(widths[:-1], widths[1:], strict=True)
-            ]
+            [nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in itertools.pairwise(widths)]
         )
         self.norms = nnx.List([nnx.BatchNorm(b, momentum=0.9, rngs=rngs) for b in channels])
         self.layers = nnx.List(

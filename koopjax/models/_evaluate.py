@@ -30,7 +30,7 @@ def check_samples(name: str, x: Any, y: Any = None) -> None:
 
 
 def check_input(name: str, form: Form, params: Any, rest: Any, x: Any) -> jax.ShapeDtypeStruct:
-    """Shape and type of what the model makes of one batch, or one error if it takes no such input."""
+    """Shape and type of the output for one sample; an error if the model takes no such input."""
     row = jax.ShapeDtypeStruct((1, *np.shape(x)[1:]), jnp.result_type(x))
     try:
         return jax.eval_shape(form.forward, params, rest, row)
@@ -97,9 +97,7 @@ def measure(
     return value + share * (value_end - value), hits + share * (hits_end - hits)
 
 
-def predict(
-    model: Any, x: Float[Array, "n ..."], batch_size: int = BATCH
-) -> Float[Array, "n ..."]:
+def predict(model: Any, x: Float[Array, "n ..."], batch_size: int = BATCH) -> Float[Array, "n ..."]:
     """Output of a model in inference mode, `batch_size` samples at a time.
 
     Args:

@@ -43,7 +43,9 @@ class NNXForm:
     def forward_train(self, params: Any, rest: Any, x: Any, key: Any) -> tuple[Any, Any]:
         """Output in training mode, and the Variables as the call left them."""
         del key  # an NNX model carries its own streams
-        model = self.merge(params, rest)
+        # Variables of its own: those of `rest` belong to an outer trace where this one is
+        # differentiated, and batch normalisation writes to them.
+        model = nnx.merge(self.graphdef, params, rest, copy=True)
         model.train()
         out = model(x)
         return out, nnx.split(model, nnx.Param, ...)[2]
@@ -172,7 +174,7 @@ def form_of(model: Any) -> tuple[Form, Any, Any]:
     if callable(model):
         return _tree_form(model)
     raise expected(
-        "a model: an nnx.Module, (linen_module, variables), (function, params) or a callable pytree",
+        "a model: nnx.Module, (linen_module, variables), (function, params) or callable pytree",
         type(model).__name__,
         "one of these",
     )

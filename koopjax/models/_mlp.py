@@ -1,5 +1,6 @@
 """The MLP of the experiments and a residual MLP, in NNX."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,9 +38,7 @@ class MLP(nnx.Module):
         for size in sizes:
             check_positive("MLP", size=size)
         self.sizes = sizes
-        self.layers = nnx.List(
-            [nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
-        )
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
 
     @property
     def config(self) -> dict[str, Any]:

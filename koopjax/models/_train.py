@@ -115,8 +115,8 @@ def _host(metrics: dict[str, Array]) -> dict[str, np.ndarray]:
 def _check_converging(number: int, loss: np.ndarray) -> None:
     if not np.all(np.isfinite(loss)):
         raise NumericalError(
-            f"models.train: expected a finite loss, got {loss} in epoch {number + 1}; try a smaller "
-            "learning rate, or inputs scaled to [0, 1]"
+            f"models.train: expected a finite loss, got {loss} in epoch {number + 1}; try a "
+            "smaller learning rate, or inputs scaled to [0, 1]"
         )
 
 
@@ -176,7 +176,7 @@ def train(
     Raises:
         ValueError: data that do not fit together or to the model, NaN in them, labels beyond the
             model's outputs, or a checkpoint of another model or run.
-        NumericalError: the loss is no longer finite; the checkpoint still holds the last good epoch.
+        NumericalError: the loss is no longer finite; the checkpoint holds the last good epoch.
     """
     form, params, rest = form_of(model)
     plan = _plan(
@@ -233,8 +233,8 @@ def train_lanes(
         models: of the same structure, such as one MLP from several seeds.
         keys: one a model, as `key` of `train`.
         progress: called as `progress(epoch, [metrics of each lane])`.
-        x, y, epochs, batch_size, learning_rate, weight_decay, warmup, optimizer, loss, x_val, y_val:
-            as for `train`, shared by all lanes.
+        x, y, x_val, y_val: as for `train`, shared by all lanes.
+        epochs, batch_size, learning_rate, weight_decay, warmup, optimizer, loss: likewise.
 
     Returns:
         One `TrainResult` a model, in order.

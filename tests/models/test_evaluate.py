@@ -1,0 +1,118 @@
+"""Logits and accuracy in batches, for every form of a model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from koopjax import models
+from koopjax._core import pytree
+
+KEY = jax.random.key(0)
+X = jax.random.normal(KEY, (23, 6))
+Y = jnp.arange(23) % 4
+
+
+@pytree
+class Affine:
+    weight: object
+    shift: object
+
+    def __call__(self, x):
+        return x @ self.weight + jnp.asarray(self.shift, x.dtype)
+
+
+def forms():
+    model = models.MLP((6, 5, 4), rngs=nnx.Rngs(0))
+    module = models.linen.MLP((6, 5, 4))
+    weight = jax.random.normal(KEY, (6, 4))
+    return {
+        "nnx": model,
+        "linen": (module, module.init(KEY, X)),
+        "function": (multiply, weight),
+        "pytree": Affine(weight, jnp.asarray(1)),
+        "plain": plain,
+    }
+
+
+def multiply(weight, x):
+    return x @ weight
+
+
+def plain(x):
+    return x[:, :4]
+
+
+@pytest.mark.parametrize("form", forms())
+@pytest.mark.parametrize("batch_size", [1, 7, 23, 100])
+def test_batches_make_no_difference(form, batch_size):
+    model = forms()[form]
+    whole = models.apply(model, X)
+    assert whole.shape == (23, 4)
+    np.testing.assert_allclose(models.predict(model, X, batch_size), whole, atol=1e-5)
+    expected = np.mean(np.argmax(np.asarray(whole), axis=1) == np.asarray(Y))
+    assert models.accuracy(model, X, Y, batch_size) == pytest.approx(expected, abs=1e-7)
+
+
+def test_inference_whatever_the_mode():
+    model = models.CNN((4, 4, 1), 3, (2,), 4, rngs=nnx.Rngs(0))
+    x = jax.random.normal(KEY, (6, 4, 4, 1))
+    model.train()
+    mean = np.asarray(model.norms[0].mean[...])
+    one = models.predict(model, x)
+    np.testing.assert_array_equal(model.norms[0].mean[...], mean)
+    assert not model.norms[0].use_running_average
+    model.eval()
+    np.testing.assert_allclose(one, model(x), atol=1e-6)
+
+
+def test_a_linen_cnn_is_in_inference_too():
+    module = models.linen.CNN(3, (2,), 4)
+    x = jax.random.normal(KEY, (6, 4, 4, 1))
+    variables = module.init(KEY, x)
+    found = models.predict((module, variables), x, 4)
+    np.testing.assert_allclose(found, module.apply(variables, x), atol=1e-6)
+
+
+def test_other_weights_of_one_structure_share_the_compilation():
+    traces = []
+
+    def counted(weight, x):
+        traces.append(1)
+        return x @ weight
+
+    for scale in (1.0, 2.0, 3.0):
+        models.predict((counted, jnp.full((6, 4), scale)), X, 5)
+    first = len(traces)
+    for scale in (4.0, 5.0):
+        models.predict((counted, jnp.full((6, 4), scale)), X + scale, 5)
+    # Only the check of the input's shape, which is abstract, runs the function again.
+    assert len(traces) - first == 2
+
+
+def test_networks_from_other_seeds_compile_nothing(caplog):
+    made = [models.MLP((6, 5, 4), rngs=nnx.Rngs(seed)) for seed in (0, 1)]
+    texts = []
+    for model in made:
+        caplog.clear()
+        with jax.log_compiles(True), caplog.at_level("WARNING"):
+            models.accuracy(model, X, Y, 11)
+        texts.append(caplog.text)
+    assert "Compiling jit(count_correct)" in texts[0]
+    assert "Compiling" not in texts[1]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: models.accuracy(m, X[:0], Y[:0]), "at least one sample"),
+        (lambda m: models.accuracy(m, X, Y[:5]), r"23 targets.*got shape \(5,\)"),
+        (lambda m: models.predict(m, X[:, :5]), r"samples that the model takes, got shape \(5,\)"),
+        (lambda m: models.predict("mlp", X), "expected a model.*got str"),
+        (lambda m: models.predict((models.linen.MLP((6, 4)), {}), X), "'params' among"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(forms()["nnx"])
