@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,41 @@ def mistakes(option: str | None = None) -> Iterator[None]:
         raise UserError(f"{prefix}{error}") from error
 
 
+_interrupted = threading.Event()
+
+
+def check_interrupted() -> None:
+    """Raise the interruption that came where it could not be raised; called between epochs."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, at the next `check_interrupted` at the latest.
+
+    Python drops exceptions that are raised inside a callback of its garbage collector, and JAX has
+    one (`_xla_gc_callback`): an interruption that happened to come there would be lost, with a
+    traceback on the terminal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, frame: Any) -> None:
+        _interrupted.set()
+        if frame is None or frame.f_code.co_name != "_xla_gc_callback":
+            raise KeyboardInterrupt
+
+    _interrupted.clear()
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _interrupted.clear()
+
+
 class Group(click.Group):
     """A group whose errors take one line."""
 
@@ -57,7 +93,8 @@ class Group(click.Group):
         """Run a command line and leave with its exit status (see the package's docstring)."""
         standalone = extra.pop("standalone_mode", True)
         try:
-            value = super().main(args, prog_name or "koopjax", standalone_mode=False, **extra)
+            with interruptible():
+                value = super().main(args, prog_name or "koopjax", standalone_mode=False, **extra)
             status = value if isinstance(value, int) else 0
         except click.ClickException as error:
             if not standalone:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from koopjax.cli._app import check_interrupted
+
 # Standard output that is not a terminal has no width of its own; tables should not be folded there.
 _PIPE_WIDTH = 118
 
@@ -37,7 +39,7 @@ def progress() -> Iterator[Callable[..., Callable[..., None]]]:
 
         def log_stage(label: str, total: float | None = None) -> Callable[..., None]:
             print(f"koopjax: {label} ...", file=sys.stderr, flush=True)
-            return lambda done, note="": None
+            return lambda done, note="": check_interrupted()
 
         yield log_stage
         return
@@ -59,7 +61,12 @@ def progress() -> Iterator[Callable[..., Callable[..., None]]]:
                 bars.stop_task(task)
             current[:] = [bars.add_task(label, total=total, note="")]
             here = current[0]
-            return lambda done, note="": bars.update(here, completed=done, note=note)
+
+            def advance(done: float, note: str = "") -> None:
+                check_interrupted()
+                bars.update(here, completed=done, note=note)
+
+            return advance
 
         yield stage
 

@@ -140,6 +140,22 @@ def test_help_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_an_interruption_inside_a_gc_callback_is_not_lost():
+    from koopjax.cli import _app
+
+    def _xla_gc_callback():
+        signal.raise_signal(signal.SIGINT)
+
+    with _app.interruptible():
+        _xla_gc_callback()  # raised here, Python would drop it
+        with pytest.raises(KeyboardInterrupt):
+            _app.check_interrupted()
+    with _app.interruptible():
+        _app.check_interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_an_interruption_leaves_with_130_one_line_and_no_half_file(tmp_path):
     process = subprocess.Popen(
@@ -150,7 +166,10 @@ def test_an_interruption_leaves_with_130_one_line_and_no_half_file(tmp_path):
     assert first.startswith("koopjax: training")
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    try:
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert stdout == ""
     assert len(lines(stderr)) == 1
