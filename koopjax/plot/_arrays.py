@@ -74,16 +74,20 @@ def spectrum(eigenvalues: Any, residuals: Any = None, *, exact: Any = None) -> A
         if residuals is None:
             axes.scatter(z.real, z.imag, s=28, color=COLOURS["degree 2"], zorder=3)
         else:
-            floor = float(np.finfo(np.float64).eps)
-            r = np.maximum(np.asarray(residuals, np.float64), floor)
-            low, high = float(r.min()), float(r.max())
+            r = np.asarray(residuals, np.float64)
+            high = max(float(np.max(r, where=np.isfinite(r), initial=0.0)), 1e-15)
+            # The colours are for telling good from bad; one exact pair must not use them all up.
+            low = max(float(r.min()), 1e-6 * high)
+            below = bool((r < low).any())
+            r = np.clip(r, low, high)
             norm = LogNorm(low, high if high > low else low * 10)
             order = np.argsort(-r)
             points = axes.scatter(
                 z.real[order], z.imag[order], c=r[order], s=32, cmap="cividis", norm=norm,
                 edgecolor="white", linewidth=0.4, zorder=3,
             )  # fmt: skip
-            figure.colorbar(points, ax=axes, label="residual", shrink=0.85)
+            ends = "min" if below else "neither"
+            figure.colorbar(points, ax=axes, label="residual", shrink=0.85, extend=ends)
         if exact is not None:
             e = np.atleast_1d(np.asarray(exact)).astype(np.complex128)
             axes.scatter(
@@ -95,6 +99,7 @@ def spectrum(eigenvalues: Any, residuals: Any = None, *, exact: Any = None) -> A
         axes.set_xlim(-reach, reach)
         axes.set_ylim(-reach, reach)
         axes.set_aspect("equal")
+        axes.locator_params(nbins=5)
         axes.set_xlabel("Re λ")
         axes.set_ylabel("Im λ")
     return figure

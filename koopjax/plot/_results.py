@@ -45,11 +45,12 @@ def accuracy_ladder(results: Row) -> Any:
     original = results["original"]
     reference, band = float(original["accuracy"]), _spread(original)
     accuracy = np.array([float(row["accuracy"]) for row in rows])
-    near = [a for a, row in zip(accuracy, rows, strict=True) if not row.get("null")]
-    near = [a for a in near if a > reference - 0.15] or [reference]
-    low = min(*near, reference - max(band, 0.004)) if len(near) > 1 else reference - 0.05
-    high = max(*near, reference + max(band, 0.004)) if len(near) > 1 else reference + 0.01
-    margin = 0.18 * (high - low)
+    near = [reference - max(band, 0.004), reference + max(band, 0.004)]
+    for row in rows:
+        if not row.get("null") and row["accuracy"] > reference - 0.15:
+            near += [row["accuracy"] - _spread(row), row["accuracy"] + _spread(row)]
+    low, high = min(near), max(near)
+    margin = 0.08 * (high - low)
     with style():
         figure = new_figure(7.4, 1.15 + 0.34 * len(rows))
         whole, close = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.7))
@@ -81,6 +82,7 @@ def accuracy_ladder(results: Row) -> Any:
             close.axvline(reference - float(tolerance), color=MUTED, lw=1.0, ls=(0, (4, 3)))
         whole.set_xlim(0, 1.02)
         close.set_xlim(low - margin, high + margin)
+        close.locator_params(axis="x", nbins=5)
         whole.set_yticks(y, [_name(row) for row in rows])
         whole.set_ylim(len(rows) - 0.4, -0.6)
         whole.set_title("test accuracy")

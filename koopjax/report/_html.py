@@ -80,8 +80,8 @@ def human_bytes(count: float) -> str:
 
 
 def _number(value: float, digits: int = 3) -> str:
-    """A figure of a table; very small and very large ones in powers of ten."""
-    if value and not 10.0**-digits <= abs(value) < 1e5:
+    """A figure of a table; very small positive and very large ones in powers of ten."""
+    if abs(value) >= 1e5 or 0 < value < 10.0**-digits:
         return f"{value:.1e}"
     return f"{value:.{digits}f}"
 
@@ -97,7 +97,7 @@ def _pm(row: Mapping[str, Any], key: str, digits: int = 4) -> str:
 def _lost(whole: float | None, row: Mapping[str, Any]) -> str:
     """Points of accuracy below the original."""
     value = row.get("accuracy")
-    return "–" if whole is None or value is None else f"{100 * (whole - value):.2f}"
+    return "–" if whole is None or value is None else f"{round(100 * (whole - value), 2) + 0.0:.2f}"
 
 
 def _rungs(rows: Sequence[Any], finding: Any) -> list[Any]:
