@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def _digits() -> Dataset:
     validation."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = (bunch.images / 16.0).astype(np.float32)[..., None]
     labels = bunch.target.astype(np.int32)
     rest, test = stratified(labels, 0.25)
@@ -138,8 +139,9 @@ def _search(name: str, data_dir: str | os.PathLike | None):
             located = _locate(root, name)
             if located is not None:
                 return located
-    if data_dir is None and name in KNOWN and KNOWN[name].system_folder is not None:
-        return _files.find_files(pathlib.Path(KNOWN[name].system_folder), name)
+    system_folder = KNOWN[name].system_folder if name in KNOWN else None
+    if data_dir is None and system_folder is not None:
+        return _files.find_files(pathlib.Path(system_folder), name)
     return None
 
 

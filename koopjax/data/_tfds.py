@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,7 @@ def is_prepared(name: str, root: pathlib.Path) -> bool:
     return root.is_dir() and _find(name, root) is not None
 
 
-def _builder(name: str, root: pathlib.Path):
+def _builder(name: str, root: pathlib.Path) -> Any:
     import tensorflow_datasets as tfds
 
     folder = _find(name, root)
@@ -265,12 +265,13 @@ def _examples(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dic
         yield index, {"image": _png(pixels), "label": int(label)}
 
 
-def _without_tensorflow(name: str, arrays_of):
+def _without_tensorflow(name: str, arrays_of: Callable[[Any], dict[str, np.ndarray]]) -> Any:
     """A subclass of TFDS's builder of the set whose reading is `arrays_of(download_manager)`."""
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
 
-    base = tfds.builder_cls(name)
-    with tfds.core.registered.skip_registration():
+    base: Any = tfds.builder_cls(name)
+    with registered.skip_registration():
 
         class Builder(base):
             """TFDS's builder with the reading done by NumPy."""
@@ -309,7 +310,7 @@ def prepare_download(name: str, folder: pathlib.Path) -> None:
     import tensorflow_datasets as tfds
 
     with _explained(name, folder):
-        base = tfds.builder_cls(name.partition("/")[0])
+        base: Any = tfds.builder_cls(name.partition("/")[0])
         if name in ("mnist", "fashion_mnist", "kmnist"):
             urls = {
                 role: base.URL.rstrip("/") + f"/{stem}-idx{3 if role[0] == 'x' else 1}-ubyte.gz"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from koopjax._core import expected
@@ -24,8 +25,7 @@ def _shapes(tree: Any) -> dict[str, str]:
 
 
 def _key_bits(key: Any) -> str:
-    is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return _digest(jax.random.key_data(key) if is_typed else key)
+    return _digest(jax.random.key_data(key) if _is_key(key) else key)
 
 
 def fingerprint(model: Any, state: Any, plan: Any, key: Any) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Keeper:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _portable(state: Any) -> dict[str, Any]:

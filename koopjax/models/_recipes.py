@@ -95,7 +95,7 @@ def recipe(
         "vit": {"shape": shape, "classes": classes},
     }
     small = n < _SMALL
-    own, *rest = RECIPES.get(name, _SMALL_SET if small else _LARGE_SET)
+    own, batch, *rest = RECIPES.get(name, _SMALL_SET if small else _LARGE_SET)
     if not small and architecture in ("cnn", "vit"):
         own = min(own, 5)  # an epoch of these costs several of the MLP's
-    return Recipe(architecture, configs[architecture], epochs or own, *rest)
+    return Recipe(architecture, configs[architecture], epochs or own, batch, *rest)

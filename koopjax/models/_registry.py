@@ -11,7 +11,7 @@ from koopjax.models._mlp import MLP, ResidualMLP
 from koopjax.models._vit import ViT
 
 #: Name -> class; each has `.config`, from which `build` makes it anew.
-REGISTRY: dict[str, type[nnx.Module]] = {
+REGISTRY: dict[str, Any] = {
     "mlp": MLP,
     "cnn": CNN,
     "residual_mlp": ResidualMLP,
