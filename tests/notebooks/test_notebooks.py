@@ -1,0 +1,52 @@
+"""Notebooks run as they are, on small settings, and the rendered ones are theirs."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").glob("*.py") if p.name != "render.py")
+
+
+def test_there_are_the_two_notebooks():
+    names = {path.stem for path in NOTEBOOKS}
+    assert {"koopman_of_a_known_system", "how_nonlinear_is_my_network"} <= names
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_on_small_settings(path, tmp_path):
+    environment = {
+        **os.environ, "KOOPJAX_NOTEBOOK_SMALL": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg",
+        "TMPDIR": str(tmp_path),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:koopjax", str(path)],
+        capture_output=True, text=True, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    if path.stem == "koopman_of_a_known_system":
+        error = float(re.search(r"^error\s+(\S+)", done.stdout, re.MULTILINE).group(1))
+        assert error < 1e-10
+    else:
+        assert "is enough to stay within" in done.stdout or "no rung stays" in done.stdout
+        assert re.search(r"loaded again: \d+ bytes, accuracy 0\.\d", done.stdout)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_rendered_notebook_is_of_this_text_and_has_pictures(path):
+    jupytext = pytest.importorskip("jupytext")
+    import nbformat
+
+    rendered = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+    source = jupytext.read(path)
+    assert [c.source for c in rendered.cells] == [c.source for c in source.cells]
+    text = path.with_suffix(".ipynb").read_text()
+    assert "image/png" in text
+    assert not re.search(r"/(tmp|root|home|work)/|execution|\d{4}-\d\d-\d\dT", text)
+    outputs = [o for c in rendered.cells for o in c.get("outputs", [])]
+    assert outputs
+    assert all(o.output_type != "error" for o in outputs)
