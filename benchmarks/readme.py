@@ -115,14 +115,16 @@ def _percent(row):
 
 
 def picture(results):
-    """Accuracy against the rank of K, one panel a data set."""
+    """Test error against the rank of K, one panel a data set."""
     names = [name for name in ("mnist", "fashion_mnist") if name in results]
     figure = Figure(figsize=(8.6, 3.3), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     styles = {"output": ("-", "o", "output's metric"), "svd": ("--", "s", "plain SVD")}
     for axes, name in zip(panels, names, strict=True):
         summary = results[name]["summary"]
-        axes.axhline(summary["original"]["accuracy"], color=COLOURS["original"], lw=1)
+        whole = 100 * (1 - summary["original"]["accuracy"])
+        axes.axhline(whole, color=COLOURS["original"], lw=1.2)
+        axes.annotate("original", (1, whole), xytext=(0, -3), textcoords="offset points", va="top")
         for dictionary in ("degree 2", "affine"):
             for kind, (line, marker, title) in styles.items():
                 rows = [
@@ -135,8 +137,8 @@ def picture(results):
                 rows.sort(key=lambda row: row["rank"])
                 axes.errorbar(
                     [row["rank"] for row in rows],
-                    [row["accuracy"] for row in rows],
-                    yerr=[row["accuracy_std"] for row in rows],
+                    [100 * (1 - row["accuracy"]) for row in rows],
+                    yerr=[100 * row["accuracy_std"] for row in rows],
                     ls=line,
                     marker=marker,
                     ms=4,
@@ -145,16 +147,19 @@ def picture(results):
                     color=COLOURS[dictionary],
                     label=f"{dictionary}, {title}",
                 )
-        axes.set_title(f"{NAMES[name]}: original {summary['original']['accuracy']:.3f}", loc="left")
+        axes.set_title(f"{NAMES[name]}: K in the place of the middle layers", loc="left", size=10)
         axes.set_xscale("log", base=2)
         axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        axes.set_xlabel("rank of the Koopman matrix K")
+        axes.set_yscale("log")
+        ticks = [t for t in (1, 2, 3, 5, 10, 20, 50, 100) if t >= 0.6 * whole]
+        axes.set_yticks(ticks, [f"{t} %" for t in ticks])
         axes.minorticks_off()
-        axes.set_xlabel("rank of the Koopman matrix")
-        axes.set_ylim(0, 1.02)
+        axes.set_ylim(0.75 * whole, 100)
         axes.grid(True, axis="y", color="#d9dee4", lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("test accuracy")
-    panels[0].legend(loc="lower right", frameon=False, fontsize=8)
+    panels[0].set_ylabel("test error")
+    panels[-1].legend(loc="upper right", frameon=False, fontsize=8)
     return figure
 
 
