@@ -61,9 +61,9 @@ def test_linear_system_in_float64(statistics):
 
 def degree_eight(statistics, accumulate_dtype):
     x = states(500, 2, dtype=np.float32)
-    y = (x @ np.array([[0.8, 0.0], [0.0, 0.7]], np.float32)).astype(np.float32)
+    y = (x @ np.array([[0.9, 0.1], [0.0, 0.7]], np.float32)).astype(np.float32)
     koopman = edmd.fit(Monomials(8), x, y, statistics=statistics, accumulate_dtype=accumulate_dtype)
-    exact = np.array([0.8**i * 0.7**j for i in range(9) for j in range(9 - i)])
+    exact = np.array([0.9**i * 0.7**j for i in range(9) for j in range(9 - i)])
     got = np.asarray(koopman.eigenvalues())
     return koopman, np.abs(np.sort_complex(got) - np.sort(exact)).max()
 
@@ -72,9 +72,9 @@ def test_degree_eight_in_float32_needs_r_factors():
     by_gram, gram_error = degree_eight("gram", jnp.float32)
     by_r, r_error = degree_eight("rfactor", jnp.float32)
     by_choice, error = degree_eight("auto", None)
-    assert r_error < 1e-4
+    assert r_error < 1e-4  # 3e-6
     assert error < 1e-4
-    assert gram_error > 5e-3
+    assert gram_error > 3e-3  # 1e-2
     assert int(by_r.result) == SUCCESS
     assert int(by_choice.result) == SUCCESS
     assert int(by_gram.result) == ILL_CONDITIONED
@@ -95,11 +95,15 @@ def test_auto_changes_to_r_factors_where_the_condition_asks(rng):
     assert "too high" in hard.info.reason
     assert float(hard.info.residual) < 0.05
     # Solved well, but its terms cancel beyond what float32 predictions can stand; a ridge helps.
-    assert float(hard.info.cancellation) > 1e5
+    assert float(hard.info.cancellation) > 1e4
     assert int(hard.result) == ILL_CONDITIONED
     calm = edmd.fit(wide, x, y, target=Identity(), solver=edmd.Ridge(relative=1e-8))
-    assert int(calm.result) == SUCCESS
-    assert np.linalg.norm(calm.predict(x) - y) < 0.05 * np.linalg.norm(y)
+    # That float64 Gram matrices can't tell its rank stays on record, ridge or not.
+    assert int(calm.result) == RANK_DEFICIENT
+    # With the ridge, float32 predictions have the residual that the statistics promise.
+    error = np.linalg.norm(calm.predict(x) - y) / np.linalg.norm(y)
+    np.testing.assert_allclose(error, float(calm.info.residual), rtol=1e-2)
+    assert float(calm.info.cancellation) < 1e-2 * float(hard.info.cancellation)
     batches = [(x[i : i + 100], y[i : i + 100]) for i in range(0, 300, 100)]
     again = edmd.fit(wide, batches, target=Identity())
     assert again.info.statistics == "rfactor"
