@@ -114,7 +114,8 @@ plot.disagreements(examples) if examples else "they agree on all of them"
 # ## Put it in
 #
 # `spliced` gives the network with the rung's layer in the span's place: an ordinary `nnx.Module`
-# that can be jitted, trained and saved.
+# that can be jitted, trained and saved. Mind the bytes: a rich dictionary may take more of them
+# than the layers that it replaces. It measures; making things small is the next step.
 
 # %%
 least = ladder.least() or ladder.find("degree 2")

@@ -89,12 +89,27 @@ def interruptible() -> Iterator[None]:
 class Group(click.Group):
     """A group whose errors take one line."""
 
-    def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Any = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run a command line and leave with its exit status (see the package's docstring)."""
-        standalone = extra.pop("standalone_mode", True)
+        standalone, value = standalone_mode, None
         try:
             with interruptible():
-                value = super().main(args, prog_name or "koopjax", standalone_mode=False, **extra)
+                value = super().main(
+                    args,
+                    prog_name or "koopjax",
+                    complete_var,
+                    standalone_mode=False,
+                    windows_expand_args=windows_expand_args,
+                    **extra,
+                )
             status = value if isinstance(value, int) else 0
         except click.ClickException as error:
             if not standalone:

@@ -19,7 +19,7 @@ from koopjax.cli._study import compressed_table, compression_sentence, ladder_ta
 # A hidden layer of 48 has 1,225 products up to degree 2, one of 100 has 5,151: the wider one costs
 # minutes where this costs seconds, and is no more accurate on images of 64 pixels.
 _WIDTH = 48
-_RANKS = (2, 4, 6, 8, 10, 16)
+_RANKS = (4, 8, 10)
 _ALPHAS = (1e-4, 1e-2, 1.0)
 
 

@@ -29,7 +29,7 @@ figure. The two hues that are weak on white (pink, orange) are darkened."""
 
 _SPARE = ("#56b4e9", "#7a5195", "#5b7c2b", "#a0522d")
 
-_RC = {
+_RC: Any = {
     "font.size": 10.0,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",

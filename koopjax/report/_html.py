@@ -41,7 +41,7 @@ def _svg(name: str, figure: Any) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     # One scale for all figures, so that their letters have one size; narrower on narrow pages.
-    points = float(re.search(r'viewBox="0 0 ([\d.]+)', text).group(1))
+    points = float(text.split('viewBox="0 0 ', 1)[1].split(" ", 1)[0])
     text = text.replace("<svg ", f'<svg style="max-width:{1.6 * points:.0f}px" ', 1)
     # Without a title of its own a picture is silent to a screen reader.
     text = text.replace("<svg ", f'<svg role="img" aria-label="{name.replace("_", " ")}" ', 1)
