@@ -56,8 +56,17 @@ def nonlinearity_table(results):
     seeds = {r["summary"]["seeds"] for r in results.values()}
     head = ["in the place of the middle layers", *(NAMES[name] for name in results)]
     lines = [head, ["---", *(["---:"] * len(results))]]
-    cell = lambda row: f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_std']:.2f}"
-    lines.append(["(the original)", *(cell(r["summary"]["original"]) for r in results.values())])
+
+    def cell(row, count):
+        spread = f" ± {100 * row['accuracy_std']:.2f}" if count > 1 else ""
+        return f"{100 * row['accuracy']:.2f}{spread}"
+
+    lines.append(
+        [
+            "(the original)",
+            *(cell(r["summary"]["original"], r["summary"]["seeds"]) for r in results.values()),
+        ]
+    )
     for dictionary, rank, truncation in ROWS:
         cells = []
         for result in results.values():
@@ -67,7 +76,7 @@ def nonlinearity_table(results):
                 if (row["dictionary"], row["rank"], row["truncation"])
                 == (dictionary, rank, truncation)
             ]
-            cells.append(cell(match[0]) if match else "–")
+            cells.append(cell(match[0], result["summary"]["seeds"]) if match else "–")
         how = {"none": "", "svd": " by plain SVD", "output": " in the output's metric"}[truncation]
         null = " (null)" if dictionary in ("identity", "mean") else ""
         lines.append([f"{dictionary}{null}" + (f", rank {rank}{how}" if rank else ""), *cells])
