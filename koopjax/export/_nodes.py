@@ -5,10 +5,10 @@ what the library builds itself. Names and settings are stored, shapes that follo
 not.
 """
 
+import itertools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -23,7 +23,7 @@ from koopjax.export._examples import (
     plain,
     trim,
 )
-from koopjax.export._walk import Entry, Path, arrays_of, spell
+from koopjax.export._walk import Entry, Path, arrays_of, spell, to_jax
 
 BLOCK, STACK, OPERATOR, DICTIONARY, SPLICED, TEMPLATE = "K", "S", "O", "D", "P", "T"
 FORMS = ["dense", "low_rank"]  # the place is what the file holds: append only
@@ -164,11 +164,11 @@ def _precision(precision: Any) -> Any:
 # Spliced models: the original by name, the cuts, the block, and the arrays that are still used.
 
 HEAD, TAIL = 1, 2
-DEFAULTS = [None, None, None, None, None, HEAD | TAIL, None, "float32", None, False]
+DEFAULTS = [None, None, None, None, None, HEAD | TAIL, None, "float32", None, False, None]
 
 
 def _spliced_node(model: surgery.Spliced, path: Path) -> Coded:
-    base, _ = example_node(model.skeleton())
+    base, arrays = example_node(model.skeleton())
     inner, where = model.block, (*path, "block")
     if type(inner) is surgery.Positionwise:
         inner, where = inner.block, (*where, "block")
@@ -190,12 +190,21 @@ def _spliced_node(model: surgery.Spliced, path: Path) -> Coded:
         np.dtype(segment.dtype).name,
         segment.batch,
         segment.unroll,
+        _dtypes(arrays),
     ]
     entries = entries + [
         Entry((*path, *name), value, tuple(value.shape), value.dtype)
         for name, value in _outer(model)
     ]
     return trim(node, DEFAULTS), entries
+
+
+def _dtypes(arrays: list[Entry]) -> Any:
+    """The dtypes of a base model's arrays where they are not what its config gives."""
+    names = [np.dtype(entry.value.dtype).name for entry in arrays]
+    if all(name == np.dtype(e.dtype).name for name, e in zip(names, arrays, strict=True)):
+        return None
+    return names[0] if len(set(names)) == 1 else names
 
 
 def _outer(model: surgery.Spliced) -> list[tuple[Path, Any]]:
@@ -206,10 +215,13 @@ def _outer(model: surgery.Spliced) -> list[tuple[Path, Any]]:
 
 def _build_spliced(node: list[Any], path: Path, take: Take) -> surgery.Spliced:
     full = freeze(node[4:])
-    shape, trains, axes, dtype, batch, unroll = [*full, *DEFAULTS[4 + len(full) :]]
+    shape, trains, axes, dtype, batch, unroll, kinds = [*full, *DEFAULTS[4 + len(full) :]]
     where = (*path, "block") if axes is None else (*path, "block", "block")
     block = build_node(node[3], where, take)
-    base = build_example(node[1], lambda name, like, kind: jnp.zeros(like, kind))
+    # The cuts are found on arrays of the saved dtypes, which the stages then expect.
+    named = itertools.repeat(kinds) if kinds is None or isinstance(kinds, str) else iter(kinds)
+    zeros = lambda name, like, kind: to_jax(np.zeros(like, next(named) or kind))
+    base = build_example(node[1], zeros)
     x = jax.ShapeDtypeStruct((batch or 2, *shape), dtype)
     names = (("head", HEAD), ("tail", TAIL))
     trainable = ("block", *(name for name, bit in names if trains & bit))

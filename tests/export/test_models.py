@@ -223,6 +223,23 @@ def test_a_spliced_mlp_holds_no_span(trainable, at, tmp_path):
     assert size - 4 * numbers < 130
 
 
+@pytest.mark.parametrize("inner", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_block_in_a_bfloat16_model(inner, mixed, tmp_path):
+    model = random_mlp((4, 6, 6, 3))
+    nnx.update(model, jax.tree.map(lambda a: a.astype(jnp.bfloat16), nnx.state(model)))
+    if mixed:
+        bias = model.layers[2].bias
+        bias.set_value(bias[...].astype(jnp.float32))
+    x = X.astype(jnp.bfloat16)
+    block = nn.Dense(jax.random.normal(KEY, (6, 6)).astype(inner))
+    spliced = surgery.splice(model, x, ("layers.0/relu", "layers.1/relu"), block)
+    round_trip(spliced, tmp_path / "s.kjx", x)
+    back = export.load(tmp_path / "s.kjx")
+    assert back.block.matrix.dtype == inner
+    assert back(x).dtype == spliced(x).dtype == (jnp.float32 if mixed else jnp.bfloat16)
+
+
 def test_a_spliced_cnn_position_by_position(tmp_path):
     model = models.CNN((8, 8, 1), 10, rngs=nnx.Rngs(0))
     x = jax.random.normal(KEY, (4, 8, 8, 1))
