@@ -138,7 +138,7 @@ def _states(problem: Problem, parts: Any, key: Array) -> Span:
     direct = tail.segment.start == tail.segment.stop
     return Span(
         h=flat(h), y=flat(y), h_val=flat(h_val), y_val=flat(y_val), sample=h[:2],
-        out_shape=y.shape[1:], tail=None if direct else tail,
+        out_shape=y.shape[1:], out_dtype=y.dtype, tail=None if direct else tail,
         parts=(span,) if direct else (span, tail), raw=h, outputs=problem.teacher.shape[-1],
         logits=direct and problem.measure != "r2", key=key,
     )  # fmt: skip
@@ -147,7 +147,9 @@ def _states(problem: Problem, parts: Any, key: Array) -> Span:
 def _wrap(problem: Problem, span: Span, ends: tuple[str, str], block: nnx.Module) -> nnx.Module:
     """The block as a whole model."""
     vector = span.raw.ndim == 2 and len(span.out_shape) == 1
-    if vector and ends[0] == "input" and span.tail is None:
+    # A spliced model hands on the original's dtype where promotion would give another.
+    same = jnp.result_type(span.raw.dtype, jnp.float32) == span.out_dtype
+    if vector and same and ends[0] == "input" and span.tail is None:
         return block
     sample = jax.ShapeDtypeStruct((2, *problem.x.shape[1:]), problem.x.dtype)
     axes = None if vector else "flatten"

@@ -79,7 +79,7 @@ def jacobian_metric(
         vectors = jax.random.rademacher(mix, (COTANGENTS, outputs), jnp.float32)
         vectors = vectors / np.sqrt(COTANGENTS)
     else:
-        vectors = jnp.eye(outputs)
+        vectors = jnp.eye(outputs, dtype=jnp.float32)
     if outputs > 1:
         vectors = vectors - jnp.mean(vectors, axis=1, keepdims=True)
     return np.asarray(_metric(parts, state[rows], vectors), np.float64)
@@ -102,7 +102,8 @@ def _metric(parts: tuple[Any, ...], state: Array, vectors: Array) -> Array:
             vectors.reshape(shape), (vectors.shape[0], *out.shape)
         ).astype(out.dtype)
         (slopes,) = jax.vmap(pull)(cotangents)
-        slopes = slopes.astype(jnp.float32) * weight.reshape(1, -1, *(1,) * (h.ndim - 1))
+        weight = weight.astype(jnp.float32).reshape(1, -1, *(1,) * (h.ndim - 1))
+        slopes = slopes.astype(jnp.float32) * weight
         slopes = slopes.reshape(-1, total.shape[0])
         return total + matmul(slopes.T, slopes), None
 

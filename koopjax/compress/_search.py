@@ -46,6 +46,7 @@ class Span:
         h_val, y_val: the same for validation samples.
         sample: two states at the first cut, in their own shape.
         out_shape: of one state at the second cut.
+        out_dtype: of the states at the second cut; statistics and fits are in float32.
         tail: the part behind, or None where the span ends at the output.
         parts: callables from the first cut to the output.
         raw: states at the first cut in their own shape.
@@ -60,6 +61,7 @@ class Span:
     y_val: Array
     sample: Array
     out_shape: tuple[int, ...]
+    out_dtype: Any
     tail: Any
     parts: tuple[Any, ...]
     raw: Array
@@ -90,7 +92,7 @@ class Span:
 
     def outputs_of(self, y: np.ndarray) -> Array:
         """The model's outputs for states at the second cut."""
-        out = jnp.asarray(y, jnp.float32).reshape(len(y), *self.out_shape)
+        out = jnp.asarray(y, self.out_dtype).reshape(len(y), *self.out_shape)
         return out if self.tail is None else self.tail(out)
 
 
