@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from koopjax._core import expected, has_float64, is_tracing, pytree, static
-from koopjax.edmd._inputs import batches_of, check_arrays, fold_layout, peek
+from koopjax.edmd._inputs import batches_of, check_arrays, check_dictionary, fold_layout, peek
 from koopjax.edmd._memory import check_memory
 from koopjax.edmd._precision import traced, working_dtype
 from koopjax.edmd._statistics import KINDS, Gram, RFactor, Statistics, merge_stacked
@@ -326,6 +326,9 @@ def accumulate(
         (3, 3)
     """
     kind = kind_of(statistics)
+    check_dictionary("psi", psi)
+    if target is not None:
+        check_dictionary("target", target)
     if batch_size is not None and batch_size < 1:
         raise expected("a batch_size of at least 1", f"{batch_size}")
     streamed = y is None

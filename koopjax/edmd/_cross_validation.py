@@ -14,7 +14,7 @@ from koopjax.edmd._factor import is_finite, spectral
 from koopjax.edmd._precision import precise
 from koopjax.edmd._smooth import root_metric
 from koopjax.edmd._solve import Solution, check_statistics, compute
-from koopjax.edmd._solvers import ReducedRank, Ridge, TruncatedSVD, penalty
+from koopjax.edmd._solvers import ReducedRank, Ridge, TruncatedSVD, check_alpha, penalty
 from koopjax.edmd._statistics import Gram, Statistics, leave_one_out, merge_stacked
 
 RULES = ("min", "one_se")
@@ -53,6 +53,8 @@ class CrossValidated:
             )
         if self.rule not in RULES:
             raise expected(f"a rule in {RULES}", repr(self.rule))
+        if not isinstance(self.solver, TruncatedSVD):
+            check_alpha(self.solver.alpha, self.solver.relative)
         own = _parameters(self.solver)
         grid = self.grid if isinstance(self.grid, dict) else {own[-1]: self.grid}
         for name, values in grid.items():
@@ -62,12 +64,17 @@ class CrossValidated:
                 raise expected("a vector of grid values", f"shape {np.shape(values)}")
             if values is not None and not is_tracing(values):
                 # A rank beyond what is there would score like the largest one, silently.
-                largest = np.asarray(values).max() if name == "rank" else None
-                least = np.asarray(values).min()
+                known = np.asarray(values)
                 limit = sizes[0] if isinstance(self.solver, TruncatedSVD) else min(sizes)
-                if least < (1 if name == "rank" else 0) or (largest or 0) > limit:
+                if name == "rank":
+                    sound = (known >= 1) & (known <= limit) & (known == np.floor(known))
+                else:
+                    sound = np.isfinite(known) & (known >= 0)
+                if not sound.all():
                     raise expected(
-                        f"ranks from 1 to {limit}" if name == "rank" else "ridges of at least 0",
+                        f"ranks from 1 to {limit}"
+                        if name == "rank"
+                        else "finite ridges of at least 0",
                         f"{values}",
                     )
 

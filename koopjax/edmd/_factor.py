@@ -41,12 +41,15 @@ class Diagnosis:
         scaled: the same with the columns of Ψx scaled to unit norm, on which the error of a
             triangular solve depends (no scaling of observables changes a full-rank solution).
         largest: largest singular value of Ψx.
+        tied: whether columns depend on each other, beyond those that are zero: a ridge alone then
+            stands between their differences and rounding.
     """
 
     rank: Any
     condition: Any
     scaled: Any
     largest: Any
+    tied: Any
 
 
 def cut(stats: Statistics) -> float:
@@ -211,6 +214,7 @@ def _from_values(stats: Statistics, scaled: Array, raw: Array) -> Diagnosis:
         ratio(raw, jnp.maximum(floor, tiny)),
         ratio(scaled, tiny),
         raw[0],
+        rank + jnp.sum(column_scale_dead(stats, 0.0)) < stats.sizes[0],
     )
 
 
@@ -234,6 +238,6 @@ def diagnose(stats: Statistics) -> Diagnosis:
 
     def estimate() -> Diagnosis:
         low, high = extremes(t / d[None, :])
-        return Diagnosis(jnp.asarray(p, jnp.int32), high / low, largest / least, high)
+        return Diagnosis(jnp.asarray(p, jnp.int32), high / low, largest / least, high, False)
 
     return jax.lax.cond(healthy, estimate, exact)

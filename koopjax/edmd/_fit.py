@@ -5,19 +5,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from koopjax._core import ILL_CONDITIONED, expected, has_float64, is_tracing, worst
 from koopjax.edmd._accumulate import Lift, kind_of, observed_dtype, run, sum_dtype
 from koopjax.edmd._factor import is_finite
-from koopjax.edmd._inputs import check_arrays, fold_layout, peek
+from koopjax.edmd._inputs import check_arrays, check_dictionary, fold_layout, peek
 from koopjax.edmd._koopman import Koopman
 from koopjax.edmd._memory import available_bytes, planned_bytes
 from koopjax.edmd._precision import cast, precise, traced
 from koopjax.edmd._solve import Solution, compute, solve
 from koopjax.edmd._solvers import Ridge, TruncatedSVD
 from koopjax.edmd._statistics import Gram, RFactor, Statistics, total
-from koopjax.observables import Identity
+from koopjax.observables import Identity, contains_state
 
 REQUESTED = "requested"
 TRACED = "traced: Gram in the caller's dtype, which is differentiable"
@@ -83,6 +84,8 @@ class Problem:
 
     Attributes:
         lift: both dictionaries and the state carried along.
+        columns: where the state is among the observables, for a readout without regression; None
+            where it has to be regressed or is not asked for.
         source: snapshots before, or the stream with its first batch put back.
         again: the same for a second pass; None where there can't be one.
         y: snapshots after; None for a stream.
@@ -95,6 +98,7 @@ class Problem:
     """
 
     lift: Lift
+    columns: np.ndarray | None
     source: Any
     again: Any
     y: Any
@@ -115,6 +119,9 @@ def prepare(
     lift: Lift, x: Any, y: Any, weights: Any, folds: Any, options: dict[str, Any]
 ) -> Problem:
     """Validate data and sizes before anything is allocated."""
+    check_dictionary("psi", lift.psi)
+    if lift.target is not None:
+        check_dictionary("target", lift.target)
     if y is None:
         if weights is not None or not (folds is None or isinstance(folds, int)):
             raise expected(
@@ -128,12 +135,33 @@ def prepare(
         x, y, weights, _ = check_arrays(x, y, weights, lift.target)
         source, probe, again = x, (x, y), x
     widths = probe[0].shape[1], probe[1].shape[1]
+    lift, columns = _without_regression(lift, widths)
     dtype = observed_dtype(lift, *probe, options["memory_limit"])
     if y is not None:
         folds, source, y, weights = fold_layout(folds, source, y, weights)
         again = source
     sizes = Lift(lift.psi, lift.target).sizes(*widths)
-    return Problem(lift, source, again, y, weights, folds, sizes, widths, dtype, options)
+    return Problem(lift, columns, source, again, y, weights, folds, sizes, widths, dtype, options)
+
+
+def _without_regression(lift: Lift, widths: tuple[int, int]) -> tuple[Lift, np.ndarray | None]:
+    """A lift that does not carry the state where it is among the observables, and its columns.
+
+    Read off, the state is exact whatever the ridge; regressed, it would be shrunk a second time.
+    """
+    if not lift.state:
+        return lift, None
+    before = lift.state == "x" or lift.target is None
+    psi, d = (lift.psi, widths[0]) if before else (lift.target, widths[1])
+    columns = contains_state(psi, d)
+    return lift if columns is None else dataclasses.replace(lift, state=""), columns
+
+
+def _selection(columns: np.ndarray, size: int, dtype: Any) -> Any:
+    """The readout `(size, d)` that takes these columns."""
+    matrix = np.zeros((size, len(columns)), np.float32)
+    matrix[columns, np.arange(len(columns))] = 1
+    return cast(matrix, dtype)
 
 
 def _attempt(
@@ -152,6 +180,8 @@ def _attempt(
     solution, readout = _solve_both(
         stats, stacked, problem.sizes[1], problem.lift.state, solver, problem.dtype
     )
+    if problem.columns is not None:
+        readout = _selection(problem.columns, problem.sizes[1], problem.dtype)
     info = dataclasses.replace(solution.info, reason=reason)
     return dataclasses.replace(solution, info=info), readout
 
@@ -257,7 +287,7 @@ def fit(
         target=target,
         matrix=cast(solution.value, dtype),
         readout=None if readout is None else cast(readout, dtype),
-        info=cast(solution.info, dtype),
+        info=cast(solution.info, jnp.promote_types(dtype, jnp.float32)),
         result=solution.result,
     )
 

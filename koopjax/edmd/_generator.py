@@ -14,7 +14,7 @@ from koopjax.edmd._eig import eig
 from koopjax.edmd._fit import estimate, prepare
 from koopjax.edmd._inputs import as_rows
 from koopjax.edmd._koopman import Koopman, Spectrum
-from koopjax.edmd._precision import cast
+from koopjax.edmd._precision import at_least_float32, cast
 from koopjax.edmd._solvers import Ridge
 
 
@@ -64,7 +64,8 @@ def _ordered(matrix: Array) -> tuple[Array, Array]:
 
 @jax.jit
 def _flow(matrix: Array, time: Array) -> Array:
-    return jax.scipy.linalg.expm(matrix * time)
+    wide = at_least_float32(matrix)
+    return jax.scipy.linalg.expm(wide * time.astype(wide.dtype)).astype(matrix.dtype)
 
 
 @jax.jit
@@ -95,7 +96,7 @@ class Generator(Spectrum):
     result: Any
 
     def _pairs(self) -> tuple[Array, Array]:
-        return _ordered(self.matrix)
+        return _ordered(at_least_float32(self.matrix))
 
     def eigenvalues(self) -> Complex[Array, " p"]:
         """Eigenvalues of continuous time, complex, by falling real part."""
@@ -108,7 +109,7 @@ class Generator(Spectrum):
 
     def predict(self, x: Float[Array, "n d"], time: Any) -> Float[Array, "n d"]:
         """The expected state after a time: `Ψ(x) exp(time · L) B`; time is a leaf."""
-        return _predict(self, jnp.asarray(x), jnp.asarray(time, self.matrix.dtype))
+        return _predict(self, self._states(x), jnp.asarray(time, self.matrix.dtype))
 
 
 def _field(name: str, field: Any, x: Array, shapes: tuple[tuple[int, ...], ...]) -> Array:
@@ -193,6 +194,6 @@ def generator(
         psi=psi,
         matrix=cast(solution.value, problem.dtype),
         readout=cast(readout, problem.dtype),
-        info=cast(solution.info, problem.dtype),
+        info=cast(solution.info, jnp.promote_types(problem.dtype, jnp.float32)),
         result=solution.result,
     )

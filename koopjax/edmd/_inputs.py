@@ -11,6 +11,17 @@ import numpy as np
 from koopjax._core import check_finite, expected, is_tracing
 
 
+def check_dictionary(name: str, psi: Any) -> None:
+    """Raise unless this is callable and tells its size: what the protocol of a dictionary asks."""
+    # A class is callable and has the method too, but settings are missing.
+    if isinstance(psi, type) or not callable(psi) or not callable(getattr(psi, "size", None)):
+        raise expected(
+            f"a dictionary with size(d) as {name}, see koopjax.observables",
+            f"{getattr(psi, '__name__', type(psi).__name__)}",
+            "observables.Custom(function, size) for a function of your own",
+        )
+
+
 def as_rows(name: str, x: Any) -> Any:
     """A real floating array `(n, d)`; integers become the default float."""
     array = x if isinstance(x, jax.Array | np.ndarray) or is_tracing(x) else np.asarray(x)

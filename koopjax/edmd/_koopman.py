@@ -1,16 +1,19 @@
 """The Koopman operator that a fit returns: prediction, spectrum, modes, residuals."""
 
 import functools
+import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from koopjax._core import expected, is_tracing, matmul, pytree
 from koopjax.edmd._accumulate import block_rows
 from koopjax.edmd._eig import eig, left_vectors
-from koopjax.edmd._inputs import as_pair, batches_of, peek
+from koopjax.edmd._inputs import batches_of, check_arrays, peek
+from koopjax.edmd._precision import at_least_float32
 from koopjax.edmd._statistics import Gram
 
 _eig = jax.jit(eig)
@@ -25,6 +28,21 @@ def _eigenfunctions(psi: Any, vectors: Array, x: Array) -> Array:
 @jax.jit
 def _modes(left: Array, readout: Array) -> Array:
     return matmul(jnp.conj(left).T, readout.astype(left.dtype))
+
+
+def check_width(name: str, psi: Any, p: int, x: Any) -> None:
+    """Raise unless states have as many coordinates as those of the fit, as far as sizes tell.
+
+    A dictionary without arrays of its own takes any number, and would fail in the product only.
+    """
+    d = x.shape[-1]
+    size = psi.size(d)
+    if size != p:
+        raise expected(
+            f"{name} with the coordinates of the fit, which give {p} observables",
+            f"{d} coordinates, which give {size}",
+            "the states as they were fitted",
+        )
 
 
 class Spectrum:
@@ -49,7 +67,7 @@ class Spectrum:
             )
 
     def _pairs(self) -> tuple[Array, Array]:
-        return _eig(self.matrix)
+        return _eig(at_least_float32(self.matrix))
 
     def eigenvalues(self) -> Complex[Array, " p"]:
         """Eigenvalues, complex, by falling modulus."""
@@ -70,12 +88,19 @@ class Spectrum:
     def eigenfunctions(self, x: Float[Array, "n d"]) -> Complex[Array, "n p"]:
         """Eigenfunctions `φ(x) = Ψ(x) V` at states `(n, d)`, one a column."""
         self._square("eigenfunctions")
-        return _eigenfunctions(self.psi, self.right, x)
+        return _eigenfunctions(self.psi, self.right, self._states(x))
 
     def modes(self) -> Complex[Array, "p d"]:
         """Koopman modes, one a row: `x = eigenfunctions(x) @ modes()` as far as Ψ spans x."""
         self._square("modes")
         return _modes(self.left, self.readout)
+
+    def _states(self, x: Any) -> Array:
+        x = jnp.asarray(x)
+        if x.ndim not in (1, 2):
+            raise expected("states of shape (n, d) or (d,)", f"shape {x.shape}")
+        check_width("states", self.psi, self.matrix.shape[0], x)
+        return x
 
 
 @jax.jit
@@ -165,19 +190,21 @@ class Koopman(Spectrum):
             over many steps is that of K's invariant subspace, see `residuals`.
         """
         x = self._states(x)
-        if isinstance(steps, int) and steps == 1:
-            return _predict_once(self, x)
+        if not is_tracing(steps):
+            # Also what NumPy and JAX call one step.
+            if np.ndim(steps) != 0 or not float(steps).is_integer() or steps < 0:
+                raise expected("a whole number of steps, at least 0", f"{steps}")
+            if steps == 1:
+                return _predict_once(self, x)
         self._square("prediction over several steps")
-        if not is_tracing(steps) and (int(steps) != steps or steps < 0):
-            raise expected("a whole number of steps, at least 0", f"{steps}")
         return _predict(self, x, jnp.asarray(steps, jnp.int32))
 
     def simulate(self, x: Float[Array, "n d"], steps: int) -> Float[Array, "steps n d"]:
         """All states on the way, `(steps, n, d)`: `predict(x, 1)`, ..., `predict(x, steps)`."""
         self._square("a simulation")
-        if not isinstance(steps, int) or steps < 1:
+        if not isinstance(steps, numbers.Integral) or steps < 1:
             raise expected("a whole number of steps, at least 1", f"{steps}")
-        return _simulate(self, self._states(x), steps=steps)
+        return _simulate(self, self._states(x), steps=int(steps))
 
     def residuals(
         self, x: Any, y: Any = None, weights: Any = None, *, batch_size: int | None = None
@@ -190,24 +217,35 @@ class Koopman(Spectrum):
         Args:
             x: snapshots before `(n, d)`, fresh ones for choice, or an iterable of pairs.
             y: snapshots after; None with an iterable.
-            weights: `(n,)` quadrature weights.
+            weights: `(n,)` quadrature weights, not negative; with an iterable None (its triples
+                carry them).
             batch_size: rows lifted at a time.
 
         Returns:
             `(p,)` in the order of `eigenvalues()`. Computed from the vectors themselves, not from
             Gram matrices, so that small residuals are not lost in cancellation.
 
+        Raises:
+            ValueError: wrong shapes, NaN or infinity in concrete data, weights as for `fit`.
+
         Reference: Colbrook & Townsend (2024), Comm. Pure Appl. Math. 77 (ResDMD).
         """
         self._square("residuals")
-        values, vectors = self._pairs()
-        p = values.shape[0]
+        if batch_size is not None and batch_size < 1:
+            raise expected("a batch_size of at least 1", f"{batch_size}")
+        p = self.matrix.shape[0]
         if y is None:
-            pairs, _ = peek(x)
+            if weights is not None:
+                raise expected("weights only beside arrays", "them beside a stream", "triples")
+            pairs, probe = peek(x)
             batches = batches_of(pairs, batch_size, 1)
         else:
-            x, y = as_pair(x, y)
+            x, y, weights, _ = check_arrays(x, y, weights, None)
+            probe = x, y
             batches = [(x, y, jnp.ones(x.shape[0], x.dtype) if weights is None else weights)]
+        check_width("x", self.psi, p, probe[0])
+        check_width("y", self.psi, p, probe[1])
+        values, vectors = self._pairs()
         error, size = 0.0, 0.0
         for x_rows, y_rows, w in batches:
             n = x_rows.shape[0]
@@ -215,12 +253,13 @@ class Koopman(Spectrum):
             w = jnp.asarray(w).astype(values.real.dtype)
             sums = _residual_sums(self.psi, values, vectors, x_rows, y_rows, w, batch=batch)
             error, size = error + sums[0], size + sums[1]
+        sound = jnp.isfinite(error + size).all() | ~jnp.isfinite(values).all()
+        if not is_tracing(sound) and not bool(sound):
+            raise expected(
+                "finite observables on finite data",
+                "NaN or infinity in the sums over the data",
+                "cleaning the snapshots",
+            )
         tiny = jnp.finfo(values.real.dtype).tiny
         # An eigenfunction that vanishes on the data is no evidence for its eigenvalue.
         return jnp.where(size > tiny, jnp.sqrt(error / jnp.maximum(size, tiny)), jnp.inf)
-
-    def _states(self, x: Any) -> Array:
-        x = jnp.asarray(x)
-        if x.ndim not in (1, 2):
-            raise expected("states of shape (n, d) or (d,)", f"shape {x.shape}")
-        return x

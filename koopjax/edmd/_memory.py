@@ -1,5 +1,6 @@
 """What a fit will take, before anything is allocated."""
 
+import math
 import os
 from typing import Any
 
@@ -66,21 +67,34 @@ def check_memory(
     if needed <= limit:
         return
     # With the target as wide as the dictionary every p counts for its target too.
-    ratio = q / p
-    largest = _largest(limit, ratio, kind, dtype, min(rows, 256), folds)
+    largest = _largest(limit, (q, p), kind, dtype, min(rows, 256), folds)
     # One square of float32 with that many rows: the advice of `fits` for just that number.
     ideas = observables.fits(lift.psi, x[1], 4 * largest**2, squares=1).advice
     raise expected(
         f"a dictionary whose statistics fit in {limit / 2**30:.3g} GiB",
-        f"{p:,} observables before and {q:,} after, which need {needed / 2**30:.3g} GiB",
+        f"{_number(p)} observables before and {_number(q)} after, "
+        f"which need {_gibibytes(needed)} GiB",
         f"{ideas or 'fewer targets'} (at most {largest:,} observables fit)",
     )
 
 
-def _largest(limit: int, ratio: float, kind: type, dtype: Any, rows: int, folds: Any) -> int:
+def _number(n: int) -> str:
+    """A count in full, or its power of ten where digits say nothing (products of dictionaries)."""
+    return f"{n:,}" if n < 10**15 else f"over 10^{int(math.log10(n))}"
+
+
+def _gibibytes(n: int) -> str:
+    # Integers go beyond what a float holds.
+    return f"{n / 2**30:.3g}" if n < 2**80 else _number(n // 2**30)
+
+
+def _largest(
+    limit: int, ratio: tuple[int, int], kind: type, dtype: Any, rows: int, folds: Any
+) -> int:
     """Most observables whose plan fits, with targets in the same proportion; by bisection."""
     low, high = 0, 2
-    fits = lambda p: planned_bytes(p, int(ratio * p) + 1, kind, dtype, rows, folds) <= limit
+    q = lambda p: p * ratio[0] // max(ratio[1], 1) + 1
+    fits = lambda p: planned_bytes(p, q(p), kind, dtype, rows, folds) <= limit
     while fits(high):
         low, high = high, 2 * high
     while high - low > 1:

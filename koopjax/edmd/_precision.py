@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from koopjax._core import expected, is_tracing
 
@@ -26,6 +27,16 @@ def working_dtype(dtype: Any) -> Any:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise expected("floating-point observables", f"dtype {dtype}", "x.astype(jnp.float32)")
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def precise_as(dtype: Any) -> contextlib.AbstractContextManager:
+    """As `precise`, for arrays of a dtype that are about to be made."""
+    return precise(jax.ShapeDtypeStruct((), np.dtype(dtype)))
+
+
+def at_least_float32(array: Any) -> Any:
+    """Half types as float32, which LAPACK has routines for; others as they are."""
+    return array.astype(jnp.float32) if jnp.dtype(array.dtype).itemsize < 4 else array
 
 
 def cast(tree: Any, dtype: Any) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax._core import expected, is_tracing, pytree
-from koopjax.edmd._factor import Diagnosis, diagnose, energy
+from koopjax.edmd._factor import Diagnosis, cut, diagnose, energy
 from koopjax.edmd._smooth import reduced, ridge, root_metric, truncated
 from koopjax.edmd._statistics import Statistics
 
@@ -35,17 +35,21 @@ class Outcome:
     alpha: Any
 
 
-def _check_alpha(alpha: Any, relative: Any) -> None:
+def check_alpha(alpha: Any, relative: Any) -> None:
     for name, value in (("alpha", alpha), ("relative", relative)):
-        if not is_tracing(value) and bool((np.asarray(value) < 0).any()):
-            raise expected(f"{name} of at least 0", f"{value}")
+        if is_tracing(value):
+            continue
+        known = np.asarray(value)
+        if not bool((np.isfinite(known) & (known >= 0)).all()):
+            raise expected(f"{name} of at least 0, and finite", f"{value}")
 
 
 def _check_rank(rank: Any, largest: int) -> None:
     if is_tracing(rank):
         return
     values = np.asarray(rank)
-    if bool(((values < 1) | (values > largest)).any()):
+    whole = (values >= 1) & (values <= largest) & (values == np.floor(values))
+    if not bool(whole.all()):
         raise expected(f"a rank from 1 to {largest}", f"{rank}", f"rank={largest}")
 
 
@@ -55,13 +59,20 @@ def penalty(stats: Statistics, alpha: Any, relative: Any) -> Array:
     return jnp.asarray(alpha, stats.dtype) + jnp.asarray(relative, stats.dtype) * mean
 
 
-def regularised(diagnosis: Diagnosis, alpha: Any) -> Array:
+def regularised(stats: Statistics, diagnosis: Diagnosis, alpha: Any) -> Array:
     """Condition number of the ridge problem: the smaller of two bounds on the amplification."""
     high = diagnosis.largest**2
-    low = (diagnosis.largest / diagnosis.condition) ** 2
+    # Where columns depend on each other and the ridge decides, it is all there is at the low end.
+    alone = diagnosis.tied & decides(stats, diagnosis, alpha)
+    low = jnp.where(alone, 0, (diagnosis.largest / diagnosis.condition) ** 2)
     total = low + alpha
     raw = jnp.where(total > 0, jnp.sqrt((high + alpha) / jnp.where(total > 0, total, 1)), 1)
-    return jnp.minimum(raw, diagnosis.scaled)
+    return jnp.where(alone, raw, jnp.minimum(raw, diagnosis.scaled))
+
+
+def decides(stats: Statistics, diagnosis: Diagnosis, alpha: Any) -> Array:
+    """Whether a ridge stands out from rounding, so that the solution is unique with it."""
+    return alpha > cut(stats) * diagnosis.largest**2
 
 
 @pytree
@@ -70,7 +81,9 @@ class Ridge:
 
     Solved by a triangular factor with columns scaled to unit norm; where that one is singular to
     rounding, by the pseudo-inverse on the numerical rank (so that `Ridge()` gives the solution of
-    least norm). Derivatives are implicit and finite on either path.
+    least norm, with a code that says so). A ridge above rounding makes the solution unique: a low
+    rank (which `info.rank` tells) and few samples are no failure then. Derivatives are implicit and
+    finite on either path.
 
     Args:
         alpha: absolute ridge, as in scikit-learn; at least 0.
@@ -86,19 +99,22 @@ class Ridge:
 
     def validate(self, sizes: tuple[int, int]) -> None:
         """Raise `ValueError` if settings that are known can't be met."""
-        _check_alpha(self.alpha, self.relative)
+        check_alpha(self.alpha, self.relative)
 
     def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
         """The solution from finite statistics; `diagnosis` where it is there already."""
         diagnosis = diagnose(stats) if diagnosis is None else diagnosis
         alpha = penalty(stats, self.alpha, self.relative)
+        # A ridge that decides needs no rank, and no more samples than there are.
+        count = jnp.minimum(diagnosis.rank, stats.count.astype(jnp.int32))
+        needed = jnp.where(decides(stats, diagnosis, alpha), count, stats.sizes[0])
         return Outcome(
             value=ridge(stats, alpha),
             rank=diagnosis.rank,
-            needed=jnp.asarray(stats.sizes[0]),
+            needed=needed,
             found=diagnosis.rank,
             condition=diagnosis.condition,
-            amplification=regularised(diagnosis, alpha),
+            amplification=regularised(stats, diagnosis, alpha),
             alpha=alpha,
         )
 
@@ -168,7 +184,7 @@ class ReducedRank:
 
     def validate(self, sizes: tuple[int, int]) -> None:
         """Raise `ValueError` if settings that are known can't be met."""
-        _check_alpha(self.alpha, self.relative)
+        check_alpha(self.alpha, self.relative)
         _check_rank(self.rank, min(sizes))
         shape = None if self.metric is None else jnp.shape(self.metric)
         if shape not in (None, (sizes[1], sizes[1])):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from koopjax._core import expected, is_tracing, matmul, pytree, qr_r, static
-from koopjax.edmd._precision import cast, precise, working_dtype
+from koopjax.edmd._precision import cast, precise, precise_as, working_dtype
 
 
 def _check_pair(psi_x: Any, psi_y: Any) -> None:
@@ -82,7 +82,8 @@ class Gram:
     def empty(cls, p: int, q: int, dtype: Any = jnp.float32) -> "Gram":
         """The statistic of no samples, the unit of `merge`."""
         z = jnp.zeros
-        return cls(z((p, p), dtype), z((p, q), dtype), z((q, q), dtype), z((), dtype))
+        with precise_as(dtype):
+            return cls(z((p, p), dtype), z((p, q), dtype), z((q, q), dtype), z((), dtype))
 
     @classmethod
     def from_batch(
@@ -99,9 +100,9 @@ class Gram:
                 serves for all three fields.
             weights: `(n,)`, not negative; a weight of 2 counts a sample twice.
         """
-        psi_x, psi_y = _as_pair(psi_x, psi_y)
-        _check_pair(psi_x, psi_y)
         with precise(psi_x, psi_y):
+            psi_x, psi_y = _as_pair(psi_x, psi_y)
+            _check_pair(psi_x, psi_y)
             return _products(psi_x, psi_y, weights, working_dtype(jnp.result_type(psi_x, psi_y)))
 
     def update(self, psi_x: Array, psi_y: Array, weights: Array | None = None) -> "Gram":
@@ -164,7 +165,8 @@ class Gram:
     def of_targets(self, p: int) -> "Gram":
         """Regress the targets after column `p` on the `p` targets before it."""
         t = self.target_gram
-        return Gram(t[:p, :p], t[:p, p:], t[p:, p:], self.count)
+        with precise(self):
+            return Gram(t[:p, :p], t[:p, p:], t[p:, p:], self.count)
 
 
 @pytree
@@ -190,7 +192,8 @@ class RFactor:
     @classmethod
     def empty(cls, p: int, q: int, dtype: Any = jnp.float32) -> "RFactor":
         """The statistic of no samples, the unit of `merge`."""
-        return cls(jnp.zeros((p + q, p + q), dtype), jnp.zeros((), dtype), p)
+        with precise_as(dtype):
+            return cls(jnp.zeros((p + q, p + q), dtype), jnp.zeros((), dtype), p)
 
     @classmethod
     def from_batch(
@@ -200,9 +203,9 @@ class RFactor:
         weights: Float[Array, " n"] | None = None,
     ) -> "RFactor":
         """The statistic of one batch of lifted snapshots; arguments as for `Gram.from_batch`."""
-        psi_x, psi_y = _as_pair(psi_x, psi_y)
-        _check_pair(psi_x, psi_y)
         with precise(psi_x, psi_y):
+            psi_x, psi_y = _as_pair(psi_x, psi_y)
+            _check_pair(psi_x, psi_y)
             dtype = working_dtype(jnp.result_type(psi_x, psi_y))
             rows_x, rows_y, count = weighted(psi_x, psi_y, weights, dtype)
             rows = jnp.concatenate([rows_x, rows_y], axis=1)
@@ -270,8 +273,9 @@ class RFactor:
 
     def of_targets(self, p: int) -> "RFactor":
         """Regress the targets after column `p` on the `p` targets before it."""
-        columns = self.r[:, self.p :]
-        return RFactor(_square(qr_r(columns), columns.shape[1]), self.count, p)
+        with precise(self):
+            columns = self.r[:, self.p :]
+            return RFactor(_square(qr_r(columns), columns.shape[1]), self.count, p)
 
 
 Statistics: TypeAlias = Gram | RFactor

@@ -7,7 +7,7 @@ import pytest
 
 from koopjax import edmd
 from koopjax._core import NONFINITE_DATA, NumericalError
-from koopjax.observables import Identity, Monomials
+from koopjax.observables import Identity, Monomials, Polynomial1D, Product
 
 X = np.random.default_rng(0).uniform(-1, 1, size=(20, 2)).astype(np.float32)
 NAN = np.where(np.arange(40).reshape(20, 2) == 7, np.nan, X).astype(np.float32)
@@ -51,6 +51,14 @@ def test_data(arguments, text):
         ({"solver": "ridge"}, "a solver"),
         ({"folds": 3}, "beside CrossValidated"),
         ({"batch_size": 0}, "batch_size"),
+        ({"solver": edmd.Ridge(np.inf)}, "alpha of at least 0, and finite"),
+        ({"solver": edmd.Ridge(relative=np.nan)}, "relative of at least 0, and finite"),
+        ({"solver": edmd.TruncatedSVD(1.5)}, "rank from 1 to 6"),
+        ({"solver": edmd.ReducedRank(np.nan)}, "rank from 1 to 6"),
+        ({"solver": edmd.CrossValidated(edmd.Ridge(), [0.1, np.nan])}, "finite ridges"),
+        ({"solver": edmd.CrossValidated(edmd.TruncatedSVD(2), [1, np.nan])}, "ranks from 1 to 6"),
+        ({"solver": edmd.CrossValidated(edmd.ReducedRank(2, alpha=-1))}, "alpha of at least 0"),
+        ({"target": lambda x: x}, r"target.*Custom\(function, size\)"),
     ],
 )
 def test_settings(settings, text):
@@ -80,6 +88,25 @@ def test_a_dictionary_too_large_is_refused_beforehand():
         edmd.fit(Monomials(6), x, x)
 
 
+def test_a_product_of_many_coordinates_is_refused():
+    """3^784 observables: beyond what a float holds, and not to be written out in digits."""
+    x = np.zeros((4, 784), np.float32)
+    with pytest.raises(ValueError, match=r"got over 10\^374 observables before") as caught:
+        edmd.fit(Product.of(Polynomial1D(2), 784), x, x)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_plain_function_is_no_dictionary():
+    for use in (
+        lambda: edmd.fit(lambda x: x, X, X),
+        lambda: edmd.fit(np.tanh, X, X),
+        lambda: edmd.accumulate(lambda x: x, X, X),
+        lambda: edmd.generator(Monomials, X, X),
+    ):
+        with pytest.raises(ValueError, match=r"dictionary with size.*Custom\(function, size\)"):
+            use()
+
+
 def test_integers_and_lists_are_taken():
     koopman = edmd.fit(Identity(), [[1, 2], [3, 5], [0, 1]], [[2, 4], [6, 10], [0, 2]])
     np.testing.assert_allclose(koopman.matrix, 2 * np.eye(2), atol=1e-5)
@@ -94,3 +121,52 @@ def test_predictions_of_bad_states():
         koopman.simulate(X, 0)
     with pytest.raises(ValueError, match=r"\(n, d\)"):
         koopman.predict(X[None])
+
+
+def test_states_of_another_width():
+    koopman = edmd.fit(Monomials(2), X, X)
+    wide = np.ones((20, 3), np.float32)
+    text = "coordinates of the fit, which give 6 observables, got 3 coordinates, which give 10"
+    operator = edmd.generator(Monomials(2), X, -X)
+    for use in (
+        lambda: koopman.predict(wide),
+        lambda: koopman.predict(wide[0]),
+        lambda: koopman.predict(wide, 2),
+        lambda: koopman.simulate(wide, 2),
+        lambda: koopman.eigenfunctions(wide),
+        lambda: koopman.residuals(wide, wide),
+        lambda: koopman.residuals([(X, wide)]),
+        lambda: operator.predict(wide, 1.0),
+    ):
+        with pytest.raises(ValueError, match=text):
+            use()
+    with pytest.raises(ValueError, match="2 coordinates of x"):
+        koopman.residuals(X, wide)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((X, X, np.ones(3)), r"weights of shape \(20,\)"),
+        ((X, X, -np.ones(20)), "not negative"),
+        (([(X, X)], None, np.ones(20)), "weights only beside arrays"),
+        ((NAN, X), "finite numbers in x"),
+        ((X, NAN), "finite numbers in y"),
+        (([(X, NAN)],), "NaN or infinity"),
+    ],
+)
+def test_residuals_check_as_fit_does(arguments, text):
+    koopman = edmd.fit(Monomials(1), X, X)
+    with pytest.raises(ValueError, match=text):
+        koopman.residuals(*arguments)
+
+
+def test_numbers_of_steps_from_numpy():
+    koopman = edmd.fit(Monomials(2), X, 0.5 * X, target=Identity())
+    for one in (np.int64(1), np.int32(1), jnp.asarray(1), 1.0):
+        np.testing.assert_array_equal(koopman.predict(X, one), koopman.predict(X))
+    square = edmd.fit(Identity(), X, 0.5 * X)
+    assert square.simulate(X, np.int64(3)).shape == (3, 20, 2)
+    for steps in (np.nan, np.inf, np.ones(2)):
+        with pytest.raises(ValueError, match="whole number of steps"):
+            square.predict(X, steps)

@@ -98,8 +98,7 @@ def test_auto_changes_to_r_factors_where_the_condition_asks(rng):
     assert float(hard.info.cancellation) > 1e4
     assert int(hard.result) == ILL_CONDITIONED
     calm = edmd.fit(wide, x, y, target=Identity(), solver=edmd.Ridge(relative=1e-8))
-    # That float64 Gram matrices can't tell its rank stays on record, ridge or not.
-    assert int(calm.result) == RANK_DEFICIENT
+    assert int(calm.result) == SUCCESS
     # With the ridge, float32 predictions have the residual that the statistics promise.
     error = np.linalg.norm(calm.predict(x) - y) / np.linalg.norm(y)
     np.testing.assert_allclose(error, float(calm.info.residual), rtol=1e-2)
@@ -163,6 +162,54 @@ def test_targets_and_readouts():
 
 def _twist(x):
     return x @ jnp.array([[1.0, 2.0], [-1.0, 1.0]], x.dtype)
+
+
+def test_the_state_is_read_off_where_the_dictionary_holds_it():
+    """Regressed under the same ridge it would be shrunk a second time."""
+    x = states(50, 2, dtype=np.float32)
+    y = np.tanh(x)
+    square = edmd.fit(Monomials(2), x, y, solver=edmd.Ridge(5.0))
+    onto_state = edmd.fit(Monomials(2), x, y, target=Identity(), solver=edmd.Ridge(5.0))
+    np.testing.assert_array_equal(square.readout, _columns())
+    np.testing.assert_allclose(square.predict(x), onto_state.predict(x), atol=1e-6)
+    np.testing.assert_allclose(square.predict(x, 0), x, atol=1e-7)
+    other = edmd.fit(Monomials(1), x, y, target=Monomials(2), solver=edmd.Ridge(5.0))
+    np.testing.assert_array_equal(other.readout, _columns())
+    operator = edmd.generator(Monomials(2), x, -x, solver=edmd.Ridge(5.0))
+    np.testing.assert_array_equal(operator.readout, _columns())
+
+
+def _columns():
+    """Columns 1 and 2 of six: where `Monomials(2)` has the two coordinates."""
+    return np.eye(6, dtype=np.float32)[:, 1:3]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_types_keep_counts_ridges_and_a_spectrum(dtype):
+    x = jnp.asarray(states(1001, 2), dtype)
+    koopman = edmd.fit(Monomials(1), x, x / 2, solver=edmd.Ridge(1e-9))
+    assert koopman.matrix.dtype == koopman.readout.dtype == koopman.predict(x).dtype == dtype
+    assert koopman.info.count.dtype == np.float32
+    assert float(koopman.info.count) == 1001
+    assert float(koopman.info.alpha) == np.float32(1e-9)
+    np.testing.assert_allclose(np.abs(koopman.eigenvalues()), [1, 0.5, 0.5], atol=5e-3)
+    phi, modes = koopman.eigenfunctions(x), koopman.modes()
+    assert phi.dtype == modes.dtype == np.complex64
+    np.testing.assert_allclose(phi @ modes, np.asarray(x, np.float32), atol=2e-2)
+    assert float(koopman.residuals(x, x / 2).max()) < 2e-2
+    operator = edmd.generator(Monomials(1), x, -x)
+    assert operator.info.count.dtype == np.float32
+    np.testing.assert_allclose(operator.eigenvalues().real, [0, -1, -1], atol=5e-3)
+    assert operator.predict(x, 0.5).dtype == dtype
+
+
+def test_residuals_with_weights_repeat_samples():
+    x = states(20, 2, dtype=np.float32)
+    w = np.arange(20) % 3
+    koopman = edmd.fit(Monomials(1), x, np.tanh(x))
+    weighted = koopman.residuals(x, np.tanh(x), w)
+    repeated = koopman.residuals(np.repeat(x, w, 0), np.repeat(np.tanh(x), w, 0))
+    np.testing.assert_allclose(weighted, repeated, atol=1e-6)
 
 
 def test_a_target_of_other_width():
@@ -238,6 +285,14 @@ def test_flags_of_fit():
     assert int(edmd.fit(Identity(), x, np.tanh(x)).info.rank) == 2
     few = edmd.fit(Monomials(2), x[:5], np.tanh(x[:5]))
     assert int(few.result) == UNDERDETERMINED
+    # A ridge above rounding makes either problem a unique one; the rank stays on record.
+    for rows in (40, 5):
+        for solver in (edmd.Ridge(1e-2), edmd.Ridge(relative=1e-4), edmd.ReducedRank(2, alpha=0.1)):
+            ridged = edmd.fit(Monomials(2), x[:rows], np.tanh(x[:rows]), solver=solver)
+            assert int(ridged.result) == SUCCESS
+        below = edmd.fit(Monomials(2), x[:rows], np.tanh(x[:rows]), solver=edmd.Ridge(1e-18))
+        assert int(below.result) != SUCCESS
+    assert int(edmd.fit(Monomials(2), x, x, solver=edmd.Ridge(0.1)).info.rank) == 6
     psi = lambda a: np.asarray(Monomials(2)(a))
     np.testing.assert_allclose(psi(x[:5]) @ few.matrix, psi(np.tanh(x[:5])), atol=1e-4)
 

@@ -175,3 +175,22 @@ def test_nothing_is_recompiled_for_the_same_shapes(rng):
         )
         first = sizes if run == 0 else first
         assert sizes == first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_monoid_of_float64_made_by_hand_where_x64_is_off(kind):
+    rng = np.random.default_rng(0)
+    a = 1 + 1e-9 * rng.normal(size=(12, 5))  # nothing of the noise is left in float32
+    whole = kind.empty(3, 2, jnp.float64)
+    assert whole.dtype == whole.count.dtype == np.float64
+    for rows in np.split(a, 3):
+        whole = whole.merge(kind.from_batch(rows[:, :3], rows[:, 3:]))
+    assert whole.dtype == whole.count.dtype == np.float64
+    np.testing.assert_allclose(moments(whole), a.T @ a, rtol=1e-14)
+    updated = kind.empty(3, 2, "float64").update(a[:, :3], a[:, 3:])
+    np.testing.assert_allclose(moments(updated), a.T @ a, rtol=1e-14)
+    assert whole.of_targets(1).dtype == np.float64
+    assert (
+        kind.from_batch(a[:, :3].astype(np.float32), a[:, 3:].astype(np.float32)).dtype
+        == np.float32
+    )
