@@ -12,7 +12,7 @@ from jaxtyping import Array
 from koopjax import edmd, export, nn, observables, surgery
 from koopjax._core import SUCCESS, UNDERDETERMINED, expected
 from koopjax.compress._budget import too_small
-from koopjax.compress._problem import Problem, pose
+from koopjax.compress._problem import Problem, cut, pose
 from koopjax.compress._projection import lift
 from koopjax.compress._result import Compressed, finish
 from koopjax.compress._search import Span, search
@@ -74,7 +74,7 @@ def koopman(
         Sugishita, Kinjo & Ohkubo (2024), arXiv:2402.11740; Constantine, "Active Subspaces" (2015).
     """
     problem = pose("koopman", model, calibration, budget, labels, validation, key)
-    parts, ends = _span(problem, at)
+    parts, ends = cut(model, problem.x, at)
     span = _states(problem, parts, jax.random.fold_in(key, 1))
     base = _fixed_bytes(problem, span, ends)
     smallest = base + Setting.least(span.d, span.q).bytes(span.d, span.q)
@@ -106,19 +106,6 @@ def koopman(
         notes=tuple(notes),
         **problem.account(problem.score_model(model_out)),
     )
-
-
-def _span(problem: Problem, at: Any) -> tuple[tuple[Any, Any, Any], tuple[str, str]]:
-    """Head, span and tail, and the names of the cuts."""
-    if at is None:
-        pair: Any = ("input", "output")
-    elif isinstance(at, str | int | surgery.CutPoint):
-        pair = (at, "output")
-    else:
-        pair = at
-    sample = jax.ShapeDtypeStruct((2, *problem.x.shape[1:]), problem.x.dtype)
-    parts = surgery.split(problem.model, sample, pair)
-    return parts, (parts[1].segment.start, parts[1].segment.stop)
 
 
 def _states(problem: Problem, parts: Any, key: Array) -> Span:

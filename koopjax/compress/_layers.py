@@ -97,16 +97,23 @@ def with_factors(model: nnx.Module, paths: Sequence[Path], operators: Sequence[A
 
     Args:
         model: the original.
-        paths: of its linear layers.
+        paths: of linear layers; an MLP's others stay whole.
         operators: `nn.LowRank` or `nn.Dense`, one a path.
     """
     if type(model) is models.MLP:
-        return nn.Stack(list(operators), ("relu",) * (len(operators) - 1))
+        given = dict(zip(paths, operators, strict=True))
+        every = [given.get(p) or _whole(get(model, p)) for p in linear_paths(model)]
+        return nn.Stack(every, ("relu",) * (len(every) - 1))
     copy = nnx.clone(model)
     for path, operator in zip(paths, operators, strict=True):
         if not isinstance(operator, nn.Dense):  # a whole layer stays what it was
             put(copy, path, operator)
     return copy
+
+
+def _whole(layer: nnx.Linear) -> nn.Dense:
+    bias = None if layer.bias is None else layer.bias.get_value()
+    return nn.Dense(layer.kernel.get_value(), bias)
 
 
 def input_moments(

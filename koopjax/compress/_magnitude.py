@@ -13,7 +13,7 @@ from jaxtyping import Array
 from koopjax import export
 from koopjax._core import expected
 from koopjax.compress._budget import too_small
-from koopjax.compress._problem import Problem, Score, pose
+from koopjax.compress._problem import Problem, Score, cut, pose, span_name
 from koopjax.compress._result import Compressed, finish
 
 #: How magnitudes of different arrays compare; "layer" prunes the same share of each.
@@ -52,7 +52,8 @@ def magnitude(
             pytree.
         calibration: `(n, ...)` samples, of which some are held out to choose the ranking.
         budget: `"30x"`, `"64KiB"`, bytes, or a `Budget`.
-        at: not used, since every array of the model is pruned; only None is taken.
+        at: a cut to start from, or a pair of cuts: only arrays that the span between them uses are
+            pruned. Without, all are.
         labels: `(n,)` classes of `calibration`; without, agreement with the original counts.
         validation: `x_val` or `(x_val, y_val)` in place of held-out samples.
         key: decides which samples are held out.
@@ -64,18 +65,23 @@ def magnitude(
         No statistics of the data. About twenty encodings of the file a ranking to find the share.
 
     Raises:
-        ValueError: bad data, or a budget below the file with all weights zero.
+        ValueError: bad data, an unknown cut, a span without weights, or a budget below the file
+            with all weights zero.
 
     Reference:
         Han, Pool, Tran, Dally (2015), NeurIPS 28; for the layer-adaptive score Lee, Park, Mo, Ahn,
         Shin (2021), ICLR.
     """
-    if at is not None:
-        raise expected("at=None for magnitude pruning", repr(at), "a Koopman method for one span")
     problem = pose("magnitude", model, calibration, budget, labels, validation, key)
-    weights, rebuild = _weights_of(model)
+    if at is None:
+        used, where = None, {}
+    else:
+        (_, span, _), ends = cut(model, problem.x, at)
+        used, where = set(span.parameters), {"at": list(ends)}
+    weights, rebuild = _weights_of(model, used)
     if not weights:
-        raise expected("a model with weight matrices", "none", "a model with layers")
+        place = "model" if used is None else f"span {where['at']}"
+        raise expected(f"a {place} with weight matrices", "none", "one with layers")
     tried = [_prune(problem, weights, rebuild, scale) for scale in SCALES]
     best = max(tried, key=lambda t: t.score)
     scores = ", ".join(f"{t.scale} {t.score.value:.4f}" for t in tried)
@@ -84,15 +90,20 @@ def magnitude(
         method="magnitude",
         budget=problem.budget,
         original_bytes=problem.original_bytes,
-        settings={"ranking": best.scale, "kept": best.kept},
+        settings={**where, "ranking": best.scale, "kept": best.kept},
         why=f"the ranking with the best validation {problem.measure} ({scores})",
         candidates=len(tried),
         **problem.account(best.score),
     )
 
 
-def _weights_of(model: Any) -> tuple[list[np.ndarray], Any]:
-    """The arrays that pruning may touch, and the way back to a model."""
+def _weights_of(model: Any, used: set[str] | None) -> tuple[list[np.ndarray], Any]:
+    """The arrays that pruning may touch, and the way back to a model.
+
+    Args:
+        model: the original.
+        used: names of arrays, as those of a part's parameters; None for all.
+    """
     if isinstance(model, nnx.Module):
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
         held, rest_of = nnx.to_flat_state(params), rest
@@ -106,26 +117,41 @@ def _weights_of(model: Any) -> tuple[list[np.ndarray], Any]:
             ]
             return nnx.merge(graphdef, nnx.from_flat_state(pairs), rest_of, copy=True)
 
-        return _of_leaves(leaves, rebuild)
+        return _of_leaves(leaves, rebuild, _chosen(paths, used))
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], linen.Module):
         module, variables = model
-        leaves, tree = jax.tree.flatten(variables["params"])
+        paths, leaves, tree = _flatten(variables["params"])
         return _of_leaves(
             leaves,
             lambda values: (module, {**variables, "params": jax.tree.unflatten(tree, values)}),
+            _chosen(paths, used),
         )
     if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
-        leaves, tree = jax.tree.flatten(model[1])
-        return _of_leaves(leaves, lambda values: (model[0], jax.tree.unflatten(tree, values)))
-    leaves, tree = jax.tree.flatten(model)
-    return _of_leaves(leaves, lambda values: jax.tree.unflatten(tree, values))
+        paths, leaves, tree = _flatten(model[1])
+        rebuild_function = lambda values: (model[0], jax.tree.unflatten(tree, values))
+        return _of_leaves(leaves, rebuild_function, _chosen(paths, used))
+    paths, leaves, tree = _flatten(model)
+    return _of_leaves(leaves, lambda v: jax.tree.unflatten(tree, v), _chosen(paths, used))
 
 
-def _of_leaves(leaves: list[Any], rebuild: Any) -> tuple[list[np.ndarray], Any]:
+def _flatten(tree: Any) -> tuple[list[Any], list[Any], Any]:
+    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    return [path for path, _ in pairs], [leaf for _, leaf in pairs], treedef
+
+
+def _chosen(paths: list[Any], used: set[str] | None) -> list[bool]:
+    """Which paths a span names; it writes a bare leaf or index as `params` or `params.0`."""
+    if used is None:
+        return [True] * len(paths)
+    names = [span_name(path) for path in paths]
+    return [not used.isdisjoint({n, f"params.{n}" if n else "params"}) for n in names]
+
+
+def _of_leaves(leaves: list[Any], rebuild: Any, chosen: list[bool]) -> tuple[list[np.ndarray], Any]:
     places = [
         i
         for i, leaf in enumerate(leaves)
-        if jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        if chosen[i] and jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     ]
 
     def with_weights(weights: list[np.ndarray]) -> Any:

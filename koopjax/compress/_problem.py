@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax import export, models
+from koopjax import export, models, surgery
 from koopjax._core import check_finite, expected
 from koopjax.compress._budget import Budget
 
@@ -84,6 +84,30 @@ class Problem:
         """The score as fields of a `Report`."""
         divergence = None if self.measure == "r2" else -score.closeness
         return {"score": score.value, "measure": self.measure, "divergence": divergence}
+
+
+def cut(model: Any, x: Array, at: Any) -> tuple[tuple[Any, Any, Any], tuple[str, str]]:
+    """Head, span and tail, and the names of the cuts between them.
+
+    Args:
+        model: the original.
+        x: samples; their shape and dtype alone matter.
+        at: a cut to start from, a pair of cuts, or None for the whole model.
+    """
+    if at is None:
+        at = ("input", "output")
+    elif isinstance(at, str | int | surgery.CutPoint):
+        at = (at, "output")
+    sample = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
+    parts = surgery.split(model, sample, at)
+    return parts, (parts[1].segment.start, parts[1].segment.stop)
+
+
+def span_name(path: tuple[Any, ...]) -> str:
+    """The name that a part's parameters give to the array at a path of a model."""
+    keys = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path]
+    # A spliced model's own dictionaries of arrays are no level of the name.
+    return ".".join(str(k) for k in keys if k != "parameters" or len(keys) == 1)
 
 
 @jax.jit

@@ -217,8 +217,10 @@ class Search:
     def _best_ridge(self, gram: np.ndarray, cross: np.ndarray, lifted: Any, count: float) -> float:
         """The ridge of the best score; the largest of those that tie, since noise favours none."""
         scores = []
+        values, vectors = np.linalg.eigh(gram)  # one factorisation answers all ridges
+        values, turned = np.maximum(values, 0), vectors.T @ cross
         for ridge in RIDGES:
-            k = np.linalg.solve(gram + ridge * count * np.eye(len(gram)), cross)
+            k = vectors @ (turned / (values + ridge * count)[:, None])
             scores.append((self._score(lifted, k), ridge))
         return max(scores)[1]
 

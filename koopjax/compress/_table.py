@@ -70,7 +70,7 @@ def table(
         test: `(x_test, y_test)`.
         budgets: see `Budget.parse`.
         methods: names in `METHODS`; all of them without.
-        at: a cut or pair of cuts, for the Koopman methods alone.
+        at: a cut or pair of cuts, as every method takes it.
         progress: called as `progress(done, total, row)` after each.
         keep: called with the row and the compressed model, to save the one that is wanted.
 
@@ -92,10 +92,9 @@ def table(
     for budget in parsed:
         for name in names:
             start = time.perf_counter()
-            where = at if name.startswith("koopman") else None
             try:
                 made = METHODS[name](
-                    model, calibration, budget, at=where, labels=labels, validation=validation,
+                    model, calibration, budget, at=at, labels=labels, validation=validation,
                     key=key,
                 )  # fmt: skip
             except BudgetTooSmall as error:

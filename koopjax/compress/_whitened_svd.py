@@ -13,6 +13,7 @@ from koopjax import export, nn
 from koopjax._core import expected
 from koopjax.compress._budget import too_small
 from koopjax.compress._layers import (
+    Path,
     as_nnx,
     get,
     input_moments,
@@ -20,7 +21,7 @@ from koopjax.compress._layers import (
     with_factors,
     with_kernels,
 )
-from koopjax.compress._problem import Problem, Score, pose
+from koopjax.compress._problem import Problem, Score, cut, pose, span_name
 from koopjax.compress._result import Compressed, finish
 
 #: Samples for the moments of the layers' inputs.
@@ -55,7 +56,8 @@ def whitened_svd(
             arrays (convolutions, normalisation, embeddings) stay whole.
         calibration: `(n, ...)` samples.
         budget: `"30x"`, `"64KiB"`, bytes, or a `Budget`.
-        at: not used, since every linear layer is factored; only None is taken.
+        at: a cut to start from, or a pair of cuts: only linear layers whose weights the span
+            between them uses are factored. Without, all are.
         labels, validation, key: as for `koopman`.
 
     Returns:
@@ -67,15 +69,16 @@ def whitened_svd(
         validation samples, which share one compilation.
 
     Raises:
-        ValueError: bad data, no linear layer, or a budget below rank one everywhere.
+        ValueError: bad data, an unknown cut, no linear layer there, or a budget below rank one
+            everywhere.
 
     Reference:
         Wang, Zheng, Wan, Zhang (2024), SVD-LLM, arXiv:2403.07378 (whitening).
     """
-    if at is not None:
-        raise expected("at=None for whitened_svd", repr(at), "a Koopman method for one span")
     problem = pose("whitened_svd", model, calibration, budget, labels, validation, key)
-    work = _Layers(problem, as_nnx(model))
+    twin = as_nnx(model)
+    paths, where = _layers_in(problem, twin, at)
+    work = _Layers(problem, twin, paths)
     if work.bytes([1] * len(work.paths)) > problem.limit:
         smallest = work.bytes([1] * len(work.paths))
         raise too_small("whitened_svd", problem.limit, smallest, problem.original_bytes)
@@ -91,6 +94,7 @@ def whitened_svd(
         budget=problem.budget,
         original_bytes=problem.original_bytes,
         settings={
+            **where,
             "ranks": [f.rank if f.thin else "dense" for f in factors],
             "refitted": factors is refitted[1],
         },
@@ -98,6 +102,22 @@ def whitened_svd(
         candidates=work.tried,
         **problem.account(score),
     )
+
+
+def _layers_in(problem: Problem, twin: nnx.Module, at: Any) -> tuple[list[Path], dict[str, Any]]:
+    """Paths of the linear layers whose weights a span uses, and the span for the report."""
+    paths, where = linear_paths(twin), {}
+    if at is not None:
+        (_, span, _), ends = cut(problem.model, problem.x, at)
+        where = {"at": list(ends)}
+        used = set(span.parameters)
+        if twin is not problem.model:  # Linen's names end in the number of the layer
+            used = {name.replace("layers_", "layers.") for name in used}
+        paths = [path for path in paths if span_name((*path, "kernel")) in used]
+    if not paths:
+        place = f"span {where['at']}" if where else "model"
+        raise expected(f"a {place} with nnx.Linear layers", "none", "magnitude or koopman")
+    return paths, where
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,11 +181,8 @@ def factor(
 class _Layers:
     """The linear layers of a model, their factors at every rank, and the cost of a split."""
 
-    def __init__(self, problem: Problem, model: nnx.Module):
-        self.problem, self.model = problem, model
-        self.paths = linear_paths(model)
-        if not self.paths:
-            raise expected("a model with nnx.Linear layers", "none", "magnitude or koopman")
+    def __init__(self, problem: Problem, model: nnx.Module, paths: list[Path]):
+        self.problem, self.model, self.paths = problem, model, paths
         layers = [get(model, path) for path in self.paths]
         self.kernels = [np.asarray(layer.kernel.get_value(), np.float64) for layer in layers]
         held = [None if layer.bias is None else layer.bias.get_value() for layer in layers]

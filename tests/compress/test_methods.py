@@ -130,8 +130,8 @@ def test_bad_labels_and_validation(network, calibration):
         method(network, calibration, "6x", labels=np.zeros(3, int), key=key)
     with pytest.raises(ValueError, match="validation samples of shape"):
         method(network, calibration, "6x", validation=calibration[:, :5], key=key)
-    with pytest.raises(ValueError, match="at=None"):
-        method(network, calibration, "6x", at="layers.0", key=key)
+    with pytest.raises(ValueError, match="the name or index of a cut"):
+        method(network, calibration, "6x", at="layers.9", key=key)
     broken = nnx.clone(network)
     broken.layers[0].kernel.set_value(jnp.full((64, 40), jnp.nan))
     with pytest.raises(ValueError, match="original model's outputs"):
