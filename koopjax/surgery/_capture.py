@@ -31,8 +31,8 @@ def capture(
 
     Args:
         model: as for `split`.
-        batches: an array `(n, ...)`, a pair of arrays `(inputs, labels)`, or an iterable of
-            batches, each an array or a tuple whose first entry is one.
+        batches: an array `(n, ...)`, a tuple of two arrays `(inputs, labels)`, or an
+            iterable of batches (such as a list), each an array or a tuple whose first entry is one.
         at: names or indices `(a, b)` of two cuts.
         batch_size: samples at a time out of an array (default 1,024); an iterable has its own.
         sample_axes: `None` leaves the values in their shape; `"flatten"` makes each sample a
@@ -100,9 +100,7 @@ def _batches(batches: Any, batch_size: int | None) -> Iterable[Any]:
     if batch_size is not None and batch_size < 1:
         raise expected("batch_size of at least 1", str(batch_size), "1024")
     if isinstance(batches, tuple) and len(batches) == 2 and all(map(_is_array, batches)):
-        inputs, labels = batches
-        if inputs.shape[1:] != labels.shape[1:]:
-            batches = inputs
+        batches = batches[0]
     if _is_array(batches):
         if not batches.ndim or not batches.shape[0]:
             raise expected("at least one sample (n, ...)", f"shape {batches.shape}", "x[None]")

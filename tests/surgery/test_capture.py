@@ -118,3 +118,13 @@ def test_bad_batches(mlp):
         surgery.capture(mlp, {"image": X}, AT)
     with pytest.raises(ValueError, match=r"shape \(n, 6\)"):
         list(surgery.capture(mlp, [X, X[:, :3]], AT))
+
+
+def test_a_tuple_is_inputs_and_targets_and_a_list_is_batches(mlp):
+    targets = X + 1
+    pair = together(surgery.capture(mlp, (X, targets), AT))
+    alone = together(surgery.capture(mlp, X, AT))
+    both = together(surgery.capture(mlp, [X, targets], AT))
+    for one, two, four in zip(pair, alone, both, strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert len(four) == 2 * len(X)
