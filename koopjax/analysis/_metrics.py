@@ -33,6 +33,12 @@ def check_labels(labels: Any, n: int, task: str, name: str = "y_test") -> None:
         )
 
 
+def check_classes(labels: Any, shape: tuple[int, ...]) -> None:
+    """Refuse classes of another shape than the answers, which would broadcast; traceable."""
+    if np.shape(labels) != shape:
+        raise expected(f"integer labels of shape {shape}", f"shape {np.shape(labels)}", "y[:, 0]")
+
+
 def r_squared(truth: Array, guess: Array) -> Array:
     """`1 - Σ (y - ŷ)² / Σ (y - ȳ)²` over all entries, means a coordinate; 0 for constant truth."""
     centred = truth - jnp.mean(truth, axis=0, keepdims=True)
@@ -55,7 +61,10 @@ def score(output: Array, reference: Array, labels: Any, task: str, score_fn: Any
         answer = jnp.argmax(output, axis=-1)
         agreement = jnp.mean(answer == jnp.argmax(reference, axis=-1))
         kl = divergence(reference, output)
-        accuracy = None if labels is None else jnp.mean(answer == labels)
+        accuracy = None
+        if labels is not None and score_fn is None:
+            check_classes(labels, answer.shape)
+            accuracy = jnp.mean(answer == labels)
     else:
         agreement = r_squared(reference, output)
         kl = jnp.mean((reference - output) ** 2)

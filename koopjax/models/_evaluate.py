@@ -29,6 +29,13 @@ def check_samples(name: str, x: Any, y: Any = None) -> None:
         )
 
 
+def check_classes(name: str, y: Any, out: jax.ShapeDtypeStruct, n: int) -> None:
+    """Refuse integer labels of another shape than the answers, which would broadcast."""
+    shape = (n, *out.shape[1:-1])
+    if np.shape(y) != shape:
+        raise expected(f"{name}: integer labels of shape {shape}", f"shape {np.shape(y)}", "y[:, 0]")
+
+
 def check_input(name: str, form: Form, params: Any, rest: Any, x: Any) -> jax.ShapeDtypeStruct:
     """Shape and type of the output for one sample; an error if the model takes no such input."""
     row = jax.ShapeDtypeStruct((1, *np.shape(x)[1:]), jnp.result_type(x))
@@ -138,13 +145,18 @@ def accuracy(
         A number in [0, 1].
 
     Raises:
-        ValueError: no samples, not one label a sample, or a shape that the model does not take.
+        ValueError: no samples, labels that are not one integer an answer, or samples of a shape
+            that the model does not take.
     """
     check_samples("models.accuracy", x, y)
     form, params, rest = form_of(model)
-    check_input("models.accuracy", form, params, rest, x)
+    out = check_input("models.accuracy", form, params, rest, x)
+    y = jnp.asarray(y)
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise expected("models.accuracy: integer labels", f"{y.dtype}", "y.argmax(-1)")
+    check_classes("models.accuracy", y, out, np.shape(x)[0])
     correct = count_correct(
-        form, params, rest, jnp.asarray(x), jnp.asarray(y), min(batch_size, len(x))
+        form, params, rest, jnp.asarray(x), y, min(batch_size, len(x))
     )
     return float(correct) / np.size(y)
 
