@@ -28,6 +28,36 @@ def _key_bits(key: Any) -> str:
     return _digest(jax.random.key_data(key) if _is_key(key) else key)
 
 
+def _name(function: Any) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _size(tree: Any) -> str:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if not _is_key(jnp.asarray(leaf))]
+    # Few digits: the same rule on another device is the same optimizer.
+    return f"{sum(float(jnp.sum(jnp.abs(leaf))) for leaf in leaves):.4e}"
+
+
+def _optimizer(optimizer: Any, state: Any) -> list[str]:
+    """What an optimizer does to fixed gradients: settings are hidden in its closures.
+
+    Three steps, so that momentum and a schedule that starts at zero show as well.
+    """
+    if optimizer is None:
+        return ["adamw"]
+    opt, found = state.opt, [_digest(np.frombuffer(repr(_shapes(state.opt)).encode(), np.uint8))]
+    for step in range(3):
+
+        def probe(param: Any, step: int = step) -> Any:
+            values = jnp.cos(jnp.arange(param.size) + step).reshape(param.shape)
+            return values.astype(param.dtype)
+
+        updates, opt = optimizer.update(jax.tree.map(probe, state.params), opt, state.params)
+        found += [_size(updates), _size(opt)]
+    return found
+
+
 def fingerprint(model: Any, state: Any, plan: Any, key: Any) -> dict[str, Any]:
     """What a run is, so that a checkpoint of another one is recognised: JSON only.
 
@@ -46,6 +76,8 @@ def fingerprint(model: Any, state: Any, plan: Any, key: Any) -> dict[str, Any]:
         "epochs": plan.epochs,
         "batch_size": plan.batch_size,
         "settings": [float(leaf) for leaf in jax.tree.leaves(plan.hyper)],
+        "loss": _name(plan.loss),
+        "optimizer": _optimizer(plan.optimizer, state),
         "data": [list(plan.x.shape), _digest(plan.x), _digest(plan.y)],
     }
 

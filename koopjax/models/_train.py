@@ -69,6 +69,7 @@ def _data(name: str, x: Any, y: Any, out: jax.ShapeDtypeStruct) -> tuple[Array, 
     check_finite(f"{name}: x", x)
     check_finite(f"{name}: y", y)
     if jnp.issubdtype(y.dtype, jnp.integer):
+        _evaluate.check_classes(name, y, out, x.shape[0])
         classes = out.shape[-1]
         low, high = int(y.min()), int(y.max())
         if low < 0 or high >= classes:

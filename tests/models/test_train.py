@@ -276,6 +276,28 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, model, change, message
     same_bits(leaves(fresh.model), leaves(models.train(model, X, Y, **SETTINGS | change).model))
 
 
+def other_loss(output, y):
+    return 2.0 * models.cross_entropy(output, y)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": other_loss}, "with loss .*other_loss, got .*cross_entropy"),
+        ({"optimizer": optax.sgd(1e-9)}, "with optimizer"),
+        ({"optimizer": optax.adam(0.1)}, "with optimizer"),
+        ({"y": Y[::-1]}, "with data"),
+    ],
+)
+def test_a_checkpoint_resumes_under_its_loss_optimizer_and_data_alone(tmp_path, change, message):
+    run = {"x": X, "y": Y, "key": KEY, "epochs": 2, "optimizer": optax.sgd(0.1)}
+    models.train(mlp(), checkpoint=tmp_path, **run)
+    with pytest.raises(ValueError, match=f"expected a checkpoint of this run in .*{message}"):
+        models.train(mlp(), checkpoint=tmp_path, **run | change)
+    again = run | {"optimizer": optax.sgd(0.1)}  # another object, the same rule
+    assert len(models.train(mlp(), checkpoint=tmp_path, **again).history) == 2
+
+
 def test_lanes_are_the_runs_one_by_one():
     keys = list(jax.random.split(KEY, 3))
     settings = {"epochs": 3, "batch_size": 16, "learning_rate": 1e-2, "x_val": X, "y_val": Y}
@@ -315,6 +337,7 @@ NAN[3, 2] = np.nan
         (X[:, :5], Y, {}, "samples that the model takes"),
         (NAN, Y, {}, r"1 NaN or infinite entries, the first at index \(3, 2\)"),
         (X, Y + 1, {}, "labels from 0 to 2, since the model has 3 outputs, got labels from 1 to 3"),
+        (X, Y[:, None], {}, r"labels of shape \(120,\), got shape \(120, 1\); try y\[:, 0\]"),
         (X, Y, {"epochs": 0}, "epochs a positive integer"),
         (X, Y, {"batch_size": -2}, "batch_size a positive integer"),
         (X, Y, {"x_val": X}, "x_val and y_val together"),
