@@ -7,6 +7,7 @@ from koopjax._core._arrays import (
     has_float64 as has_float64,
     is_tracing as is_tracing,
 )
+from koopjax._core._inference import inference_arguments as inference_arguments
 from koopjax._core._linalg import (
     gram as gram,
     masked_qr as masked_qr,
@@ -45,6 +46,7 @@ __all__ = [
     "expected",
     "gram",
     "has_float64",
+    "inference_arguments",
     "is_tracing",
     "masked_qr",
     "matmul",

@@ -5,23 +5,13 @@ of a jitted function: models that differ in their numbers alone share one compil
 """
 
 import dataclasses
-import inspect
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from koopjax._core import expected
-
-#: Linen modules take the mode as an argument, under one of these names: name -> value in training.
-_MODE_NAMES = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "use_running_average": False,
-}
+from koopjax._core import expected, inference_arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +28,7 @@ class NNXForm:
         """Output in inference mode."""
         model = self.merge(params, rest)
         model.eval()
-        return model(x)
+        return model(x, **inference_arguments(type(model).__call__))
 
     def forward_train(self, params: Any, rest: Any, x: Any, key: Any) -> tuple[Any, Any]:
         """Output in training mode, and the Variables as the call left them."""
@@ -58,8 +48,8 @@ class LinenForm:
     module: Any
 
     def _mode(self, train: bool) -> dict[str, bool]:
-        names = inspect.signature(type(self.module).__call__).parameters
-        return {name: on is train for name, on in _MODE_NAMES.items() if name in names}
+        names = inference_arguments(type(self.module).__call__)
+        return {name: still is not train for name, still in names.items()}
 
     def merge(self, params: Any, rest: Any) -> Any:
         """The pair again."""
@@ -92,8 +82,8 @@ class FunctionForm:
         return self.function, params
 
     def forward(self, params: Any, rest: Any, x: Any) -> Any:
-        """The function's value."""
-        return self.function(params, x)
+        """The function's value, in inference mode where it has one."""
+        return self.function(params, x, **inference_arguments(self.function))
 
     def forward_train(self, params: Any, rest: Any, x: Any, key: Any) -> tuple[Any, Any]:
         """The function's value; nothing else changes."""
@@ -114,12 +104,13 @@ class TreeForm:
         return jax.tree.unflatten(self.treedef, leaves)
 
     def forward(self, params: Any, rest: Any, x: Any) -> Any:
-        """The callable's value."""
-        return self.merge(params, rest)(x)
+        """The callable's value, in inference mode where it has one."""
+        model = self.merge(params, rest)
+        return model(x, **inference_arguments(type(model).__call__))
 
     def forward_train(self, params: Any, rest: Any, x: Any, key: Any) -> tuple[Any, Any]:
         """The callable's value; nothing else changes."""
-        return self.forward(params, rest, x), rest
+        return self.merge(params, rest)(x), rest
 
 
 Form = NNXForm | LinenForm | FunctionForm | TreeForm

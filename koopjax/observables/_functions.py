@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen, nnx
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, is_tracing, pytree, static
+from koopjax._core import expected, inference_arguments, is_tracing, pytree, static
 from koopjax.observables._base import Observables, input_names, require_integer
 
 
@@ -107,9 +107,12 @@ class Neural(Observables):
         kind = self.definition[0]
         if kind == "nnx":
             frozen.eval()
-            return jnp.asarray(frozen(x), x.dtype)
+            return jnp.asarray(frozen(x, **inference_arguments(type(frozen).__call__)), x.dtype)
         code, variables = frozen
-        out = code(variables, x) if kind == "function" else code.apply(variables, x)
+        if kind == "function":
+            out = code(variables, x, **inference_arguments(code))
+        else:
+            out = code.apply(variables, x, **inference_arguments(type(code).__call__))
         return jnp.asarray(out, x.dtype)
 
 

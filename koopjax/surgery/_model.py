@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
-from koopjax._core import expected
-
-#: Arguments by which a model is told that it is not being trained, with the value that says so.
-_INFERENCE = {
-    "train": False,
-    "training": False,
-    "is_training": False,
-    "deterministic": True,
-    "use_running_average": True,
-    "inference": True,
-}
+from koopjax._core import expected, inference_arguments
 
 
 class Constant(nnx.Variable):
@@ -97,12 +86,12 @@ class Definition(Keyed):
         """The model's output, BatchNorm by its running statistics and dropout off."""
         if self.form in ("nnx", "tree"):
             model = self.rebuild(leaves)
-            return model(x, **_inference_arguments(type(model).__call__))
+            return model(x, **inference_arguments(type(model).__call__))
         tree = jax.tree.unflatten(self.treedef, leaves)
         if self.form == "linen":
-            arguments = _inference_arguments(type(self.static).__call__)
+            arguments = inference_arguments(type(self.static).__call__)
             return self.static.apply(tree, x, mutable=False, **arguments)
-        return self.static(tree, x, **_inference_arguments(self.static))
+        return self.static(tree, x, **inference_arguments(self.static))
 
     def rebuild(self, leaves: list[Any]) -> Any:
         """The model in its own form, with these arrays."""
@@ -112,14 +101,6 @@ class Definition(Keyed):
         if self.form in ("linen", "function"):
             return self.static, tree
         return _fill(tree, self.static)
-
-
-def _inference_arguments(function: Callable[..., Any]) -> dict[str, bool]:
-    try:
-        names = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a builtin without a signature takes none of them
-        return {}
-    return {name: value for name, value in _INFERENCE.items() if name in names}
 
 
 def define(model: Any) -> tuple[Definition, list[Any]]:

@@ -161,3 +161,9 @@ def test_mistakes_about_summaries_are_told():
         analysis.summarize([made(0.9, [row(0.9)])]).find("degree 3")
     with pytest.raises(ValueError, match="at least one value"):
         analysis.one_sided([])
+
+
+def test_labels_as_a_column_are_refused():
+    logits = jnp.eye(3)
+    with pytest.raises(ValueError, match=r"shape \(3,\), got shape \(3, 1\); try y\[:, 0\]"):
+        analysis.evaluate(logits, logits, np.arange(3)[:, None])

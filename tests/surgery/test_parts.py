@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
-from koopjax import models, surgery
+from koopjax import models, observables, surgery
 from koopjax.surgery import _parts, _program
 
 AT = ("layers.0/relu", "layers.2/relu")
@@ -148,3 +148,40 @@ def test_a_callable_pytree_is_a_model():
     assert [cut.name for cut in cuts][-1] == "layers.2"
     assert surgery.apply(span, batch(2)).shape == (2, 5)
     assert "layers.2" in repr(span)
+
+
+class Moded(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(6, 5, rngs=rngs), nnx.Linear(5, 3, rngs=rngs)])
+
+    def __call__(self, x, train=True):
+        x = self.layers[0](x)
+        return self.layers[1](-x if train else jax.nn.relu(x))
+
+
+class LinenModed(linen.Module):
+    @linen.compact
+    def __call__(self, x, inference=False):
+        x = linen.Dense(5, name="a")(x)
+        return linen.Dense(3, name="b")(jax.nn.relu(x) if inference else -x)
+
+
+def moded_function(params, x, train):
+    x = x @ params["a"]
+    return (-x if train else jax.nn.relu(x)) @ params["b"]
+
+
+@pytest.mark.parametrize("form", ["nnx", "linen", "function"])
+def test_inference_is_one_thing_in_models_surgery_and_observables(form):
+    x, key = batch(4), jax.random.key(3)
+    if form == "nnx":
+        model, at = Moded(nnx.Rngs(0)), (1, "output")
+    elif form == "linen":
+        model, at = (LinenModed(), LinenModed().init(key, x)), (1, "output")
+    else:
+        params = {"a": jax.random.normal(key, (6, 5)), "b": jnp.ones((5, 3))}
+        model, at = (moded_function, params), (1, "output")
+    head, span, tail = surgery.split(model, x, at)
+    whole = models.predict(model, x)
+    np.testing.assert_allclose(tail(span(head(x))), whole, atol=1e-5)
+    np.testing.assert_allclose(observables.Neural(model)(x), whole, atol=1e-5)
