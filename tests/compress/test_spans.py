@@ -14,8 +14,8 @@ BUDGET = "1.4x"
 
 
 def small(dtype=jnp.float32):
-    """A 6-24-24-3 network with random weights."""
-    model = models.MLP((6, 24, 24, 3), rngs=nnx.Rngs(0))
+    """A 6-16-16-3 network with random weights."""
+    model = models.MLP((6, 16, 16, 3), rngs=nnx.Rngs(0))
     nnx.update(model, jax.tree.map(lambda a: a.astype(dtype), nnx.state(model, nnx.Param)))
     return model
 
@@ -57,7 +57,7 @@ def test_magnitude_prunes_the_span_of_any_form(form):
     }
     weights = [layer["kernel"] for layer in held.values()]
     forms = {
-        "linen": (models.linen.MLP((6, 24, 24, 3)), {"params": held}),
+        "linen": (models.linen.MLP((6, 16, 16, 3)), {"params": held}),
         "function": (lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"] @ p["c"],
                      dict(zip("abc", weights, strict=True))),
         "tree": jax.tree_util.Partial(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"] @ p["c"],
@@ -83,7 +83,7 @@ def test_whitened_svd_takes_a_span_of_a_linen_model():
         f"layers_{k}": {"kernel": layer.kernel[...], "bias": layer.bias[...]}
         for k, layer in enumerate(net.layers)
     }
-    twin = (models.linen.MLP((6, 24, 24, 3)), {"params": held})
+    twin = (models.linen.MLP((6, 16, 16, 3)), {"params": held})
     cuts = [c.name for c in surgery.cut_points(twin, X)]
     at = tuple(c for c in cuts if c.endswith("relu"))
     made = compress.whitened_svd(twin, X, BUDGET, at=at, key=jax.random.key(1))
