@@ -218,19 +218,26 @@ def _from_values(stats: Statistics, scaled: Array, raw: Array) -> Diagnosis:
     )
 
 
-def diagnose(stats: Statistics) -> Diagnosis:
+def diagnose(stats: Statistics, known: Any = None) -> Diagnosis:
     """Numerical rank and condition of Ψx from its statistics.
 
-    Numerics: the singular values up to `EXACT` observables (an order less than their vectors);
-    above, a Cholesky factor and a few solves, and the singular values only if that one breaks down.
+    Numerics: the singular values up to `EXACT` observables, of scaled columns and of raw ones;
+    above, a Cholesky factor and a few solves, and the raw values alone if that one breaks down.
+
+    Args:
+        stats: of the lifted snapshots.
+        known: raw singular values that a solver has met already, cut at rounding; zeros for none.
     """
     p = stats.sizes[0]
     d = column_scale(stats)
-    exact = lambda: _from_values(
-        stats, singular_values(stats, d), singular_values(stats, jnp.ones_like(d))
-    )
+    raw = lambda: singular_values(stats, jnp.ones_like(d))
     if p <= EXACT:
-        return exact()
+        return _from_values(stats, singular_values(stats, d), raw())
+
+    def values() -> Diagnosis:
+        found = raw() if known is None else jax.lax.cond(known[0] > 0, lambda: known, raw)
+        return _from_values(stats, found, found)
+
     t, _, _ = triangle(stats, 0.0)
     least, largest = extremes(t)
     power = 2 if isinstance(stats, Gram) else 1
@@ -238,6 +245,8 @@ def diagnose(stats: Statistics) -> Diagnosis:
 
     def estimate() -> Diagnosis:
         low, high = extremes(t / d[None, :])
-        return Diagnosis(jnp.asarray(p, jnp.int32), high / low, largest / least, high, False)
+        return Diagnosis(
+            jnp.asarray(p, jnp.int32), high / low, largest / least, high, jnp.asarray(False)
+        )
 
-    return jax.lax.cond(healthy, estimate, exact)
+    return jax.lax.cond(healthy, estimate, values)

@@ -22,18 +22,23 @@ def _moments(stats: Statistics) -> tuple[Array, Array]:
     return (g, rhs) if isinstance(stats, Gram) else (matmul(g.T, g), matmul(g.T, rhs))
 
 
-def _ridge_primal(stats: Statistics, alpha: Any) -> Array:
-    """Triangular solve; pseudo-inverse where the triangle is singular to rounding."""
+def _ridge_primal(stats: Statistics, alpha: Any) -> tuple[Array, Array]:
+    """Triangular solve; pseudo-inverse where the triangle is singular to rounding.
+
+    Returns:
+        `(p, q)` solution, and the `(p,)` singular values that the pseudo-inverse kept; zeros where
+        none was needed.
+    """
     t, rhs, d = triangle(stats, alpha)
 
-    def direct() -> Array:
-        return d[:, None] * jax.scipy.linalg.solve_triangular(t, rhs)
+    def direct() -> tuple[Array, Array]:
+        return d[:, None] * jax.scipy.linalg.solve_triangular(t, rhs), jnp.zeros_like(d)
 
-    def pseudo() -> Array:
+    def pseudo() -> tuple[Array, Array]:
         parts = spectral(stats)
         keep = parts.s > 0
         factor = jnp.where(keep, parts.s / jnp.where(keep, parts.s**2 + alpha, 1), 0)
-        return matmul(parts.v, factor[:, None] * parts.c)
+        return matmul(parts.v, factor[:, None] * parts.c), parts.s
 
     return jax.lax.cond(_healthy(stats, t), direct, pseudo)
 
@@ -54,20 +59,26 @@ def _healthy(stats: Statistics, t: Array) -> Array:
     return sound & (pivots > limit) & ((own > limit) | (pivots**2 > limit))
 
 
-@jax.custom_jvp
 def ridge(stats: Statistics, alpha: Any) -> Array:
     """`argmin ‖Ψx K − Ψy‖² + α ‖K‖²`, the one of least norm where it is not unique; `(p, q)`."""
+    return ridge_values(stats, alpha)[0]
+
+
+@jax.custom_jvp
+def ridge_values(stats: Statistics, alpha: Any) -> tuple[Array, Array]:
+    """`ridge`, and the singular values it met on the way for a diagnosis (zeros if none)."""
     return _ridge_primal(stats, alpha)
 
 
-@ridge.defjvp
-def _ridge_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+@ridge_values.defjvp
+def _ridge_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     # (G + αI) dK = dC − (dG + dα I) K, from differentiating the normal equations.
     stats, alpha = primals
-    k = ridge(stats, alpha)
+    k, s = ridge_values(stats, alpha)
     (g, _), (dg, dc) = jax.jvp(_moments, (stats,), (tangents[0],))
     dalpha = jnp.asarray(tangents[1], k.dtype)
-    return k, shifted_solve(g, alpha, dc - matmul(dg, k) - dalpha * k)
+    dk = shifted_solve(g, alpha, dc - matmul(dg, k) - dalpha * k)
+    return (k, s), (dk, jnp.zeros_like(s))
 
 
 def shifted_solve(g: Array, alpha: Any, b: Array) -> Array:
@@ -77,7 +88,7 @@ def shifted_solve(g: Array, alpha: Any, b: Array) -> Array:
 
     def solve(_: Any, rhs: Array) -> Array:
         zero = jnp.zeros((rhs.shape[1], rhs.shape[1]), rhs.dtype)
-        return _ridge_primal(Gram(fixed, rhs, zero, jnp.zeros((), rhs.dtype)), level)
+        return _ridge_primal(Gram(fixed, rhs, zero, jnp.zeros((), rhs.dtype)), level)[0]
 
     return jax.lax.custom_linear_solve(
         lambda z: matmul(g, z) + jnp.asarray(alpha, g.dtype) * z, b, solve, symmetric=True

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from koopjax._core import expected, is_tracing, pytree
 from koopjax.edmd._factor import Diagnosis, cut, diagnose, energy
-from koopjax.edmd._smooth import reduced, ridge, root_metric, truncated
+from koopjax.edmd._smooth import reduced, ridge_values, root_metric, truncated
 from koopjax.edmd._statistics import Statistics
 
 
@@ -103,13 +104,15 @@ class Ridge:
 
     def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
         """The solution from finite statistics; `diagnosis` where it is there already."""
-        diagnosis = diagnose(stats) if diagnosis is None else diagnosis
         alpha = penalty(stats, self.alpha, self.relative)
+        value, met = ridge_values(stats, alpha)
+        if diagnosis is None:
+            diagnosis = diagnose(stats, jax.lax.stop_gradient(met))
         # A ridge that decides needs no rank, and no more samples than there are.
         count = jnp.minimum(diagnosis.rank, stats.count.astype(jnp.int32))
         needed = jnp.where(decides(stats, diagnosis, alpha), count, stats.sizes[0])
         return Outcome(
-            value=ridge(stats, alpha),
+            value=value,
             rank=diagnosis.rank,
             needed=needed,
             found=diagnosis.rank,

@@ -245,6 +245,25 @@ def test_large_dictionaries_are_diagnosed_by_estimates(monkeypatch):
         assert int(found.rank) == 39
 
 
+@both
+@pytest.mark.parametrize("alpha", [0.0, 1e-3])
+def test_large_dependent_dictionaries_take_one_factorisation(kind, alpha, monkeypatch):
+    """The solution of the small ones, its rank and code, with or without a ridge."""
+    from koopjax.edmd import _factor, _solve
+
+    x, y = problem()
+    x = np.concatenate([x, x[:, :2], np.zeros((N, 1))], axis=1)
+    with jax.enable_x64(True):
+        stats = kind.from_batch(x, y)
+        small = edmd.solve(stats, edmd.Ridge(alpha))
+        monkeypatch.setattr(_factor, "EXACT", 4)
+        large = jax.jit(lambda stats: _solve.compute(stats, edmd.Ridge(alpha)))(stats)
+    np.testing.assert_allclose(large.value, small.value, atol=1e-10)
+    assert int(large.info.rank) == int(small.info.rank) == P
+    assert int(large.result) == int(small.result) == (SUCCESS if alpha else RANK_DEFICIENT)
+    np.testing.assert_allclose(float(large.info.condition), float(small.info.condition))
+
+
 def test_float64_statistics_keep_their_digits_where_x64_is_off():
     x, y = problem(dtype=np.float32)
     x[:, 1] = x[:, 0] * (1 + 3e-4 * x[:, 1])
