@@ -33,7 +33,9 @@ def check_classes(name: str, y: Any, out: jax.ShapeDtypeStruct, n: int) -> None:
     """Refuse integer labels of another shape than the answers, which would broadcast."""
     shape = (n, *out.shape[1:-1])
     if np.shape(y) != shape:
-        raise expected(f"{name}: integer labels of shape {shape}", f"shape {np.shape(y)}", "y[:, 0]")
+        raise expected(
+            f"{name}: integer labels of shape {shape}", f"shape {np.shape(y)}", "y[:, 0]"
+        )
 
 
 def check_input(name: str, form: Form, params: Any, rest: Any, x: Any) -> jax.ShapeDtypeStruct:
@@ -155,9 +157,7 @@ def accuracy(
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise expected("models.accuracy: integer labels", f"{y.dtype}", "y.argmax(-1)")
     check_classes("models.accuracy", y, out, np.shape(x)[0])
-    correct = count_correct(
-        form, params, rest, jnp.asarray(x), y, min(batch_size, len(x))
-    )
+    correct = count_correct(form, params, rest, jnp.asarray(x), y, min(batch_size, len(x)))
     return float(correct) / np.size(y)
 
 
