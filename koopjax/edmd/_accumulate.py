@@ -86,6 +86,34 @@ def _absorb(carry: Any, lift: Lift, x: Any, y: Any, weights: Any, folds: int | N
     return update(carry, split(psi_x), split(psi_y), split(weights))
 
 
+def _unweighted(carry: Any, lift: Lift, x: Any, y: Any, batch: int) -> Any:
+    """Whole blocks, then the rows left over as a block of their own.
+
+    No weights and no padding: multiplying every lifted row by a one costs some percent of the
+    product itself.
+    """
+    n = x.shape[0]
+    whole = n // batch
+
+    def rows(a: Any, start: Any) -> Any:
+        return jax.lax.dynamic_slice_in_dim(a, start, batch)
+
+    def step(carry: Any, start: Any) -> tuple[Any, None]:
+        y_rows = None if lift.same else rows(y, start)
+        return _absorb(carry, lift, rows(x, start), y_rows, None, None), None
+
+    if whole == 1:
+        carry, _ = step(carry, 0)
+    else:
+        # Rematerialised, so that a gradient keeps no lifted block either.
+        body = jax.checkpoint(step, prevent_cse=False)
+        carry, _ = jax.lax.scan(body, carry, batch * jnp.arange(whole))
+    if whole * batch == n:
+        return carry
+    rest = slice(whole * batch, n)
+    return _absorb(carry, lift, x[rest], None if lift.same else y[rest], None, None)
+
+
 def _scan(
     lift: Lift, x: Any, y: Any, weights: Any, kind: type, dtype: Any, batch: int, folds: int | None
 ) -> Any:
@@ -104,11 +132,15 @@ def _scan(
         y_rows = None if lift.same else y[rows]
         return _absorb(carry, lift, x[rows], y_rows, w, folds), None
 
+    if weights is None and folds is None:
+        return _unweighted(carry, lift, x, y, batch)
     if count == 1 and batch == n:
         w = jnp.ones(n, dtype) if weights is None else weights.astype(dtype)
         return _absorb(carry, lift, x, y, w, folds)
     # Rematerialised, so that a gradient keeps no lifted block either.
-    carry, _ = jax.lax.scan(jax.checkpoint(step), carry, batch * jnp.arange(count))
+    carry, _ = jax.lax.scan(
+        jax.checkpoint(step, prevent_cse=False), carry, batch * jnp.arange(count)
+    )
     return carry
 
 
