@@ -1,0 +1,5 @@
+"""`python -m koopjax`: the command line."""
+
+from koopjax.cli import main
+
+main()
