@@ -15,7 +15,7 @@ from koopjax.analysis._fit_all import Plan, fit_all
 from koopjax.analysis._flow import Chain, Flow, flow
 from koopjax.analysis._measure import Setting, assemble, nulls_of
 from koopjax.analysis._metric import METRICS, output_metric
-from koopjax.analysis._metrics import check_labels, check_task, states
+from koopjax.analysis._metrics import check_classes, check_labels, check_task, states
 from koopjax.analysis._rungs import Ladder
 
 #: Ridges that are tried, in units of the mean squared column norm of the dictionary.
@@ -116,6 +116,8 @@ def ladder(
     train, test = run(x_train, "x_train"), run(x_test, "x_test")
     val = None if x_val is None else run(x_val, "x_val")
     check_labels(y_test, test.output.shape[0], task)
+    if y_test is not None and task == "classification" and score_fn is None:
+        check_classes(y_test, test.output.shape[:-1])
     if weights is not None and np.shape(weights) != (train.before.shape[0],):
         raise expected(f"weights of shape ({train.before.shape[0]},)", f"{np.shape(weights)}")
     if val is None and choices is None:

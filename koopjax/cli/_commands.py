@@ -26,15 +26,41 @@ def emit(json_file: Path | None, value: Any) -> None:
         report.write_atomically(json_file, text)
 
 
+def list_folder(what: str) -> Any:
+    """An --out for a command that only lists."""
+    return click.option(
+        "--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+        help=f"Folder to write {what}.json into as well.",
+    )  # fmt: skip
+
+
+def emit_list(json_file: Path | None, out: Path | None, what: str, value: Any) -> None:
+    """A list as JSON, to where it was asked for."""
+    emit(json_file, value)
+    if out is not None:
+        emit(writable_folder(out) / f"{what}.json", value)
+
+
 @main.command()
-@options("data-dir", "json")
-def datasets(data_dir: Path | None, json_file: Path | None) -> None:
+@click.option("--dataset", metavar="NAME", help="Only this one.")
+@options("data-dir", "seed")
+@list_folder("datasets")
+@options("json")
+def datasets(
+    dataset: str | None, data_dir: Path | None, seed: int, out: Path | None, json_file: Path | None
+) -> None:
     """List the datasets, whether they are here, and where to get them."""
     from koopjax import data
 
+    del seed  # nothing here is random; taken so that all commands read alike
     with mistakes("--data-dir"):
         infos = data.available(data_dir)
-    emit(json_file, [dataclasses.asdict(info) for info in infos])
+    if dataset is not None:
+        known = [info.name for info in infos]
+        infos = [info for info in infos if info.name == dataset]
+        if not infos:
+            raise UserError(f"--dataset: expected one of {', '.join(known)}, got {dataset!r}")
+    emit_list(json_file, out, "datasets", [dataclasses.asdict(info) for info in infos])
     rows = [
         (
             info.name,
@@ -51,12 +77,13 @@ def datasets(data_dir: Path | None, json_file: Path | None) -> None:
 
 
 @main.command("report")
-@click.argument("results", type=click.Path(path_type=Path))
+@click.argument("results", type=click.Path(path_type=Path), default=Path("koopjax-out"))
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Where to write the page [default: report.html beside the results].",
+    "--out", type=click.Path(path_type=Path), metavar="PATH",
+    help="Folder or .html file to write the page to [default: beside the results].",
 )  # fmt: skip
-def report_command(results: Path, out: Path | None) -> None:
+@options("json")
+def report_command(results: Path, out: Path | None, json_file: Path | None) -> None:
     """Make report.html again from RESULTS, a results.json or the folder that holds one."""
     from koopjax import plot, report
 
@@ -65,13 +92,16 @@ def report_command(results: Path, out: Path | None) -> None:
     folder = results if results.is_dir() else results.parent
     try:
         page = report.render(loaded, plot.figures(loaded))
-    except (KeyError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{results} lacks what a report needs ({error}), try one that koopjax wrote"
         ) from error
-    target = out or folder / "report.html"
+    target = out or folder
+    if target.suffix != ".html":
+        target = writable_folder(target) / "report.html"
     report.write_atomically(target, page)
-    show.console().print(f"report: {target}")
+    emit(json_file, loaded)
+    show.console(json_file).print(f"report: {target}")
 
 
 @main.command()
@@ -98,7 +128,8 @@ def train(
     how = networks.recipe(data, architecture, epochs)
     with show.progress() as stage:
         told = networks.telling(stage(f"training, seed {seed}", how.epochs))
-        network = networks.train(how, data, seed, out, told)
+        with mistakes():
+            network = networks.train(how, data, seed, out, told)
     test = networks.as_taken_by(how, data)
     accuracy = models.accuracy(network.model, test.x_test, test.y_test)
     results = {
@@ -124,7 +155,9 @@ def train(
 
 
 @main.command()
-@options("dataset", "data-dir", "download", "model", "architecture", "seed", "json")
+@options("dataset", "data-dir", "download", "model", "architecture", "seed")
+@list_folder("cuts")
+@options("json")
 def cuts(
     dataset: str,
     data_dir: Path | None,
@@ -132,6 +165,7 @@ def cuts(
     model_file: Path | None,
     architecture: str,
     seed: int,
+    out: Path | None,
     json_file: Path | None,
 ) -> None:
     """List where a network can be cut, in order of depth.
@@ -162,7 +196,7 @@ def cuts(
         }
         for point in points
     ]
-    emit(json_file, fields)
+    emit_list(json_file, out, "cuts", fields)
     rows = [
         (f["index"], f["name"], "×".join(map(str, f["shape"])), f"{f['parameters_before']:,}",
          f"{f['flops_before']:,}")

@@ -164,7 +164,9 @@ def add_compressed(
         budget = row.budget.replace(" ", "")
         path = out / f"{network.path.stem}-{row.method}-{budget}.koopjax"
         size = export.save(made.model, path)
-        paths[row.method, row.budget] = path, models.accuracy(export.load(path), *test), size
+        # An architecture that has no name of its own loads into the model it was saved from.
+        again = export.load(path, model=made.model)
+        paths[row.method, row.budget] = path, models.accuracy(again, *test), size
 
     rows = compress.table(
         network.model, x, test, budgets, methods, at=at, key=jax.random.key(network.seed),
