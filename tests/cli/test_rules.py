@@ -121,6 +121,22 @@ def test_datasets_as_a_table_and_as_json(tmp_path):
     assert json.loads((tmp_path / "d.json").read_text()) == listed
 
 
+def test_listing_commands_take_the_shared_options(tmp_path):
+    shared = ["--dataset", "digits", "--seed", 1, "--out", tmp_path, "--json", tmp_path / "x.json"]
+    for command in ("datasets", "cuts"):
+        assert koopjax(command, *shared).exit_code == 0
+        listed = json.loads((tmp_path / f"{command}.json").read_text())
+        assert listed == json.loads((tmp_path / "x.json").read_text())
+    assert koopjax("datasets", "--dataset", "digitz").exit_code == 2
+
+
+def test_a_results_file_of_another_shape_is_one_line(tmp_path):
+    (tmp_path / "results.json").write_text('{"replaced": "oops", "original": {"accuracy": 1}}')
+    done = koopjax("report", tmp_path)
+    assert done.exit_code == 2
+    assert len(lines(done.stderr)) == 1
+
+
 def test_the_entry_point_leaves_with_the_status():
     done = subprocess.run([*ENTRY, "nothing"], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 2
