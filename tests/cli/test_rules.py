@@ -43,7 +43,7 @@ def lines(text):
         (["compress", "--methods", "magic"], "magic"),
         (["train", "--architecture", "transformer9"], "transformer9"),
         (["report", "no/such/results.json"], "no/such/results.json"),
-        (["report"], "Missing argument"),
+        (["report", "no/such/results"], "no/such/results"),
     ],
 )
 def test_a_mistake_ends_with_status_2_and_one_line_that_helps(
