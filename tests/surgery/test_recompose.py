@@ -177,6 +177,16 @@ def by_path(pair):
 
 @pytest.mark.parametrize("name", NAMES + OWN)
 def test_every_cut_recomposes_at_two_batch_sizes_under_jit_and_grad(name):
+    check_batches_and_gradients(name, stride=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES + OWN)
+def test_every_cut_has_the_models_gradients(name):
+    check_batches_and_gradients(name, stride=1)
+
+
+def check_batches_and_gradients(name, stride):
     model, forward, make = made(name)
     unroll = name == "scan"
     cuts = surgery.cut_points(model, make(4), unroll=unroll)
@@ -191,8 +201,8 @@ def test_every_cut_recomposes_at_two_batch_sizes_under_jit_and_grad(name):
             np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5, err_msg=cut.name)
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     want_x = jax.grad(lambda x: jnp.sum(jnp.sin(forward(x))))(x) if floating else None
-    # Some cuts are enough for gradients; the last has all parameters in one part.
-    chosen = [*range(0, len(parts) - 1, 4), len(parts) - 1]
+    # The last cut has all parameters in one part.
+    chosen = [*range(0, len(parts) - 1, stride), len(parts) - 1]
     grads = gradients((0, 1) if floating else (0,), [parts[i] for i in chosen], x)
     whole = by_path(grads[-1][0])
     for index, got in zip(chosen, grads, strict=True):
@@ -205,17 +215,30 @@ def test_every_cut_recomposes_at_two_batch_sizes_under_jit_and_grad(name):
 
 @pytest.mark.parametrize("name", ["mlp", "foreign", "linen foreign", "vit"])
 def test_every_cut_recomposes_sample_by_sample_under_vmap(name):
+    check_vmap(name, most=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES + OWN)
+def test_every_cut_of_every_model_recomposes_under_vmap(name):
+    check_vmap(name, most=None)
+
+
+def check_vmap(name, most):
     model, forward, make = made(name)
     x = make(3)
     want = forward(x)
-    parts = [
-        surgery.split(model, x, ("input", cut.name))[1:] for cut in surgery.cut_points(model, x)
-    ]
+    unroll = name == "scan"
+    cuts = surgery.cut_points(model, x, unroll=unroll)
+    parts = [surgery.split(model, x, ("input", cut.name), unroll=unroll)[1:] for cut in cuts]
     mapped = quick_jit(jax.vmap(lambda parts, x: [t(s(x)) for s, t in parts], (None, 0)))
-    parts = parts[:: max(1, len(parts) // 6)]
-    for one, two in zip(mapped(parts, x), mapped(parts, jnp.stack([x, x])), strict=True):
-        np.testing.assert_allclose(one, want, rtol=2e-5, atol=2e-5)
+    parts = parts[:: max(1, len(parts) // (most or len(parts)))]
+    for two in mapped(parts, jnp.stack([x, x])):
         np.testing.assert_allclose(two[1], want, rtol=2e-5, atol=2e-5)
+    # These two fold the batch into another axis on the way: no state of theirs is one sample.
+    if name not in ("tokens", "baked"):
+        for one in mapped(parts, x):
+            np.testing.assert_allclose(one, want, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "foreign", "linen cnn"])
