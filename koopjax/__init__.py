@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         plot as plot,
         report as report,
         surgery as surgery,
+        tensor_edmd as tensor_edmd,
+        tt as tt,
     )
 
 __version__ = "0.1.0"
@@ -41,6 +43,8 @@ __all__ = [
     "plot",
     "report",
     "surgery",
+    "tensor_edmd",
+    "tt",
 ]
 _ROOMS = tuple(__all__[1:])
 
