@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from koopjax._core import expected, has_float64, is_tracing, pytree, static
@@ -53,6 +54,12 @@ class Lift:
         extra = {"": 0, "x": d, "y": d_out}[self.state]
         after = self.psi if self.target is None else self.target
         return int(self.psi.size(d)), int(after.size(d_out)) + extra
+
+
+def narrow_integers(lift: Lift) -> Lift:
+    """NumPy's 64-bit indices in 32 bits: a local float64 context and its caller read them alike."""
+    is_wide = lambda leaf: isinstance(leaf, np.ndarray) and leaf.dtype in (np.int64, np.uint64)
+    return jax.tree.map(lambda leaf: leaf.astype(np.int32) if is_wide(leaf) else leaf, lift)
 
 
 def block_rows(n: int | None, numbers: int, kind: type, folds: int | None) -> int:
@@ -253,6 +260,7 @@ def run(
 ) -> Statistics:
     """Dispatch to arrays or stream, with float64 asked for locally where the sums need it."""
     wide = dtype == jnp.float64 and not is_tracing(lift, y, weights)
+    lift = narrow_integers(lift)
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
         if y is None:
             return accumulate_stream(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from koopjax import edmd
-from koopjax.observables import Concat, Identity, Monomials
+from koopjax.observables import Concat, Identity, Monomials, Select
 
 KINDS = [edmd.Gram, edmd.RFactor]
 
@@ -105,6 +105,15 @@ def test_accumulation_in_blocks_is_one_pass(kind, batch_size, rng):
     assert got.dtype == jnp.float64
     np.testing.assert_allclose(moments(got), rows.T @ rows, rtol=1e-11, atol=1e-11)
     assert float(got.count) == 50
+
+
+def test_a_dictionary_may_hold_numpys_own_integers(rng):
+    x = rng.normal(size=(40, 3)).astype(np.float32)
+    psi = Select(Monomials(2), np.array([0, 2, 5], np.int64))
+    rows = np.stack([np.ones(40), x[:, 1], x[:, 0] * x[:, 1]], axis=1)
+    for pairs in ((x, x), (iter([(x, x)]), None)):
+        got = edmd.accumulate(psi, *pairs, target=Identity())
+        np.testing.assert_allclose(np.asarray(got.gram), rows.T @ rows, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
