@@ -6,10 +6,15 @@ returns a model with a report: `METHODS[name](model, calibration, "20x", key=key
 
 from koopjax.compress._budget import Budget as Budget, BudgetTooSmall as BudgetTooSmall
 from koopjax.compress._eliminate import select_observables as select_observables
+from koopjax.compress._finetune import finetune as finetune
 from koopjax.compress._koopman import koopman as koopman
 from koopjax.compress._magnitude import magnitude as magnitude
 from koopjax.compress._methods import METHODS as METHODS
 from koopjax.compress._result import Compressed as Compressed, Report as Report
+from koopjax.compress._sparse_updates import (
+    keep_zeros as keep_zeros,
+    prune_gradually as prune_gradually,
+)
 from koopjax.compress._table import Row as Row, table as table
 from koopjax.compress._whitened_svd import whitened_svd as whitened_svd
 
@@ -20,8 +25,11 @@ __all__ = [
     "Compressed",
     "Report",
     "Row",
+    "finetune",
+    "keep_zeros",
     "koopman",
     "magnitude",
+    "prune_gradually",
     "select_observables",
     "table",
     "whitened_svd",

@@ -1,0 +1,125 @@
+"""Fine-tuning: what the teacher knows comes back, zeros stay zero, the account stays true."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from koopjax import compress, export, models
+
+
+@pytest.fixture(scope="module")
+def pruned(network, calibration):
+    return compress.magnitude(network, calibration, "5x", key=jax.random.key(0))
+
+
+def agreement(model, teacher, x):
+    classes = lambda m: np.argmax(models.predict(m, x), -1)
+    return np.mean(classes(model) == classes(teacher))
+
+
+def test_distillation_without_labels_brings_the_teacher_back(pruned, network, calibration):
+    before = agreement(pruned.model, network, calibration)
+    tuned = compress.finetune(
+        pruned, calibration, teacher=network, key=jax.random.key(1), epochs=30
+    )
+    assert agreement(tuned.model, network, calibration) > max(before, 0.93)
+    # The same zeros, so the same budget; the report is that of the new file.
+    assert tuned.report.stored_bytes == export.stored_bytes(tuned.model)
+    assert tuned.report.stored_bytes <= tuned.report.budget_bytes == pruned.report.budget_bytes
+    assert tuned.report.parameters <= pruned.report.parameters
+    assert "distillation" in tuned.report.settings["finetuned"]
+    zeros = lambda m: [np.asarray(a) == 0 for a in jax.tree.leaves(nnx.state(m, nnx.Param))]
+    for old, new in zip(zeros(pruned.model), zeros(tuned.model), strict=True):
+        assert old.ndim < 2 or np.all(new[old])
+
+
+def test_labels_help_and_the_teachers_outputs_may_be_given(pruned, network, calibration, digits):
+    x, y = digits.train_and_val()
+    outputs = models.predict(network, x)
+    settings = {"key": jax.random.key(1), "epochs": 4}
+    tuned = compress.finetune(pruned, x, teacher=outputs, labels=y, **settings)
+    same = compress.finetune(pruned, x, teacher=network, labels=y, **settings)
+    for a, b in zip(*(jax.tree.leaves(nnx.state(m.model)) for m in (tuned, same)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert models.accuracy(tuned.model, x, y) > models.accuracy(pruned.model, x, y)
+    assert "labels" in tuned.report.settings["finetuned"]
+
+
+def test_a_bare_model_of_any_form_comes_back_in_its_form(network, calibration):
+    student = (
+        lambda p, x: x @ p["w"] + p["b"][None, :],
+        {"w": jnp.zeros((64, 10)), "b": jnp.zeros(10)},
+    )
+    function, params = compress.finetune(
+        student, calibration, teacher=network, key=jax.random.key(0), epochs=2
+    )
+    assert function is student[0]
+    # All zeros of a matrix stay: this student could learn its bias alone.
+    assert not np.any(np.asarray(params["w"]))
+    assert np.any(np.asarray(params["b"]))
+
+
+def test_gradual_pruning_reaches_its_density_and_keeps_most_of_the_accuracy(network, digits):
+    x, y = digits.train_and_val()
+    tuned = compress.finetune(
+        network, x, teacher=network, labels=y, key=jax.random.key(0), epochs=12, density=0.15,
+        batch_size=32,
+    )  # fmt: skip
+    matrices = [a for a in jax.tree.leaves(nnx.state(tuned, nnx.Param)) if a.ndim >= 2]
+    live = sum(np.count_nonzero(a) for a in matrices) / sum(a.size for a in matrices)
+    assert 0.13 < live <= 0.151
+    one_shot = compress.magnitude(network, x, "5x", key=jax.random.key(0)).model
+    assert models.accuracy(tuned, x, y) > models.accuracy(one_shot, x, y)
+
+
+def test_the_schedule_of_gradual_pruning_is_the_cubic_one():
+    # A plain gradient of zero: the masks alone move the weights.
+    tx = compress.prune_gradually(0.2, 100, every=10)
+    w = {"w": jnp.arange(1.0, 1001.0).reshape(10, 100), "b": jnp.zeros(3)}
+    state, seen = tx.init(w), []
+    step = jax.jit(tx.update)
+    for _ in range(120):
+        updates, state = step(jax.tree.map(jnp.zeros_like, w), state, w)
+        w = optax.apply_updates(w, updates)
+        seen.append(np.count_nonzero(w["w"]) / 1000)
+    t = np.minimum(np.arange(1, 121) // 10 * 10, 100) / 100
+    np.testing.assert_allclose(seen, 1 - 0.8 * (1 - (1 - t) ** 3), atol=2e-3)
+    assert np.all(np.diff(np.flatnonzero(np.ravel(w["w"]))) == 1)  # the largest ones live
+
+
+def test_one_output_is_a_regression(calibration):
+    teacher = jnp.sin(calibration[:, :1])
+    student = (lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"],
+               {"w": 0.1 * jax.random.normal(jax.random.key(0), (64, 8)),
+                "v": 0.1 * jax.random.normal(jax.random.key(1), (8, 1))})  # fmt: skip
+    tuned = compress.finetune(
+        student, calibration, teacher=teacher, key=jax.random.key(2), epochs=20
+    )
+    error = lambda m: float(jnp.mean((m[0](m[1], calibration) - teacher) ** 2))
+    assert error(tuned) < 0.2 * error(student)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"temperature": 0.0}, "temperature above 0"),
+        ({"label_weight": 2.0}, "label_weight from 0 to 1"),
+        ({"density": 0.0}, "density above 0"),
+        ({"learning_rate": -1.0}, "learning_rate above 0"),
+        ({"labels": np.zeros(3, np.int32)}, "labels as"),
+        ({"labels": np.full(1317, 12)}, "labels from 0 to 9"),
+        ({"teacher": np.zeros((3, 10))}, "teacher outputs of shape"),
+        ({"teacher": np.full((1317, 10), np.nan)}, "finite numbers"),
+    ],
+)
+def test_bad_settings_are_one_clear_error(network, calibration, wrong, words):
+    if "labels" in wrong and len(wrong["labels"]) > 3:
+        wrong = {"labels": np.full(len(calibration), 12)}
+    if "teacher" in wrong and len(wrong["teacher"]) > 3:
+        wrong = {"teacher": np.full((len(calibration), 10), np.nan)}
+    settings = {"teacher": network, "key": jax.random.key(0), "epochs": 1, **wrong}
+    with pytest.raises(ValueError, match=words):
+        compress.finetune(network, calibration, **settings)
