@@ -14,6 +14,10 @@ from koopjax.analysis._ladder import ladder as ladder
 from koopjax.analysis._metric import output_metric as output_metric
 from koopjax.analysis._metrics import confusion as confusion, evaluate as evaluate
 from koopjax.analysis._rungs import Ladder as Ladder, Rung as Rung
+from koopjax.analysis._spectrum import (
+    Spectrum as Spectrum,
+    interaction_spectrum as interaction_spectrum,
+)
 from koopjax.analysis._summary import (
     Summary as Summary,
     one_sided as one_sided,
@@ -26,10 +30,12 @@ __all__ = [
     "Ladder",
     "Rung",
     "Snapshots",
+    "Spectrum",
     "Summary",
     "confusion",
     "default_dictionaries",
     "evaluate",
+    "interaction_spectrum",
     "ladder",
     "one_sided",
     "output_metric",
