@@ -197,16 +197,13 @@ def _check(fit: Any, x: Any, max_order: int) -> None:
 
 def _names(front: Sequence[Any], d: int, count: int) -> list[str]:
     """Names of the coordinates that enter the product; counted where the maps have none."""
-    names: list[str] | None = None
+    names = [f"x{k}" for k in range(d)]
     try:
         for part in front:
-            names = part.names(d, names)
-            d = len(names)
+            names = part.names(len(names), names)
     except (NotImplementedError, TypeError, ValueError):
-        names = None
-    if names is None or len(names) != count:
-        return [f"x{k}" if not front else f"z{k}" for k in range(count)]
-    return names
+        names = []
+    return names if len(names) == count else [f"z{k}" for k in range(count)]
 
 
 def _moments(fit: Any, x: Any, root: Any, batch: int) -> tuple[Any, Any, float]:

@@ -81,7 +81,7 @@ def test_a_sum_plus_a_product_has_the_variances_of_its_terms():
             [weights[k] * line, one, 0 * one],
             [0 * one, 0 * one, line],
         ]
-        rows = [grow[1][:2] + [c * line]] if k == 0 else grow
+        rows = [[*grow[1][:2], c * line]] if k == 0 else grow
         rows = [[row[0] + row[2]] for row in rows] if k == d - 1 else rows
         cores.append(core(rows))
     signs = np.array(list(itertools.product([-1.0, 1.0], repeat=d)))
