@@ -1,0 +1,166 @@
+"""One core of a tensor train at a time: its normal equations, their solution, and its split.
+
+The core that is solved lies between a *near* interface `(n, r)`, which the sweep has just passed,
+and a *far* one, so that the same code serves both directions. All arrays are padded: columns
+beyond a rank and functions beyond a mode are zero, and so are the unknowns that belong to them.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from koopjax._core import masked_qr, matmul
+
+#: How often the damping of a Cholesky factorisation is raised before it is given up.
+TRIES = 8
+#: By how much, each time.
+RAISE = 100.0
+
+
+class Solved(NamedTuple):
+    """A solution of local normal equations.
+
+    Attributes:
+        value: `(p, q)`.
+        condition: of the equations scaled to a unit diagonal, from the pivots: a lower bound.
+        damping: what was added to that unit diagonal; 0 where the factorisation went through.
+    """
+
+    value: Array
+    condition: Array
+    damping: Array
+
+
+def outer(a: Array, b: Array) -> Array:
+    """Row by row, `(n, p)` and `(n, m)` to `(n, p m)`, the second running fastest."""
+    return (a[:, :, None] * b[:, None, :]).reshape(a.shape[0], a.shape[1] * b.shape[1])
+
+
+def accumulate(parts: tuple[Array, ...], y: Array, wide: Any) -> tuple[Array, Array]:
+    """`Zᵀ Z` and `Zᵀ y` for the row-wise product `Z` of the parts, block after block.
+
+    Args:
+        parts: `(blocks, size, m_i)` each.
+        y: `(blocks, size, q)`.
+        wide: dtype of the sums over blocks; products within a block stay in that of the data.
+    """
+    width = 1
+    for part in parts:
+        width *= part.shape[-1]
+
+    def step(total: Any, block: Any) -> tuple[Any, None]:
+        z = block[0][0]
+        for part in block[0][1:]:
+            z = outer(z, part)
+        new = matmul(z.T, z), matmul(z.T, block[1])
+        return jax.tree.map(lambda t, a: t + a.astype(wide), total, new), None
+
+    empty = jnp.zeros((width, width), wide), jnp.zeros((width, y.shape[-1]), wide)
+    return jax.lax.scan(step, empty, (parts, y))[0]
+
+
+def moments(part: Array, other: Array | None, wide: Any) -> Array:
+    """`Aᵀ A` for the row-wise product of one or two parts `(blocks, size, m)`."""
+    parts = (part,) if other is None else (part, other)
+    nothing = jnp.zeros((*part.shape[:2], 0), part.dtype)
+    return accumulate(parts, nothing, wide)[0]
+
+
+def solve_damped(gram: Array, cross: Array, alpha: Array, eps: float) -> Solved:
+    """`(G + α I) w = c` by Cholesky, unknowns without data set to zero.
+
+    The equations are scaled to a unit diagonal, which leaves the solution as it is. Where a pivot
+    falls below the rounding of the products, the diagonal is damped by that rounding, then by a
+    hundred times more, until the factorisation holds.
+
+    Args:
+        gram: `(p, p)`.
+        cross: `(p, q)`.
+        alpha: ridge, absolute.
+        eps: rounding of the products that went into `gram`.
+    """
+    size, dtype = gram.shape[0], gram.dtype
+    live = jnp.diagonal(gram) > 0
+    diagonal = jnp.where(live, jnp.diagonal(gram) + alpha, 1)
+    scale = jnp.where(live, 1 / jnp.sqrt(diagonal), 0)
+    scaled = gram * scale[:, None] * scale[None, :]
+    shift = jnp.where(live, alpha * scale**2, 1)
+    floor = jnp.asarray(eps * size, dtype)
+
+    def attempt(damping: Array) -> tuple[Array, Array, Array]:
+        factor = jnp.linalg.cholesky(scaled + jnp.diag(shift + damping))
+        least = jnp.min(jnp.diagonal(factor)) ** 2
+        return damping, factor, jnp.isfinite(least) & (least > floor)
+
+    def again(state: Any) -> Array:
+        return (~state[1][2]) & (state[0] < TRIES)
+
+    def raised(state: Any) -> Any:
+        count, (damping, _, _) = state
+        return count + 1, attempt(jnp.where(damping > 0, RAISE * damping, 2 * floor))
+
+    first = attempt(jnp.zeros((), dtype))
+    _, (damping, factor, _) = jax.lax.while_loop(again, raised, (jnp.int32(0), first))
+    value = scale[:, None] * jax.scipy.linalg.cho_solve((factor, True), scale[:, None] * cross)
+    pivots = jnp.where(live, jnp.diagonal(factor), 1)
+    return Solved(value, (jnp.max(pivots) / jnp.min(pivots)) ** 2, damping)
+
+
+def root(gram: Array) -> Array:
+    """Symmetric square root of a positive semidefinite matrix, up to a common factor."""
+    trace = jnp.trace(gram)
+    values, vectors = jnp.linalg.eigh(gram / jnp.where(trace > 0, trace, 1))
+    return matmul(vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :], vectors.T)
+
+
+def orthonormal(columns: Array, spare: Array, good: Array, rows: Array, mask: Array) -> Array:
+    """An orthonormal basis of the good columns, made up to the rank with spare ones.
+
+    Args:
+        columns: `(m, r)`.
+        spare: `(m, r)`, used where a column carries nothing.
+        good: `(r,)` booleans.
+        rows: `(m,)` ones and zeros: which rows exist.
+        mask: `(r,)` ones and zeros: the rank.
+    """
+    norm = jnp.linalg.norm(columns, axis=0)
+    safe = jnp.where(norm > 0, norm, 1)
+    columns = jnp.where(good[None, :] & (norm > 0)[None, :], columns / safe[None, :], spare)
+    q, r = masked_qr(columns * rows[:, None], mask)
+    signs = jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)
+    return q * signs[None, :] * rows[:, None]
+
+
+def split(
+    core: Array, near: Array, far: Array, metric: Array, most: Array, rtol: Array
+) -> tuple[Array, Array, Array]:
+    """What of a core to keep in the bond ahead: its leading directions, weighted by the data.
+
+    The core as a matrix `C`, near rows and columns with the outputs and the far side, is cut where
+    `‖A^(1/2) C (M ⊗ B)^(1/2)‖` loses least; `A` and `B` are the second moments of what it meets on
+    both sides and `M` is the output metric. With unit moments this is the plain SVD of the core.
+
+    Args:
+        core: `(m, q, m')`.
+        near: `(m, m)` second moments.
+        far: `(m', m')` second moments.
+        metric: `(q, q)` square root of the output metric.
+        most: largest rank.
+        rtol: the tail that is cut off may hold this share of the norm; 0 keeps `most`.
+
+    Returns:
+        `(m, k)` directions by falling weight, `(k,)` which of them carry something, and the rank.
+    """
+    m, q, far_size = core.shape
+    weighted = jnp.einsum("aqb,qj,bc->ajc", core, metric, root(far), precision="highest")
+    weighted = weighted.reshape(m, q * far_size)
+    _, values, right = jnp.linalg.svd(matmul(root(near), weighted), full_matrices=False)
+    columns = matmul(weighted, right.T)
+    eps = jnp.finfo(core.dtype).eps
+    good = values > 4 * eps * m * values[0]
+    tails = jnp.sqrt(jnp.cumsum(values[::-1] ** 2)[::-1])
+    needed = jnp.sum((tails > rtol * tails[0]) & good)
+    rank = jnp.where(rtol > 0, jnp.clip(needed, 1, most), most)
+    return columns, good, rank.astype(jnp.int32)

@@ -1,0 +1,197 @@
+"""Fits over a product dictionary with padded cores: what `vmap` over ranks runs over."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from koopjax import tt
+from koopjax._core import expected, is_tracing, matmul, pytree
+from koopjax.tensor_edmd._als_local import outer
+from koopjax.tensor_edmd._dictionary import separable
+from koopjax.tensor_edmd._result import TensorInfo, TensorKoopman
+
+
+def feasible(modes: tuple[int, ...], limit: int) -> tuple[int, ...]:
+    """Largest rank of every bond, ends included: the smaller side's size, at most `limit`."""
+
+    def sizes(order: Any) -> list[int]:
+        out = [1]
+        for mode in order:
+            out.append(min(limit, out[-1] * mode))
+        return out
+
+    return tuple(map(min, sizes(modes), reversed(sizes(reversed(modes)))))
+
+
+def stacked_factors(psi: Any, x: Array) -> Array:
+    """All factors of a dictionary in one array `(d, n, m)`, zeros beyond a mode's size."""
+    front, product = separable(psi)
+    for part in front:
+        x = part(x)
+    product.modes(x.shape[1])
+    leaves, trees = zip(*(jax.tree.flatten(f) for f in product.factors), strict=True)
+    shapes = {tuple(jnp.shape(leaf) for leaf in row) for row in leaves}
+    if len(set(trees)) == 1 and len(shapes) == 1:
+        # One family for all coordinates: evaluated side by side, not one after another.
+        stacked = [
+            jnp.stack([jnp.asarray(a) for a in column]) for column in zip(*leaves, strict=True)
+        ]
+        one = jax.tree.unflatten(trees[0], stacked)
+        return jax.vmap(lambda f, t: f(t[:, None]))(one, x.T) if stacked else _alike(product, x)
+    factors = product.factors_at(x)
+    most = max(f.shape[1] for f in factors)
+    return jnp.stack([jnp.pad(f, ((0, 0), (0, most - f.shape[1]))) for f in factors])
+
+
+def _alike(product: Any, x: Array) -> Array:
+    family = product.factors[0]
+    return jax.vmap(lambda t: family(t[:, None]))(x.T)
+
+
+@pytree
+class PaddedKoopman:
+    """A tensor-train fit with cores of one shape, or a batch of such fits as `vmap` gives it.
+
+    Attributes:
+        psi: a `Product`, or a `Compose` that ends in one.
+        cores: `(d, R, N, R)`, zero outside ranks and modes and at the output's place.
+        output: `(R, N, q, R)`, the core with the outputs.
+        position: int32, which core that is.
+        ranks: `(d + 1,)` int32.
+        requested: the rank that was asked for, before it was clipped to what can be.
+        info: `TensorInfo`; `history` has a row a half sweep, NaN where it did not get to.
+        validation: relative validation error of the train that was kept; NaN without validation.
+        damping: largest addition to the unit diagonal of scaled normal equations.
+        damped: how many of them needed it.
+        sweeps: how many were made.
+        result: int32 result code.
+    """
+
+    psi: Any
+    cores: Any
+    output: Any
+    position: Any
+    ranks: Any
+    requested: Any
+    info: Any
+    validation: Any
+    damping: Any
+    damped: Any
+    sweeps: Any
+    result: Any
+
+    @property
+    def rank_mask(self) -> Float[Array, "bonds r"]:
+        """`(d + 1, R)` ones up to each bond's rank, zeros beyond."""
+        size = self.output.shape[-1]
+        below = jnp.arange(size) < jnp.asarray(self.ranks)[..., None]
+        return below.astype(self.output.dtype)
+
+    def predict(self, x: Float[Array, "n d"]) -> Float[Array, "n q"]:
+        """`Ψ(x) K`; differentiable in the cores, `2 n d R² N` operations.
+
+        Args:
+            x: `(n, d)`, or `(d,)` for one state.
+        """
+        x = jnp.asarray(x)
+        if self.output.ndim != 4:
+            raise expected("one fit", "a batch of them", "jax.vmap over the fits, or unpad(lane)")
+        return _predict(self, x)
+
+    def unpad(self, lane: int | None = None) -> TensorKoopman:
+        """The fit with exact ranks; outside jit.
+
+        Args:
+            lane: which of a batch; None for a single fit.
+        """
+        if is_tracing(self):
+            raise expected("concrete cores in unpad", "traced ones", "unpad outside jit")
+        batched = self.output.ndim != 4
+        if batched != (lane is not None):
+            raise expected("a lane for a batch of fits and none for one fit", f"lane={lane}")
+        one = self if lane is None else _lane(self, lane)
+        return _unpad(one)
+
+
+def _lane(fit: PaddedKoopman, lane: int) -> PaddedKoopman:
+    count = fit.output.shape[0]
+    if not 0 <= lane < count:
+        raise expected(f"a lane in [0, {count})", f"{lane}")
+    arrays = {
+        name: jax.tree.map(lambda a: a[lane], getattr(fit, name))
+        for name in (
+            "cores", "output", "position", "ranks", "requested", "info", "validation", "damping",
+            "damped", "sweeps", "result",
+        )
+    }  # fmt: skip
+    return PaddedKoopman(psi=fit.psi, **arrays)
+
+
+def _unpad(fit: PaddedKoopman) -> TensorKoopman:
+    modes = separable(fit.psi)[1].modes()
+    ranks = [int(r) for r in np.asarray(fit.ranks)]
+    position, cores = int(fit.position), []
+    for k, mode in enumerate(modes):
+        full = fit.output if k == position else fit.cores[k][:, :, None, :]
+        cores.append(full[: ranks[k], :mode, :, : ranks[k + 1]])
+    info = fit.info
+    history = np.asarray(info.history)[: 2 * int(fit.sweeps)]
+    info = TensorInfo(
+        condition=info.condition, residual=info.residual, alpha=info.alpha, count=info.count,
+        history=history, method=info.method, reason=_reason(fit, modes, ranks),
+    )  # fmt: skip
+    return TensorKoopman(fit.psi, tt.TTMatrix(tuple(cores)), info, fit.result)
+
+
+def _reason(fit: PaddedKoopman, modes: tuple[int, ...], ranks: list[int]) -> str:
+    parts = []
+    rows = fit.info.history.shape[0]
+    sweeps = int(fit.sweeps)
+    if 2 * sweeps < rows:
+        parts.append(f"stopped after {sweeps} of {rows // 2} sweeps without improvement")
+    asked = int(np.max(np.asarray(fit.requested)))
+    most = max(feasible(modes, max(asked, 1)))
+    if asked > most:
+        parts.append(f"rank {asked} clipped to {most}, the largest that these modes can have")
+    if int(fit.damped):
+        parts.append(
+            f"{int(fit.damped)} local problems damped, by up to {float(fit.damping):.1e} of their "
+            "diagonal"
+        )
+    del ranks
+    return "; ".join(parts)
+
+
+@jax.jit
+def _predict(fit: PaddedKoopman, x: Array) -> Array:
+    rows = x if x.ndim == 2 else x[None]
+    factors = stacked_factors(fit.psi, rows)
+    dtype = jnp.result_type(factors, fit.output)
+    factors = factors.astype(dtype)
+    d, n, _ = factors.shape
+    size, modes = fit.output.shape[0], fit.output.shape[1]
+    index = jnp.arange(d)
+    first = jnp.zeros((n, size), dtype).at[:, 0].set(1)
+
+    def forward(left: Array, part: Any) -> tuple[Array, None]:
+        core, f, k = part
+        after = matmul(outer(left, f), core.reshape(size * modes, size))
+        return jnp.where(k < fit.position, after, left), None
+
+    def backward(right: Array, part: Any) -> tuple[Array, None]:
+        core, f, k = part
+        core = jnp.swapaxes(core, 0, 2).reshape(size * modes, size)
+        after = matmul(outer(right, f), core)
+        return jnp.where(k > fit.position, after, right), None
+
+    cores = jnp.asarray(fit.cores, dtype)
+    left, _ = jax.lax.scan(forward, first, (cores, factors, index))
+    right, _ = jax.lax.scan(backward, first, (cores, factors, index), reverse=True)
+    middle = jnp.take(factors, fit.position, axis=0)
+    flat = jnp.asarray(fit.output, dtype).reshape(size * modes, -1)
+    half = matmul(outer(left, middle), flat).reshape(n, -1, size)
+    out = jnp.einsum("sqr,sr->sq", half, right, precision="highest")
+    return out if x.ndim == 2 else out[0]
