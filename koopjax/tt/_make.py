@@ -1,0 +1,152 @@
+"""Trains from vectors, from chance, and from structure."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from koopjax._core import check_finite, expected
+from koopjax.tt._precision import precise, precise_as
+from koopjax.tt._ranks import as_ranks, feasible_ranks
+from koopjax.tt._support import as_floating, check_modes
+from koopjax.tt._trains import TensorTrain, TTMatrix
+
+
+def rank_one(vectors: Sequence[Any]) -> TensorTrain:
+    """The outer product of vectors, `A[i_1, ..., i_d] = v_1[i_1] ... v_d[i_d]`.
+
+    Args:
+        vectors: `d` arrays `(n_k,)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> rank_one([jnp.ones(2), jnp.ones(3)]).modes
+        (2, 3)
+    """
+    cores = []
+    for k, vector in enumerate(vectors):
+        vector = as_floating(f"vector {k}", vector)
+        if vector.ndim != 1:
+            raise expected(f"vector {k} of shape (n,)", f"shape {tuple(vector.shape)}")
+        check_finite(f"vector {k}", vector)
+        with precise(vector):
+            cores.append(vector.reshape(1, -1, 1))
+    return TensorTrain(tuple(cores)).validate()
+
+
+def kronecker(matrices: Sequence[Any]) -> TTMatrix:
+    """The Kronecker product of matrices, `M_1 ⊗ ... ⊗ M_d`, as a TT matrix of rank 1.
+
+    Args:
+        matrices: `d` arrays `(m_k, n_k)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> kronecker([jnp.eye(2), jnp.ones((2, 3))]).shape
+        (4, 6)
+    """
+    cores = []
+    for k, matrix in enumerate(matrices):
+        matrix = as_floating(f"matrix {k}", matrix)
+        if matrix.ndim != 2:
+            raise expected(f"matrix {k} of shape (m, n)", f"shape {tuple(matrix.shape)}")
+        check_finite(f"matrix {k}", matrix)
+        with precise(matrix):
+            cores.append(matrix.reshape(1, *matrix.shape, 1))
+    return TTMatrix(tuple(cores)).validate()
+
+
+def identity(modes: Sequence[int], dtype: Any = jnp.float32) -> TTMatrix:
+    """The identity matrix on a tensor space, of rank 1.
+
+    Example:
+        >>> identity((2, 3)).shape
+        (6, 6)
+    """
+    with precise_as(dtype):
+        return kronecker([jnp.eye(n, dtype=dtype) for n in check_modes(modes)])
+
+
+def _entries(key: Array, k: int, shape: tuple[int, int, int], dtype: Any) -> Array:
+    """Standard normal numbers, entry `(a, i, b)` from a key of its own."""
+
+    def folded(keys: Array, size: int) -> Array:
+        return jax.vmap(
+            lambda one: jax.vmap(lambda j: jax.random.fold_in(one, j))(jnp.arange(size))
+        )(keys).reshape(-1)
+
+    keys = jax.random.fold_in(key, k).reshape(1)
+    for size in (shape[1], shape[0], shape[2]):
+        keys = folded(keys, size)
+    values = jax.vmap(lambda one: jax.random.normal(one, (), dtype))(keys)
+    return values.reshape(shape[1], shape[0], shape[2]).transpose(1, 0, 2)
+
+
+def random(
+    key: Array,
+    modes: Sequence[int],
+    rank: int | Sequence[int],
+    dtype: Any = jnp.float32,
+) -> TensorTrain:
+    """A random train whose entries have mean 0 and variance 1.
+
+    Independent normal cores, each divided by the root of its right rank. Every number is drawn
+    from its own place, so that a train of lower rank is the leading block of one of higher rank,
+    up to that factor, and padding changes nothing.
+
+    Args:
+        key: `jax.random.key`.
+        modes: mode sizes.
+        rank: one rank, `d - 1` or `d + 1` of them; ranks above what the modes allow are clipped,
+            as `.ranks` shows and `clip_ranks(modes, rank)` says in words.
+        dtype: real or complex.
+
+    Example:
+        >>> import jax
+        >>> random(jax.random.key(0), (2, 3, 2), 5).ranks
+        (1, 2, 2, 1)
+    """
+    modes = check_modes(modes)
+    bounds = feasible_ranks(modes)
+    ranks = [min(r, m) for r, m in zip(as_ranks(len(modes), rank), bounds, strict=True)]
+    with precise_as(dtype):
+        cores = []
+        for k, n in enumerate(modes):
+            values = _draw(key, k, (ranks[k], n, ranks[k + 1]), np.dtype(dtype))
+            cores.append(values / math.sqrt(ranks[k + 1]))
+        return TensorTrain(tuple(cores))
+
+
+def random_matrix(
+    key: Array,
+    row_modes: Sequence[int],
+    column_modes: Sequence[int],
+    rank: int | Sequence[int],
+    dtype: Any = jnp.float32,
+) -> TTMatrix:
+    """A random TT matrix whose entries have mean 0 and variance 1; see `random`.
+
+    Example:
+        >>> import jax
+        >>> random_matrix(jax.random.key(0), (2, 3), (2, 2), 3).shape
+        (6, 4)
+    """
+    rows, columns = check_modes(row_modes), check_modes(column_modes)
+    if len(rows) != len(columns):
+        raise expected("as many row as column modes", f"{len(rows)} and {len(columns)}")
+    merged = [m * n for m, n in zip(rows, columns, strict=True)]
+    train = random(key, merged, rank, dtype)
+    with precise(train):
+        return TTMatrix(
+            tuple(
+                c.reshape(c.shape[0], m, n, c.shape[-1])
+                for c, m, n in zip(train.cores, rows, columns, strict=True)
+            )
+        )
+
+
+_draw = jax.jit(_entries, static_argnums=(2, 3))

@@ -1,0 +1,242 @@
+"""Orthogonalised trains: sweeps of QR factorisations towards a centre."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from koopjax._core import expected, masked_qr, matmul
+from koopjax.tt._padded import PaddedTT, pad_cores, prefix_mask
+from koopjax.tt._precision import dagger, einsum, factor_dtype, precise, real_dtype
+from koopjax.tt._support import T, as_train, check_train, like
+from koopjax.tt._trains import TensorTrain
+
+
+def ragged_qr(a: Array) -> tuple[Array, Array]:
+    """Reduced QR that keeps `min(m, n)` columns and has a derivative for wide matrices too.
+
+    `Q` comes from the first `m` columns of a wide matrix, and `R = Qᴴ A`.
+    """
+    dtype = a.dtype
+    a = a.astype(factor_dtype(dtype))
+    m, n = a.shape
+    if m >= n:
+        q, r = jnp.linalg.qr(a)
+    else:
+        q, r = jnp.linalg.qr(a[:, :m])
+        r = jnp.concatenate([r, matmul(dagger(q), a[:, m:])], axis=1)
+    return q.astype(dtype), r.astype(dtype)
+
+
+def first_kept(mask: Array, count: Any) -> Array:
+    """The mask cut to its first `count` ones."""
+    return mask * (jnp.cumsum(mask) <= count).astype(mask.dtype)
+
+
+def padded_qr(a: Array, rows: Array, mask: Array) -> tuple[Array, Array, Array]:
+    """QR of a padded matrix, of exactly the rank that its masks allow.
+
+    Columns beyond the number of rows in use are not factored but projected, `R = Qᴴ A`: a QR of
+    them would divide by zero in its derivative.
+
+    Args:
+        a: `(m, R)`, zero outside the masks.
+        rows: `(m,)` mask of rows in use.
+        mask: `(R,)` mask of columns in use.
+
+    Returns:
+        `q (m, R)`, `r (R, R)` and the mask of the columns of `q`.
+    """
+    dtype = a.dtype
+    a = a.astype(factor_dtype(dtype))
+    kept = first_kept(mask, jnp.sum(rows))
+    q, _ = masked_qr(a, kept)
+    q = q * rows.astype(a.dtype)[:, None]
+    return q.astype(dtype), matmul(dagger(q), a).astype(dtype), kept
+
+
+def left_sweep(cores: Array, rank_mask: Array, mode_mask: Array) -> tuple[Array, Array, Array]:
+    """Left-orthogonal cores of a padded train.
+
+    Args:
+        cores: `(d, R, N, R)`.
+        rank_mask: `(d + 1, R)`.
+        mode_mask: `(d, N)`.
+
+    Returns:
+        Left-orthogonal `(d, R, N, R)`, the last triangular factor `(R, R)` and masks `(d + 1, R)`.
+    """
+    _, size, n, _ = cores.shape
+
+    def step(carry: Any, inputs: Any) -> Any:
+        r, left = carry
+        core, right, modes = inputs
+        a = einsum("ab,bnc->anc", r, core).reshape(size * n, size)
+        rows = (left[:, None] * modes[None, :]).reshape(-1)
+        q, r, kept = padded_qr(a, rows, right)
+        return (r, kept), (q.reshape(size, n, size), kept)
+
+    first = jnp.diag(rank_mask[0]).astype(cores.dtype)
+    start = (first, rank_mask[0])
+    inputs = (cores, rank_mask[1:], mode_mask.astype(rank_mask.dtype))
+    (r, _), (out, masks) = jax.lax.scan(step, start, inputs)
+    return out, r, jnp.concatenate([rank_mask[:1], masks])
+
+
+def flip(cores: Array) -> Array:
+    """The mirror image of a padded train's cores, for sweeps from the right."""
+    return jnp.transpose(cores[::-1], (0, 3, 2, 1))
+
+
+def right_sweep(cores: Array, rank_mask: Array, mode_mask: Array) -> tuple[Array, Array, Array]:
+    """Right-orthogonal cores, the first factor (to be multiplied from the left), and masks."""
+    out, r, masks = left_sweep(flip(cores), rank_mask[::-1], mode_mask[::-1])
+    return flip(out), r.T, masks[::-1]
+
+
+def orthogonalize(train: T, center: int) -> T:
+    """The same tensor with orthonormal cores on both sides of a centre.
+
+    Cores left of `center` satisfy `Σ_n G[n]ᴴ G[n] = I`, those right of it `Σ_n G[n] G[n]ᴴ = I`;
+    the norm of the tensor is the norm of the core at the centre. Ranks above what the modes allow
+    are cut to it, exactly.
+
+    Args:
+        train: any train; a TT matrix is treated as the train of its merged modes.
+        center: index of the core that carries the norm, negative ones from the end (static).
+
+    Returns:
+        A train of the same kind. Costs `4 Σ n r³`. The derivative of the cores exists where the
+        unfoldings have full rank; that of `truncate`'s tensor needs less.
+
+    Raises:
+        ValueError: a centre outside the train, NaN cores.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> train = random(jax.random.key(0), (2, 3, 2), 2)
+        >>> bool(jnp.allclose(orthogonalize(train, 1).to_dense(), train.to_dense(), atol=1e-5))
+        True
+    """
+    check_train("the train", train)
+    d = train.order
+    if not -d <= center < d:
+        raise expected(f"a centre between {-d} and {d - 1}", f"{center}")
+    with precise(train):
+        if isinstance(train, PaddedTT):
+            return _orthogonalize_padded(train, center=center % d)
+        return like(_orthogonalize(as_train(train), center=center % d), train)
+
+
+@functools.partial(jax.jit, static_argnames="center")
+def _orthogonalize(train: TensorTrain, *, center: int) -> TensorTrain:
+    cores = list(train.cores)
+    for k in range(center):
+        r, n, s = cores[k].shape
+        q, rest = ragged_qr(cores[k].reshape(r * n, s))
+        cores[k] = q.reshape(r, n, -1)
+        cores[k + 1] = einsum("ab,bnc->anc", rest, cores[k + 1])
+    for k in range(len(cores) - 1, center, -1):
+        r, n, s = cores[k].shape
+        q, rest = ragged_qr(cores[k].reshape(r, n * s).T)
+        cores[k] = q.T.reshape(-1, n, s)
+        cores[k - 1] = einsum("anb,cb->anc", cores[k - 1], rest)
+    return TensorTrain(tuple(cores))
+
+
+@functools.partial(jax.jit, static_argnames="center")
+def _orthogonalize_padded(train: PaddedTT, *, center: int) -> PaddedTT:
+    cores, ranks, modes = train.cores, train.rank_mask, train.mode_mask
+    left, carry, left_masks = left_sweep(cores[:center], ranks[: center + 1], modes[:center])
+    right, back, right_masks = right_sweep(
+        cores[center + 1 :], ranks[center + 1 :], modes[center + 1 :]
+    )
+    middle = einsum("ab,bnc,cd->and", carry, cores[center], back)
+    masks = jnp.concatenate([left_masks, right_masks])
+    return PaddedTT(jnp.concatenate([left, middle[None], right]), masks, modes)
+
+
+def interface_norm(train: Any) -> Array:
+    """The norm as that of the last triangular factor of a sweep."""
+    if isinstance(train, PaddedTT):
+        _, r, _ = left_sweep(train.cores, train.rank_mask, train.mode_mask)
+        return jnp.linalg.norm(r)
+    rest = jnp.ones((1, 1), train.dtype)
+    for core in train.cores:
+        r, n, s = core.shape
+        _, rest = ragged_qr(matmul(rest, core.reshape(r, n * s)).reshape(-1, s))
+    return jnp.linalg.norm(rest)
+
+
+def singular_values(train: Any) -> tuple[Float[Array, " r"], ...] | Float[Array, "d_minus_1 R"]:
+    """The singular values of the unfolding at every bond.
+
+    At bond `k` those of the matrix with rows `(i_1 ... i_k)` and columns `(i_{k+1} ... i_d)`: what
+    a truncation at that bond would throw away.
+
+    Args:
+        train: any train; a TT matrix is treated as the train of its merged modes.
+
+    Returns:
+        For a ragged train a tuple of `d - 1` arrays, descending, as long as the rank that the
+        modes allow; for a padded one an array `(d - 1, R)`, zeros at the end of its rows. One scan
+        of SVDs after a sweep of QRs; no matrix is squared.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> [s.shape for s in singular_values(rank_one([jnp.ones(2), jnp.ones(3)]))]
+        [(1,)]
+    """
+    check_train("the train", train)
+    with precise(train):
+        if isinstance(train, PaddedTT):
+            return _singular_values(train)
+        plain = as_train(train)
+        values = _ragged_singular_values(plain)
+        sizes = allowed_ranks(plain)[1:-1]
+        return tuple(values[k, :r] for k, r in enumerate(sizes))
+
+
+def allowed_ranks(train: TensorTrain) -> tuple[int, ...]:
+    """The ranks after exact orthogonalisation from both sides: what shapes alone allow."""
+    ranks, modes = list(train.ranks), train.modes
+    for k, n in enumerate(modes):
+        ranks[k + 1] = min(ranks[k + 1], ranks[k] * n)
+    for k in range(len(modes) - 1, -1, -1):
+        ranks[k] = min(ranks[k], ranks[k + 1] * modes[k])
+    return tuple(ranks)
+
+
+@jax.jit
+def _ragged_singular_values(train: TensorTrain) -> Array:
+    rank, mode = max(train.ranks), max(train.modes)
+    cores = pad_cores(train.cores, rank, mode)
+    real = real_dtype(cores.dtype)
+    ranks = prefix_mask(jnp.asarray(train.ranks, jnp.int32), rank, real)
+    modes = prefix_mask(jnp.asarray(train.modes, jnp.int32), mode, real)
+    return _singular_values(PaddedTT(cores, ranks, modes))
+
+
+@jax.jit
+def _singular_values(train: PaddedTT) -> Array:
+    right, first, masks = right_sweep(train.cores, train.rank_mask, train.mode_mask)
+    size, n = right.shape[1:3]
+    dtype = right.dtype
+
+    def step(carry: Any, inputs: Any) -> Any:
+        left, count = carry
+        core, mask, modes = inputs
+        a = einsum("ab,bnc->anc", left, core).reshape(size * n, size)
+        _, s, vh = jnp.linalg.svd(a.astype(factor_dtype(dtype)), full_matrices=False)
+        # Beyond the rank that the modes allow, the values are rounding noise.
+        count = jnp.minimum(count * jnp.sum(modes), jnp.sum(mask))
+        s = s * prefix_mask(count, size, s.dtype)
+        left = (s[:, None] * vh).astype(dtype)
+        return (left, count), s.astype(real_dtype(dtype))
+
+    modes = train.mode_mask.astype(masks.dtype)
+    start = (first, jnp.sum(masks[0]))
+    _, values = jax.lax.scan(step, start, (right[:-1], masks[1:-1], modes[:-1]))
+    return values

@@ -1,0 +1,277 @@
+"""TT-SVD and rounding to a tolerance: outside jit, since ranks come from the data.
+
+Both run on the host in double precision whatever the dtype of the data, so that what is cut is
+what the tolerance says and not rounding noise; the cores come back in the dtype that came in.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from koopjax._core import check_finite, expected
+from koopjax.tt._padded import PaddedTT, pad, unpad
+from koopjax.tt._precision import precise_as, traced
+from koopjax.tt._ranks import RoundInfo, as_ranks, feasible_ranks, was_clipped
+from koopjax.tt._support import T, as_floating, as_train, check_modes, check_rtol, check_train, like
+from koopjax.tt._trains import TensorTrain, TTMatrix
+
+Host = np.ndarray
+
+
+class Budget:
+    """How much of the squared norm may still be cut, shared out evenly over the bonds to come.
+
+    The cuts are orthogonal to each other, so their squares add; what a bond does not use, the next
+    ones may. Storing `d` cores in their dtype costs some digits too, which are kept back.
+    """
+
+    def __init__(self, rtol: float, norm: float, bonds: int, dtype: Any) -> None:
+        eps = float(jnp.finfo(dtype).eps)
+        self.eps = eps
+        self.norm = norm
+        self.left = (max(rtol - (bonds + 1) * eps, 0.0) * norm) ** 2
+        self.bonds = bonds
+        self.spent = 0.0
+
+    def rank(self, s: Host, most: int) -> int:
+        """The least rank at this bond, from its descending singular values."""
+        tails = np.append(np.cumsum(s[::-1] ** 2)[::-1], 0.0)
+        # With nothing left to spend, only what rounding itself has put there is cut.
+        noise = (4 * self.eps * math.sqrt(len(s)) * self.norm) ** 2 if self.left == 0 else 0.0
+        allowed = max(self.left / max(self.bonds, 1), noise)
+        rank = max(1, min(int(np.argmax(tails <= allowed)), most))
+        self.bonds -= 1
+        self.left = max(self.left - tails[rank], 0.0) if self.left else 0.0
+        self.spent += float(tails[rank])
+        return rank
+
+    @property
+    def error(self) -> float:
+        """Relative error so far."""
+        return math.sqrt(self.spent) / self.norm if self.norm else 0.0
+
+
+def svd(a: Host) -> tuple[Host, Host, Host]:
+    """Thin SVD on the host; by way of a QR where the divide-and-conquer routine gives up."""
+    try:
+        return np.linalg.svd(a, full_matrices=False)
+    except np.linalg.LinAlgError:
+        q, r = np.linalg.qr(a)
+        u, s, vh = np.linalg.svd(r, full_matrices=False)
+        return q @ u, s, vh
+
+
+def wide(array: Any) -> Host:
+    """An array on the host in double precision."""
+    host = np.asarray(jax.device_get(array))
+    if host.dtype.kind not in "fc":  # bfloat16 and the like
+        host = host.astype(np.float32)
+    return host.astype(np.complex128 if np.iscomplexobj(host) else np.float64)
+
+
+def to_device(cores: Sequence[Host], dtype: Any) -> tuple[Any, ...]:
+    """Host cores as arrays of a dtype."""
+    with precise_as(dtype):
+        return tuple(jnp.asarray(np.ascontiguousarray(core), dtype) for core in cores)
+
+
+def _info(budget: Budget, ranks: Sequence[int], modes: Sequence[int], max_rank: Any) -> RoundInfo:
+    feasible = feasible_ranks(modes)
+    wanted = _ranks_of(max_rank, len(modes))
+    clipped = wanted is not None and was_clipped(max_rank, wanted, feasible)
+    return RoundInfo(
+        budget.error, np.asarray(ranks, np.int32), np.asarray(feasible), np.asarray(clipped)
+    )
+
+
+def _ranks_of(max_rank: Any, d: int) -> tuple[int, ...] | None:
+    return None if max_rank is None else as_ranks(d, max_rank)
+
+
+def _require_concrete(verb: str, *trees: Any) -> None:
+    if traced(*trees):
+        raise expected(
+            f"concrete values in {verb}, which takes its ranks from them",
+            "a call under jit, vmap or grad",
+            "tt.truncate on a PaddedTT, where ranks are masks",
+        )
+
+
+def svd_cores(
+    a: Host, modes: Sequence[int], rtol: float, wanted: Any, dtype: Any
+) -> tuple[list[Host], Budget]:
+    """TT-SVD of a host array from left to right."""
+    d = len(modes)
+    budget = Budget(rtol, float(np.linalg.norm(a)), d - 1, dtype)
+    cores, rest, r = [], a, 1
+    for k in range(d - 1):
+        u, s, vh = svd(rest.reshape(r * modes[k], -1))
+        rank = budget.rank(s, len(s) if wanted is None else wanted[k + 1])
+        cores.append(u[:, :rank].reshape(r, modes[k], rank))
+        rest, r = s[:rank, None] * vh[:rank], rank
+    cores.append(rest.reshape(r, modes[-1], 1))
+    return cores, budget
+
+
+def from_dense(
+    a: Any, max_rank: Any = None, rtol: float = 0.0, *, return_info: bool = False
+) -> Any:
+    """TT-SVD: a tensor as a train, `‖A − Ã‖ ≤ rtol ‖A‖` in the Frobenius norm.
+
+    Args:
+        a: `(n_1, ..., n_d)`, real or complex; integers become the default float.
+        max_rank: an upper bound on the ranks, one or `d - 1`; none by default. It wins over
+            `rtol`: where it bites, the error may be larger, and the info says how large. A bound
+            above what the modes allow changes nothing, and the info says so.
+        rtol: relative tolerance; 0 keeps all but rounding noise.
+        return_info: also return a `RoundInfo`.
+
+    Returns:
+        `TensorTrain` in the dtype of `a`, left-orthogonal but for the last core; with
+        `return_info` a pair. Costs SVDs of the unfoldings, in double precision on the host.
+
+    Raises:
+        ValueError: a scalar, an empty axis, NaN, rtol below 0, a rank below 1, a call under jit.
+
+    Example:
+        >>> import numpy as np
+        >>> from_dense(np.ones((2, 3, 4))).ranks
+        (1, 1, 1, 1)
+
+    Reference: Oseledets (2011), algorithm 1 and theorem 2.2.
+    """
+    _require_concrete("from_dense", a)
+    rtol = check_rtol(rtol)
+    a = as_floating("the tensor", a)
+    check_finite("the tensor", a)
+    modes = check_modes(a.shape)
+    wanted = _ranks_of(max_rank, len(modes))
+    cores, budget = svd_cores(wide(a), modes, rtol, wanted, a.dtype)
+    train = TensorTrain(to_device(cores, a.dtype))
+    return (train, _info(budget, train.ranks, modes, max_rank)) if return_info else train
+
+
+def matrix_from_dense(
+    a: Any,
+    row_modes: Sequence[int],
+    column_modes: Sequence[int],
+    max_rank: Any = None,
+    rtol: float = 0.0,
+    *,
+    return_info: bool = False,
+) -> Any:
+    """TT-SVD of a matrix between tensor spaces, modes merged pairwise.
+
+    Args:
+        a: `(∏ m_k, ∏ n_k)`.
+        row_modes, column_modes: `d` sizes each; multi-indices in C order.
+        max_rank, rtol, return_info: as in `from_dense`; the norm is the Frobenius norm.
+
+    Returns:
+        `TTMatrix`; with `return_info` a pair.
+
+    Raises:
+        ValueError: modes whose products are not the shape, and what `from_dense` raises.
+
+    Example:
+        >>> import numpy as np
+        >>> matrix_from_dense(np.eye(6), (2, 3), (2, 3)).ranks
+        (1, 1, 1)
+    """
+    _require_concrete("matrix_from_dense", a)
+    rtol = check_rtol(rtol)
+    rows, columns = check_modes(row_modes), check_modes(column_modes)
+    a = as_floating("the matrix", a)
+    check_finite("the matrix", a)
+    shape = (math.prod(rows), math.prod(columns))
+    if len(rows) != len(columns) or tuple(a.shape) != shape:
+        raise expected(
+            f"as many row as column modes and a matrix of shape {shape}, their products",
+            f"{len(rows)} row modes, {len(columns)} column modes and shape {tuple(a.shape)}",
+            "modes of 1 to fill up the shorter list",
+        )
+    d = len(rows)
+    order = [axis for k in range(d) for axis in (k, d + k)]
+    merged = tuple(m * n for m, n in zip(rows, columns, strict=True))
+    tensor = wide(a).reshape(*rows, *columns).transpose(order).reshape(merged)
+    wanted = _ranks_of(max_rank, d)
+    cores, budget = svd_cores(tensor, merged, rtol, wanted, a.dtype)
+    split = [
+        core.reshape(core.shape[0], m, n, core.shape[2])
+        for core, m, n in zip(cores, rows, columns, strict=True)
+    ]
+    matrix = TTMatrix(to_device(split, a.dtype))
+    return (matrix, _info(budget, matrix.ranks, merged, max_rank)) if return_info else matrix
+
+
+def right_orthogonal(cores: Sequence[Host]) -> list[Host]:
+    """Cores with the norm in the first one, on the host."""
+    out = list(cores)
+    for k in range(len(out) - 1, 0, -1):
+        r, n, s = out[k].shape
+        q, rest = np.linalg.qr(out[k].reshape(r, n * s).T)
+        out[k] = q.T.reshape(-1, n, s)
+        out[k - 1] = np.einsum("anb,cb->anc", out[k - 1], rest)
+    return out
+
+
+def round_cores(
+    cores: Sequence[Host], rtol: float, wanted: Any, dtype: Any
+) -> tuple[list[Host], Budget]:
+    """Rounding of host cores: QR from the right, SVD from the left."""
+    d = len(cores)
+    out = right_orthogonal(cores)
+    budget = Budget(rtol, float(np.linalg.norm(out[0])), d - 1, dtype)
+    for k in range(d - 1):
+        r, n, s = out[k].shape
+        u, values, vh = svd(out[k].reshape(r * n, s))
+        rank = budget.rank(values, len(values) if wanted is None else wanted[k + 1])
+        out[k] = u[:, :rank].reshape(r, n, rank)
+        out[k + 1] = np.einsum("ab,bnc->anc", values[:rank, None] * vh[:rank], out[k + 1])
+    return out, budget
+
+
+def round(train: T, rtol: float = 0.0, max_rank: Any = None, *, return_info: bool = False) -> Any:
+    """The train of least ranks within a tolerance: `‖A − Ã‖ ≤ rtol ‖A‖`.
+
+    Args:
+        train: any train; a `TTMatrix` is rounded as the train of its merged modes.
+        rtol: relative tolerance in the Frobenius norm, never exceeded unless `max_rank` bites;
+            0 cuts only what is rounding noise.
+        max_rank: an upper bound on the ranks, one or `d - 1`.
+        return_info: also return a `RoundInfo` with the error and whether a bound was clipped.
+
+    Returns:
+        A train of the same kind and dtype (a `PaddedTT` keeps its padding), left-orthogonal but
+        for the last core; with `return_info` a pair. Costs `Σ n r³`, in double precision on the
+        host. Not differentiable: see `truncate`.
+
+    Raises:
+        ValueError: rtol below 0, a rank below 1, NaN cores, a call under jit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> ones = rank_one([jnp.ones(2), jnp.ones(3)])
+        >>> round(add(ones, ones), rtol=1e-6).ranks
+        (1, 1, 1)
+
+    Reference: Oseledets (2011), algorithm 2.
+    """
+    _require_concrete("round", train)
+    rtol = check_rtol(rtol)
+    check_train("the train", train)
+    wanted = _ranks_of(max_rank, train.order)
+    plain = unpad(train) if isinstance(train, PaddedTT) else as_train(train)
+    host = [wide(core) for core in plain.cores]
+    cores, budget = round_cores(host, rtol, wanted, plain.dtype)
+    rounded = TensorTrain(to_device(cores, plain.dtype))
+    info = _info(budget, rounded.ranks, plain.modes, max_rank)
+    if isinstance(train, PaddedTT):
+        out = pad(rounded, train.max_rank, int(train.mode_mask.shape[1]))
+    else:
+        out = like(rounded, train)
+    return (out, info) if return_info else out
