@@ -72,8 +72,8 @@ def als(
         key: of the random start.
         alpha: ridge, absolute, on all entries of the tensor.
         sweeps: largest number of sweeps, there and back each.
-        x_val: `(n_val, d)`; with validation data the best fit is the one with the least error there,
-            else the one with the least `‖Ψ(x) K − y‖² + α ‖K‖²`.
+        x_val: `(n_val, d)`; with validation data the best fit is the one with the least error
+            there, else the one with the least `‖Ψ(x) K − y‖² + α ‖K‖²`.
         y_val: `(n_val, q)`.
         metric: `(q, q)`, positive semidefinite: errors are `e M eᵀ`, which decides what a rank
             keeps and which fit is best.

@@ -147,8 +147,7 @@ def start(problem: Problem, size: int, wide: Any, given: Any = None) -> State:
         wide: dtype of sums.
         given: `(cores, ranks)` orthogonal from the right, kept as far as they go.
     """
-    d, _, _, n = problem.factors[0].shape
-    dtype = problem.factors[0].dtype
+    n, dtype = problem.factors[0].shape[-1], problem.factors[0].dtype
 
     def step(carry: Any, part: Any) -> tuple[Any, Any]:
         near, near_rank, scale = carry
@@ -210,10 +209,8 @@ def _measure(
 ) -> tuple[Array, Array, Array]:
     """Training and validation error, and the score: validation, else what was minimised."""
     low = core.astype(near[0].dtype)
-    errors = [
-        _error(*sides, low, y, problem.metric)
-        for *sides, y in zip(near, f, far, problem.targets, strict=True)
-    ]
+    sets = zip(near, f, far, problem.targets, strict=True)
+    errors = [_error(a, b, c, low, y, problem.metric) for a, b, c, y in sets]
     if len(errors) > 1:
         return errors[0], errors[1], errors[1]
     weighted = jnp.einsum("ajb,jk->akb", core, problem.metric, precision="highest")
