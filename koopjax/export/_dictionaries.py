@@ -2,7 +2,8 @@
 
 The node of a dictionary is its class name and its fields in order: a static field as it is, an
 array as an empty byte string, another dictionary as its node, a sequence as a list that starts with
-the number 0. Fields at the end that have their defaults are left out.
+the number 0, or with 1, their number and one node where several dictionaries have the same. Fields
+at the end that have their defaults are left out.
 """
 
 import dataclasses
@@ -52,13 +53,17 @@ def _data_node(value: Any, path: tuple[Any, ...]) -> tuple[Any, list[Entry]]:
     if isinstance(value, observables.Observables):
         return psi_node(value, path)
     if isinstance(value, tuple | list):
-        nodes: list[Any] = [0]  # a sequence starts with a number, a dictionary with a name
+        # a sequence starts with a number (1: equal dictionaries), a dictionary with a name
+        nodes: list[Any] = [0]
         entries: list[Entry] = []
         for i, part in enumerate(value):
             node, more = _data_node(part, (*path, i))
             nodes.append(node)
             entries += more
-        return nodes, entries
+        same = (
+            len(nodes) > 2 and isinstance(nodes[1], list) and all(n == nodes[1] for n in nodes[2:])
+        )
+        return ([1, len(value), nodes[1]] if same else nodes), entries
     raise Unknown(f"{type(value).__name__} in a dictionary")
 
 
@@ -112,7 +117,8 @@ def _build_data(node: Any, path: tuple[Any, ...], take: Take) -> Any:
         return take(path, None, None)
     if isinstance(node[0], str):
         return build_psi(node, path, take)
-    return tuple(_build_data(part, (*path, i), take) for i, part in enumerate(node[1:]))
+    parts = [node[2]] * node[1] if node[0] == 1 else node[1:]
+    return tuple(_build_data(part, (*path, i), take) for i, part in enumerate(parts))
 
 
 class _Never:

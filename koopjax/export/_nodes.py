@@ -6,6 +6,7 @@ not.
 """
 
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -23,10 +24,11 @@ from koopjax.export._examples import (
     plain,
     trim,
 )
+from koopjax.export._trains import train_node, train_shapes
 from koopjax.export._walk import Entry, Path, arrays_of, spell, to_jax
 
 BLOCK, STACK, OPERATOR, DICTIONARY, SPLICED, TEMPLATE = "K", "S", "O", "D", "P", "T"
-FORMS = ["dense", "low_rank"]  # the place is what the file holds: append only
+FORMS = ["dense", "low_rank", "tt"]  # the place is what the file holds: append only
 
 Coded = tuple[list[Any], list[Entry]]
 
@@ -103,8 +105,11 @@ def _operator_node(operator: Any, path: Path) -> Coded:
     form = names.get(type(operator))
     if form not in FORMS:
         raise Unknown(type(operator).__name__)
-    held = [(name, getattr(operator, name)) for name in operator.arrays]
+    train = isinstance(operator, nn.TT)
+    held = [((name,), getattr(operator, name)) for name in operator.arrays if name != "cores"]
     held = [(name, v) for name, v in held if v is not None]
+    cores = [(("cores", k), v) for k, v in enumerate(operator.cores)] if train else []
+    held = cores + held
     bits = FORMS.index(form) << 2 | int(operator.use_bias) << 1 | _trains(v for _, v in held)
     precision = operator.precision
     node = [
@@ -112,19 +117,30 @@ def _operator_node(operator: Any, path: Path) -> Coded:
         None if operator.dtype is None else np.dtype(operator.dtype).name,
         "" if precision == "highest" else _precision(precision),
     ]
-    entries = [Entry((*path, name), v.get_value()) for name, v in held]
-    return trim(node, [None, None, ""]), entries
+    entries = [Entry((*path, *name), v.get_value()) for name, v in held]
+    if not train:
+        return trim(node, [None, None, ""]), entries
+    # shapes in the node: they follow from few numbers
+    entries = [Entry(e.path, e.value, tuple(e.value.shape)) for e in entries]
+    node += [train_node(operator), operator.form]
+    return trim(node, [None, None, "", None, "auto"]), entries
 
 
 def _build_operator(node: list[Any], path: Path, take: Take) -> nn.Operator:
-    bits, dtype, precision = [*node, *[None, None, ""][len(node) :]]
+    bits, dtype, precision, shape, order = [*node, *[None, None, "", None, "auto"][len(node) :]]
     if bits >> 2 >= len(FORMS):
         raise LookupError(f"operator form {bits >> 2}")
-    cls = nn.OPERATORS[FORMS[bits >> 2]]
-    names = [name for name in cls.arrays if name != "bias" or bits & 2]
-    arrays = {name: take((*path, name), None, None) for name in names}
-    precision = "highest" if precision == "" else precision
-    made = cls(**arrays, dtype=dtype, precision=precision)  # pyright: ignore[reportCallIssue]
+    settings = {"dtype": dtype, "precision": "highest" if precision == "" else precision}
+    cls: Any = nn.OPERATORS[FORMS[bits >> 2]]
+    if cls is nn.TT:
+        shapes = train_shapes(shape)
+        cores = [take((*path, "cores", k), known, None) for k, known in enumerate(shapes)]
+        width = (math.prod(known[2] for known in shapes),)
+        bias = take((*path, "bias"), width, None) if bits & 2 else None
+        made = cls(cores, bias, form=order, **settings)
+    else:
+        names = [name for name in cls.arrays if name != "bias" or bits & 2]
+        made = cls(**{name: take((*path, name), None, None) for name in names}, **settings)
     return made if bits & 1 else nn.freeze(made)
 
 

@@ -2,25 +2,26 @@
 
 A block computes `psi(x) @ K`. The same functions (`nn.functional`) serve the NNX modules here and
 the Linen module in `nn.linen`, under the same parameter names: `dictionary/...` for the arrays of
-`psi`, `operator/matrix` or `operator/left` and `operator/right` for the map behind it.
+`psi`, `operator/matrix`, `operator/left` and `operator/right`, or `operator/cores/...` for the map
+behind it.
 """
 
 from koopjax.nn import functional as functional, linen as linen
 from koopjax.nn._block import KoopmanBlock as KoopmanBlock
 from koopjax.nn._dictionary import Structure as Structure, take_apart as take_apart
 from koopjax.nn._from_koopman import from_koopman as from_koopman
-from koopjax.nn._operators import (
-    OPERATORS as OPERATORS,
-    Dense as Dense,
-    LowRank as LowRank,
-    Operator as Operator,
-)
+from koopjax.nn._operators import Dense as Dense, LowRank as LowRank, Operator as Operator
+from koopjax.nn._registry import OPERATORS as OPERATORS
 from koopjax.nn._stack import ACTIVATIONS as ACTIVATIONS, Stack as Stack
+from koopjax.nn._tensorize import tensorize as tensorize
+from koopjax.nn._tt import TT as TT
+from koopjax.nn._tune import Tuned as Tuned, tune as tune
 from koopjax.nn._variables import Frozen as Frozen, freeze as freeze, unfreeze as unfreeze
 
 __all__ = [
     "ACTIVATIONS",
     "OPERATORS",
+    "TT",
     "Dense",
     "Frozen",
     "KoopmanBlock",
@@ -28,10 +29,13 @@ __all__ = [
     "Operator",
     "Stack",
     "Structure",
+    "Tuned",
     "freeze",
     "from_koopman",
     "functional",
     "linen",
     "take_apart",
+    "tensorize",
+    "tune",
     "unfreeze",
 ]

@@ -11,6 +11,8 @@ from koopjax._core import expected
 from koopjax.nn import functional
 from koopjax.nn._dictionary import as_nodes, take_apart
 from koopjax.nn._operators import Dense, Operator, precision_name
+from koopjax.nn._product import check_modes, ends_in_product
+from koopjax.nn._tt import TT
 from koopjax.nn._variables import is_variable, make_variable, retag, trainable_parts
 
 
@@ -20,7 +22,9 @@ class KoopmanBlock(nnx.Module):
     Args:
         psi: dictionary; its arrays become Variables under `dictionary/`, those of a `Neural`
             dictionary among them.
-        operator: `Dense`, `LowRank`, or a matrix `(p, q)`.
+        operator: `Dense`, `LowRank`, `TT`, or a matrix `(p, q)`. A `TT` behind a `Product`, or a
+            `Compose` that ends in one, is contracted with its factors; the observables are never
+            formed.
         trainable: which parts an optimizer of `nnx.Param` changes: `True` (both), `False`,
             `"dictionary"`, `"operator"`, or a tuple of names. The others are `Frozen`; so are
             integers everywhere. The operator given is copied, not tagged in place.
@@ -63,6 +67,8 @@ class KoopmanBlock(nnx.Module):
         self.dictionary = as_nodes(structure.nest(variables))
         if not isinstance(operator, nnx.Module):
             operator = Dense(operator)
+        if isinstance(operator, TT) and ends_in_product(psi):
+            check_modes(psi, operator.modes[0])
         self.operator = retag(operator, "operator" in parts, param_dtype)
         self.dtype = None if dtype is None else jnp.dtype(dtype)
         if dtype is not None:

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from koopjax import tt
 from koopjax._core import expected, has_float64, is_tracing, matmul
 from koopjax.nn import functional
 from koopjax.nn._block import KoopmanBlock
 from koopjax.nn._operators import Dense, LowRank
+from koopjax.nn._tt import TT
+from koopjax.tensor_edmd import TensorKoopman
 
 
 def from_koopman(
@@ -29,11 +32,15 @@ def from_koopman(
 
     The readout `B` is folded into the operator, so one matrix `Kˢ B` carries state to state.
 
+    A fit in tensor-train format becomes a block on `TT`, which contracts the cores with the factors
+    of the product dictionary.
+
     Args:
-        fit: an `edmd.Koopman`: `psi`, `matrix` `(p, q)` and `readout` `(q, d)` or none.
+        fit: an `edmd.Koopman`: `psi`, `matrix` `(p, q)` and `readout` `(q, d)` or none; or a
+            `tensor_edmd.TensorKoopman`.
         rank: store the folded matrix in two factors of this rank, cut by a plain SVD (exact where
             the fit already has that rank, as after `edmd.ReducedRank`, whose cut is the better
-            one for a prediction).
+            one for a prediction). Of a tensor-train fit: its largest TT rank, cut by `tt.round`.
         steps: how many steps one pass takes; more than one needs a square K.
         lifted: return the observables after the step(s), `psi(x) Kˢ`, without the readout.
         trainable: which parts train, as in `KoopmanBlock`; nothing by default.
@@ -42,14 +49,25 @@ def from_koopman(
         precision: of the operator's products.
 
     Returns:
-        A block that holds the fit's dictionary and `Dense` or `LowRank`.
+        A block that holds the fit's dictionary and `Dense`, `LowRank` or `TT`.
 
     Numerics: powers, product and SVD are computed in float64 where the backend has it and nothing
     is traced, and rounded once to the fit's dtype.
     """
-    matrix, readout = fit.matrix, fit.readout
     if steps < 1:
         raise expected("steps of at least 1", str(steps))
+    if isinstance(fit, TensorKoopman):
+        if steps > 1 or lifted:
+            raise expected(
+                "steps=1 and lifted=False for a fit in tensor-train format",
+                f"steps={steps}, lifted={lifted}",
+                "calling the block several times",
+            )
+        operator = TT.from_train(_rounded(fit.train, rank), precision=precision)
+        return KoopmanBlock(
+            fit.psi, operator, trainable=trainable, dtype=dtype, param_dtype=param_dtype
+        )
+    matrix, readout = fit.matrix, fit.readout
     if steps > 1 and matrix.shape[0] != matrix.shape[1]:
         raise expected(
             "a square K to take several steps",
@@ -75,6 +93,15 @@ def from_koopman(
     return KoopmanBlock(
         fit.psi, operator, trainable=trainable, dtype=dtype, param_dtype=param_dtype
     )
+
+
+def _rounded(train: Any, rank: int | None) -> Any:
+    """A train of at most this rank; the error is that of TT rounding, in the plain norm."""
+    if rank is None:
+        return train
+    if isinstance(rank, bool) or rank < 1:
+        raise expected("a rank of at least 1", str(rank), "rank=None for all of it")
+    return train if max(train.ranks) <= rank else tt.round(train, max_rank=rank)
 
 
 @partial(jax.jit, static_argnames=("steps", "rank"))

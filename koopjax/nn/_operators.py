@@ -57,6 +57,10 @@ class Operator(nnx.Module):
         """Whether the map has a constant part of its own."""
         return self.bias is not None
 
+    def flops(self, n: int) -> int:
+        """Operations of the products for `n` samples, two a multiplication."""
+        raise NotImplementedError
+
 
 class Dense(Operator):
     """A dense operator: `x K + b`.
@@ -87,7 +91,7 @@ class Dense(Operator):
         precision: Any = functional.PRECISION,
     ):
         _check_matrix("matrix", matrix)
-        _check_bias(bias, jnp.shape(matrix)[1])
+        check_bias(bias, jnp.shape(matrix)[1])
         self._setup({"matrix": matrix, "bias": bias}, dtype, param_dtype, precision)
 
     @classmethod
@@ -132,6 +136,10 @@ class Dense(Operator):
         """Width of the output, `q`."""
         return self.matrix.shape[1]
 
+    def flops(self, n: int) -> int:
+        """`2 n p q`."""
+        return 2 * n * self.in_features * self.out_features
+
     def __call__(self, x: Float[Array, "*batch p"]) -> Float[Array, "*batch q"]:
         """`x K + b` along the last axis."""
         x, matrix, bias = self._values(x)
@@ -168,7 +176,7 @@ class LowRank(Operator):
         _check_matrix("right", right)
         if jnp.shape(left)[1] != jnp.shape(right)[0]:
             raise expected("factors (p, r) and (r, q)", f"{jnp.shape(left)} and {jnp.shape(right)}")
-        _check_bias(bias, jnp.shape(right)[1])
+        check_bias(bias, jnp.shape(right)[1])
         values = {"left": left, "right": right, "bias": bias}
         self._setup(values, dtype, param_dtype, precision)
 
@@ -222,13 +230,15 @@ class LowRank(Operator):
         """Inner width of the factors, `r`."""
         return self.left.shape[1]
 
+    def flops(self, n: int) -> int:
+        """Operations for `n` samples in the cheaper order."""
+        p, q, r = self.in_features, self.out_features, self.rank
+        return 2 * min(n * r * (p + q), p * q * (n + r))
+
     def __call__(self, x: Float[Array, "*batch p"]) -> Float[Array, "*batch q"]:
         """`x L R + b` along the last axis."""
         x, left, right, bias = self._values(x)
         return functional.apply_low_rank(x, left, right, bias, precision=self.precision)
-
-
-OPERATORS: dict[str, type[Operator]] = {"dense": Dense, "low_rank": LowRank}
 
 
 def precision_name(precision: Any) -> Any:
@@ -241,6 +251,7 @@ def _check_matrix(name: str, value: ArrayLike) -> None:
         raise expected(f"{name} to be a matrix", f"an array of shape {jnp.shape(value)}")
 
 
-def _check_bias(bias: ArrayLike | None, q: int) -> None:
+def check_bias(bias: ArrayLike | None, q: int) -> None:
+    """Raise unless a bias is a vector of width `q`, or none."""
     if bias is not None and jnp.shape(bias) != (q,):
         raise expected(f"a bias of shape ({q},)", f"one of shape {jnp.shape(bias)}")

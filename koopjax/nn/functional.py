@@ -1,15 +1,25 @@
 """The functional core of Koopman blocks: pure functions that the NNX and Linen modules call."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
+from koopjax import tt
 from koopjax._core import expected
+from koopjax.nn._product import ends_in_product, product_factors
 
-__all__ = ["apply_block", "apply_dense", "apply_low_rank", "low_rank_order"]
+__all__ = [
+    "apply_block",
+    "apply_dense",
+    "apply_low_rank",
+    "apply_tt",
+    "apply_tt_product",
+    "low_rank_order",
+]
 
 PRECISION = "highest"  # a fitted K loses its digits in bfloat16 or TF32 products
 
@@ -87,6 +97,58 @@ def apply_low_rank(
     return apply_dense(x, jnp.matmul(left, right, precision=precision), bias, precision=precision)
 
 
+def apply_tt(
+    x: Float[Array, "*batch p"],
+    cores: Sequence[Any],
+    bias: Float[Array, " q"] | None = None,
+    *,
+    precision: Any = PRECISION,
+    form: str = "auto",
+) -> Float[Array, "*batch q"]:
+    """TT operator on plain vectors: `x M + b`, contracted in the cheapest order.
+
+    Args:
+        x: `(..., ∏ m_k)`.
+        cores: `d` arrays `(r_{k-1}, m_k, n_k, r_k)`.
+        bias: `b`, or none.
+        precision: of the products, as in `apply_dense`.
+        form: order of contraction, as in `tt.contraction_order`.
+
+    Returns:
+        `(..., ∏ n_k)` in the promoted dtype.
+    """
+    train = tt.TTMatrix(tuple(cores))
+    p, q = train.shape
+    _check_width(x, p)
+    rows = x.reshape(math.prod(x.shape[:-1]), p)
+    out = tt.apply_matrix(train, rows, precision=precision, form=form)
+    return _add(out.reshape(*x.shape[:-1], q), bias)
+
+
+def apply_tt_product(
+    factors: Any,
+    cores: Sequence[Any],
+    bias: Float[Array, " q"] | None = None,
+    *,
+    precision: Any = PRECISION,
+    form: str = "auto",
+) -> Float[Array, "n q"]:
+    """TT operator on a product dictionary: `(f_1 ⊗ ... ⊗ f_d) M + b`, in one fused pass.
+
+    Args:
+        factors: `d` arrays `(n, m_k)`, or one `(d, n, m)`.
+        cores: `d` arrays `(r_{k-1}, m_k, n_k, r_k)`.
+        bias: `b`, or none.
+        precision: of the products, as in `apply_dense`.
+        form: order of contraction, as in `tt.contraction_order`.
+
+    Returns:
+        `(n, ∏ n_k)` in the promoted dtype.
+    """
+    out = tt.contract(tt.TTMatrix(tuple(cores)), factors, precision=precision, form=form)
+    return _add(out, bias)
+
+
 def apply_block(
     psi: Callable[[Array], Array],
     operator: Callable[[Array], Array],
@@ -95,6 +157,10 @@ def apply_block(
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "*batch q"]:
     """Koopman block: `operator(psi(x))` for a state, a batch, or any number of batch axes.
+
+    Where `psi` is a `Product`, or a `Compose` that ends in one, and the operator has
+    `apply_product` (`nn.TT`), the factors of the dictionary go to the operator and the products
+    are never formed.
 
     Args:
         psi: dictionary, called on `(d,)` or `(n, d)`.
@@ -109,6 +175,11 @@ def apply_block(
     if x.ndim == 0:
         raise expected("states of shape (..., d)", "a scalar", "x[None]")
     batch = x.shape[:-1]
+    contracts = getattr(operator, "apply_product", None)
+    if contracts is not None and ends_in_product(psi):
+        flat = x.reshape(math.prod(batch), x.shape[-1])
+        out = contracts(product_factors(psi, flat, dtype))
+        return out.reshape(*batch, out.shape[-1])
     flat = x if x.ndim <= 2 else x.reshape(-1, x.shape[-1])
     lifted = psi(flat)
     out = operator(lifted if dtype is None else lifted.astype(dtype))

@@ -1,7 +1,9 @@
 """Koopman blocks as Linen modules, under the parameter names of the NNX blocks."""
 
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as flax_linen, nnx
@@ -15,7 +17,9 @@ from koopjax.nn._block import KoopmanBlock as NNXBlock
 from koopjax.nn._dictionary import take_apart
 from koopjax.nn._from_koopman import from_koopman as nnx_from_koopman
 from koopjax.nn._operators import Dense, LowRank, default_bias_init, default_kernel_init
-from koopjax.nn._variables import trainable_parts
+from koopjax.nn._product import check_modes, ends_in_product
+from koopjax.nn._tt import TT
+from koopjax.nn._variables import is_variable, trainable_parts
 
 __all__ = ["KoopmanBlock", "from_koopman", "from_nnx", "to_nnx"]
 
@@ -60,7 +64,7 @@ class KoopmanBlock(flax_linen.Module):
     Attributes:
         psi: dictionary; its arrays are the initial values of `dictionary`.
         features: width of the output, `q`.
-        rank: inner width of a low-rank operator; none for a dense one.
+        rank: inner width of a low-rank operator, or rank(s) of a TT operator; none for a dense one.
         use_bias: whether the operator has a bias.
         trainable: which parts train, as in the NNX block.
         dtype: dtype to compute in; none promotes input and parameters.
@@ -68,6 +72,9 @@ class KoopmanBlock(flax_linen.Module):
         precision: of the operator's products.
         kernel_init: initializer of the operator's matrices.
         bias_init: initializer of the bias.
+        modes: row and column modes of a TT operator, as in `nn.TT.create`; the row modes those of
+            the dictionary where it ends in a `Product`. None for the other forms.
+        form: order of contraction of a TT operator, as in `nn.TT`.
 
     Example:
         >>> import jax
@@ -80,7 +87,7 @@ class KoopmanBlock(flax_linen.Module):
 
     psi: Any
     features: int
-    rank: int | None = None
+    rank: int | tuple[int, ...] | None = None
     use_bias: bool = False
     trainable: bool | str | tuple[str, ...] = True
     dtype: DTypeLike | None = None
@@ -88,6 +95,8 @@ class KoopmanBlock(flax_linen.Module):
     precision: Any = functional.PRECISION
     kernel_init: Any = default_kernel_init
     bias_init: Any = default_bias_init
+    modes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    form: str = "auto"
 
     def __post_init__(self) -> None:
         # Linen hashes its attributes, arrays can't be: keep the dictionary behind a hashable one
@@ -109,6 +118,13 @@ class KoopmanBlock(flax_linen.Module):
         nested = self._part("dictionary", lambda _: structure.nest(held.values))
         psi = structure.build(structure.flat(nested), self.dtype)
 
+        operator = (self._matrix if self.modes is None else self._train)(psi)
+        return functional.apply_block(psi, operator, x, dtype=self.dtype)
+
+    def _matrix(self, psi: Any) -> Any:
+        """The dense or low-rank operator, made when the width of its input is known."""
+        del psi
+
         def operator(lifted: Array) -> Array:
             arrays = self._part("operator", lambda key: self._init(key, lifted.shape[-1]))
             names = ("matrix",) if self.rank is None else ("left", "right")
@@ -118,34 +134,48 @@ class KoopmanBlock(flax_linen.Module):
             apply: Any = functional.apply_low_rank if low_rank else functional.apply_dense
             return apply(*promoted, precision=self.precision)
 
-        return functional.apply_block(psi, operator, x, dtype=self.dtype)
+        return operator
 
-    def _init(self, key: Array, p: int) -> dict[str, Array]:
+    def _train(self, psi: Any) -> TT:
+        """The TT operator of the NNX blocks on the module's arrays."""
+        if ends_in_product(psi):
+            check_modes(psi, self.modes[0])  # pyright: ignore[reportOptionalSubscript]
+        arrays = self._part("operator", lambda key: self._init(key, 0))
+        return TT(**_given(arrays), dtype=self.dtype, precision=self.precision, form=self.form)
+
+    def _init(self, key: Array, p: int) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "use_bias": self.use_bias,
+            "bias_init": self.bias_init,
+            "param_dtype": self.param_dtype,
+        }
+        if self.modes is not None:
+            rows, columns = self.modes
+            if math.prod(columns) != self.features or self.rank is None:
+                raise expected(
+                    f"column modes of product {self.features}, the features, and a rank",
+                    f"{columns} and rank {self.rank}",
+                )
+            product = ends_in_product(self.psi.structure.build(self.psi.values))
+            init = "identity" if product else "normal"
+            return _arrays(TT.create(key, rows, columns, self.rank, init=init, **settings))
         form = (p, self.features) if self.rank is None else (p, self.features, self.rank)
-        create = Dense.create if self.rank is None else LowRank.create
-        made = create(
-            key,
-            *form,
-            use_bias=self.use_bias,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            param_dtype=self.param_dtype,
-        )
-        return _arrays(made)
+        create: Any = Dense.create if self.rank is None else LowRank.create
+        return _arrays(create(key, *form, kernel_init=self.kernel_init, **settings))
 
 
 def from_nnx(block: NNXBlock) -> tuple[KoopmanBlock, dict[str, Any]]:
     """The Linen module and variables that compute what an NNX block computes.
 
     Args:
-        block: an `nn.KoopmanBlock` on `Dense` or `LowRank`.
+        block: an `nn.KoopmanBlock` on `Dense`, `LowRank` or `TT`.
 
     Returns:
         `(module, variables)` with the arrays of the block under the same names.
     """
     operator = block.operator
-    if not isinstance(operator, Dense | LowRank):
-        raise expected("a block on Dense or LowRank", type(operator).__name__)
+    if not isinstance(operator, Dense | LowRank | TT):
+        raise expected("a block on Dense, LowRank or TT", type(operator).__name__)
     structure = block.structure
     held = structure.flat(block.dictionary)
     values = {"dictionary": structure.nest([v.get_value() for v in held])}
@@ -155,10 +185,13 @@ def from_nnx(block: NNXBlock) -> tuple[KoopmanBlock, dict[str, Any]]:
         for name, variables in (("dictionary", held), ("operator", _variables(operator)))
         if any(isinstance(v, nnx.Param) for v in variables)
     )
+    train = isinstance(operator, TT)
     module = KoopmanBlock(
         psi=structure.build([v.get_value() for v in held]),
         features=operator.out_features,
-        rank=operator.rank if isinstance(operator, LowRank) else None,
+        rank=operator.ranks[1:-1] if train else getattr(operator, "rank", None),
+        modes=operator.modes if train else None,
+        form=operator.form if train else "auto",
         use_bias=operator.use_bias,
         trainable=parts,
         dtype=operator.dtype,
@@ -183,14 +216,12 @@ def to_nnx(module: KoopmanBlock, variables: Any) -> NNXBlock:
     merged = {**variables.get("frozen", {}), **variables.get("params", {})}
     structure = module.psi.structure
     psi = structure.build(structure.flat(merged["dictionary"] if structure.paths else {}))
-    arrays = dict(merged["operator"])
-    form = Dense if module.rank is None else LowRank
-    return NNXBlock(
-        psi,
-        form(**arrays, dtype=module.dtype, precision=module.precision),
-        trainable=module.trainable,
-        dtype=module.dtype,
-    )
+    settings: dict[str, Any] = {"dtype": module.dtype, "precision": module.precision}
+    form: Any = Dense if module.rank is None else LowRank
+    if module.modes is not None:
+        form, settings["form"] = TT, module.form
+    operator = form(**_given(merged["operator"]), **settings)
+    return NNXBlock(psi, operator, trainable=module.trainable, dtype=module.dtype)
 
 
 def from_koopman(fit: Any, rank: int | None = None, **settings: Any) -> tuple[KoopmanBlock, Any]:
@@ -208,9 +239,24 @@ def from_koopman(fit: Any, rank: int | None = None, **settings: Any) -> tuple[Ko
 
 
 def _variables(operator: Any) -> list[Any]:
-    return [getattr(operator, n) for n in operator.arrays if getattr(operator, n) is not None]
+    return [v for v in jax.tree.leaves(operator, is_leaf=is_variable) if is_variable(v)]
 
 
-def _arrays(operator: Any) -> dict[str, Array]:
+def _arrays(operator: Any) -> dict[str, Any]:
+    """The arrays of an operator by name; those of a list under its numbers."""
     held = {name: getattr(operator, name) for name in operator.arrays}
-    return {name: v.get_value() for name, v in held.items() if v is not None}
+    return {
+        name: {str(k): core.get_value() for k, core in enumerate(v)}
+        if name == "cores"
+        else v.get_value()
+        for name, v in held.items()
+        if v is not None
+    }
+
+
+def _given(arrays: Any) -> dict[str, Any]:
+    """The arguments of an operator's constructor: the reverse of `_arrays`."""
+    return {
+        name: [v[str(k)] for k in range(len(v))] if name == "cores" else v
+        for name, v in arrays.items()
+    }

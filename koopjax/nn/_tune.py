@@ -1,0 +1,118 @@
+"""The order of contraction chosen by measurement on the present device."""
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import jax
+from flax import nnx
+
+from koopjax import tt
+from koopjax._core import expected, is_tracing
+from koopjax.nn._tt import TT
+
+FIRST_TRIES = ("auto", "chain", "grouped", "dense", "scan", "tree")
+HOPELESS = 20.0  # times the expected seconds of the best: not measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What `tune` found.
+
+    Attributes:
+        module: the module with the fastest form fixed in its `TT` operators.
+        seconds: median seconds a call of the whole module, by form.
+        forms: the form of each operator, in the order of the module.
+    """
+
+    module: Any
+    seconds: dict[str, float]
+    forms: tuple[str, ...]
+
+
+@jax.jit
+def _call(module: Any, x: Any) -> Any:
+    return module(x)
+
+
+def tune(module: Any, x: Any, *, repeats: int = 30) -> Tuned:
+    """Measure every form of the TT operators of a module and fix the fastest.
+
+    The forms are timed by turns in the whole module, compiled, with the arrays as arguments. One
+    form is chosen for all TT operators of the module.
+
+    Args:
+        module: a `TT`, a `KoopmanBlock` on one, or any module that holds some.
+        x: an input of the batch size that matters.
+        repeats: timed calls a form.
+
+    Returns:
+        A copy of the module with the form fixed, and the times. A form that the shapes do not
+        admit, or that the cost model puts far behind, is left out.
+
+    Raises:
+        ValueError: no TT operator in the module, or a traced input.
+    """
+    operators = tt_operators(module)
+    if not operators:
+        raise expected("a module with TT operators", type(module).__name__)
+    if is_tracing(x, *jax.tree.leaves(nnx.state(module))):
+        raise expected("concrete arrays to measure with", "traced ones", "tune outside jit")
+    if isinstance(repeats, bool) or repeats < 1:
+        raise expected("repeats of at least 1", f"{repeats}")
+    lanes = {form: with_form(module, form) for form in _candidates(module, x)}
+    for lane in lanes.values():
+        jax.block_until_ready(_call(lane, x))
+    times: dict[str, list[float]] = {form: [] for form in lanes}
+    for _ in range(repeats):
+        for form, lane in lanes.items():
+            start = time.perf_counter()
+            jax.block_until_ready(_call(lane, x))
+            times[form].append(time.perf_counter() - start)
+    seconds = {form: statistics.median(values) for form, values in times.items()}
+    best = min(seconds, key=lambda form: seconds[form])
+    made = lanes[best]
+    return Tuned(made, seconds, tuple(op.form for op in tt_operators(made)))
+
+
+def tt_operators(module: Any) -> list[TT]:
+    """The TT operators of a module, each once."""
+    return [node for _, node in nnx.iter_modules(module) if isinstance(node, TT)]
+
+
+def with_form(module: Any, form: str) -> Any:
+    """A copy of a module whose TT operators have this form."""
+    if form not in tt.FORMS:
+        raise expected(f"a form among {list(tt.FORMS)}", repr(form))
+    made = nnx.clone(module)
+    for operator in tt_operators(made):
+        operator.form = form
+    return made
+
+
+def _candidates(module: Any, x: Any) -> list[str]:
+    """The forms that trace on this input and are not expected to be hopeless."""
+    found: dict[str, float] = {}
+    rows = x.size // max(1, x.shape[-1]) if x.ndim else 1
+    for form in FIRST_TRIES:
+        lane = with_form(module, form)
+        try:
+            jax.eval_shape(_call, lane, x)
+            found[form] = sum(_expected(op, rows) for op in tt_operators(lane))
+        except ValueError:
+            if form == "auto":  # a fault of the input, not of the form
+                raise
+    least = min(found.values())
+    return [form for form, seconds in found.items() if seconds <= HOPELESS * least]
+
+
+def _expected(operator: TT, rows: int) -> float:
+    """Seconds by the model, for a product where the form is for products alone."""
+    row_modes, column_modes = operator.modes
+    single = sum(c > 1 for c in column_modes) <= 1
+    kind = "product" if single else "vector"
+    order = tt.contraction_order(
+        operator.ranks, row_modes, column_modes, rows, kind=kind, form=operator.form
+    )
+    return order.seconds
