@@ -58,7 +58,6 @@ class Best(NamedTuple):
     position: Array
     cores: Array
     ranks: Array
-    scale: Array
 
 
 class State(NamedTuple):
@@ -114,13 +113,11 @@ def _error(near: Array, f: Array, far: Array, core: Array, y: Array, metric: Arr
     return jax.lax.scan(step, jnp.zeros((), metric.dtype), (near, f, far, y))[0]
 
 
-def _basis(
-    problem: Problem, columns: Array, good: Array, spare: Array, rows: Array, rank: Array
-) -> tuple[Array, Array]:
+def _basis(columns: Array, good: Array, spare: Array, rows: Array, rank: Array) -> Array:
     size = spare.shape[1]
     mask = _mask(rank, size, rows.dtype)
     columns, good = _widen(columns, size), jnp.pad(good[:size], (0, max(0, size - good.shape[0])))
-    return orthonormal(columns, spare, good, rows, mask), mask
+    return orthonormal(columns, spare, good, rows, mask)
 
 
 def _rescaled(basis: Array, second: Array, count: Array) -> tuple[Array, Array]:
@@ -160,7 +157,7 @@ def start(problem: Problem, size: int, wide: Any, given: Any = None) -> State:
             own = jnp.swapaxes(core, 0, 2).reshape(size * n, size).astype(wide)
             sketch = jnp.where((jnp.arange(size) < known_rank)[None, :], own, sketch)
         good = jnp.linalg.norm(sketch * rows[:, None], axis=0) > 0
-        basis, _ = _basis(problem, sketch, good, spare.astype(wide), rows, rank)
+        basis = _basis(sketch, good, spare.astype(wide), rows, rank)
         core, factor = _rescaled(basis, second, problem.count)
         flat = core.astype(dtype)
         after = tuple(_advance(a, b, flat) for a, b in zip(near, f, strict=True))
@@ -175,9 +172,7 @@ def start(problem: Problem, size: int, wide: Any, given: Any = None) -> State:
     q = problem.targets[0].shape[-1]
     nan = jnp.full((), jnp.nan, wide)
     zeros = jnp.zeros((size, n, q, size), dtype)
-    best = Best(
-        jnp.full((), jnp.inf, wide), nan, nan, zeros, jnp.int32(0), cores, problem.most, nan
-    )
+    best = Best(jnp.full((), jnp.inf, wide), nan, nan, zeros, jnp.int32(0), cores, problem.most)
     zero = jnp.zeros((), wide)
     return State(cores, problem.most, far, scales, best, zero + 1, zero, jnp.int32(0))
 
@@ -217,8 +212,68 @@ def _measure(
     return errors[0], jnp.full_like(errors[0], jnp.nan), errors[0] + alpha * jnp.sum(weighted**2)
 
 
-@functools.partial(jax.jit, static_argnames=("adaptive", "reverse", "wide"))
-def half(
+def _bond(
+    problem: Problem, carry: _Step, part: Any, core: Array, condition: Array, damping: Array,
+    wide: Any,
+) -> tuple[Array, Array, Array, Array, Array]:  # fmt: skip
+    """The core that stays behind, orthogonal: its factor, rank, and the hardest problem met."""
+    f, far, _, modes, spare, most, _, following = part
+    near = carry.near[0]
+    size, dtype = near.shape[-1], near.dtype
+    near_second = moments(near, f[0], wide)
+    rtol, ahead, beyond = jnp.zeros((), wide), far[0], None
+    if following is not None:
+        # Two cores at once: the second one's functions count as part of the far side.
+        ahead, beyond, scale, last = following
+        pair, rtol = jax.vmap(outer)(ahead, beyond), problem.rtol
+        core, _, hard, raised = _solve(problem, f[0], near, pair, carry.scale + scale, wide)
+        condition = jnp.where(last, condition, jnp.maximum(condition, hard))
+        damping = jnp.where(last, damping, jnp.maximum(damping, raised))
+    rows = _rows(carry.rank, modes.astype(wide), size)
+    far_second = moments(ahead, beyond, wide)
+    columns, good, rank = split(core, near_second, far_second, problem.metric, most, rtol)
+    basis = _basis(columns, good, spare.astype(wide), rows, rank)
+    scaled, factor = _rescaled(basis, near_second, problem.count)
+    return scaled.astype(dtype), factor, rank, condition, damping
+
+
+def _step(
+    problem: Problem, carry: _Step, part: Any, *, reverse: bool, wide: Any
+) -> tuple[_Step, Any]:
+    """Solve one core, compare it with the best, leave an orthogonal core behind, move on."""
+    f, far, far_scale, _, _, _, index, _ = part
+    near, best = carry.near, carry.best
+    size, n, dtype = near[0].shape[-1], f[0].shape[-1], near[0].dtype
+    log_scale = carry.scale + far_scale
+    core, alpha, condition, damping = _solve(problem, f[0], near[0], far[0], log_scale, wide)
+    train, validation, score = _measure(problem, near, f, far, core, alpha)
+    better = score < best.score
+    now = best._replace(
+        score=score,
+        train=train,
+        validation=validation,
+        core=_natural(core.reshape(size, n, -1, size), reverse).astype(dtype),
+        position=index,
+    )
+    best = jax.tree.map(lambda a, b: jnp.where(better, a, b), now, best)
+    flat, factor, rank, condition, damping = _bond(
+        problem, carry, part, core, condition, damping, wide
+    )
+    after = tuple(_advance(a, b, flat) for a, b in zip(near, f, strict=True))
+    moved = _Step(
+        near=after,
+        rank=rank,
+        scale=carry.scale + jnp.log(factor),
+        best=best,
+        condition=jnp.maximum(carry.condition, condition),
+        damping=jnp.maximum(carry.damping, damping),
+        damped=carry.damped + (damping > 0).astype(jnp.int32),
+    )
+    left = _natural(flat.reshape(size, n, size), reverse), near, carry.scale, carry.rank
+    return moved, (left, (train, validation, score))
+
+
+def _half(
     problem: Problem, state: State, *, adaptive: bool, reverse: bool, wide: Any
 ) -> tuple[State, Array]:
     """Solve every core once, from one end to the other.
@@ -227,70 +282,27 @@ def half(
         The state for the way back, and training and validation error of the best core of this
         half sweep.
     """
-    size, (d, _, _, n) = state.cores.shape[1], problem.factors[0].shape
-    dtype = problem.factors[0].dtype
-    roll = functools.partial(jnp.roll, shift=1 if reverse else -1, axis=0)
-
-    def step(carry: _Step, part: Any) -> tuple[_Step, Any]:
-        f, far, far_scale, modes, spare, ahead_most, index, following = part
-        near, best = carry.near, carry.best
-        log_scale = carry.scale + far_scale
-        core, alpha, condition, damping = _solve(problem, f[0], near[0], far[0], log_scale, wide)
-        train, validation, score = _measure(problem, near, f, far, core, alpha)
-        better = score < best.score
-        found = _natural(core.reshape(size, n, -1, size), reverse).astype(dtype)
-        now = best._replace(
-            score=score, train=train, validation=validation, core=found, position=index,
-            scale=log_scale,
-        )  # fmt: skip
-        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), now, best)
-        near_second = moments(near[0], f[0], wide)
-        rtol, ahead, beyond = jnp.zeros((), wide), far[0], None
-        if adaptive:
-            (next_f, next_far, next_scale, last) = following
-            # Two cores at once: the second one's functions count as part of the far side.
-            ahead, beyond, rtol = next_f, next_far, problem.rtol
-            pair = jax.vmap(outer)(ahead, beyond)
-            core, _, hard, raised = _solve(
-                problem, f[0], near[0], pair, carry.scale + next_scale, wide
-            )
-            condition = jnp.where(last, condition, jnp.maximum(condition, hard))
-            damping = jnp.where(last, damping, jnp.maximum(damping, raised))
-        far_second = moments(ahead, beyond, wide)
-        rows = _rows(carry.rank, modes.astype(wide), size)
-        columns, good, rank = split(core, near_second, far_second, problem.metric, ahead_most, rtol)
-        basis, _ = _basis(problem, columns, good, spare.astype(wide), rows, rank)
-        scaled, factor = _rescaled(basis, near_second, problem.count)
-        flat = scaled.astype(dtype)
-        after = tuple(_advance(a, b, flat) for a, b in zip(near, f, strict=True))
-        out = _natural(flat.reshape(size, n, size), reverse), near, carry.scale, carry.rank
-        moved = _Step(
-            after, rank, carry.scale + jnp.log(factor), best,
-            jnp.maximum(carry.condition, condition), jnp.maximum(carry.damping, damping),
-            carry.damped + (damping > 0).astype(jnp.int32),
-        )  # fmt: skip
-        return moved, (out, (train, validation, score))
-
+    size, d = state.cores.shape[1], state.cores.shape[0]
     near = tuple(_ones(f, size) for f in problem.factors)
     carry = _Step(
         near, jnp.int32(1), jnp.zeros((), wide),
         state.best, state.condition, state.damping, state.damped,
     )  # fmt: skip
     index = jnp.arange(d, dtype=jnp.int32)
-    ahead_most = problem.most[:-1] if reverse else problem.most[1:]
     following = None
     if adaptive:
-        end = 0 if reverse else d - 1
-        ahead_of = problem.factors[0], state.far[0], state.scales
-        following = (*(roll(array) for array in ahead_of), index == end)
+        roll = functools.partial(jnp.roll, shift=1 if reverse else -1, axis=0)
+        ahead = problem.factors[0], state.far[0], state.scales
+        following = (*(roll(a) for a in ahead), index == (0 if reverse else d - 1))
     parts = (
-        problem.factors, state.far, state.scales, problem.modes, problem.spare, ahead_most, index,
-        following,
+        problem.factors, state.far, state.scales, problem.modes, problem.spare,
+        problem.most[:-1] if reverse else problem.most[1:], index, following,
     )  # fmt: skip
+    step = functools.partial(_step, problem, reverse=reverse, wide=wide)
     done, (out, errors) = jax.lax.scan(step, carry, parts, reverse=reverse)
     cores, interface, scales, near_ranks = out
     one = jnp.ones(1, jnp.int32)
-    # Bond k is left of core k: where the sweep came from it knows the ranks, and at the end 1.
+    # Bond k is left of core k; the last bond passed has rank 1.
     ranks = jnp.concatenate([one, near_ranks] if reverse else [near_ranks, one])
     best = _compose(done.best, state, cores, ranks, reverse)
     least = jnp.argmin(jnp.where(jnp.isfinite(errors[2]), errors[2], jnp.inf))
@@ -343,7 +355,7 @@ def run(
     """Start, sweep there and back, stop when the score has not improved for so many sweeps."""
     state = start(problem, size, wide, given)
     history = jnp.full((2 * sweeps, 2), jnp.nan, wide)
-    both = functools.partial(half, problem, adaptive=adaptive, wide=wide)
+    both = functools.partial(_half, problem, adaptive=adaptive, wide=wide)
 
     def more(carry: Any) -> Array:
         _, _, count, stale = carry
