@@ -158,16 +158,23 @@ def _orthogonalize_padded(train: PaddedTT, *, center: int) -> PaddedTT:
     return PaddedTT(jnp.concatenate([left, middle[None], right]), masks, modes)
 
 
+def scaled_norm(a: Array) -> Array:
+    """The Euclidean norm, safe where squares would leave the range of the dtype."""
+    top = jnp.max(jnp.abs(a))
+    safe = jnp.where(top > 0, top, 1)
+    return top * jnp.sqrt(jnp.sum(jnp.abs(a / safe.astype(a.dtype)) ** 2))
+
+
 def interface_norm(train: Any) -> Array:
     """The norm as that of the last triangular factor of a sweep."""
     if isinstance(train, PaddedTT):
         _, r, _ = left_sweep(train.cores, train.rank_mask, train.mode_mask)
-        return jnp.linalg.norm(r)
+        return scaled_norm(r)
     rest = jnp.ones((1, 1), train.dtype)
     for core in train.cores:
         r, n, s = core.shape
         _, rest = ragged_qr(matmul(rest, core.reshape(r, n * s)).reshape(-1, s))
-    return jnp.linalg.norm(rest)
+    return scaled_norm(rest)
 
 
 def singular_values(train: Any) -> tuple[Float[Array, " r"], ...] | Float[Array, "d_minus_1 R"]:

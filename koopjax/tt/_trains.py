@@ -87,6 +87,12 @@ class TensorTrain(_Train):
 
         return dense(self)
 
+    def __getitem__(self, index: Any) -> Any:
+        """A part of the tensor, as `slice_` takes it: `train[1, :, 2:4]`."""
+        from koopjax.tt._parts import slice_
+
+        return slice_(self, index)
+
 
 @pytree
 class TTMatrix(_Train):

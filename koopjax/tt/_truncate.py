@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax._core import expected, matmul
-from koopjax.tt._orthogonal import allowed_ranks, flip, left_sweep, ragged_qr
+from koopjax.tt._orthogonal import allowed_ranks, flip, left_sweep, ragged_qr, scaled_norm
 from koopjax.tt._padded import PaddedTT, prefix_mask
 from koopjax.tt._precision import dagger, einsum, factor_dtype, precise, real_dtype, traced
 from koopjax.tt._ranks import RoundInfo, as_ranks, feasible_ranks, requested, was_clipped
@@ -51,11 +51,15 @@ def _kept_basis_jvp(primals: Any, tangents: Any) -> Any:
     floor = 8 * jnp.finfo(s.dtype).eps * s[0] * jnp.sqrt(jnp.asarray(s.shape[0], s.dtype))
     alive = keep * (s > floor)
     inverse = alive / jnp.where(alive > 0, s, 1)
-    # Pairs (j cut, i kept): (s_i c_ji + s_j conj(c_ij)) / (s_i^2 - s_j^2).
-    gap = (s[None, :] - s[:, None]) * (s[None, :] + s[:, None])
-    pair = (1 - keep)[:, None] * alive[None, :] * (gap > floor**2)
+    # Pairs (j cut, i kept): (s_i c_ji + s_j conj(c_ij)) / (s_i^2 - s_j^2), with everything divided
+    # by the largest value, since squares leave the range of float32 on long trains.
+    top = jnp.where(s[0] > 0, s[0], 1)
+    unit, small = s / top, c / top.astype(c.dtype)
+    gap = (unit[None, :] - unit[:, None]) * (unit[None, :] + unit[:, None])
+    pair = (1 - keep)[:, None] * alive[None, :] * (gap > (floor / top) ** 2)
     weight = pair / jnp.where(pair > 0, gap, 1)
-    mixed = (c * s[None, :].astype(c.dtype) + dagger(c) * s[:, None].astype(c.dtype)) * weight
+    right = small * unit[None, :].astype(c.dtype)
+    mixed = (right + dagger(small) * unit[:, None].astype(c.dtype)) * weight
     du = matmul(u, mixed.astype(u.dtype)) + outside * inverse.astype(u.dtype)[None, :]
     ds = jnp.real(jnp.diagonal(c))
     return (u * keep.astype(x.dtype)[None, :], s), (du, ds)
@@ -126,10 +130,10 @@ def truncate(train: T, rank: Any, *, max_rank: int | None = None, return_info: b
     return (out, info) if return_info else out
 
 
-def _lost(total: Array, cut: Array) -> Array:
-    """Relative error from the squares that were cut and the squared norm."""
-    total, cut = jax.lax.stop_gradient((total, cut))
-    return jnp.sqrt(cut / jnp.where(total > 0, total, 1))
+def _lost(total: Any, cut: Array) -> Array:
+    """Relative error from the norms cut at each bond and the norm of the tensor."""
+    total, cut = jax.lax.stop_gradient((jnp.asarray(total), cut))
+    return jnp.sqrt(jnp.sum((cut / jnp.where(total > 0, total, 1)) ** 2))
 
 
 @functools.partial(jax.jit, static_argnames=("ranks", "asked"))
@@ -146,7 +150,7 @@ def _truncate(train: TensorTrain, *, ranks: tuple[int, ...], asked: int | None) 
         mixed = einsum("anb,bc,dnc->ad", cores[k], mixed, jnp.conj(q))
         interfaces[k] = mixed
     left = jnp.ones((1, 1), train.dtype)
-    out, lost, total = [], 0.0, 0.0
+    out, lost, total = [], [], jnp.ones((), real_dtype(train.dtype))
     most = allowed_ranks(train)
     for k in range(d - 1):
         n = cores[k].shape[1]
@@ -156,14 +160,15 @@ def _truncate(train: TensorTrain, *, ranks: tuple[int, ...], asked: int | None) 
         keep = jnp.asarray([i < rank for i in range(small)])
         u, s = basis(a, interfaces[k + 1], keep)
         u = u[:, :rank]
-        total, lost = jnp.sum(s**2) if k == 0 else total, lost + jnp.sum(s[rank:] ** 2)
+        total = scaled_norm(s) if k == 0 else total
+        lost.append(scaled_norm(s[rank:]) if rank < small else jnp.zeros_like(total))
         out.append(u.reshape(-1, n, rank))
         left = matmul(dagger(u), a)
     out.append(einsum("ab,bnc->anc", left, cores[-1]))
     done = TensorTrain(tuple(out))
     feasible = feasible_ranks(train.modes)
     clipped = was_clipped(asked if asked is not None else ranks, ranks, feasible)
-    error = _lost(jnp.asarray(total), jnp.asarray(lost))
+    error = _lost(total, jnp.asarray(lost, total.dtype))
     return done, RoundInfo(
         error, jnp.asarray(done.ranks), jnp.asarray(feasible), jnp.asarray(clipped)
     )
@@ -229,8 +234,8 @@ def _truncate_padded(train: PaddedTT, rank: Array, *, size: int) -> Any:
         # Vectors of zero singular values may point into the padding: they carry nothing.
         rows = (prefix_mask(count, size, real)[:, None] * mode[None, :]).reshape(-1)
         u = u * rows.astype(u.dtype)[:, None]
-        cut = jnp.sum(s**2 * (1 - prefix_mask(new, thin, s.dtype)))
-        outputs = (u.reshape(size, n, size), new, cut, jnp.sum(s**2))
+        cut = scaled_norm(s * (1 - prefix_mask(new, thin, s.dtype)))
+        outputs = (u.reshape(size, n, size), new, cut, scaled_norm(s))
         return (matmul(dagger(u), a), new), outputs
 
     start = (jnp.zeros((size, full), cores.dtype).at[0, 0].set(1), one)
@@ -245,7 +250,7 @@ def _truncate_padded(train: PaddedTT, rank: Array, *, size: int) -> Any:
     asked = _asked(d, rank)[1:-1]
     beyond = asked > (jnp.max(most[1:-1], initial=1) if rank.ndim == 0 else most[1:-1])
     clipped = jnp.any(beyond)
-    return done, RoundInfo(_lost(first, jnp.sum(cut)), ranks, most, clipped)
+    return done, RoundInfo(_lost(first, cut), ranks, most, clipped)
 
 
 def _asked(d: int, rank: Array) -> Array:

@@ -1,0 +1,193 @@
+"""Parts of trains: entries, slices and partial contractions."""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Shaped
+
+from koopjax._core import check_finite, expected
+from koopjax.tt._precision import einsum, precise, traced
+from koopjax.tt._support import as_floating, check_train
+from koopjax.tt._trains import TensorTrain
+
+
+def _require_train(train: Any) -> None:
+    if not isinstance(train, TensorTrain):
+        raise expected("a TensorTrain", type(train).__name__, "tt.unpad for padded trains")
+    check_train("the train", train)
+
+
+def _absorb(cores: list[Any]) -> Any:
+    """Cores with three axes kept, matrices multiplied into a neighbour; a scalar if none is kept.
+
+    A matrix goes to the core on its right, or to the last one that is kept.
+    """
+    out: list[Any] = []
+    carry = None
+    for core in cores:
+        if core.ndim == 2:
+            carry = core if carry is None else einsum("ab,bc->ac", carry, core)
+        else:
+            out.append(core if carry is None else einsum("ab,bnc->anc", carry, core))
+            carry = None
+    if not out:
+        assert carry is not None
+        return carry[0, 0]
+    if carry is not None:
+        out[-1] = einsum("anb,bc->anc", out[-1], carry)
+    return TensorTrain(tuple(out))
+
+
+def contract_modes(train: TensorTrain, vectors: Mapping[int, Any]) -> Any:
+    """Some modes summed against vectors, the others left: `Σ_i A[..., i, ...] v[i]`.
+
+    Args:
+        train: `TensorTrain`.
+        vectors: mode index (negative from the end) to an array `(n_k,)`; nothing is conjugated.
+
+    Returns:
+        `TensorTrain` of the modes that are left; a scalar array where none is.
+
+    Raises:
+        ValueError: a mode outside the train, one given twice, a vector of another length.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> train = rank_one([jnp.ones(2), jnp.ones(3), jnp.ones(4)])
+        >>> contract_modes(train, {1: jnp.ones(3)}).to_dense().tolist()[0]
+        [3.0, 3.0, 3.0, 3.0]
+    """
+    _require_train(train)
+    d = train.order
+    found: dict[int, Any] = {}
+    for key, vector in vectors.items():
+        k = operator.index(key)
+        if not -d <= k < d or k % d in found:
+            raise expected(f"different modes between {-d} and {d - 1}", f"{sorted(vectors)}")
+        vector = as_floating(f"the vector of mode {k}", vector)
+        if tuple(vector.shape) != (train.modes[k],):
+            raise expected(
+                f"a vector of shape ({train.modes[k]},) for mode {k}", f"{tuple(vector.shape)}"
+            )
+        check_finite(f"the vector of mode {k}", vector)
+        found[k % d] = vector
+    with precise(train, found):
+        return _contract_modes(train, found)
+
+
+@jax.jit
+def _contract_modes(train: TensorTrain, vectors: dict[int, Array]) -> Any:
+    return _absorb(
+        [
+            einsum("anb,n->ab", core, vectors[k]) if k in vectors else core
+            for k, core in enumerate(train.cores)
+        ]
+    )
+
+
+def slice_(train: TensorTrain, index: Any) -> Any:
+    """The part of a tensor that an index selects, as NumPy's basic indexing does: `A[1, :, 2:4]`.
+
+    Also written `train[1, :, 2:4]`.
+
+    Args:
+        train: `TensorTrain`.
+        index: an integer, a slice, `...`, or a tuple of them; integers drop their mode. Static.
+
+    Returns:
+        `TensorTrain` of the modes that are left; a scalar array where none is.
+
+    Raises:
+        IndexError: an integer outside its mode, or too many indices.
+        ValueError: an empty slice, or an index of another kind.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> slice_(rank_one([jnp.ones(3), jnp.ones(3), jnp.ones(5)]), (1, ..., slice(2, 4))).modes
+        (3, 2)
+    """
+    _require_train(train)
+    parts = list(index) if isinstance(index, tuple) else [index]
+    dots = [i for i, part in enumerate(parts) if part is Ellipsis]
+    d = train.order
+    if len(dots) > 1 or len(parts) - len(dots) > d:
+        raise IndexError(f"expected at most {d} indices and one ellipsis, got {len(parts)}")
+    if dots:
+        parts[dots[0] : dots[0] + 1] = [slice(None)] * (d - len(parts) + 1)
+    parts += [slice(None)] * (d - len(parts))
+    with precise(train):
+        return _absorb([_cut(core, part, k) for k, (core, part) in enumerate(_zip(train, parts))])
+
+
+def _zip(train: TensorTrain, parts: list[Any]) -> Any:
+    return zip(train.cores, parts, strict=True)
+
+
+def _cut(core: Any, part: Any, k: int) -> Any:
+    n = core.shape[1]
+    if isinstance(part, slice):
+        if len(range(*part.indices(n))) == 0:
+            raise expected(
+                f"a slice of mode {k} that keeps something of its {n} entries", f"{part}"
+            )
+        return core if part == slice(None) else core[:, part]
+    try:
+        i = operator.index(part)
+    except TypeError as error:
+        raise expected(
+            f"an integer or a slice as index of mode {k}",
+            type(part).__name__,
+            "tt.entries for arrays of indices",
+        ) from error
+    if not -n <= i < n:
+        raise IndexError(f"expected an index of mode {k} between {-n} and {n - 1}, got {i}")
+    return core[:, i]
+
+
+def entries(train: TensorTrain, indices: Int[Any, "m d"]) -> Shaped[Array, " m"]:
+    """Single entries of the tensor, many at a time.
+
+    Args:
+        train: `TensorTrain`.
+        indices: integers `(m, d)`, a multi-index a row, none negative.
+
+    Returns:
+        `(m,)`. Costs `2 m Σ r²` operations.
+
+    Raises:
+        ValueError: another shape or dtype; concrete indices outside the modes. Traced indices are
+            clipped to the modes, as everywhere in JAX.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> entries(rank_one([jnp.arange(3.0), jnp.arange(4.0)]), jnp.asarray([[2, 3]])).tolist()
+        [6.0]
+    """
+    _require_train(train)
+    indices = indices if isinstance(indices, jax.Array) else np.asarray(indices)
+    if indices.ndim != 2 or indices.shape[1] != train.order:
+        raise expected(f"indices of shape (m, {train.order})", f"shape {tuple(indices.shape)}")
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise expected("integer indices", f"dtype {indices.dtype}")
+    if not traced(indices) and indices.shape[0]:
+        host = np.asarray(indices)
+        if (host < 0).any() or (host >= np.asarray(train.modes)[None, :]).any():
+            raise expected(
+                f"indices inside modes {train.modes}",
+                f"values from {host.min(axis=0).tolist()} to {host.max(axis=0).tolist()}",
+            )
+    with precise(train):
+        return _entries(train, jnp.asarray(indices))
+
+
+@jax.jit
+def _entries(train: TensorTrain, indices: Array) -> Array:
+    left = jnp.take(train.cores[0][0], indices[:, 0], axis=0, mode="clip")
+    for k, core in enumerate(train.cores[1:], start=1):
+        chosen = jnp.take(core, indices[:, k], axis=1, mode="clip")
+        left = einsum("sa,asb->sb", left, chosen)
+    return left[:, 0]
