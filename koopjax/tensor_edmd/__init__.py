@@ -1,11 +1,24 @@
 """EDMD in tensor-train format: Koopman matrices over full product dictionaries."""
 
 from koopjax.tensor_edmd._als import als as als, als_padded as als_padded
-from koopjax.tensor_edmd._dictionary import separable as separable
+from koopjax.tensor_edmd._amuset import TensorSpectrum as TensorSpectrum, amuset as amuset
+from koopjax.tensor_edmd._dictionary import FunctionMajor as FunctionMajor, separable as separable
+from koopjax.tensor_edmd._mandy import mandy as mandy
 from koopjax.tensor_edmd._padded import PaddedKoopman as PaddedKoopman
 from koopjax.tensor_edmd._result import (
     TensorInfo as TensorInfo,
     TensorKoopman as TensorKoopman,
 )
 
-__all__ = ["PaddedKoopman", "TensorInfo", "TensorKoopman", "als", "als_padded", "separable"]
+__all__ = [
+    "FunctionMajor",
+    "PaddedKoopman",
+    "TensorInfo",
+    "TensorKoopman",
+    "TensorSpectrum",
+    "als",
+    "als_padded",
+    "amuset",
+    "mandy",
+    "separable",
+]

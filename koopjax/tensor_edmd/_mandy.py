@@ -1,0 +1,283 @@
+"""MANDy: least squares over a full product dictionary, with the coefficients as a tensor train."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from koopjax import tt
+from koopjax._core import (
+    ILL_CONDITIONED,
+    NONFINITE_DATA,
+    NONFINITE_SOLUTION,
+    RANK_DEFICIENT,
+    SUCCESS,
+    UNDERDETERMINED,
+    check_finite,
+    expected,
+    has_float64,
+    worst,
+)
+from koopjax.edmd._precision import cast, precise_as
+from koopjax.tensor_edmd._dictionary import (
+    FunctionMajor,
+    check_states,
+    concrete,
+    evaluated,
+    separable,
+    with_product,
+)
+from koopjax.tensor_edmd._mandy_dual import FLOOR, canonical_train, dual_weights, product_of, sliced
+from koopjax.tensor_edmd._mandy_indices import IndexPlan, full_plan, graded_plan
+from koopjax.tensor_edmd._mandy_primal import Solved, solve_primal
+from koopjax.tensor_edmd._result import TensorInfo, TensorKoopman, evaluate_train
+
+#: The most functions that are formed, and the most where they outnumber the samples.
+MOST_FUNCTIONS = 4096
+MOST_WIDE = 512
+#: The most samples of a Gram matrix over samples: 1.2 GB in float64.
+MOST_SAMPLES = 12_000
+
+
+def as_snapshots(psi: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    """Checked snapshots `(n, d)` and `(n, q)`, floating; one clear `ValueError` a mistake."""
+    arrays = []
+    for name, value in (("x", x), ("y", y)):
+        array = value if hasattr(value, "dtype") else np.asarray(value)
+        if array.ndim == 1 and name == "y":
+            array = array[:, None]
+        if array.ndim != 2:
+            raise expected(
+                f"{name} of shape (n, d), a row for each sample", f"shape {tuple(array.shape)}"
+            )
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            raise expected(f"real numbers in {name}", f"dtype {array.dtype}")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            array = array.astype(jnp.result_type(float))
+        arrays.append(array)
+    x, y = arrays
+    check_states(psi, x)
+    if x.shape[0] != y.shape[0] or y.shape[1] == 0:
+        raise expected(
+            "as many rows in y as in x, and at least one column",
+            f"shapes {tuple(x.shape)} and {tuple(y.shape)}",
+        )
+    with precise_as(x.dtype), jax.ensure_compile_time_eval():
+        check_finite("x", x)
+    with precise_as(y.dtype), jax.ensure_compile_time_eval():
+        check_finite("y", y)
+    return x, y
+
+
+def work_dtype(dtype: Any, known: bool) -> Any:
+    """float64 where the backend has it and nothing is traced; else what came, at least float32."""
+    if known and has_float64():
+        return jnp.float64
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def check_settings(rtol: Any, max_rank: Any, alpha: Any = 0.0, cutoff: Any = None) -> None:
+    """Raise `ValueError` unless tolerances and ranks make sense."""
+    for name, value in (("rtol", rtol), ("alpha", alpha), ("cutoff", cutoff)):
+        if value is None or not concrete(value):
+            continue
+        top = np.inf if name == "alpha" else 1
+        if not (np.ndim(value) == 0 and 0 <= float(value) < top):
+            raise expected(
+                f"{name} from 0" + ("" if name == "alpha" else " to below 1"), f"{value}", "1e-6"
+            )
+    whole = isinstance(max_rank, int | np.integer) and not isinstance(max_rank, bool)
+    if max_rank is not None and (not whole or max_rank < 1):
+        raise expected("max_rank as an integer of at least 1, or None", f"{max_rank!r}")
+
+
+@jax.jit
+def _misfit(psi: Any, train: Any, x: Array, y: Array) -> Array:
+    error = jnp.sqrt(jnp.sum((evaluate_train(psi, train, x).astype(y.dtype) - y) ** 2))
+    size = jnp.sqrt(jnp.sum(y**2))
+    return error / jnp.where(size > 0, size, 1)
+
+
+def _plan(psi: Any, total_degree: int | None) -> IndexPlan:
+    product = separable(psi)[1]
+    if total_degree is None:
+        return full_plan(product.modes())
+    return graded_plan(product, total_degree)
+
+
+def _method(plan: IndexPlan, m: int, restricted: bool) -> str:
+    """How to solve: with the functions formed, or by Gram matrices over the samples."""
+    p = plan.size
+    if p <= MOST_WIDE or (p <= m and p <= MOST_FUNCTIONS):
+        return "formed"
+    if not restricted and m <= MOST_SAMPLES:
+        return "samples"
+    raise expected(
+        f"at most {MOST_FUNCTIONS:,} functions"
+        + ("" if restricted else f", or at most {MOST_SAMPLES:,} samples"),
+        f"{p:,} functions and {m:,} samples",
+        "a lower total_degree, fewer coordinates, or als",
+    )
+
+
+def _wide(
+    psi: Any, x: Array, y: Array, alpha: Array, cutoff: Any, rtol: Any, max_rank: int | None
+) -> Solved:
+    factors = evaluated(psi, x)
+    gram = product_of(factors)
+    finite = jnp.isfinite(gram).all() & jnp.isfinite(y).all()
+    limit = jnp.asarray(0.0 if cutoff is None else cutoff, y.dtype)
+    w, condition, rank = dual_weights(gram, y, alpha, limit, exact=cutoff is not None)
+    cores, ranks = canonical_train(factors, w, rtol, max_rank)
+    return Solved(cores=cores, ranks=ranks, condition=condition, rank=rank, finite=finite)
+
+
+def _code(solved: Solved, plan: IndexPlan, m: int, alpha: Array, eps: float, sound: Array) -> Array:
+    p = plan.size
+    flag = lambda condition, code: jnp.where(condition, code, SUCCESS)
+    plain = alpha == 0
+    return worst(
+        flag(plain & (solved.rank < min(m, p)), RANK_DEFICIENT),
+        flag(eps * solved.condition > eps**0.5, ILL_CONDITIONED),
+        flag(plain & (m < p), UNDERDETERMINED),
+        flag(~sound, NONFINITE_SOLUTION),
+        flag(~solved.finite, NONFINITE_DATA),
+    )
+
+
+def mandy(
+    psi: Any,
+    x: Float[Array, "n d"],
+    y: Float[Array, "n q"],
+    *,
+    rtol: float = 1e-6,
+    max_rank: int | None = None,
+    form: str = "coordinate",
+    alpha: Any = 0.0,
+    total_degree: int | None = None,
+    cutoff: float | None = None,
+) -> TensorKoopman:
+    """Multidimensional approximation of nonlinear dynamics: `min ‖Ψ(x) K − y‖`, K a tensor train.
+
+    Over all `∏ k_i` products of a `Product` dictionary, none of which need be formed. Of all
+    minimisers the one whose plain coefficients have the least Frobenius norm:
+    `K = Ψ⁺ y = Ψᵀ (Ψ Ψᵀ)⁺ y`.
+
+    Args:
+        psi: `Product`, or `Compose(front, Product)`.
+        x: states `(n, d)`.
+        y: what is to be predicted, `(n, q)`: states after, or derivatives; `(n,)` for one output.
+        rtol: how much rounding the train may change it, relative. Where the functions are formed,
+            neither the predictions (over the product of the coordinates' own distributions) nor the
+            coefficients change by more, save for what in these is noise anyway; else the
+            coefficients, and not below 1e-7.
+        max_rank: largest TT rank; what it cuts shows in `info.residual`.
+        form: `"coordinate"`: a core a coordinate. `"function"`: a core a function, applied to all
+            coordinates, over the products of `FunctionMajor`.
+        alpha: ridge on the coefficients, absolute.
+        total_degree: a prior: only products of at most this total degree (of `Polynomial1D` and
+            `Trigonometric` families) have coefficients.
+        cutoff: singular values of Ψ below this times the largest are taken for zero; None is
+            `eps · max(n, p)`, and for more functions than samples what Cholesky can resolve.
+
+    Returns:
+        TensorKoopman: in the dtype of `x`. Codes: UNDERDETERMINED for fewer samples than functions,
+        RANK_DEFICIENT, ILL_CONDITIONED (half of the digits of float64 are lost), NONFINITE_*. The
+        outputs are in the last core.
+
+    Numerics:
+        In float64, unless traced. Up to 4,096 functions: R factors merged over blocks of samples,
+        then an SVD, `O(n p² + p³)`. Beyond: Gram matrices over the samples,
+        `O(n³ + n² Σ r_k k_k)` with memory `O(n²)`, up to 12,000 samples. Under jit shapes come from
+        `max_rank`, and a rank found lower leaves zeros.
+
+    Raises:
+        ValueError: shapes, an empty batch, NaN or infinity in concrete data, a problem too large.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from koopjax.observables import Polynomial1D, Product
+        >>> x = jax.random.uniform(jax.random.key(0), (100, 2))
+        >>> fit = mandy(Product.of(Polynomial1D(2), 2), x, x[:, :1] * x[:, 1:] ** 2)
+        >>> fit.ranks
+        (1, 1, 1)
+
+    Reference: Gelß, Klus, Eisert & Schütte (2019), J. Comput. Nonlinear Dyn. 14 (MANDy).
+    """
+    if form not in ("coordinate", "function"):
+        raise expected("form 'coordinate' or 'function'", repr(form))
+    check_settings(rtol, max_rank, alpha, cutoff)
+    if form == "function":
+        product = separable(psi)[1]
+        psi = (
+            psi if isinstance(product, FunctionMajor) else with_product(psi, FunctionMajor(product))
+        )
+    x, y = as_snapshots(psi, x, y)
+    plan = _plan(psi, total_degree)
+    method = _method(plan, x.shape[0], total_degree is not None)
+    known = concrete(psi, x, y, alpha, rtol, cutoff)
+    if method == "samples" and not known and max_rank is None:
+        raise expected("max_rank under jit, where ranks are shapes", "None", "max_rank=50")
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    work = work_dtype(dtype, known)
+    with precise_as(work):
+        result = _fit(
+            cast(psi, work) if known else psi,
+            jnp.asarray(x, work),
+            jnp.asarray(y, work),
+            jnp.asarray(alpha, work),
+            {"cutoff": cutoff, "rtol": rtol, "max_rank": max_rank},
+            plan,
+            method,
+            known,
+        )
+    train, info, code = result
+    return TensorKoopman(psi=psi, train=cast(train, dtype), info=cast(info, dtype), result=code)
+
+
+def _fit(
+    psi: Any,
+    x: Array,
+    y: Array,
+    alpha: Array,
+    settings: dict[str, Any],
+    plan: IndexPlan,
+    method: str,
+    known: bool,
+) -> tuple[Any, TensorInfo, Array]:
+    """Solve, cut to ranks, judge; in the working dtype."""
+    m, eps = x.shape[0], float(jnp.finfo(y.dtype).eps)
+    cutoff, rtol, max_rank = settings["cutoff"], settings["rtol"], settings["max_rank"]
+    if method == "formed":
+        limit = eps * max(m, plan.size) if cutoff is None else cutoff
+        solved = solve_primal(
+            psi, x, y, alpha, jnp.asarray(limit, y.dtype), jnp.asarray(rtol, y.dtype),
+            plan=plan, max_rank=max_rank,
+        )  # fmt: skip
+        reason = "functions formed, merged R factors"
+    else:
+        solved = _wide(psi, x, y, alpha, cutoff, rtol, max_rank)
+        reason = "Gram matrices over the samples, minimum norm of the plain coefficients"
+        if known and rtol < FLOOR:
+            reason += f", rounded at {FLOOR:g}, which they resolve, instead of {rtol:g}"
+    cores = solved.cores
+    if known:
+        cores = tuple(jnp.asarray(core) for core in sliced(cores, solved.ranks))
+        found = max((int(r) for r in solved.ranks), default=1)
+        if max_rank is not None and found == max_rank:
+            reason += f"; ranks limited to {max_rank}"
+    if plan.size < full_plan(plan.modes).size:
+        reason += f"; prior: total degree at most {plan.total}"
+    train = tt.TTMatrix(tuple(cores))
+    sound = jnp.stack([jnp.isfinite(core).all() for core in cores]).all()
+    info = TensorInfo(
+        condition=solved.condition,
+        residual=_misfit(psi, train, x, y),
+        alpha=alpha,
+        count=jnp.asarray(float(m), y.dtype),
+        method="mandy",
+        reason=reason,
+    )
+    return train, info, _code(solved, plan, m, alpha, eps, sound)

@@ -1,0 +1,182 @@
+"""Least squares of least norm where functions outnumber samples: Gram matrices over the samples.
+
+The solution is `K = Ψᵀ w` with `(Ψ Ψᵀ + α) w = y`, and `Ψ Ψᵀ` is the entrywise product of the
+modes' own Gram matrices. So K is a sum of rank-one tensors, `f_1(x_s) ⊗ ... ⊗ f_d(x_s) ⊗ w_s`
+over the samples, which is rounded to a train from the left: the Gram matrix of an unfolding of it
+comes from the same entrywise products.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from koopjax._core import matmul
+from koopjax.tensor_edmd._dictionary import concrete
+
+#: Below this, relative to the largest, eigenvectors of a Gram matrix mean nothing.
+FLOOR = 1e-7
+# All products from the right are kept while they take no more than this.
+_KEPT_BYTES = 2**30
+
+
+@jax.jit
+def products(factors: list[Array]) -> list[Array]:
+    """`Π_{j ≥ k} f_j f_jᵀ`, entrywise, for every k: `(m, m)` each."""
+    out = [matmul(factors[-1], factors[-1].T)]
+    for f in factors[-2::-1]:
+        out.append(out[-1] * matmul(f, f.T))
+    return out[::-1]
+
+
+@jax.jit
+def product_of(factors: list[Array]) -> Array:
+    """`Π_j f_j f_jᵀ`, entrywise."""
+    out = matmul(factors[0], factors[0].T)
+    for f in factors[1:]:
+        out = out * matmul(f, f.T)
+    return out
+
+
+@jax.jit
+def cross_product(first: list[Array], second: list[Array]) -> Array:
+    """`Π_j f_j g_jᵀ`, entrywise: the Gram matrix between two sets of samples."""
+    out = matmul(first[0], second[0].T)
+    for f, g in zip(first[1:], second[1:], strict=True):
+        out = out * matmul(f, g.T)
+    return out
+
+
+def _extremes(gram: Array, solve: Any, steps: int = 12) -> tuple[Array, Array]:
+    """Largest and least eigenvalue by power and inverse iteration, to a digit or so."""
+    m = gram.shape[0]
+    start = jnp.cos(jnp.arange(m, dtype=gram.dtype) * 1.7) + 0.1
+    unit = lambda v: v / jnp.sqrt(jnp.sum(v**2))
+
+    def both(_: Any, pair: tuple) -> tuple:
+        return unit(matmul(gram, pair[0])), unit(solve(pair[1]))
+
+    top, low = jax.lax.fori_loop(0, steps, both, (unit(start), unit(start)))
+    return jnp.vdot(top, matmul(gram, top)), 1 / jnp.vdot(low, solve(low))
+
+
+@functools.partial(jax.jit, static_argnames="exact")
+def dual_weights(
+    gram: Array, y: Array, alpha: Array, cutoff: Array, *, exact: bool
+) -> tuple[Array, Array, Array]:
+    """`(w, condition of Ψ, numerical rank)`.
+
+    Cholesky where it goes through with digits to spare; it keeps the small eigenvalues of a matrix
+    whose scales are graded better than an eigendecomposition does. Else the eigenvectors beyond the
+    cutoff.
+
+    Args:
+        gram: `(m, m)`.
+        y: `(m, q)`.
+        alpha: ridge.
+        cutoff: of singular values of Ψ, relative, for the eigenvectors.
+        exact: go to the eigenvectors at once.
+    """
+    m = gram.shape[0]
+    eps = float(jnp.finfo(gram.dtype).eps)
+    shifted = gram + alpha * jnp.eye(m, dtype=gram.dtype)
+
+    def spectral() -> tuple[Array, Array, Array]:
+        values, vectors = jnp.linalg.eigh(gram)
+        top = values[-1]
+        kept = values > jnp.maximum(cutoff**2, m * eps) * top
+        weight = jnp.where(kept, 1 / (jnp.where(kept, values, 1) + alpha), 0)
+        least = jnp.min(jnp.where(kept, values, top))
+        ratio = jnp.where(top > 0, jnp.sqrt((top + alpha) / (least + alpha)), 1)
+        w = matmul(vectors, weight[:, None] * matmul(vectors.T, y))
+        return w, ratio, jnp.sum(kept).astype(jnp.int32)
+
+    if exact:
+        return spectral()
+    factor = jnp.linalg.cholesky(shifted)
+    solve = functools.partial(jax.scipy.linalg.cho_solve, (factor, True))
+    top, least = _extremes(shifted, lambda v: solve(v))
+    w = solve(y)
+    misfit = jnp.sqrt(jnp.sum((matmul(shifted, w) - y) ** 2) / jnp.sum(y**2))
+    good = jnp.isfinite(w).all() & (least > 4 * eps * top) & (misfit < eps**0.5)
+    return jax.lax.cond(
+        good, lambda: (w, jnp.sqrt(top / least), jnp.asarray(m, jnp.int32)), spectral
+    )
+
+
+@jax.jit
+def _basis(left: Array, factor: Array, right: Array, w: Array) -> tuple[Array, Array, Array]:
+    """Eigenvectors of an unfolding's Gram matrix, the largest first, and norms of the tails."""
+    a = (left[:, :, None] * factor[:, None, :]).reshape(left.shape[0], -1)
+    weighted = matmul(right * matmul(w, w.T), a)
+    values, vectors = jnp.linalg.eigh(matmul(a.T, weighted))
+    values = jnp.maximum(values[::-1], 0)
+    tails = jnp.sqrt(jnp.flip(jnp.cumsum(jnp.flip(values))))
+    return a, vectors[:, ::-1], tails
+
+
+@functools.partial(jax.jit, static_argnames="width")
+def _restrict(a: Array, vectors: Array, rank: Array, *, width: int) -> tuple[Array, Array]:
+    kept = (jnp.arange(width) < rank).astype(a.dtype)
+    u = vectors[:, :width] * kept[None, :]
+    return u, matmul(a, u)
+
+
+@jax.jit
+def _last(left: Array, factor: Array, w: Array) -> Array:
+    a = (left[:, :, None] * factor[:, None, :]).reshape(left.shape[0], -1)
+    return matmul(a.T, w).reshape(left.shape[1], factor.shape[1], w.shape[1], 1)
+
+
+def bucket(rank: int, most: int) -> int:
+    """A width for a rank: one of few, so that ranks from other data meet compiled shapes."""
+    step = max(1, 2 ** (max(rank - 1, 1).bit_length() - 3))
+    return min(-(-rank // step) * step, most)
+
+
+def canonical_train(
+    factors: list[Array], w: Array, rtol: float, max_rank: int | None
+) -> tuple[tuple[Array, ...], Any]:
+    """`Σ_s f_1[s] ⊗ ... ⊗ f_d[s] ⊗ w_s` as a train with the outputs in the last core, rounded.
+
+    Args:
+        factors: `d` arrays `(m, n_k)`.
+        w: `(m, q)`.
+        rtol: error in the Frobenius norm, relative, all bonds together; at least `FLOOR` counts.
+        max_rank: largest rank; needed while tracing, where it is the rank of every core.
+
+    Returns:
+        Cores (padded by zeros beyond the ranks) and the ranks.
+
+    Numerics:
+        Operations `O(m² Σ r_k n_k + Σ (r_k n_k)³)`; memory `O(m²)`, `d m²` where that is small.
+    """
+    d, m = len(factors), w.shape[0]
+    known = concrete(factors, w)
+    keep = d * m * m * w.dtype.itemsize <= _KEPT_BYTES
+    kept = products(factors) if keep else None
+    suffix = lambda k: kept[k] if kept is not None else product_of(factors[k:])
+    left = jnp.ones((m, 1), w.dtype)
+    cores, ranks, limit = [], [], None
+    for k in range(d - 1):
+        a, vectors, tails = _basis(left, factors[k], suffix(k + 1), w)
+        if limit is None:
+            limit = max(rtol, FLOOR) / math.sqrt(max(d - 1, 1)) * tails[0]
+        most = min(a.shape[1], max_rank or a.shape[1])
+        rank = jnp.clip(jnp.sum(tails > limit), 1, most)
+        width = bucket(int(rank), most) if known else most
+        u, left = _restrict(a, vectors, rank, width=width)
+        cores.append(u.reshape(cores[-1].shape[-1] if cores else 1, -1, 1, width))
+        ranks.append(rank)
+    cores.append(_last(left, factors[-1], w))
+    return tuple(cores), ranks
+
+
+def sliced(cores: tuple[Array, ...], ranks: Any) -> tuple[np.ndarray, ...]:
+    """Padded cores cut to their ranks, on the host."""
+    sizes = [1, *(int(r) for r in ranks), 1]
+    return tuple(np.asarray(core)[: sizes[k], :, :, : sizes[k + 1]] for k, core in enumerate(cores))

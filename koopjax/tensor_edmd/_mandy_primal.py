@@ -1,0 +1,224 @@
+"""Least squares over a dictionary small enough to be formed, and its coefficients as a train."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from koopjax._core import blocks, matmul, pytree, qr_r
+from koopjax.tensor_edmd._dictionary import factors_of
+from koopjax.tensor_edmd._mandy_indices import IndexPlan
+
+_ROWS = 4096
+
+
+@pytree
+class Solved:
+    """What both solvers return: padded cores, their ranks, and what was found out on the way."""
+
+    cores: Any
+    ranks: Any
+    condition: Any
+    rank: Any
+    finite: Any
+
+
+def design(factors: list[Array], plan: IndexPlan) -> Array:
+    """The columns of a set of multi-indices, `(n, p)`."""
+    indices = plan.indices()
+    out = jnp.take(factors[0], indices[:, 0], axis=1)
+    for k in range(1, len(factors)):
+        out = out * jnp.take(factors[k], indices[:, k], axis=1)
+    return out
+
+
+def _triangles(psi: Any, x: Array, y: Array, plan: IndexPlan) -> tuple[Array, list[Array]]:
+    """R factors of `[Ψ, y]` and of every mode's functions, merged over blocks of samples."""
+    q = y.shape[1]
+    p = plan.size
+    rows = min(x.shape[0], max(_ROWS, p + q))
+    x_blocks, weights = blocks(x, rows)
+    y_blocks, _ = blocks(y, rows)
+
+    def step(carry: tuple, block: tuple) -> tuple[tuple, None]:
+        r, small = carry
+        xb, yb, w = block
+        factors = [f.astype(y.dtype) * w[:, None] for f in factors_of(psi, xb)]
+        lifted = jnp.concatenate([design(factors, plan), yb * w[:, None]], axis=1)
+        r = qr_r(jnp.concatenate([r, lifted]))
+        small = [qr_r(jnp.concatenate([s, f])) for s, f in zip(small, factors, strict=True)]
+        return (r, small), None
+
+    start = (
+        jnp.zeros((p + q, p + q), y.dtype),
+        [jnp.zeros((n, n), y.dtype) for n in plan.modes],
+    )
+    return jax.lax.scan(step, start, (x_blocks, y_blocks, weights))[0]
+
+
+def _least_squares(r: Array, p: int, alpha: Array, cutoff: Array) -> tuple[Array, ...]:
+    """`(coefficients, condition, rank, gain)` by the SVD of R; gain: noise to coefficients."""
+    u, s, vt = jnp.linalg.svd(r[:p, :p])
+    kept = s > cutoff * s[0]
+    safe = jnp.where(kept, s, 1)
+    weight = jnp.where(kept, safe / (safe**2 + alpha), 0)
+    value = matmul(vt.T, weight[:, None] * matmul(u.T, r[:p, p:]))
+    smallest = jnp.min(jnp.where(kept, s, jnp.inf))
+    smallest = jnp.where(kept.any(), smallest, 1)
+    condition = jnp.sqrt((s[0] ** 2 + alpha) / (smallest**2 + alpha))
+    condition = jnp.where(kept.any(), condition, 1)
+    return value, condition, jnp.sum(kept), jnp.sqrt(jnp.sum(weight**2))
+
+
+def _bases(small: list[Array], count: int) -> tuple[list[Array], list[Array]]:
+    """Triangular `L` with `f = Q L` for every mode, floored so that it can be inverted.
+
+    Small directions are kept from shrinking below `eps^(1/d)` of the largest, so that what rounding
+    leaves in all modes together stays within the range of the dtype.
+    """
+    dtype = small[0].dtype
+    floor = float(jnp.finfo(dtype).eps) ** (1 / max(len(small), 2))
+    forward, back = [], []
+    for r in small:
+        n = r.shape[0]
+        scale = jnp.sqrt(jnp.sum(r**2))
+        scale = jnp.where(scale > 0, scale, 1)
+        eye = jnp.eye(n, dtype=dtype)
+        l_k = qr_r(jnp.concatenate([r / scale, floor * eye])) * scale / jnp.sqrt(1.0 * count)
+        forward.append(l_k)
+        back.append(jax.scipy.linalg.solve_triangular(l_k, eye))
+    return forward, back
+
+
+def _padded(values: Array, where: Any) -> Array:
+    """Take along the second axis, with zeros where an index is one beyond the last."""
+    zero = jnp.zeros_like(values[:, :1])
+    return jnp.take(jnp.concatenate([values, zero], axis=1), where, axis=1)
+
+
+def _tail_sums(a: Array) -> Array:
+    """`out[r] = Σ_{i,j ≥ r} a_ij` for r = 0, ..., n."""
+    sums = jnp.flip(jnp.cumsum(jnp.cumsum(jnp.flip(a), 0), 1))
+    return jnp.concatenate([jnp.diagonal(sums), jnp.zeros(1, a.dtype)])
+
+
+def _tail_scales(plan: IndexPlan, back: list[Array]) -> list[Array]:
+    """How large coefficients of norm 1 on the data may be plainly, over the tails of every k."""
+    scale = jnp.ones(1, back[0].dtype)
+    out = [scale[0]]
+    for k in reversed(range(len(back))):
+        spread = jnp.abs(jnp.diagonal(back[k]))[:, None] * scale[None, :]
+        where = plan.split(k)
+        size = plan.sizes()[k]
+        scale = jnp.zeros(size + 1, scale.dtype).at[where.ravel()].set(spread.ravel())[:size]
+        out.append(jnp.sqrt(jnp.sum(scale**2)))
+    return out[::-1]
+
+
+def sparse_train(
+    value: Array,
+    plan: IndexPlan,
+    bases: tuple[list[Array], list[Array]],
+    rtol: Array,
+    noise: Array,
+    max_rank: int | None,
+) -> tuple[tuple[Array, ...], Array]:
+    """Coefficients `(p, q)` on a set of multi-indices as a train, rounded.
+
+    TT-SVD from the left, of the coefficients in bases that are orthonormal on the data coordinate
+    by coordinate: what is cut changes predictions least. A rank is the least at which neither the
+    predictions nor the plain coefficients change by more than `rtol`, the latter only as far as
+    they stand out from noise.
+
+    Args:
+        value: `(p, q)`, rows as `plan.indices()`.
+        plan: the set.
+        bases: triangular `L_k` and their inverses.
+        rtol: relative error allowed over all bonds together.
+        noise: error of the coefficients, absolute, in the Frobenius norm.
+        max_rank: largest rank, static.
+
+    Returns:
+        Cores padded by zeros to ranks that the shapes allow, and the ranks `(d - 1,)`.
+    """
+    forward, back = bases
+    d, q = len(plan.modes), value.shape[1]
+    sizes = plan.sizes()
+    plain = value[None]
+    data = value[None]
+    for k in range(d):
+        entry = plan.indices()[:, k]
+        gathered = _padded(data, plan.exchange(k))
+        data = jnp.einsum("pj,rpjq->rpq", forward[k][entry], gathered, precision="highest")
+    share = 1 / math.sqrt(max(d - 1, 1))
+    data_limit = rtol * share * jnp.sqrt(jnp.sum(data**2))
+    plain_limit = jnp.maximum(rtol * share * jnp.sqrt(jnp.sum(plain**2)), noise)
+    scales = _tail_scales(plan, back)
+    eps = float(jnp.finfo(value.dtype).eps)
+    left_gram = jnp.ones((1, 1), value.dtype)
+    cores, ranks = [], []
+    for k in range(d - 1):
+        r, n = data.shape[0], plan.modes[k]
+        where = plan.split(k)
+        tail = _padded(data, where).reshape(r * n, sizes[k + 1] * q)
+        tail_plain = jnp.einsum(
+            "ij,rjsq->risq", forward[k], _padded(plain, where), precision="highest"
+        ).reshape(r * n, sizes[k + 1] * q)
+        u, s, _ = jnp.linalg.svd(tail, full_matrices=False)
+        inner = matmul(back[k].T, back[k])
+        left_gram = jnp.einsum("ab,ij->aibj", left_gram, inner).reshape(r * n, r * n)
+        rows = matmul(u.T, tail_plain)
+        gram_u = matmul(u.T, matmul(left_gram, u))
+        cut = jnp.sqrt(jnp.maximum(_tail_sums(gram_u * matmul(rows, rows.T)), 0))
+        lost = jnp.sqrt(jnp.flip(jnp.cumsum(jnp.flip(jnp.append(s, 0) ** 2))))
+        # What rounding in the SVD alone comes to in plain coefficients says nothing.
+        floor = 8 * eps * s[0] * jnp.sqrt(jnp.trace(left_gram)) * scales[k + 1]
+        needed = (cut > jnp.maximum(plain_limit, floor)) | (lost > data_limit)
+        order = jnp.arange(needed.shape[0])
+        rank = jnp.maximum(jnp.max(jnp.where(needed, order + 1, 0)), 1)
+        width = min(u.shape[1], plan.heads(k + 1), max_rank or u.shape[1])
+        rank = jnp.minimum(rank, width)
+        u = u[:, :width] * (order[:width] < rank)[None, :].astype(u.dtype)
+        core = jnp.einsum("ij,rjt->rit", back[k], u.reshape(r, n, width), precision="highest")
+        cores.append(core[:, :, None, :])
+        ranks.append(rank)
+        data = matmul(u.T, tail).reshape(width, sizes[k + 1], q)
+        plain = matmul(u.T, tail_plain).reshape(width, sizes[k + 1], q)
+        left_gram = matmul(u.T, matmul(left_gram, u))
+    last = plan.split(d - 1)[:, 0]
+    cores.append(_padded(plain, last)[:, :, :, None])
+    return tuple(cores), jnp.asarray(ranks, jnp.int32).reshape(d - 1)
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "max_rank"))
+def solve_primal(
+    psi: Any,
+    x: Array,
+    y: Array,
+    alpha: Array,
+    cutoff: Array,
+    rtol: Array,
+    *,
+    plan: IndexPlan,
+    max_rank: int | None,
+) -> Solved:
+    """Least squares by R factors and an SVD, then the train; all shapes static."""
+    m, (p, q) = x.shape[0], (plan.size, y.shape[1])
+    r, small = _triangles(psi, x, y, plan)
+    finite = jnp.isfinite(r).all()
+    # A factorisation of NaN gives NaN or never ends; the code says what happened.
+    r = jnp.where(finite, r, jnp.eye(p + q, dtype=r.dtype))
+    small = [jnp.where(finite, s, jnp.eye(s.shape[0], dtype=s.dtype)) for s in small]
+    value, condition, rank, gain = _least_squares(r, p, alpha, cutoff)
+    misfit = matmul(r[:p, :p], value) - r[:p, p:]
+    squared = jnp.sum(misfit**2) + jnp.sum(r[p:, p:] ** 2)
+    freedom = jnp.maximum(m - rank, 1) * q
+    least = 4 * float(jnp.finfo(y.dtype).eps) * jnp.sqrt(jnp.sum(r[:, p:] ** 2) / (m * q))
+    sigma = jnp.maximum(jnp.where(m > rank, jnp.sqrt(squared / freedom), 0), least)
+    noise = 2 * sigma * gain * math.sqrt(q)
+    cores, ranks = sparse_train(value, plan, _bases(small, m), rtol, noise, max_rank)
+    cores = tuple(jnp.where(finite, core, jnp.nan) for core in cores)
+    return Solved(cores=cores, ranks=ranks, condition=condition, rank=rank, finite=finite)
