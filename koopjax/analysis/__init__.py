@@ -13,25 +13,40 @@ from koopjax.analysis._fits import Fit as Fit, Forms as Forms
 from koopjax.analysis._ladder import ladder as ladder
 from koopjax.analysis._metric import output_metric as output_metric
 from koopjax.analysis._metrics import confusion as confusion, evaluate as evaluate
+from koopjax.analysis._plane import plane as plane
+from koopjax.analysis._points import (
+    Plane as Plane,
+    Point as Point,
+    summarize_planes as summarize_planes,
+)
 from koopjax.analysis._rungs import Ladder as Ladder, Rung as Rung
 from koopjax.analysis._spectrum import (
     Spectrum as Spectrum,
     interaction_spectrum as interaction_spectrum,
+    summarize_spectra as summarize_spectra,
 )
 from koopjax.analysis._summary import (
     Summary as Summary,
     one_sided as one_sided,
     summarize as summarize,
 )
+from koopjax.analysis._trains import (
+    SpanTrain as SpanTrain,
+    bond_singular_values as bond_singular_values,
+)
 
 __all__ = [
     "Fit",
     "Forms",
     "Ladder",
+    "Plane",
+    "Point",
     "Rung",
     "Snapshots",
+    "SpanTrain",
     "Spectrum",
     "Summary",
+    "bond_singular_values",
     "confusion",
     "default_dictionaries",
     "evaluate",
@@ -39,5 +54,8 @@ __all__ = [
     "ladder",
     "one_sided",
     "output_metric",
+    "plane",
     "summarize",
+    "summarize_planes",
+    "summarize_spectra",
 ]

@@ -110,7 +110,7 @@ def ladder(
         layers, and their singular values).
     """
     _check(x_test, ranks, alphas, choose, y_val, task, metric)
-    at = _cuts(model, x_train, at)
+    at = cuts_of(model, x_train, at)
     parts = surgery.split(model, x_train[:2], at)
     run = lambda x, name: flow(parts, x, name, sample_axes, batch_size)
     train, test = run(x_train, "x_train"), run(x_test, "x_test")
@@ -121,11 +121,11 @@ def ladder(
     if weights is not None and np.shape(weights) != (train.before.shape[0],):
         raise expected(f"weights of shape ({train.before.shape[0]},)", f"{np.shape(weights)}")
     if val is None and choices is None:
-        train, val, weights = _hold_out(train, weights)
-    metric_after, metric_before = _metrics(parts, train, metric, task, sample_axes)
+        train, val, weights = hold_out(train, weights)
+    metric_after, metric_before = metrics_of(parts, train, metric, task, sample_axes)
     labels = None if y_test is None else jnp.asarray(y_test)
     setting = Setting(
-        model, _example(x_train), at, parts[2], test, labels, metric_after, task, score_fn,
+        model, example_of(x_train), at, parts[2], test, labels, metric_after, task, score_fn,
         sample_axes, tuple(sorted(set(ranks))), stored,
     )  # fmt: skip
     snapshots = Snapshots(train.before, train.after, metric_before, key)
@@ -162,7 +162,7 @@ def _check(x_test, ranks, alphas, choose, y_val, task, metric) -> None:
         raise expected(f"a metric among {', '.join(map(repr, METRICS))}, or a matrix", repr(metric))
 
 
-def _cuts(model: Any, x: Any, at: Any) -> tuple[str, str]:
+def cuts_of(model: Any, x: Any, at: Any) -> tuple[str, str]:
     if not hasattr(x, "shape") or len(x.shape) < 2 or x.shape[0] == 0:
         raise expected("x_train: samples (n, ...) with n > 0", f"{getattr(x, 'shape', type(x))}")
     if at is None:
@@ -173,11 +173,11 @@ def _cuts(model: Any, x: Any, at: Any) -> tuple[str, str]:
     return name(first), name(last)
 
 
-def _example(x: Any) -> jax.ShapeDtypeStruct:
+def example_of(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((2, *x.shape[1:]), jnp.asarray(x[:1]).dtype)
 
 
-def _hold_out(train: Flow, weights: Any) -> tuple[Flow, Flow, Any]:
+def hold_out(train: Flow, weights: Any) -> tuple[Flow, Flow, Any]:
     """Every twelfth sample as validation; samples stay whole where they have many positions."""
     n = train.output.shape[0]
     if n < 2:
@@ -189,7 +189,7 @@ def _hold_out(train: Flow, weights: Any) -> tuple[Flow, Flow, Any]:
     return part(~held, ~rows), part(held, rows), kept
 
 
-def _metrics(parts, train: Flow, metric: Any, task: str, sample_axes: Any) -> tuple[Any, Any]:
+def metrics_of(parts, train: Flow, metric: Any, task: str, sample_axes: Any) -> tuple[Any, Any]:
     """Metrics on the states after and before the span."""
     _, span, tail = parts
     default = "centred" if task == "classification" else "output"

@@ -186,6 +186,14 @@ def interaction_spectrum(
     )
 
 
+def second_moment_roots(fit: Any, x: Any, batch_size: int = 4096) -> list[np.ndarray]:
+    """`U_k` with `U_k U_kᵀ = E f_k f_kᵀ` over samples, for each coordinate's functions."""
+    means, covariances, _ = _moments(fit, jnp.asarray(x), None, batch_size)
+    modes = separable(fit.psi)[1].modes()
+    found = zip(means, covariances, modes, strict=True)
+    return [root_of(c[:m, :m] + np.outer(mean[:m], mean[:m])) for mean, c, m in found]
+
+
 def _check(fit: Any, x: Any, max_order: int) -> None:
     if x.ndim != 2 or x.shape[0] == 0:
         raise expected("samples (n, d) with n > 0", f"shape {x.shape}")
@@ -254,3 +262,57 @@ def _sums(psi: Any, train: Any, root: Any, cut: Any, weights: Any) -> tuple[Any,
     step = lambda total, block: (jax.tree.map(jnp.add, total, sums(*block)), None)
     found, _ = jax.lax.scan(step, start, (cut, weights))
     return shift[0], *found
+
+
+def summarize_spectra(spectra: Sequence[Spectrum | dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation of several spectra, such as those of networks from other seeds.
+
+    Args:
+        spectra: `Spectrum`s with as many orders and coordinates, or what their `to_dict` gave.
+            Coordinates are taken together by their places, not their names.
+
+    Returns:
+        `orders`, `beyond` and `mean_order`, each with `..._std` (sample standard deviation; 0 for
+        one spectrum), `coordinates` (rows with `name`, `first`, `total` and theirs), `seeds` and
+        `sentence`.
+
+    Raises:
+        ValueError: none, or some of different sizes.
+    """
+    dicts = [one if isinstance(one, dict) else one.to_dict() for one in spectra]
+    if not dicts:
+        raise expected("at least one spectrum", "none")
+    sizes = {(len(one["orders"]), len(one["coordinates"])) for one in dicts}
+    if len(sizes) > 1:
+        raise expected("spectra of as many orders and coordinates", f"{sorted(sizes)}")
+    found: dict[str, Any] = {"seeds": len(dicts)}
+    for name in ("orders", "beyond", "mean_order"):
+        mean, spread = _spread([one[name] for one in dicts])
+        found[name], found[f"{name}_std"] = mean.tolist(), spread.tolist()
+    rows = []
+    for members in zip(*(one["coordinates"] for one in dicts), strict=True):
+        row: dict[str, Any] = {"name": members[0]["name"]}
+        for name in ("first", "total"):
+            mean, spread = _spread([member[name] for member in members])
+            row[name], row[f"{name}_std"] = float(mean), float(spread)
+        rows.append(row)
+    found["coordinates"] = rows
+    if len(dicts) == 1:
+        return {**found, "sentence": dicts[0]["sentence"], "leading": dicts[0]["leading"]}
+    shown = [
+        f"{100 * mean:.1f} ± {100 * spread:.1f} % from {what}"
+        for mean, spread, what in zip(
+            found["orders"], found["orders_std"], ("single coordinates", "pairs"), strict=False
+        )
+    ]
+    found["sentence"] = (
+        f"Of the output's variance come {' and '.join(shown)}; the mean order is "
+        f"{found['mean_order']:.2f} ± {found['mean_order_std']:.2f} over {len(dicts)} seeds."
+    )
+    return found
+
+
+def _spread(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    array = np.asarray(values, np.float64)
+    deviation = array.std(axis=0, ddof=1) if len(array) > 1 else np.zeros(array.shape[1:])
+    return array.mean(axis=0), deviation

@@ -110,7 +110,7 @@ def demo(
         results["timing"] = {
             name: b - a for name, a, b in zip(names, times, times[1:], strict=False)
         }
-        path, page = study.write(results, out)
+        path, page = study.write(results, out, alone=True)
     emit(json_file, results)
     console = show.console(json_file)
     console.print(ladder_table(results, svd=False))

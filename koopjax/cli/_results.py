@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ def begin(dataset: Any, seeds: Sequence[int], how: Any | None, network: Any, ful
     from koopjax import models, report
 
     name = models.name_of(network.model)
-    model = {"name": name or type(network.model).__name__, "path": network.path.name}
+    model = {
+        "name": name or type(network.model).__name__,
+        "path": network.path.name,
+        "crc32": zlib.crc32(network.path.read_bytes()),
+    }
     return {
         "dataset": dataset.name,
         "seed": seeds[0],
@@ -201,8 +206,60 @@ def add_compressed(
         results["best"] = max(koopman or done, key=lambda row: row["accuracy"])
 
 
-def write(results: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
-    """results.json and report.html, with pictures."""
+# What belongs to the networks that the span was replaced in, and goes with those rows.
+_WITH_LADDER = (
+    "seeds", "original", "replaced", "span", "tolerance", "sentence", "finding",
+    "singular_values", "confusion", "disagreements",
+)  # fmt: skip
+
+
+def merged(new: Results, old: Mapping[str, Any]) -> Results:
+    """The results of a command together with what other commands left in the same folder.
+
+    Kept where data set, first seed and the first network's file are the same; what the new command
+    made replaces what an earlier run of it made.
+    """
+    same = all(new.get(key) == old.get(key) for key in ("dataset", "seed", "model"))
+    if not same:
+        return new
+    made = {key: value for key, value in new.items() if value not in ({}, [])}
+    both = {**old, **made}
+    if not new["replaced"]:
+        # Other commands look at one network where the ladder has several.
+        both |= {key: old[key] for key in _WITH_LADDER if old.get("replaced") and key in old}
+    both["timing"] = {**(old.get("timing") or {}), **new["timing"]}
+    both["settings"] = {**(old.get("settings") or {}), **new["settings"]}
+    both["command"] = " && ".join(_commands(old, new))
+    return {**{key: both.get(key) for key in new}, **both}
+
+
+def _commands(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Command lines that the results come from, the latest of each command."""
+    verb = lambda line: line.split()[1:2]
+    lines = [line for line in str(old.get("command") or "").split(" && ") if line]
+    return [*(line for line in lines if verb(line) != verb(new["command"])), new["command"]]
+
+
+def earlier(out: Path) -> dict[str, Any]:
+    """What lies in the folder already; nothing where that is no file of results."""
+    from koopjax import report
+
+    try:
+        return report.load(out)
+    except (OSError, ValueError):
+        return {}
+
+
+def write(results: Results, out: Path, *, alone: bool = False) -> tuple[Path, Path]:
+    """results.json and report.html, with pictures.
+
+    Args:
+        results: of one command; what it kept of earlier ones is put in.
+        out: folder.
+        alone: replace what other commands wrote there.
+    """
     from koopjax import plot, report
 
+    if not alone:
+        results.update(merged(results, earlier(out)))
     return report.save(results, out, plot.figures(results))

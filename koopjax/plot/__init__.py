@@ -21,16 +21,24 @@ from koopjax.plot._results import (
     figures as figures,
     rank_curve as rank_curve,
 )
+from koopjax.plot._trains import (
+    bond_singular_values as bond_singular_values,
+    interaction_spectrum as interaction_spectrum,
+    plane as plane,
+)
 from koopjax.plot._style import COLOURS as COLOURS, colour as colour
 
 __all__ = [
     "COLOURS",
     "accuracy_ladder",
+    "bond_singular_values",
     "budget_curve",
     "colour",
     "confusion",
     "disagreements",
     "figures",
+    "interaction_spectrum",
+    "plane",
     "rank_curve",
     "singular_values",
     "spectrum",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from koopjax.plot._arrays import confusion, disagreements, singular_values
+from koopjax.plot import _trains
 from koopjax.plot._style import GRID, INK, MUTED, colour, new_figure, style
 
 Row = Mapping[str, Any]
@@ -24,6 +25,12 @@ def _name(row: Row) -> str:
 def _full(results: Row) -> list[Row]:
     """The rungs of the ladder: every row without a rank limit."""
     return [row for row in results["replaced"] if row.get("rank") is None]
+
+
+def _cut(results: Row) -> list[Row]:
+    """Rows whose K is cut to a rank; a tensor train's ranks are another thing, see `plane`."""
+    rows = [row for row in results.get("replaced") or () if row.get("rank") is not None]
+    return [row for row in rows if row.get("truncation") in _TRUNCATIONS]
 
 
 def accuracy_ladder(results: Row) -> Any:
@@ -100,7 +107,7 @@ def rank_curve(results: Row) -> Any:
         results: needs `original.accuracy` and the rows of `replaced` that have a `rank`; rows that
             map to the logits are left out where others are there.
     """
-    rows = [row for row in results["replaced"] if row.get("rank") is not None]
+    rows = _cut(results)
     rows = [row for row in rows if row.get("target") != "logits"] or rows
     if not rows:
         raise ValueError(
@@ -214,10 +221,16 @@ def figures(results: Row) -> dict[str, Any]:
     replaced = results.get("replaced") or []
     if any(row.get("rank") is None for row in replaced):
         made["accuracy_ladder"] = accuracy_ladder(results)
-    if any(row.get("rank") is not None for row in replaced):
+    if _cut(results):
         made["rank_curve"] = rank_curve(results)
     if results.get("singular_values"):
         made["singular_values"] = singular_values(results["singular_values"])
+    if (results.get("plane") or {}).get("rows"):
+        made["plane"] = _trains.plane(results["plane"])
+    if (results.get("bonds") or {}).get("values"):
+        made["bond_singular_values"] = _trains.bond_singular_values(results["bonds"]["values"])
+    if results.get("interactions"):
+        made["interaction_spectrum"] = _trains.interaction_spectrum(results["interactions"])
     matrices = results.get("confusion")
     if matrices:
         made["confusion"] = confusion(
