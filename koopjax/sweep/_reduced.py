@@ -1,0 +1,273 @@
+"""All ranks of a reduced-rank regression from one factorisation of one set of statistics."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from koopjax import edmd
+from koopjax._core import NONFINITE_DATA, expected, matmul, pytree
+from koopjax.edmd._factor import is_finite
+from koopjax.edmd._smooth import leading_vectors, root_metric
+from koopjax.edmd._solve import cancellation, judge, rounding_unit
+from koopjax.sweep._grid import grid, wide
+from koopjax.sweep._table import Table
+
+Statistics = edmd.Gram | edmd.RFactor
+
+
+@pytree
+class Family:
+    """The fits of every rank at one ridge (a leading axis stacks several).
+
+    Attributes:
+        left: `(p, k)`, right: `(k, q)`, with `k = min(p, q)`: leading columns and rows are the
+            factors of any smaller rank.
+        error: `(k,)` relative error of each rank on the samples of the statistics.
+        held: `(k,)` the same on the validation statistics; NaN without.
+        condition: of the observables.
+        result: int32 result code.
+    """
+
+    left: Any
+    right: Any
+    error: Any
+    held: Any
+    condition: Any
+    result: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRankTable(Table):
+    """A table over ranks, with the factors of all of them.
+
+    Attributes:
+        family: the factors, stacked over the ridges.
+        alphas: the ridges.
+    """
+
+    family: Any = None
+    alphas: tuple[float, ...] = ()
+
+    def fit(
+        self, rank: int, alpha: float | None = None
+    ) -> tuple[Float[Array, "p r"], Float[Array, "r q"]]:
+        """The thin factors of one fit, `K = left @ right`, as `edmd.low_rank` gives them.
+
+        Args:
+            rank: any up to min(p, q), in the table or not.
+            alpha: one of the ridges; may be left out where there is one.
+        """
+        which = position("alpha", alpha, self.alphas)
+        (k,) = check_ranks([rank], self.family.right.shape[1])
+        with wide(self.family):
+            return self.family.left[which, :, :k], self.family.right[which, :k]
+
+
+def position(name: str, value: Any, known: Sequence[Any]) -> int:
+    """Where a value stands among those that were swept; None where there is only one."""
+    if value is None and len(known) == 1:
+        return 0
+    if value not in known:
+        raise expected(f"{name} among {list(known)}", f"{value}")
+    return list(known).index(value)
+
+
+def check_ranks(ranks: Any, largest: int | None = None) -> tuple[int, ...]:
+    """Ranks as Python numbers, or an error: none, zero, broken or too large ones."""
+    try:
+        listed = list(ranks)
+    except TypeError:
+        raise expected("a sequence of ranks", f"{ranks!r}", "range(1, 9)") from None
+    if not listed:
+        raise expected("at least one rank", "an empty sequence")
+    for rank in listed:
+        number = rank if isinstance(rank, int | float | np.number) else 0
+        whole = not isinstance(rank, bool) and int(number) == number
+        if not whole or number < 1 or (largest is not None and number > largest):
+            limit = "" if largest is None else f" to {largest}"
+            raise expected(f"whole ranks from 1{limit}", f"{rank}")
+    return tuple(int(rank) for rank in listed)
+
+
+def listed_alphas(alpha: Any) -> tuple[float, ...]:
+    """A ridge or several as Python numbers, or an error."""
+    values = np.asarray(alpha, np.float64)
+    if values.ndim > 1 or values.size == 0 or not (np.isfinite(values) & (values >= 0)).all():
+        raise expected("ridges alpha of at least 0, and finite", f"{alpha}")
+    return tuple(float(a) for a in values.ravel())
+
+
+def _gram_errors(stats: Statistics, left: Array, right: Array, metric: Array | None) -> Array:
+    """`‖(Ψx K_r − Ψy) M^{1/2}‖² / ‖Ψy M^{1/2}‖²` of all leading ranks, from second moments.
+
+    With `K_r = Σ_{i≤r} l_i r_iᵀ` each rank adds its own row of `LᵀGL ∘ RMRᵀ` and a linear term, so
+    that all ranks are cumulative sums of what the largest one needs anyway.
+    """
+    moments = stats.to_gram()
+    weighted = right if metric is None else matmul(right, metric)
+    quadratic = matmul(left.T, matmul(moments.gram, left)) * matmul(weighted, right.T)
+    linear = jnp.sum(matmul(left.T, moments.cross) * weighted, axis=1)
+    target = moments.target_gram
+    whole = jnp.trace(target) if metric is None else jnp.sum(target * metric)
+    added = 2 * jnp.sum(jnp.triu(quadratic, 1), axis=0) + jnp.diagonal(quadratic) - 2 * linear
+    return _ratio(whole + jnp.cumsum(added), whole)
+
+
+def _factor_errors(stats: edmd.RFactor, left: Array, right: Array, metric: Array | None) -> Array:
+    """The same from an R factor, by residuals, so that small errors keep their digits."""
+    r, p = stats.r, stats.p
+    if metric is not None:
+        values, vectors = jnp.linalg.eigh((metric + metric.T) / 2)
+        root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
+        r = jnp.concatenate([r[:, :p], matmul(r[:, p:], root)], axis=1)
+        right = matmul(right, root)
+    below = jnp.sum(r[p:, p:] ** 2)
+    columns = matmul(r[:p, :p], left)
+
+    def add(rest: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        rest = rest - pair[0][:, None] * pair[1][None, :]
+        return rest, jnp.sum(rest**2)
+
+    _, squared = jax.lax.scan(add, r[:p, p:], (columns.T, right))
+    return _ratio(squared + below, jnp.sum(r[:, p:] ** 2))
+
+
+def _ratio(squared: Array, whole: Array) -> Array:
+    positive = (squared > 0) & (whole > 0)
+    ratio = jnp.where(positive, squared, 1) / jnp.where(whole > 0, whole, 1)
+    return jnp.where(positive, jnp.sqrt(ratio), 0)
+
+
+@jax.jit
+def _families(
+    stats: Statistics, alphas: Array, relative: Array, metric: Array | None, held: Any
+) -> Family:
+    errors = _factor_errors if isinstance(stats, edmd.RFactor) else _gram_errors
+
+    finite = is_finite(stats)
+    # One set of clean statistics for everything, so that the compiler factorises it once.
+    clean = jax.tree.map(lambda a: jnp.where(finite, a, 0), stats)
+    roots = root_metric(metric, stats.sizes[1], stats.dtype)
+
+    def one(alpha: Array) -> Family:
+        base = edmd.Ridge(alpha, relative).compute(clean)
+        w = leading_vectors(clean, base.alpha, min(stats.sizes), roots)
+        left = matmul(base.value if roots is None else matmul(base.value, roots[0]), w)
+        right = w.T if roots is None else matmul(w.T, roots[1])
+        rounding = rounding_unit(clean, base.amplification)
+        lost = cancellation(clean, base.value)
+        code = judge(clean, base, rounding, lost, finite, stats.dtype)
+        error = errors(clean, left, right, metric)  # pyright: ignore[reportArgumentType]
+        held_error = jnp.full_like(error, jnp.nan)
+        if held is not None:
+            held_error = _gram_errors(held, left, right, metric)
+        known = lambda a: jnp.where(finite, a, jnp.nan)
+        return Family(
+            left=known(left),
+            right=known(right),
+            error=known(error),
+            held=known(held_error),
+            condition=base.condition,
+            result=jnp.where(finite, code, NONFINITE_DATA),
+        )
+
+    return jax.lax.map(one, alphas)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """A user's score of the factors at masked ranks; equal for equal scores, as jit needs it."""
+
+    score: Callable[..., Any]
+
+    def __call__(self, left: Array, right: Array, *, at: Array, rank: Array) -> dict[str, Any]:
+        mask = jnp.arange(right.shape[1]) < rank
+        kept = mask.astype(left.dtype)
+        made = self.score(left[at] * kept[None, :], right[at] * kept[:, None])
+        return dict(made) if isinstance(made, Mapping) else {"score": made}
+
+
+def reduced_ranks(
+    statistics: Statistics,
+    ranks: Any = None,
+    *,
+    metric: Any = None,
+    alpha: Any = 0.0,
+    relative: float = 0.0,
+    validation: Statistics | None = None,
+    score: Callable[..., Any] | None = None,
+    lanes: str = "vmap",
+    memory_limit: float | str | None = None,
+) -> LowRankTable:
+    """The first form of `ranks`; described there."""
+    if statistics.folds is not None:
+        raise expected(
+            "statistics of all samples together",
+            f"{statistics.folds} folds",
+            "edmd.total(statistics), with validation= for a score",
+        )
+    p, q = statistics.sizes
+    chosen = check_ranks(range(1, min(p, q) + 1) if ranks is None else ranks, min(p, q))
+    alphas = listed_alphas(alpha)
+    if metric is not None and np.shape(metric) != (q, q):
+        raise expected(f"a metric of shape {(q, q)}", f"{np.shape(metric)}")
+    if validation is not None and validation.sizes != (p, q):
+        raise expected(f"validation statistics of sizes {(p, q)}", f"{validation.sizes}")
+    with wide(statistics):
+        dtype = statistics.dtype
+        family = _families(
+            statistics,
+            np.asarray(alphas, dtype),
+            np.asarray(relative, dtype),
+            None if metric is None else jnp.asarray(metric).astype(dtype),
+            None if validation is None else validation.astype(dtype),
+        )
+        scores = _scores(family, score, chosen, alphas, lanes, memory_limit)
+    return _low_rank_table(family, chosen, alphas, scores, (p, q), validation is not None)
+
+
+def _scores(
+    family: Family,
+    score: Any,
+    ranks: tuple[int, ...],
+    alphas: tuple[float, ...],
+    lanes: str,
+    memory_limit: Any,
+) -> Table | None:
+    if score is None:
+        return None
+    axes = {"at": range(len(alphas)), "rank": ranks}
+    data = (family.left, family.right)
+    return grid(_Scored(score), axes, data=data, lanes=lanes, memory_limit=memory_limit)
+
+
+def _low_rank_table(
+    family: Family,
+    ranks: tuple[int, ...],
+    alphas: tuple[float, ...],
+    scores: Table | None,
+    sizes: tuple[int, int],
+    validated: bool,
+) -> LowRankTable:
+    host = jax.device_get((family.error, family.held, family.condition, family.result))
+    error, held, condition, result = host
+    rows = []
+    for i, (at, rank) in enumerate(itertools.product(range(len(alphas)), ranks)):
+        row: dict[str, Any] = {"alpha": alphas[at], "rank": rank}
+        row["error"] = float(error[at, rank - 1])
+        if validated:
+            row["validation_error"] = float(held[at, rank - 1])
+        row["numbers"] = rank * sum(sizes)
+        row["condition"] = float(condition[at])
+        scored = {} if scores is None else scores.rows[i]
+        row.update({k: v for k, v in scored.items() if k not in ("at", "rank", "result")})
+        row["result"] = max(int(result[at]), scored.get("result", 0))
+        rows.append(row)
+    arrays = {} if scores is None else scores.arrays
+    return LowRankTable(rows, ("alpha", "rank"), arrays, family, alphas)
