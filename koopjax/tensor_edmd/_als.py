@@ -208,7 +208,7 @@ def als_padded(
         adaptive=adaptive, patience=patience, narrow=np.dtype(narrow), wide=wide,
     )  # fmt: skip
     if staged:
-        return compute()
+        return PaddedKoopman(psi, *compute())
     with jax.enable_x64(True) if has_float64() else jax.enable_x64(False):
         fit = compute()
     return PaddedKoopman(psi, *cast(fit, data[0].dtype))
