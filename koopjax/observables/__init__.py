@@ -34,6 +34,7 @@ from koopjax.observables._product import (
     Trigonometric as Trigonometric,
     Univariate as Univariate,
 )
+from koopjax.observables._product_kernel import ProductKernel as ProductKernel
 from koopjax.observables._sizes import (
     Fits as Fits,
     bytes_needed as bytes_needed,
@@ -58,6 +59,7 @@ __all__ = [
     "Orthogonal",
     "Polynomial1D",
     "Product",
+    "ProductKernel",
     "Project",
     "RandomFourier",
     "Select",

@@ -3,6 +3,11 @@
 from koopjax.tensor_edmd._als import als as als, als_padded as als_padded
 from koopjax.tensor_edmd._amuset import TensorSpectrum as TensorSpectrum, amuset as amuset
 from koopjax.tensor_edmd._dictionary import FunctionMajor as FunctionMajor, separable as separable
+from koopjax.tensor_edmd._kernel import kernel as kernel
+from koopjax.tensor_edmd._kernel_result import (
+    KernelInfo as KernelInfo,
+    KernelKoopman as KernelKoopman,
+)
 from koopjax.tensor_edmd._mandy import mandy as mandy
 from koopjax.tensor_edmd._padded import PaddedKoopman as PaddedKoopman
 from koopjax.tensor_edmd._result import (
@@ -12,6 +17,8 @@ from koopjax.tensor_edmd._result import (
 
 __all__ = [
     "FunctionMajor",
+    "KernelInfo",
+    "KernelKoopman",
     "PaddedKoopman",
     "TensorInfo",
     "TensorKoopman",
@@ -19,6 +26,7 @@ __all__ = [
     "als",
     "als_padded",
     "amuset",
+    "kernel",
     "mandy",
     "separable",
 ]
