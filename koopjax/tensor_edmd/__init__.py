@@ -9,6 +9,11 @@ from koopjax.tensor_edmd._kernel_result import (
     KernelKoopman as KernelKoopman,
 )
 from koopjax.tensor_edmd._mandy import mandy as mandy
+from koopjax.tensor_edmd._matrix import approximate as approximate
+from koopjax.tensor_edmd._matrix_result import (
+    MatrixApproximation as MatrixApproximation,
+    MatrixInfo as MatrixInfo,
+)
 from koopjax.tensor_edmd._padded import PaddedKoopman as PaddedKoopman
 from koopjax.tensor_edmd._result import (
     TensorInfo as TensorInfo,
@@ -19,6 +24,8 @@ __all__ = [
     "FunctionMajor",
     "KernelInfo",
     "KernelKoopman",
+    "MatrixApproximation",
+    "MatrixInfo",
     "PaddedKoopman",
     "TensorInfo",
     "TensorKoopman",
@@ -26,6 +33,7 @@ __all__ = [
     "als",
     "als_padded",
     "amuset",
+    "approximate",
     "kernel",
     "mandy",
     "separable",

@@ -1,0 +1,211 @@
+"""One core of a TT matrix at a time: conjugate gradients in a Kronecker metric."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from koopjax._core import matmul
+
+#: Floor of the preconditioner's eigenvalues, relative to the largest: pixels that are always zero
+#: have none. Chosen on an MNIST layer, where 1e-2 to 1e-4 need the same number of steps.
+DAMPING = 1e-3
+Cores = tuple[Array, ...]
+
+
+def _einsum(spec: str, *operands: Array) -> Array:
+    return jnp.einsum(spec, *operands, precision="highest", optimize="optimal")
+
+
+def kronecker_factors(a: Array | None, modes: Sequence[int], dtype: Any) -> Cores:
+    """Partial traces of a matrix over all modes but one, each scaled to a mean eigenvalue of 1.
+
+    Their Kronecker product is what a separable covariance with these marginals would be; it is
+    positive semidefinite wherever `a` is.
+    """
+    if a is None:
+        return tuple(jnp.eye(m, dtype=dtype) for m in modes)
+    factors = []
+    for k, m in enumerate(modes):
+        before, after = math.prod(modes[:k]), math.prod(modes[k + 1 :])
+        t = a.reshape(before, m, after, before, m, after)
+        factor = jnp.einsum("xiyxjy->ij", t)
+        trace = jnp.trace(factor)
+        scaled = factor * m / jnp.where(trace > 0, trace, 1)
+        factors.append(jnp.where(trace > 0, scaled, jnp.eye(m, dtype=dtype)))
+    return tuple(factors)
+
+
+def weigh(gram: Array | None, e: Array, metric: Array | None) -> Array:
+    """`G E M`; None stands for the identity."""
+    e = e if gram is None else matmul(gram, e)
+    return e if metric is None else matmul(e, metric)
+
+
+def unfold(e: Array, shapes: Sequence[tuple[int, int]], k: int) -> Array:
+    """A matrix as `(modes before, m_k, n_k, modes after)`, row and column modes in pairs."""
+    d = len(shapes)
+    t = e.reshape([m for m, _ in shapes] + [n for _, n in shapes])
+    t = t.transpose([axis for j in range(d) for axis in (j, d + j)])
+    return t.reshape(math.prod(m * n for m, n in shapes[:k]), *shapes[k], -1)
+
+
+def fold(t: Array, shapes: Sequence[tuple[int, int]]) -> Array:
+    """What `unfold` does, undone."""
+    d = len(shapes)
+    t = t.reshape([size for pair in shapes for size in pair])
+    t = t.transpose([*range(0, 2 * d, 2), *range(1, 2 * d, 2)])
+    return t.reshape(math.prod(m for m, _ in shapes), -1)
+
+
+def _frame(cores: Cores, k: int) -> tuple[Array, Array]:
+    """The product of the cores before core `k`, `(·, r_{k-1})`, and after it, `(r_k, ·)`."""
+    dtype = cores[0].dtype
+    left = right = jnp.ones((1, 1), dtype)
+    for core in cores[:k]:
+        left = matmul(left, core.reshape(core.shape[0], -1)).reshape(-1, core.shape[-1])
+    for core in cores[:k:-1]:
+        right = matmul(core.reshape(-1, core.shape[-1]), right).reshape(core.shape[0], -1)
+    return left, right
+
+
+def _preconditioner(cores: Cores, k: int, rows: Cores, columns: Cores) -> Any:
+    """The inverse of the core's normal matrix, had both metrics been Kronecker products."""
+    dtype = cores[0].dtype
+    left = right = jnp.ones((1, 1), dtype)
+    for core, g, m in zip(cores[:k], rows, columns, strict=False):
+        left = _einsum("ab,aijc,bkld,ik,jl->cd", left, core, core, g, m)
+        left = left / jnp.maximum(jnp.trace(left), jnp.finfo(dtype).tiny)
+    for core, g, m in list(zip(cores, rows, columns, strict=True))[:k:-1]:
+        right = _einsum("cd,aijc,bkld,ik,jl->ab", right, core, core, g, m)
+        right = right / jnp.maximum(jnp.trace(right), jnp.finfo(dtype).tiny)
+    pairs = [jnp.linalg.eigh(a) for a in (left, rows[k], columns[k], right)]
+    values = [jnp.maximum(e, 0) / jnp.maximum(e[-1], jnp.finfo(dtype).tiny) for e, _ in pairs]
+    vectors = [v for _, v in pairs]
+    scale = 1 / (_einsum("a,i,j,b->aijb", *values) + DAMPING)
+
+    def apply(z: Array) -> Array:
+        z = _einsum("aijb,ap,iq,jr,bs->pqrs", z, *vectors) * scale
+        return _einsum("pqrs,ap,iq,jr,bs->aijb", z, *vectors)
+
+    return apply
+
+
+def solve_core(
+    cores: Cores, k: int, weight: Array, gram: Any, metric: Any, rows: Cores, columns: Cores,
+    tol: Any, iterations: Any,
+) -> tuple[Array, Array]:  # fmt: skip
+    """The core that minimises `tr(M (W − T)ᵀ G (W − T))` with the others held.
+
+    Conjugate gradients on its normal equations from the core there is; each step costs two products
+    with the metrics, and the error never rises.
+
+    Returns:
+        The core, and the norm of what is left of the normal equations relative to their right-hand
+        side, in the norm of the preconditioner.
+    """
+    shapes = [(int(core.shape[1]), int(core.shape[2])) for core in cores]
+    left, right = _frame(cores, k)
+    tiny = jnp.finfo(weight.dtype).tiny
+
+    def full(core: Array) -> Array:
+        return fold(_einsum("xa,aijb,by->xijy", left, core, right), shapes)
+
+    def pull(e: Array) -> Array:
+        return _einsum("xa,xijy,by->aijb", left, unfold(e, shapes, k), right)
+
+    precondition = _preconditioner(cores, k, rows, columns)
+    rhs = pull(weigh(gram, weight, metric))
+    base = jnp.vdot(rhs, precondition(rhs))
+    goal = tol**2 * base
+    residual = pull(weigh(gram, weight - full(cores[k]), metric))
+    step = precondition(residual)
+
+    def going(state: tuple[Any, ...]) -> Array:
+        return (state[3] > goal) & (state[4] < iterations)
+
+    def advance(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        core, residual, step, rho, count = state
+        image = pull(weigh(gram, full(step), metric))
+        length = rho / jnp.maximum(jnp.vdot(step, image), tiny)
+        core, residual = core + length * step, residual - length * image
+        after = precondition(residual)
+        new = jnp.vdot(residual, after)
+        return core, residual, after + new / jnp.maximum(rho, tiny) * step, new, count + 1
+
+    start = (cores[k], residual, step, jnp.vdot(residual, step), jnp.zeros((), jnp.int32))
+    core, _, _, rho, _ = jax.lax.while_loop(going, advance, start)
+    return core, jnp.sqrt(jnp.maximum(rho, 0) / jnp.where(base > 0, base, 1))
+
+
+def _move_right(cores: list[Array], k: int) -> None:
+    core = cores[k]
+    q, r = jnp.linalg.qr(core.reshape(-1, core.shape[-1]))
+    cores[k] = q.reshape(*core.shape[:3], -1)
+    cores[k + 1] = _einsum("ab,bijc->aijc", r, cores[k + 1])
+
+
+def _move_left(cores: list[Array], k: int) -> None:
+    core = cores[k]
+    q, r = jnp.linalg.qr(core.reshape(core.shape[0], -1).T)
+    cores[k] = q.T.reshape(-1, *core.shape[1:])
+    cores[k - 1] = _einsum("aijc,bc->aijb", cores[k - 1], r)
+
+
+@jax.jit
+def right_orthogonal(cores: Cores) -> Cores:
+    """The same train with orthonormal rows in all cores but the first."""
+    out = list(cores)
+    for k in range(len(out) - 1, 0, -1):
+        _move_left(out, k)
+    return tuple(out)
+
+
+@jax.jit
+def full_matrix(cores: Cores) -> Array:
+    """The matrix of a chain of cores."""
+    shapes = [(int(core.shape[1]), int(core.shape[2])) for core in cores]
+    left, _ = _frame(cores, len(cores))
+    return fold(left, shapes)
+
+
+@jax.jit
+def error(cores: Cores, weight: Array, gram: Any, metric: Any) -> Array:
+    """`‖W − T‖ / ‖W‖` in the norm `‖E‖² = tr(M Eᵀ G E)`; absolute where `‖W‖` is zero."""
+    e = weight - full_matrix(cores)
+    squared = jnp.maximum(jnp.vdot(e, weigh(gram, e, metric)), 0)
+    whole = jnp.maximum(jnp.vdot(weight, weigh(gram, weight, metric)), 0)
+    return jnp.sqrt(squared / jnp.where(whole > 0, whole, 1))
+
+
+@jax.jit
+def sweep(
+    cores: Cores, weight: Array, gram: Any, metric: Any, rows: Cores, columns: Cores, tol: Any,
+    iterations: Any,
+) -> tuple[Cores, Array, Array]:  # fmt: skip
+    """Every core once from left to right and once back, from right-orthogonal cores.
+
+    Returns:
+        The cores, the relative error, and the largest residual of the solves.
+    """
+    out, d = list(cores), len(cores)
+    residuals = []
+
+    def solve(k: int) -> None:
+        out[k], residual = solve_core(
+            tuple(out), k, weight, gram, metric, rows, columns, tol, iterations
+        )
+        residuals.append(residual)
+
+    for k in range(max(d - 1, 1)):
+        solve(k)
+        if k < d - 1:
+            _move_right(out, k)
+    for k in range(d - 1, 0, -1):
+        solve(k)
+        _move_left(out, k)
+    cores = tuple(out)
+    return cores, error(cores, weight, gram, metric), jnp.stack(residuals).max()
