@@ -87,13 +87,20 @@ class _Sampler:
         self.dtype: Any = None
 
     def _call(self, indices: Host) -> Host:
-        values = np.asarray(jax.device_get(self.function(indices)))
+        values = self.function(indices)
+        kept = isinstance(values, jax.Array)
+        values = np.asarray(jax.device_get(values))
         if values.shape != (len(indices),):
             raise expected(
                 f"{len(indices)} values of the function, one for each row of indices",
                 f"shape {values.shape}",
                 "a function of an index array (m, d) that returns (m,)",
             )
+        if self.dtype is None:
+            floating = jnp.issubdtype(values.dtype, jnp.inexact)
+            dtype = values.dtype if floating else jnp.result_type(float)
+            # NumPy's float64 becomes what JAX makes of it; an array of JAX keeps its digits.
+            self.dtype = np.dtype(dtype if kept else jax.dtypes.canonicalize_dtype(dtype))
         return values
 
     def __call__(self, indices: Host) -> Host:
@@ -107,11 +114,8 @@ class _Sampler:
             parts = [self._call(full[i : i + size]) for i in range(0, len(full), size)]
             values = np.concatenate(parts)[: len(indices)]
         self.count += len(indices)
-        if not np.issubdtype(values.dtype, np.inexact) and values.dtype.kind not in "iub":
-            values = values.astype(np.float32)  # bfloat16 and the like
-        if self.dtype is None:
-            dtype = values.dtype if values.dtype.kind in "fc" else jnp.result_type(float)
-            self.dtype = np.dtype(dtype)
+        if values.dtype.kind == "V":  # bfloat16 and the like
+            values = values.astype(np.float32)
         if not np.isfinite(values).all():
             where = indices[int(np.argmin(np.isfinite(values)))].tolist()
             raise expected("finite values of the function", f"NaN or infinity at index {where}")

@@ -1,5 +1,6 @@
 """Trains from vectors, from chance, and from structure."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -71,19 +72,26 @@ def identity(modes: Sequence[int], dtype: Any = jnp.float32) -> TTMatrix:
         return kronecker([jnp.eye(n, dtype=dtype) for n in check_modes(modes)])
 
 
-def _entries(key: Array, k: int, shape: tuple[int, int, int], dtype: Any) -> Array:
-    """Standard normal numbers, entry `(a, i, b)` from a key of its own."""
-
-    def folded(keys: Array, size: int) -> Array:
-        return jax.vmap(
-            lambda one: jax.vmap(lambda j: jax.random.fold_in(one, j))(jnp.arange(size))
-        )(keys).reshape(-1)
-
-    keys = jax.random.fold_in(key, k).reshape(1)
-    for size in (shape[1], shape[0], shape[2]):
-        keys = folded(keys, size)
+@functools.partial(jax.jit, static_argnames=("mode", "rank", "dtype"))
+def _entries(key: Array, k: Any, *, mode: int, rank: int, dtype: Any) -> Array:
+    """Standard normal numbers `(rank, mode, rank)`, entry `(a, i, b)` from a key of its own."""
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    rows = fold(jax.random.fold_in(key, k), jnp.arange(mode))
+    # Both ranks in one 32-bit number: they stay far below 2^16.
+    places = (jnp.arange(rank)[:, None] * 65536 + jnp.arange(rank)[None, :]).reshape(-1)
+    keys = jax.vmap(lambda one: fold(one, places))(rows).reshape(-1)
     values = jax.vmap(lambda one: jax.random.normal(one, (), dtype))(keys)
-    return values.reshape(shape[1], shape[0], shape[2]).transpose(1, 0, 2)
+    return values.reshape(mode, rank, rank).transpose(1, 0, 2)
+
+
+@functools.partial(jax.jit, static_argnames=("ranks", "modes"))
+def _cut_cores(full: list[Array], *, ranks: tuple[int, ...], modes: tuple[int, ...]) -> TensorTrain:
+    return TensorTrain(
+        tuple(
+            values[: ranks[k], : modes[k], : ranks[k + 1]] / math.sqrt(ranks[k + 1])
+            for k, values in enumerate(full)
+        )
+    )
 
 
 def random(
@@ -114,11 +122,10 @@ def random(
     bounds = feasible_ranks(modes)
     ranks = [min(r, m) for r, m in zip(as_ranks(len(modes), rank), bounds, strict=True)]
     with precise_as(dtype):
-        cores = []
-        for k, n in enumerate(modes):
-            values = _draw(key, k, (ranks[k], n, ranks[k + 1]), np.dtype(dtype))
-            cores.append(values / math.sqrt(ranks[k + 1]))
-        return TensorTrain(tuple(cores))
+        # All cores from one compiled draw; the few that are much smaller waste little.
+        size = {"mode": max(modes), "rank": max(ranks), "dtype": np.dtype(dtype)}
+        full = [_entries(key, k, **size) for k in range(len(modes))]
+        return _cut_cores(full, ranks=tuple(ranks), modes=modes)
 
 
 def random_matrix(
@@ -147,6 +154,3 @@ def random_matrix(
                 for c, m, n in zip(train.cores, rows, columns, strict=True)
             )
         )
-
-
-_draw = jax.jit(_entries, static_argnums=(2, 3))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from koopjax._core import expected, masked_qr, matmul
-from koopjax.tt._padded import PaddedTT, pad_cores, prefix_mask
+from koopjax.tt._padded import PaddedTT, padded, prefix_mask
 from koopjax.tt._precision import dagger, einsum, factor_dtype, precise, real_dtype
 from koopjax.tt._support import T, as_train, check_train, like
 from koopjax.tt._trains import TensorTrain
@@ -201,9 +201,14 @@ def singular_values(train: Any) -> tuple[Float[Array, " r"], ...] | Float[Array,
         if isinstance(train, PaddedTT):
             return _singular_values(train)
         plain = as_train(train)
-        values = _ragged_singular_values(plain)
+        values = _singular_values(padded(plain, rank=max(plain.ranks), mode=max(plain.modes)))
         sizes = allowed_ranks(plain)[1:-1]
-        return tuple(values[k, :r] for k, r in enumerate(sizes))
+        return _rows(values, sizes=sizes)
+
+
+@functools.partial(jax.jit, static_argnames="sizes")
+def _rows(values: Array, *, sizes: tuple[int, ...]) -> tuple[Array, ...]:
+    return tuple(values[k, :r] for k, r in enumerate(sizes))
 
 
 def allowed_ranks(train: TensorTrain) -> tuple[int, ...]:
@@ -214,16 +219,6 @@ def allowed_ranks(train: TensorTrain) -> tuple[int, ...]:
     for k in range(len(modes) - 1, -1, -1):
         ranks[k] = min(ranks[k], ranks[k + 1] * modes[k])
     return tuple(ranks)
-
-
-@jax.jit
-def _ragged_singular_values(train: TensorTrain) -> Array:
-    rank, mode = max(train.ranks), max(train.modes)
-    cores = pad_cores(train.cores, rank, mode)
-    real = real_dtype(cores.dtype)
-    ranks = prefix_mask(jnp.asarray(train.ranks, jnp.int32), rank, real)
-    modes = prefix_mask(jnp.asarray(train.modes, jnp.int32), mode, real)
-    return _singular_values(PaddedTT(cores, ranks, modes))
 
 
 @jax.jit

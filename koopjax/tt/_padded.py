@@ -1,5 +1,6 @@
 """Tensor trains with stacked cores of one shape, and masks in place of ranks and mode sizes."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,6 +122,16 @@ def pad_cores(cores: Sequence[Any], rank: int, mode: int) -> Array:
         widths = ((0, rank - r), (0, mode - n), (0, rank - s))
         padded.append(jnp.pad(jnp.asarray(core, dtype), widths))
     return jnp.stack(padded)
+
+
+@functools.partial(jax.jit, static_argnames=("rank", "mode"))
+def padded(train: TensorTrain, *, rank: int, mode: int) -> PaddedTT:
+    """`pad` without its checks."""
+    cores = pad_cores(train.cores, rank, mode)
+    real = real_dtype(cores.dtype)
+    ranks = jnp.asarray(train.ranks, jnp.int32)
+    modes = jnp.asarray(train.modes, jnp.int32)
+    return PaddedTT(cores, prefix_mask(ranks, rank, real), prefix_mask(modes, mode, real))
 
 
 def pad(train: Any, rank: int, mode: int | None = None) -> PaddedTT:

@@ -41,7 +41,8 @@ class Budget:
         """The least rank at this bond, from its descending singular values."""
         tails = np.append(np.cumsum(s[::-1] ** 2)[::-1], 0.0)
         # With nothing left to spend, only what rounding itself has put there is cut.
-        noise = (4 * self.eps * math.sqrt(len(s)) * self.norm) ** 2 if self.left == 0 else 0.0
+        rounding = self.eps + 4 * math.sqrt(len(s)) * float(np.finfo(s.dtype).eps)
+        noise = (rounding * self.norm) ** 2 if self.left == 0 else 0.0
         allowed = max(self.left / max(self.bonds, 1), noise)
         rank = max(1, min(int(np.argmax(tails <= allowed)), most))
         self.bonds -= 1

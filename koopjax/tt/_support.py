@@ -19,6 +19,9 @@ T = TypeVar("T", TensorTrain, TTMatrix, PaddedTT)
 
 def as_floating(name: str, array: Any) -> Array:
     """A real or complex floating array; integers become the default float."""
+    kind = np.dtype(array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype)
+    if kind.kind in "OSUMmV" and not jnp.issubdtype(kind, jnp.floating):
+        raise expected(f"numbers in {name}", f"dtype {kind}")
     with precise(array):
         array = jnp.asarray(array)
         if jnp.issubdtype(array.dtype, jnp.inexact):
@@ -29,8 +32,21 @@ def as_floating(name: str, array: Any) -> Array:
 
 
 @jax.jit
-def _finite(leaves: list[Array]) -> Array:
+def _finite_on_device(leaves: list[Any]) -> Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
+
+
+def _finite(leaves: list[Any]) -> np.ndarray:
+    """Whether each array is finite; in NumPy where that copies nothing, so nothing is compiled."""
+    near = all(not isinstance(a, jax.Array) or _on_host(a) for a in leaves)
+    if near:
+        return np.asarray([np.isfinite(np.asarray(leaf)).all() for leaf in leaves])
+    with precise(leaves):
+        return np.asarray(_finite_on_device(leaves))
+
+
+def _on_host(array: jax.Array) -> bool:
+    return all(device.platform == "cpu" for device in array.devices())
 
 
 def check_train(name: str, train: Any) -> None:
@@ -48,8 +64,7 @@ def check_train(name: str, train: Any) -> None:
     cores = list(train.cores) if isinstance(train.cores, tuple) else [train.cores]
     if traced(cores):
         return
-    with precise(cores):
-        finite = np.asarray(_finite(cores))
+    finite = _finite(cores)
     if not finite.all():
         where = "" if isinstance(train, PaddedTT) else f", core {int(np.argmin(finite))} among them"
         raise expected(

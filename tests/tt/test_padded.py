@@ -1,0 +1,219 @@
+"""Padded trains: ranks as a vmap axis, the derivatives of ragged ones, finite in SVD's gaps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from koopjax import tt
+
+MODES = (3, 4, 4)
+property_based = settings(max_examples=15, deadline=None)
+seeds = st.integers(0, 2**31 - 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def wide():
+    with jax.enable_x64(True):
+        yield
+
+
+def cores_of(seed, rank=3, complex_=False, modes=MODES):
+    rng = np.random.default_rng(seed)
+    ranks = np.minimum([1, *[rank] * (len(modes) - 1), 1], tt.feasible_ranks(modes))
+    cores = []
+    for k, n in enumerate(modes):
+        core = rng.normal(size=(ranks[k], n, ranks[k + 1]))
+        cores.append(jnp.asarray(core + 1j * rng.normal(size=core.shape) if complex_ else core))
+    return tuple(cores)
+
+
+def distance(a, b):
+    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
+    return max(
+        np.linalg.norm(np.asarray(x) - np.asarray(y)) / np.linalg.norm(np.asarray(y))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def full(cores):
+    """The tensor in NumPy, which compiles nothing."""
+    out = np.asarray(cores[0])
+    for core in cores[1:]:
+        out = np.tensordot(out, np.asarray(core), axes=1)
+    return out[0, ..., 0]
+
+
+def readout(tensor):
+    """A real function of a dense tensor that depends on all of it."""
+    tensor = tensor[tuple(slice(n) for n in MODES)]
+    weights = jnp.cos(jnp.arange(tensor.size)).reshape(tensor.shape)
+    return jnp.real(jnp.sum(weights * tensor)) + jnp.sum(jnp.abs(tensor) ** 2)
+
+
+def widen(cores, rank):
+    return tt.pad(tt.TensorTrain(cores), rank)
+
+
+@jax.jit
+def every_rank(cores):
+    padded = widen(cores, 5)
+    return jax.vmap(lambda rank: tt.truncate(padded, rank))(jnp.arange(1, 6))
+
+
+@property_based
+@given(seeds, st.booleans())
+def test_vmapped_over_ranks_equals_a_loop(seed, complex_):
+    cores = cores_of(seed, complex_=complex_)
+    lanes = every_rank(cores)
+    for i in range(5):
+        lane = tt.unpad(jax.tree.map(lambda leaf, i=i: leaf[i], lanes))
+        single = tt.unpad(tt.truncate(widen(cores, 5), i + 1))
+        assert lane.ranks == single.ranks
+        want = full(single.cores)
+        assert distance(full(lane.cores), want) < 1e-12
+        # And another way to it, in NumPy on the host.
+        rounded = tt.round(tt.TensorTrain(cores), max_rank=i + 1)
+        assert distance(full(rounded.cores), want) < 1e-12
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_ragged_truncation_equals_rounding(rank):
+    train = tt.TensorTrain(cores_of(0, complex_=True))
+    cut, rounded = tt.truncate(train, rank), tt.round(train, max_rank=rank)
+    assert isinstance(cut, tt.TensorTrain)
+    assert cut.ranks == rounded.ranks
+    assert distance(full(cut.cores), full(rounded.cores)) < 1e-12
+
+
+def algebra(a, b):
+    return tt.hadamard(tt.add(tt.orthogonalize(a, 1), tt.scale(b, 0.5)), b).to_dense()
+
+
+VERBS = {
+    "algebra": (algebra, True),
+    "truncate to 1": (lambda a, b: tt.truncate(a, 1).to_dense(), False),
+    "truncate to 2": (lambda a, b: tt.truncate(a, 2).to_dense(), True),
+    "truncated sum": (lambda a, b: tt.truncate(tt.add(a, b), 2).to_dense(), False),
+    "truncated sum of equals": (lambda a, b: tt.truncate(tt.add(a, a), 3).to_dense(), False),
+}
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_derivatives_through_padding_equal_ragged_and_difference_quotients(name):
+    verb, complex_ = VERBS[name]
+    first, second = cores_of(1, 3, complex_), cores_of(2, 2, complex_)
+
+    def ragged(cores):
+        return readout(verb(tt.TensorTrain(cores), tt.TensorTrain(second)))
+
+    def padded(cores):
+        return readout(verb(widen(cores, 5), widen(second, 4)))
+
+    both = jax.jit(jax.value_and_grad(ragged))
+    value, gradient = both(first)
+    value_padded, gradient_padded = jax.jit(jax.value_and_grad(padded))(first)
+    assert abs(value - value_padded) <= 1e-12 * abs(value)
+    assert distance(gradient_padded, gradient) < 1e-11
+    rng = np.random.default_rng(0)
+    step = [jnp.asarray(rng.normal(size=core.shape)) for core in first]
+    along = sum(jnp.real(jnp.sum(g * s)) for g, s in zip(gradient, step, strict=True))
+    up, down = (
+        both(tuple(c + h * s for c, s in zip(first, step, strict=True)))[0] for h in (1e-5, -1e-5)
+    )
+    size = np.sqrt(sum(float(jnp.sum(jnp.abs(g) ** 2)) for g in gradient))
+    assert abs((up - down) / 2e-5 - along) < 1e-6 * size
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: jnp.zeros(MODES),
+        lambda: jnp.ones(MODES),  # rank 1, so that all other values are zero
+        lambda: jnp.eye(4)[None] * jnp.ones((3, 1, 1)),  # all singular values of a bond equal
+    ],
+    ids=["zero", "rank one", "equal"],
+)
+def test_gradients_are_finite_where_singular_values_repeat_or_vanish(make):
+    tensor = make()
+    train = tt.truncate(tt.from_dense(tensor), 3)
+
+    @jax.jit
+    @jax.grad
+    def slope(cores, rank):
+        cut, info = tt.truncate(widen(cores, 6), rank, return_info=True)
+        return jnp.sum(cut.to_dense() ** 2) + tt.norm(cut) + info.error
+
+    for rank in (1, 2, 4):
+        gradient = slope(train.cores, rank)
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+def test_derivative_of_the_norm():
+    cores = cores_of(0)
+    dense = jax.grad(lambda c: jnp.linalg.norm(tt.TensorTrain(c).to_dense()))(cores)
+    assert distance(jax.grad(lambda c: tt.norm(tt.TensorTrain(c)))(cores), dense) < 1e-12
+    assert distance(jax.grad(lambda c: tt.norm(widen(c, 5)))(cores), dense) < 1e-12
+    zero = tuple(jnp.zeros_like(core) for core in cores)
+    gradient = jax.grad(lambda c: tt.norm(tt.TensorTrain(c)))(zero)
+    assert not any(np.asarray(g).any() for g in gradient)
+
+
+def test_padding_holds_zeros_and_masks_stay_tight():
+    a, b = widen(cores_of(0), 5), widen(cores_of(1, 2), 4)
+    total = tt.add(a, b)
+    results = [
+        total,
+        tt.hadamard(a, b),
+        tt.orthogonalize(total, 1),
+        tt.truncate(total, 3, max_rank=3),
+        tt.truncate(total, 9),
+    ]
+    for train in results:
+        train.validate()
+        left, right = np.asarray(train.rank_mask[:-1]), np.asarray(train.rank_mask[1:])
+        modes = np.asarray(train.mode_mask)
+        inside = np.einsum("da,dn,db->danb", left, modes, right)
+        assert not np.any(np.asarray(train.cores) * (1 - inside))
+    assert total.ranks == (1, 5, 5, 1)
+    assert results[3].cores.shape == (3, 3, 4, 3)
+    assert results[4].ranks == (1, 3, 4, 1)
+    assert tt.unpad(results[4]).ranks == (1, 3, 4, 1)
+
+
+def test_pad_and_unpad_are_inverse():
+    train = tt.TensorTrain(cores_of(4))
+    padded = tt.pad(train, 7, 6)
+    assert padded.cores.shape == (3, 7, 6, 7)
+    assert (padded.ranks, padded.modes) == (train.ranks, train.modes)
+    assert padded.numbers == train.numbers
+    back = tt.unpad(padded)
+    assert all(np.array_equal(a, b) for a, b in zip(back.cores, train.cores, strict=True))
+    dense = np.asarray(padded.to_dense())
+    assert dense.shape == (6, 6, 6)
+    assert np.allclose(dense[:3, :4, :4], train.to_dense(), rtol=1e-13)
+    assert np.count_nonzero(dense) == np.count_nonzero(train.to_dense())
+
+
+def test_ranks_may_differ_by_bond_and_be_traced():
+    padded = widen(cores_of(0), 5)
+    ranks = jnp.asarray([1, 3])
+    cut = jax.jit(tt.truncate)(padded, ranks)
+    assert tt.unpad(cut).ranks == (1, 1, 3, 1)
+    assert distance(cut.cores, tt.truncate(padded, (1, 3)).cores) < 1e-12
+
+
+def test_long_trains_in_float32():
+    """200 cores: norms far beyond what float32 can square."""
+    train = tt.random(jax.random.key(0), (2,) * 200, 4, jnp.float32)
+    padded = tt.pad(train, 4)
+    assert np.isfinite(float(tt.norm(padded)))
+    cut, info = tt.truncate(padded, 3, return_info=True)
+    assert 0 < float(info.error) < 1.5
+    same, info = tt.truncate(padded, 4, return_info=True)
+    assert float(info.error) < 1e-5
+    assert cut.ranks[100] == 3
+    # Compared core by core in the gauge that both share up to signs: the bonds' singular values.
+    a, b = tt.singular_values(same)[99], tt.singular_values(padded)[99]
+    assert np.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b[0]))
