@@ -25,7 +25,7 @@ from koopjax.analysis._metrics import (
 from koopjax.analysis._points import Plane, Point, train_name
 from koopjax.analysis._rungs import Ladder
 from koopjax.analysis._train_fits import fit_trains
-from koopjax.analysis._trains import Readout, SpanTrain, coordinates, predictions, product
+from koopjax.analysis._trains import Readout, SpanTrain, coordinates, predictions
 
 DEGREES = (1, 2, 3)
 RANKS = (1, 2, 4, 8, 12, 16)
@@ -45,11 +45,11 @@ def plane(
     degrees: Sequence[int] = DEGREES,
     ranks: Sequence[int] = RANKS,
     latent: int = 12,
-    family: str = "hermite",
+    family: str = "legendre",
     alphas: Sequence[float] = ALPHAS,
     choices: Mapping[tuple[int, int], float] | None = None,
-    sweeps: int = 4,
-    max_samples: int | None = 20_000,
+    sweeps: int = 2,
+    max_samples: int | None = 10_000,
     metric: Any = None,
     outputs: int = 16,
     tolerance: float = 0.005,
@@ -85,7 +85,8 @@ def plane(
         degrees: of the polynomials; each is compiled on its own.
         ranks: TT ranks, lanes of one compiled sweep.
         latent: number of latent coordinates.
-        family: "hermite", "legendre" or "chebyshev".
+        family: "legendre" or "chebyshev", on the ranges of the coordinates; or "hermite", on
+            standardised ones: unbounded, so that a few samples dominate products of many of them.
         alphas: ridges to choose from, relative to the number of samples.
         choices: `(degree, rank)` to ridge, chosen already (the `.choices` of another plane).
         sweeps: of alternating least squares, there and back each.
@@ -141,12 +142,13 @@ def plane(
     readout = Readout.fit(train.after, after, outputs)
     snapshots = Snapshots(train.before, train.after, before, key)
     front = coordinates(snapshots, latent, family)
+    pairs = _pairs(train, readout, max_samples)
     fits = fit_trains(
-        {degree: product(front, latent, degree, family) for degree in sorted(set(degrees))},
-        _pairs(train, readout, max_samples),
+        front,
+        pairs,
         None if val is None else _pairs(val, readout, max_samples),
-        ranks=tuple(sorted(set(ranks))), alphas=tuple(alphas), choices=choices, sweeps=sweeps,
-        key=key, memory_limit=memory_limit, ledger=ledger, progress=progress,
+        degrees=degrees, ranks=ranks, family=family, alphas=tuple(alphas), choices=choices,
+        sweeps=sweeps, key=key, memory_limit=memory_limit, ledger=ledger, progress=progress,
     )  # fmt: skip
     trains = {place: SpanTrain(found.fit, readout) for place, found in fits.items()}
     measure = _Measure(model, example_of(x_train), at, parts[2], test, y_test, task, score_fn,
@@ -159,7 +161,7 @@ def plane(
         points, nulls, dict(compared.original), at, latent, family, tolerance,
         {place: found.alpha for place, found in fits.items()},
         {place: found.error for place, found in fits.items()},
-        trains, model, measure.example, sample_axes,
+        trains, pairs[0], model, measure.example, sample_axes,
     )  # fmt: skip
 
 

@@ -9,7 +9,9 @@ import numpy as np
 from koopjax import surgery
 from koopjax._core import expected
 from koopjax.analysis._rungs import Rung, text_table
+from koopjax.analysis._spectrum import Spectrum, interaction_spectrum
 from koopjax.analysis._summary import one_sided
+from koopjax.analysis._trains import bond_singular_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Plane:
         validation: error of each `(degree, rank)` on the validation samples, relative, in the
             output's metric; NaN where the ridge was given.
         trains: `(degree, rank)` to the `SpanTrain` that was measured.
+        states: states before the span of the training samples that were fitted on.
         model: the original.
         example: shape and dtype of one batch.
         sample_axes: how states are read.
@@ -68,6 +71,7 @@ class Plane:
     choices: dict[tuple[int, int], float]
     validation: dict[tuple[int, int], float]
     trains: dict[tuple[int, int], Any] = dataclasses.field(repr=False)
+    states: Any = dataclasses.field(repr=False)
     model: Any = dataclasses.field(repr=False)
     example: Any = dataclasses.field(repr=False)
     sample_axes: Any = None
@@ -119,6 +123,22 @@ class Plane:
             "nulls": [rung.to_dict() for rung in self.nulls],
             "rows": [point.to_dict() for point in self.points],
         }
+
+    def spectrum(self, degree: int, rank: int, **settings: Any) -> Spectrum:
+        """The interaction spectrum of a point, its outputs measured in the output's metric.
+
+        Args:
+            degree: of a point.
+            rank: of a point.
+            **settings: as of `interaction_spectrum`.
+        """
+        self.find(degree, rank)
+        return interaction_spectrum(self.trains[degree, rank].fit, self.states, **settings)
+
+    def bond_singular_values(self, degree: int, rank: int) -> list[np.ndarray]:
+        """Singular values at the bonds of a point's train, as a function of the coordinates."""
+        self.find(degree, rank)
+        return bond_singular_values(self.trains[degree, rank].fit, self.states)
 
     def block(self, degree: int, rank: int, *, trainable: Any = True) -> Any:
         """The layer of a point, to be spliced in.

@@ -102,11 +102,11 @@ def coordinates(data: Snapshots, latent: int, family: str) -> Any:
     """The leading latent coordinates, scaled to where a family is orthonormal."""
     if family not in FAMILIES:
         raise expected(f"a family among {', '.join(map(repr, FAMILIES))}", repr(family))
-    front = leading(data, latent)
     if family == "hermite":
-        return front
-    scale = observables.Standardize.fit_range(front(data.x))
-    return observables.Compose(front, scale)
+        return leading(data, latent)
+    directions = observables.Project.pca(data.x, latent, metric=data.metric, whiten=True)
+    scale = observables.Standardize.fit_range(directions(data.x))
+    return observables.Compose(directions, scale)
 
 
 def product(front: Any, latent: int, degree: int, family: str) -> Any:

@@ -145,6 +145,55 @@ def add_pictures(results: Results, ladder: Any, name: str, full: Any, limit: int
     }
 
 
+def add_plane(
+    results: Results,
+    nets: Sequence[Any],
+    data: Any,
+    *,
+    ladders: Sequence[Any] | None,
+    progress: Callable[[int, int, str], None],
+    ledger: Path | None,
+    **settings: Any,
+) -> list[Any]:
+    """A plane for each network, and what their tensor trains are made of, put into the results.
+
+    The ridges are chosen for the first network and kept for the others. The spectrum is that of the
+    least point within the tolerance, of the last one where none is.
+    """
+    import jax
+
+    from koopjax import analysis
+
+    planes: list[Any] = []
+    for i, network in enumerate(nets):
+
+        def told(done: int, total: int, what: str, i: int = i) -> None:
+            progress(i * total + done, len(nets) * total, what)
+
+        planes.append(
+            analysis.plane(
+                network.model, data.x_train, data.x_val, data.x_test, data.y_test,
+                key=jax.random.key(network.seed), stored=i == 0, progress=told,
+                choices=planes[0].choices if planes else None,
+                reference=ladders[i] if ladders else "all",
+                ledger=None if ledger is None else ledger / f"seed-{network.seed}", **settings,
+            )
+        )  # fmt: skip
+    found = analysis.summarize_planes(planes)
+    results["plane"] = found
+    least = found["least"] or {k: found["rows"][-1][k] for k in ("degree", "rank")}
+    place = least["degree"], least["rank"]
+    spectra = [one.spectrum(*place) for one in planes]
+    results["interactions"] = {**analysis.summarize_spectra(spectra), **least}
+    bonds = planes[0].bond_singular_values(*place)
+    results["bonds"] = {**least, "values": [values.tolist() for values in bonds]}
+    if not results["original"]:
+        results["original"] = found["original"]
+        results["span"] = found["span"]
+        results["sentence"] = found["sentence"]
+    return planes
+
+
 def add_compressed(
     results: Results,
     network: Any,
@@ -223,7 +272,8 @@ def merged(new: Results, old: Mapping[str, Any]) -> Results:
     if not same:
         return new
     made = {key: value for key, value in new.items() if value not in ({}, [])}
-    both = {**old, **made}
+    stale = {*(_WITH_LADDER if new["replaced"] else ()), *(("best",) if new["compressed"] else ())}
+    both = {**{key: value for key, value in old.items() if key not in stale}, **made}
     if not new["replaced"]:
         # Other commands look at one network where the ladder has several.
         both |= {key: old[key] for key in _WITH_LADDER if old.get("replaced") and key in old}
