@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         plot as plot,
         report as report,
         surgery as surgery,
+        sweep as sweep,
         tensor_edmd as tensor_edmd,
         tt as tt,
     )
@@ -43,6 +44,7 @@ __all__ = [
     "plot",
     "report",
     "surgery",
+    "sweep",
     "tensor_edmd",
     "tt",
 ]
