@@ -39,7 +39,7 @@ def _disjoint(gains: Host, least: float) -> Host:
     return np.array(pairs, int).reshape(-1, 2)
 
 
-def search(a: Host, k: Host, r: Host, energy: float, rounds: int = 15) -> tuple[Host, int]:
+def search(a: Host, k: Host, r: Host, energy: float, rounds: int = 4) -> tuple[Host, int]:
     """Slots for items, so that `tr(A K[p, p]) − 2 Σ_i R[i, p_i]` falls: local search by swaps.
 
     With `A = M`, `K = Tᵀ G T` and `R = M Wᵀ G T` this is the error of `T[:, p]` for the columns of

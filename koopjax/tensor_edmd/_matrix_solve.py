@@ -1,5 +1,6 @@
 """One core of a TT matrix at a time: conjugate gradients in a Kronecker metric."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -94,6 +95,7 @@ def _preconditioner(cores: Cores, k: int, rows: Cores, columns: Cores) -> Any:
     return apply
 
 
+@functools.partial(jax.jit, static_argnames="k")
 def solve_core(
     cores: Cores, k: int, weight: Array, gram: Any, metric: Any, rows: Cores, columns: Cores,
     tol: Any, iterations: Any,
@@ -141,27 +143,29 @@ def solve_core(
     return core, jnp.sqrt(jnp.maximum(rho, 0) / jnp.where(base > 0, base, 1))
 
 
-def _move_right(cores: list[Array], k: int) -> None:
+@functools.partial(jax.jit, static_argnames="k")
+def _move_right(cores: Cores, k: int) -> Cores:
+    """Orthonormal columns in core `k`, the rest of it into the next."""
     core = cores[k]
     q, r = jnp.linalg.qr(core.reshape(-1, core.shape[-1]))
-    cores[k] = q.reshape(*core.shape[:3], -1)
-    cores[k + 1] = _einsum("ab,bijc->aijc", r, cores[k + 1])
+    after = _einsum("ab,bijc->aijc", r, cores[k + 1])
+    return (*cores[:k], q.reshape(*core.shape[:3], -1), after, *cores[k + 2 :])
 
 
-def _move_left(cores: list[Array], k: int) -> None:
+@functools.partial(jax.jit, static_argnames="k")
+def _move_left(cores: Cores, k: int) -> Cores:
+    """Orthonormal rows in core `k`, the rest of it into the one before."""
     core = cores[k]
     q, r = jnp.linalg.qr(core.reshape(core.shape[0], -1).T)
-    cores[k] = q.T.reshape(-1, *core.shape[1:])
-    cores[k - 1] = _einsum("aijc,bc->aijb", cores[k - 1], r)
+    before = _einsum("aijc,bc->aijb", cores[k - 1], r)
+    return (*cores[: k - 1], before, q.T.reshape(-1, *core.shape[1:]), *cores[k + 1 :])
 
 
-@jax.jit
 def right_orthogonal(cores: Cores) -> Cores:
     """The same train with orthonormal rows in all cores but the first."""
-    out = list(cores)
-    for k in range(len(out) - 1, 0, -1):
-        _move_left(out, k)
-    return tuple(out)
+    for k in range(len(cores) - 1, 0, -1):
+        cores = _move_left(cores, k)
+    return cores
 
 
 @jax.jit
@@ -181,7 +185,6 @@ def error(cores: Cores, weight: Array, gram: Any, metric: Any) -> Array:
     return jnp.sqrt(squared / jnp.where(whole > 0, whole, 1))
 
 
-@jax.jit
 def sweep(
     cores: Cores, weight: Array, gram: Any, metric: Any, rows: Cores, columns: Cores, tol: Any,
     iterations: Any,
@@ -191,21 +194,15 @@ def sweep(
     Returns:
         The cores, the relative error, and the largest residual of the solves.
     """
-    out, d = list(cores), len(cores)
+    d = len(cores)
+    settings = (weight, gram, metric, rows, columns, tol, iterations)
     residuals = []
-
-    def solve(k: int) -> None:
-        out[k], residual = solve_core(
-            tuple(out), k, weight, gram, metric, rows, columns, tol, iterations
-        )
+    for k in [*range(max(d - 1, 1)), *range(d - 1, 0, -1)]:
+        core, residual = solve_core(cores, k, *settings)
         residuals.append(residual)
-
-    for k in range(max(d - 1, 1)):
-        solve(k)
-        if k < d - 1:
-            _move_right(out, k)
-    for k in range(d - 1, 0, -1):
-        solve(k)
-        _move_left(out, k)
-    cores = tuple(out)
+        cores = (*cores[:k], core, *cores[k + 1 :])
+        if len(residuals) < d:
+            cores = _move_right(cores, k)
+        elif k:
+            cores = _move_left(cores, k)
     return cores, error(cores, weight, gram, metric), jnp.stack(residuals).max()

@@ -252,3 +252,13 @@ def test_what_is_no_matrix(matrix):
 def test_a_call_under_jit_is_refused():
     with pytest.raises(ValueError, match="jit"):
         jax.jit(lambda w: approximate(w, ROWS, COLUMNS, 2).to_dense())(problem()[0])
+
+
+def test_a_second_call_compiles_nothing():
+    weight, gram, metric = problem(8)
+    settings = {"sweeps": 2, "rtol": 0.0}
+    approximate(weight, ROWS, COLUMNS, 2, gram=gram, metric=metric, **settings)
+    before = als.solve_core._cache_size(), als.error._cache_size()
+    other, gram, metric = problem(9)
+    approximate(other, ROWS, COLUMNS, 2, gram=gram, metric=metric, iterations=9, sweeps=3)
+    assert (als.solve_core._cache_size(), als.error._cache_size()) == before
