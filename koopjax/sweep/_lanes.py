@@ -94,7 +94,7 @@ def run_lanes(
         }
         try:
             made = function(*data, **fixed, **point)
-        except jax.errors.JAXTypeError as error:
+        except TypeError as error:  # JAX's own for traced shapes and branches are of this kind
             error.add_note(
                 f"the sweep traces the axes {list(values)}; an axis that sets a shape or a branch "
                 "belongs in static="
