@@ -173,7 +173,7 @@ def dot(a: T, b: T) -> Shaped[Array, ""]:
         >>> float(dot(ones, ones))
         6.0
 
-    Reference: Oseledets (2011), algorithm 4.
+    Reference: Oseledets (2011), section 4.2.
     """
     check_same("dot", a, b)
     with precise(a, b):
@@ -214,8 +214,8 @@ def norm(a: Any) -> Float[Array, ""]:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> round(float(norm(rank_one([jnp.ones(2), jnp.ones(8)]))), 5)
-        4.0
+        >>> print(f"{norm(rank_one([jnp.ones(2), jnp.ones(8)])):.3f}")
+        4.000
     """
     check_train("the train", a)
     with precise(a):
