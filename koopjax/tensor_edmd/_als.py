@@ -317,14 +317,15 @@ def _fit(
     limits = jnp.asarray(feasible(modes, size), jnp.int32)
     one = jnp.ones(1, jnp.int32)
     inner = jnp.broadcast_to(rank, (d - 1,)) if rank.ndim == 0 else rank
-    most = jnp.minimum(limits, jnp.concatenate([one, jnp.maximum(inner, 1), one]))
+    first = jnp.minimum(limits, jnp.concatenate([one, jnp.maximum(inner, 1), one]))
     root = _metric_root(metric, q, wide)
     alpha, rtol = jnp.asarray(alpha).astype(wide), jnp.asarray(rtol).astype(wide)
     problem = Problem(
         factors=factors,
         targets=targets,
         modes=(jnp.arange(n)[None, :] < jnp.asarray(modes)[:, None]).astype(wide),
-        most=most,
+        first=first,
+        most=limits if adaptive else first,
         spare=random_directions(key, d, size, n, narrow),
         alpha=alpha,
         metric=root,

@@ -29,7 +29,8 @@ class Problem:
         factors: training and, if any, validation samples `(d, blocks, size, n)` each.
         targets: `(blocks, size, q)` each.
         modes: `(d, n)` ones and zeros: which functions exist.
-        most: `(d + 1,)` largest rank of every bond.
+        first: `(d + 1,)` rank of every bond at the start.
+        most: the same, at most.
         spare: `(d, r n, r)` random directions.
         alpha: ridge.
         metric: `(q, q)` square root of the output metric.
@@ -40,6 +41,7 @@ class Problem:
     factors: Any
     targets: Any
     modes: Any
+    first: Any
     most: Any
     spare: Any
     alpha: Any
@@ -167,14 +169,14 @@ def start(problem: Problem, size: int, wide: Any, given: Any = None) -> State:
     near = tuple(_ones(f, size) for f in problem.factors)
     carry = near, jnp.int32(1), jnp.zeros((), wide)
     known = None if given is None else (given[0], given[1][:-1])
-    parts = problem.factors, problem.modes, problem.spare, problem.most[:-1], known
+    parts = problem.factors, problem.modes, problem.spare, problem.first[:-1], known
     _, (cores, far, scales) = jax.lax.scan(step, carry, parts, reverse=True)
     q = problem.targets[0].shape[-1]
     nan = jnp.full((), jnp.nan, wide)
     zeros = jnp.zeros((size, n, q, size), dtype)
-    best = Best(jnp.full((), jnp.inf, wide), nan, nan, zeros, jnp.int32(0), cores, problem.most)
+    best = Best(jnp.full((), jnp.inf, wide), nan, nan, zeros, jnp.int32(0), cores, problem.first)
     zero = jnp.zeros((), wide)
-    return State(cores, problem.most, far, scales, best, zero + 1, zero, jnp.int32(0))
+    return State(cores, problem.first, far, scales, best, zero + 1, zero, jnp.int32(0))
 
 
 class _Step(NamedTuple):
