@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from koopjax import edmd, export, models, nn, observables as ob, surgery
+from koopjax import edmd, export, models, nn, observables as ob, surgery, sweep
 
 EVENT = "/jax/core/compile/backend_compile_duration"
 compilations: list[str] = []
@@ -103,7 +103,24 @@ def trained(seed):
     return models.accuracy(done.model, x, y), models.predict(done.model, x)
 
 
-VERBS = [dictionaries, koopman, solvers, streamed, cut, spliced, trained]
+def damped(x, y, *, degree, alpha):
+    psi = ob.Monomials(degree)(x)
+    solved = edmd.solve(edmd.Gram.from_batch(psi, y), edmd.Ridge(alpha))
+    return {"residual": solved.info.residual, "result": solved.result}
+
+
+def swept(seed):
+    x, y = snapshots(seed)
+    axes = {"degree": [1, 2], "alpha": [1e-3 * (seed + 1), 1e-1, 1.0]}
+    table = sweep.grid(damped, axes, data=(x, y), static="degree", chunk=2)
+    statistics = edmd.Gram.from_batch(ob.Monomials(2)(x), y)
+    ranks = sweep.ranks(statistics, alpha=[1e-3, 1e-2 * (seed + 1)])
+    psi, key = ob.Product.of(ob.Polynomial1D(1), 3), jax.random.key(seed)
+    trains = sweep.ranks(psi, x, y, [1, 2], key, alpha=1e-3 * (seed + 1), sweeps=1)
+    return table["residual"], ranks["error"], trains["error"]
+
+
+VERBS = [dictionaries, koopman, solvers, streamed, cut, spliced, trained, swept]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
