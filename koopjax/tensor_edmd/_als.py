@@ -197,7 +197,8 @@ def als_padded(
         )
     if jnp.shape(rank) not in ((), (d - 1,)):
         raise expected(f"one rank, or {d - 1} of them", f"shape {jnp.shape(rank)}")
-    block = min(batch_size or BLOCK, data[0].shape[0])
+    samples = data[0].shape[0]
+    block = -(-samples // -(-samples // (batch_size or BLOCK)))
     narrow = working_dtype(data[0].dtype if dtype is None else dtype)
     start = None if init is None else given_cores(init, modes, size, narrow)
     leaves = (psi, *data, rank, key, alpha, rtol)
