@@ -117,6 +117,7 @@ def one_seed(dataset: Any, seed: int) -> dict[str, Any]:
             "accuracy": layer.accuracy(network, found),
             "layer_numbers": found.numbers,
             "network_numbers": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network))),
+            "pixel_indices": 0 if (np.diff(found.row_order) == 1).all() else SIZES[0],
             "relative_error": float(found.info.error),
             "swaps": [int(n) for n in found.info.swaps],
             "sweeps": len(found.info.history),
@@ -181,6 +182,7 @@ def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
             "least": float(values.min()),
             "layer_numbers": first["layer_numbers"],
             "network_numbers": first["network_numbers"],
+            "pixel_indices": first.get("pixel_indices", 0),
             "seconds": float(np.median(times)),
         }
     return table
