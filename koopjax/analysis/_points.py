@@ -11,7 +11,7 @@ from koopjax._core import expected
 from koopjax.analysis._rungs import Rung, text_table
 from koopjax.analysis._spectrum import Spectrum, interaction_spectrum
 from koopjax.analysis._summary import one_sided
-from koopjax.analysis._trains import bond_singular_values
+from koopjax.analysis._trains import bond_singular_values, truncated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,21 @@ class Plane:
 
     def spliced(self, degree: int, rank: int, *, trainable: Any = True) -> Any:
         """The model with a point's layer in the span's place; an `nnx.Module`."""
-        block = self.block(degree, rank, trainable=trainable)
+        return self._with(self.block(degree, rank, trainable=trainable))
+
+    def cut(self, degree: int, rank: int, kept: int) -> Any:
+        """The model with a point's train in the span's place, its bonds cut, nothing refitted.
+
+        Args:
+            degree: of a point.
+            rank: of a point.
+            kept: singular values that each bond keeps at most, the largest of those of
+                `bond_singular_values`.
+        """
+        self.find(degree, rank)
+        return self._with(truncated(self.trains[degree, rank], kept, self.states).block())
+
+    def _with(self, block: Any) -> Any:
         return surgery.splice(
             self.model, self.example, self.span, block, sample_axes=self.sample_axes
         )

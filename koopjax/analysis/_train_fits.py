@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from koopjax import sweep, tensor_edmd
 from koopjax.analysis._trains import product
+from koopjax.sweep._fingerprint import digest
 
 #: Ranks that are compiled together are padded to the next of these: a lane costs what its padding
 #: costs, and a compilation costs more than a small lane.
@@ -100,7 +101,7 @@ def fit_trains(
         table = _sweep(
             front, key, train, val, here, family=family, size=size, sweeps=sweeps,
             memory_limit=memory_limit, progress=told,
-            ledger=None if ledger is None else pathlib.Path(ledger) / f"d{degree}-r{size}.npz",
+            ledger=_book(ledger, (front, key, train, val, sweeps), family, here, size),
         )  # fmt: skip
         done += len(here)
         psi = product(front, latent, degree, family)
@@ -111,6 +112,14 @@ def fit_trains(
                 padded = dataclasses.replace(fit, psi=psi)
                 found[degree, rank] = Found(padded.unpad(), float(alpha), error)
     return {place: found[place] for place in places}
+
+
+def _book(ledger: Any, data: Any, family: str, lanes: Any, size: int) -> Any:
+    """The file of one compiled shape, named by all that its figures depend on."""
+    if ledger is None:
+        return None
+    name = digest((data, np.asarray(lanes, np.float64)))[:12]
+    return pathlib.Path(ledger) / f"{family}-{lanes[0][0]}-{size}-{name}.ledger"
 
 
 def _size(rank: int) -> int:

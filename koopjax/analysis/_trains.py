@@ -133,15 +133,29 @@ def _predict(train: SpanTrain, x: Array) -> Array:
     return train.predict(x)
 
 
-def truncated(train: SpanTrain, rank: int) -> SpanTrain:
+def truncated(train: SpanTrain, rank: int, x: Any) -> SpanTrain:
     """The same with every bond cut to its leading singular values, nothing refitted.
 
     Args:
         train: in the place of a span.
         rank: singular values that each bond keeps at most.
+        x: `(n, d)` samples that say what is large; see `bond_singular_values`.
     """
-    cut = tt.round(train.fit.train, max_rank=rank)
-    return dataclasses.replace(train, fit=dataclasses.replace(train.fit, train=cut))
+    from koopjax.analysis._spectrum import second_moment_roots
+
+    if rank < 1:
+        raise expected("a rank of at least 1", f"{rank}")
+    roots = second_moment_roots(train.fit, x)
+    cores, _ = _swept(train.fit.train, roots, rank)
+    # Back to the functions as they are: a core met U_kᵀ of them, with U_k U_kᵀ = E f_k f_kᵀ.
+    backs = [np.linalg.pinv(u) for u in roots]
+    kind = train.fit.train.dtype
+    plain = [
+        jnp.asarray(np.einsum("ruqs,um->rmqs", c, b), kind)
+        for c, b in zip(cores, backs, strict=True)
+    ]
+    cut = dataclasses.replace(train.fit, train=tt.TTMatrix(tuple(plain)))
+    return dataclasses.replace(train, fit=cut)
 
 
 def bond_singular_values(
@@ -172,12 +186,18 @@ def bond_singular_values(
         >>> [values.tolist() for values in bond_singular_values(train)]
         [[3.0, 1.0]]
     """
-    train = getattr(fit, "train", fit)
-    cores = [np.asarray(core, np.float64) for core in train.cores]
+    roots = None
     if x is not None:
         from koopjax.analysis._spectrum import second_moment_roots
 
         roots = second_moment_roots(fit, x)
+    return _swept(getattr(fit, "train", fit), roots, None)[1]
+
+
+def _swept(train: Any, roots: Any, rank: int | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Cores orthogonal from the left, cut to a rank, and the singular values at the bonds."""
+    cores = [np.asarray(core, np.float64) for core in train.cores]
+    if roots is not None:
         cores = [np.einsum("rmqs,mu->ruqs", c, u) for c, u in zip(cores, roots, strict=True)]
     # Right-orthogonal first; then each bond's values are those of the core left of it.
     for k in range(len(cores) - 1, 0, -1):
@@ -190,7 +210,6 @@ def bond_singular_values(
         shape = cores[k].shape
         u, s, vt = np.linalg.svd(cores[k].reshape(-1, shape[3]), full_matrices=False)
         found.append(s)
-        carried = s[:, None] * vt
-        cores[k] = u.reshape(*shape[:3], -1)
-        cores[k + 1] = np.einsum("ts,smqr->tmqr", carried, cores[k + 1])
-    return found
+        cores[k] = u[:, :rank].reshape(*shape[:3], -1)
+        cores[k + 1] = np.einsum("ts,smqr->tmqr", s[:rank, None] * vt[:rank], cores[k + 1])
+    return cores, found

@@ -5,7 +5,12 @@ for a mistake that the user can mend; 130 after an interruption. Tables go to st
 progress to standard error.
 """
 
-from koopjax.cli import _commands as _commands, _demo as _demo, _study as _study
+from koopjax.cli import (
+    _commands as _commands,
+    _demo as _demo,
+    _study as _study,
+    _trains as _trains,
+)
 from koopjax.cli._app import UserError as UserError, main as main
 
 __all__ = ["UserError", "main"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -268,8 +269,8 @@ def merged(new: Results, old: Mapping[str, Any]) -> Results:
     Kept where data set, first seed and the first network's file are the same; what the new command
     made replaces what an earlier run of it made.
     """
-    same = all(new.get(key) == old.get(key) for key in ("dataset", "seed", "model"))
-    if not same:
+    whose = lambda results: json.dumps([results.get(k) for k in ("dataset", "seed", "model")])
+    if whose(new) != whose(old):
         return new
     made = {key: value for key, value in new.items() if value not in ({}, [])}
     stale = {*(_WITH_LADDER if new["replaced"] else ()), *(("best",) if new["compressed"] else ())}

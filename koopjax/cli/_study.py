@@ -13,7 +13,7 @@ from koopjax.cli import _console as show, _networks as networks, _results as stu
 from koopjax.cli._app import UserError, main, mistakes, names_from, options, writable_folder
 from koopjax.cli._commands import emit
 
-_MODEL = ("dataset", "data-dir", "download", "model", "architecture", "epochs", "seed")
+MODEL = ("dataset", "data-dir", "download", "model", "architecture", "epochs", "seed")
 _SPAN = (
     click.option("--from", "start", metavar="CUT", help="Where the span starts (koopjax cuts)."),
     click.option("--to", "stop", metavar="CUT", help="Where the span ends."),
@@ -105,7 +105,7 @@ def ladder_table(results: Mapping[str, Any], svd: bool = True) -> Any:
     ]
     least = results.get("finding") or {}
     for row in results["replaced"]:
-        if row["rank"] is not None and row["target"] != "state":
+        if (row["rank"] is not None and row["target"] != "state") or row["truncation"] == "tt":
             continue
         if row["truncation"] == "svd" and not svd:
             continue
@@ -155,7 +155,7 @@ def compressed_table(results: Mapping[str, Any]) -> Any:
 
 
 @main.command()
-@options(*_MODEL)
+@options(*MODEL)
 @click.option("--seeds", type=click.IntRange(1, 100), help="Networks, from --seed on [default: 3].")
 @span_options
 @click.option(
@@ -167,20 +167,38 @@ def compressed_table(results: Mapping[str, Any]) -> Any:
     "--tolerance", type=click.FloatRange(0, 1), default=0.003, show_default=True,
     help="Accuracy that the finding may lose.",
 )  # fmt: skip
+@click.option(
+    "--format", "form", type=click.Choice(("dense", "tt")), default="dense", show_default=True,
+    help="dense: K whole and cut to ranks; tt: tensor trains of all degrees and ranks as well.",
+)  # fmt: skip
+@click.option(
+    "--degrees", default="1,2", show_default=True, metavar="D,D", help="With --format tt."
+)
+@click.option(
+    "--tt-ranks", default="1,2,4,8", show_default=True, metavar="R,R", help="With --format tt."
+)
+@click.option(
+    "--latent", type=click.IntRange(1, 64), default=8, show_default=True,
+    help="Latent coordinates, with --format tt.",
+)  # fmt: skip
 @options("out", "json")
 def analyze(
     dataset: str, data_dir: Path | None, download: bool, model_file: Path | None, architecture: str,
     epochs: int | None, seed: int, seeds: int | None, start: str | None, stop: str | None,
-    dictionaries: str | None, ranks: str, tolerance: float, out: Path, json_file: Path | None,
+    dictionaries: str | None, ranks: str, tolerance: float, form: str, degrees: str, tt_ranks: str,
+    latent: int, out: Path, json_file: Path | None,
 ) -> None:  # fmt: skip
     """How nonlinear is a span of layers? Replace it by K on ever richer dictionaries.
 
-    Networks are trained by the default recipe, or found in --out from an earlier run.
+    Networks are trained by the default recipe, or found in --out from an earlier run. With --format
+    tt, tensor trains of all degrees and ranks too, and the interactions that they are made of.
     """
     from koopjax import analysis
+    from koopjax.cli import _trains as trains
 
     chosen = choose_dictionaries(dictionaries, analysis.default_dictionaries())
     cut_at = numbers_from("--ranks", ranks)
+    settings = trains.check_plane(degrees, tt_ranks, latent, None, "--tt-ranks")
     if model_file is not None and (seeds or 1) > 1:
         raise UserError(
             "--seeds: expected 1 with --model, which is one network, try without --seeds"
@@ -201,6 +219,12 @@ def analyze(
         )  # fmt: skip
         results = study.begin(data, [network.seed for network in nets], how, nets[0], full)
         study.add_ladders(results, ladders, summary, full)
+        if form == "tt":
+            trains.add_plane(
+                results, nets, data, out, stage, ladders=ladders, at=at, tolerance=tolerance,
+                **settings,
+            )  # fmt: skip
+            results["replaced"] += results["plane"]["rows"]
         ended = time.perf_counter()
         results["timing"] = {"train": trained - begun, "analyze": ended - trained}
         _, page = study.write(results, out)
@@ -208,11 +232,15 @@ def analyze(
     console = show.console(json_file)
     console.print(ladder_table(results))
     console.print(f"[bold]{results['sentence']}")
+    if form == "tt":
+        console.print(trains.plane_table(results))
+        console.print(results["plane"]["sentence"])
+        console.print(results["interactions"]["sentence"])
     console.print(f"report: {page}", soft_wrap=True)
 
 
 @main.command()
-@options(*_MODEL)
+@options(*MODEL)
 @click.option(
     "--budget", "budgets", multiple=True, default=("10x",), show_default=True, metavar="SIZE",
     help="30x (a ratio) or 64KiB (of the file); may be repeated.",
@@ -251,14 +279,14 @@ def compress(
             results, nets[0], data, out, budgets=budgets, methods=names, at=at,
             progress=lambda done, total, row: advance(done, f"{row.method} {row.budget}"),
         )  # fmt: skip
-        results["sentence"] = compression_sentence(results)
+        told = results["sentence"] = compression_sentence(results)
         ended = time.perf_counter()
         results["timing"] = {"train": trained - begun, "compress": ended - trained}
         _, page = study.write(results, out)
     emit(json_file, results)
     console = show.console(json_file)
     console.print(compressed_table(results))
-    console.print(f"[bold]{results['sentence']}")
+    console.print(f"[bold]{told}")
     console.print(f"report: {page}", soft_wrap=True)
 
 
