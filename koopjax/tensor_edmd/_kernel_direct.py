@@ -67,14 +67,15 @@ def ratio(a: Array, b: Array) -> Array:
 def solve_factored(k: Array, lower: Array, y: Array, alpha: Array) -> tuple[Array, Array]:
     """`(k + alpha I)⁻¹ y` with refinement, and its relative residual."""
     alpha = jnp.asarray(alpha, k.dtype)
-    rest = lambda c: y - matmul(k, c) - alpha * c
     c = substitute(lower, y)
+    rest = y - matmul(k, c) - alpha * c
     for _ in range(REFINEMENTS):
-        correction = substitute(lower, rest(c))
+        after = c + substitute(lower, rest)
+        rest_after = y - matmul(k, after) - alpha * after
         # A factor without correct digits would make it worse.
-        better = ratio(rest(c + correction), y) < ratio(rest(c), y)
-        c = jnp.where(better, c + correction, c)
-    return c, ratio(rest(c), y)
+        better = ratio(rest_after, y) < ratio(rest, y)
+        c, rest = jnp.where(better, after, c), jnp.where(better, rest_after, rest)
+    return c, ratio(rest, y)
 
 
 @jax.jit
