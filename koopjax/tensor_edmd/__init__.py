@@ -8,6 +8,12 @@ from koopjax.tensor_edmd._kernel_result import (
     KernelInfo as KernelInfo,
     KernelKoopman as KernelKoopman,
 )
+from koopjax.tensor_edmd._latent import (
+    latent as latent,
+    order_by_correlation as order_by_correlation,
+    order_by_mutual_information as order_by_mutual_information,
+)
+from koopjax.tensor_edmd._latent_training import train_latent as train_latent
 from koopjax.tensor_edmd._mandy import mandy as mandy
 from koopjax.tensor_edmd._matrix import approximate as approximate
 from koopjax.tensor_edmd._matrix_result import (
@@ -35,6 +41,10 @@ __all__ = [
     "amuset",
     "approximate",
     "kernel",
+    "latent",
     "mandy",
+    "order_by_correlation",
+    "order_by_mutual_information",
     "separable",
+    "train_latent",
 ]
