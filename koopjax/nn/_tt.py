@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from koopjax import tt
-from koopjax._core import expected
+from koopjax._core import check_finite, expected
 from koopjax.nn import functional
 from koopjax.nn._operators import Operator, check_bias, default_bias_init
 
@@ -71,10 +71,12 @@ class TT(Operator):
         """The operator of a `tt.TTMatrix`, on the same arrays.
 
         Args:
-            train: the TT matrix.
+            train: the TT matrix; NaN cores are refused.
             bias: `(q,)`, or none.
             **settings: those of the constructor.
         """
+        for k, core in enumerate(train.cores):
+            check_finite(f"core {k}", core)
         return cls(train.cores, bias, **settings)
 
     @classmethod

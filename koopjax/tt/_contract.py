@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from koopjax._core import expected
 from koopjax.tt._contraction_order import ContractionOrder, Shapes, order_for
 from koopjax.tt._precision import precise
+from koopjax.tt._support import check_train
 
 PRECISION = "highest"
 
@@ -34,6 +35,10 @@ def contract(
         that in the output's core; trains of 32 cores and more run as a loop over padded cores,
         which compiles as fast as one core.
 
+    Raises:
+        ValueError: factors of other widths than the row modes, NaN cores (where they can be looked
+            at), a form that the shapes do not admit.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from koopjax import tt
@@ -53,6 +58,7 @@ def contract(
             f"shapes {_short(shapes)}",
             "the fit's own dictionary",
         )
+    check_train("contract", matrix)
     order = order_for(matrix, shapes[0][0], form=form)
     with precise(matrix, arrays):
         return _contract(tuple(matrix.cores), arrays, order, precision)
@@ -86,6 +92,7 @@ def apply_matrix(
             f"rows of width {matrix.shape[0]}, the product of the modes {_short(matrix.row_modes)}",
             f"an array of shape {x.shape}",
         )
+    check_train("apply_matrix", matrix)
     order = order_for(matrix, x.shape[0], kind="vector", form=form)
     with precise(matrix, x):
         return _apply(tuple(matrix.cores), x, order, precision)
