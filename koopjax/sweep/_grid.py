@@ -62,7 +62,8 @@ def grid(
         static: names of the axes that change shapes (degree, family, padded rank).
         zip: take the axes in step (all of one length) instead of in all combinations.
         lanes: "vmap" (all lanes of a chunk at once), or "map" (one after the other inside the same
-            compiled program: the least memory, and often faster on a CPU where lanes run LAPACK).
+            compiled program: the memory of one lane, and little lost on a CPU, where factorisations
+            of a batch run one after another in any case).
         chunk: at most so many lanes in a call.
         memory_limit: bytes, or such as "2GiB", for what the compiled program takes: the data, the
             lanes' results and all temporaries, as the compiler states them. Chunks are as large as
@@ -95,15 +96,17 @@ def grid(
     """
     _check(lanes, chunk)
     limit = bytes_of(memory_limit)
-    data = tuple(data)
-    with wide((data, axes)):
-        points = points_of(axes, static, zip, float_dtype(data))
-        check_function(function, data, list(axes))
+    with wide((list(data), axes)):
+        # On the device once, not again for each chunk.
+        move = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+        held = jax.tree.map(move, tuple(data))
+        points = points_of(axes, static, zip, float_dtype(held))
+        check_function(function, held, list(axes))
         with contextlib.ExitStack() as stack:
             book = None
             if ledger is not None:
-                book = stack.enter_context(Ledger(ledger, fingerprint(function, data, points)))
-            return _run(function, data, points, lanes, chunk, limit, book, progress)
+                book = stack.enter_context(Ledger(ledger, fingerprint(function, held, points)))
+            return _run(function, held, points, lanes, chunk, limit, book, progress)
 
 
 def _run(

@@ -95,10 +95,11 @@ def run_lanes(
         try:
             made = function(*data, **fixed, **point)
         except TypeError as error:  # JAX's own for traced shapes and branches are of this kind
-            error.add_note(
-                f"the sweep traces the axes {list(values)}; an axis that sets a shape or a branch "
-                "belongs in static="
-            )
+            if values:
+                error.add_note(
+                    f"the sweep traces the axes {list(values)}; an axis that sets a shape or a "
+                    "branch belongs in static="
+                )
             raise
         return _outputs(made, taken)
 

@@ -144,8 +144,8 @@ def train_ranks(
         np.dtype(np.float64) if double else narrow, score,
     )  # fmt: skip
     if lanes == "auto":
-        # LAPACK runs one matrix after another in any case, and batched products are slower than
-        # plain ones on a CPU.
+        # On a CPU factorisations of a batch run one after another in any case, and lanes in turn
+        # take the memory of one.
         lanes = "map" if jax.default_backend() == "cpu" else "vmap"
     points = list(itertools.product(range(len(alphas)), range(keys.shape[0]), chosen))
     with jax.enable_x64(double):
