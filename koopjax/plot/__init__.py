@@ -21,12 +21,12 @@ from koopjax.plot._results import (
     figures as figures,
     rank_curve as rank_curve,
 )
+from koopjax.plot._style import COLOURS as COLOURS, colour as colour
 from koopjax.plot._trains import (
     bond_singular_values as bond_singular_values,
     interaction_spectrum as interaction_spectrum,
     plane as plane,
 )
-from koopjax.plot._style import COLOURS as COLOURS, colour as colour
 
 __all__ = [
     "COLOURS",

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from koopjax.plot._arrays import confusion, disagreements, singular_values
 from koopjax.plot import _trains
+from koopjax.plot._arrays import confusion, disagreements, singular_values
 from koopjax.plot._style import GRID, INK, MUTED, colour, new_figure, style
 
 Row = Mapping[str, Any]

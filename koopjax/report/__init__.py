@@ -15,6 +15,11 @@ Fields of the results (all but the first five may be absent; unknown ones are ke
 `confusion`            `classes`, `original`, `replaced`, `replaced_name`
 `disagreements`        `dictionary`, `count`, `of`, `examples` (`pixels`, `label`, `original`,
                        `replaced`)
+`plane`                `rows` (as those of `replaced`, with `degree`, `rank`, `latent`), `nulls`,
+                       `least`, `original`, `tolerance`, `sentence`: tensor trains
+`bonds`                `degree`, `rank`, `values` (singular values, one list a bond)
+`interactions`         `orders`, `beyond`, `mean_order` (each with `..._std`), `coordinates`
+                       (`name`, `first`, `total`), `sentence`
 `model`, `span`        name and configuration; `start` and `stop`
 `settings`, `timing`,  how it was made
 `versions`, `command`

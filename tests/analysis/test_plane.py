@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 
-from koopjax import analysis, export, surgery, tt
+from koopjax import analysis, export, surgery, tensor_edmd, tt
+from koopjax.analysis._trains import truncated
 from koopjax.observables import Polynomial1D, Product
 
 SETTINGS = {"degrees": (1, 2), "ranks": (1, 4), "latent": 3, "alphas": (1e-6,), "sweeps": 3}
@@ -170,3 +171,27 @@ def test_with_samples_they_do_not_depend_on_the_basis_of_the_coordinates():
         np.testing.assert_allclose(first, second, rtol=1e-5)
     plain = [analysis.bond_singular_values(fit)[0] for fit in fits]
     assert not np.allclose(plain[0], plain[1])
+
+
+def test_cutting_bonds_loses_what_their_singular_values_say(plane, problem):
+    test = problem[3]
+    most = max(plane.trains[2, 4].fit.ranks)
+    want = plane.spliced(2, 4)(test)
+    np.testing.assert_allclose(plane.cut(2, 4, most)(test), want, rtol=1e-3, atol=1e-3)
+    rng = np.random.default_rng(3)
+    product = Product.of(Polynomial1D(2), 3)
+    cores = [rng.normal(size=s) for s in ((1, 3, 1, 3), (3, 3, 2, 3), (3, 3, 1, 1))]
+    with jax.enable_x64(True):
+        train = tt.TTMatrix([jnp.asarray(core) for core in cores])
+        fit = tensor_edmd.TensorKoopman(product, train, None, 0)
+        x = jnp.asarray(rng.normal(size=(5, 3)))
+        bonds = analysis.bond_singular_values(fit, x)
+        # All combinations of what each coordinate takes: the product of the marginals.
+        grid = jnp.stack(jnp.meshgrid(*x.T, indexing="ij"), axis=-1).reshape(-1, 3)
+        for kept in (1, 2, 3):
+            cut = truncated(analysis.SpanTrain(fit, None), kept, x).fit
+            assert max(cut.ranks) <= kept
+            lost = float(jnp.sum((fit.predict(grid) - cut.predict(grid)) ** 2)) / len(grid)
+            tails = [float(np.sum(values[kept:] ** 2)) for values in bonds]
+            assert max(tails) * (1 - 1e-9) <= lost + 1e-12
+            assert lost <= sum(tails) * (1 + 1e-9) + 1e-12

@@ -12,9 +12,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").glob("*.py") if p.name != "render.py")
 
 
-def test_there_are_the_two_notebooks():
+def test_there_are_the_notebooks():
     names = {path.stem for path in NOTEBOOKS}
-    assert {"koopman_of_a_known_system", "how_nonlinear_is_my_network"} <= names
+    assert {
+        "koopman_of_a_known_system", "how_nonlinear_is_my_network", "rank_sweeps_under_vmap",
+    } <= names  # fmt: skip
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -31,6 +33,12 @@ def test_a_notebook_runs_on_small_settings(path, tmp_path):
     if path.stem == "koopman_of_a_known_system":
         error = float(re.search(r"^error\s+(\S+)", done.stdout, re.MULTILINE).group(1))
         assert error < 1e-10
+    elif path.stem == "rank_sweeps_under_vmap":
+        assert "all ranks agree with single fits: True" in done.stdout
+        assert "no tensor train stays" in done.stdout or "is enough to stay" in done.stdout
+        errors = [float(e) for e in re.findall(r"^rank \d+: .* (\S+)$", done.stdout, re.MULTILINE)]
+        assert errors[-1] < errors[0]
+        assert "of the output's variance comes from single coordinates" in done.stdout
     else:
         assert "is enough to stay within" in done.stdout or "no rung stays" in done.stdout
         assert re.search(r"loaded again: \d+ bytes, accuracy 0\.\d", done.stdout)

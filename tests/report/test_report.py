@@ -179,3 +179,19 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_litter(tmp_path, monkey
 
 def test_versions_name_what_computes():
     assert {"koopjax", "jax", "flax", "python"} <= set(report.versions())
+
+
+def test_the_page_shows_tensor_trains_where_the_results_have_them(results):
+    row = {**results["replaced"][0], "degree": 2, "rank": 4, "accuracy": 0.9123, "truncation": "tt"}
+    plane = {
+        "rows": [row], "nulls": results["replaced"][:1], "original": {"accuracy": 0.95},
+        "least": {"degree": 2, "rank": 4}, "latent": 7, "tolerance": 0.005, "sentence": "It is so.",
+    }  # fmt: skip
+    spectrum = {"orders": [0.6, 0.4], "beyond": 0.0, "coordinates": [], "sentence": "Pairs matter."}
+    more = {**results, "plane": plane, "bonds": {"values": [[2.0, 1.0]]}, "interactions": spectrum}
+    page = report.render(more, plot.figures(more))
+    for text in ("Which degree, which tensor-train rank?", "It is so.", "Pairs matter.", "0.9123"):
+        assert text in page
+    for name in ("plane", "bond singular values", "interaction spectrum"):
+        assert f'aria-label="{name}"' in page
+    assert "tensor-train rank?" not in report.render(results, {})
