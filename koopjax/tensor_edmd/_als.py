@@ -31,7 +31,7 @@ BLOCK = 4096
 #: Unknowns of a local problem: 2^14 of them are a matrix of 2 GiB in float64.
 MAX_LOCAL = 2**14
 #: Largest rank of an adaptive fit, unless asked otherwise.
-ADAPTIVE_RANK = 32
+ADAPTIVE_RANK = 16
 
 
 def als(
@@ -78,11 +78,12 @@ def als(
         metric: `(q, q)`, positive semidefinite: errors are `e M eᵀ`, which decides what a rank
             keeps and which fit is best.
         adaptive: solve two cores at once and choose the rank between them by `rtol`, up to
-            `max_rank` (the modified scheme, MALS).
+            `max_rank` (the modified scheme, MALS). Finds exact ranks in a few sweeps, where single
+            cores need bonds that hold the outputs wherever they are on their way.
         rtol: share of the norm, in the metric of the data, that all splits together may cut off;
             only where `adaptive`.
         max_rank: largest rank where `adaptive`; else a padding, within which other ranks need no
-            other compilation. The default is the largest of `rank`, and 32 at least if adaptive.
+            other compilation. The default is the largest of `rank`, and at least 16 if adaptive.
         batch_size: samples in a block of the normal equations.
         patience: sweeps without improvement after which to stop.
         init: `TensorKoopman`, `TTMatrix` or `TensorTrain` over the same modes to start from.

@@ -17,6 +17,9 @@ from koopjax._core import masked_qr, matmul
 TRIES = 8
 #: By how much, each time.
 RAISE = 100.0
+#: Sizes down to which, and up to which, a Cholesky factorisation is cut in halves.
+LEAF = 32
+LARGE = 512
 
 
 class Solved(NamedTuple):
@@ -90,7 +93,7 @@ def solve_damped(gram: Array, cross: Array, alpha: Array, eps: float) -> Solved:
     floor = jnp.asarray(eps * size, dtype)
 
     def attempt(damping: Array) -> tuple[Array, Array, Array]:
-        factor = jnp.linalg.cholesky(scaled + jnp.diag(shift + damping))
+        factor = cholesky(scaled + jnp.diag(shift + damping))
         least = jnp.min(jnp.diagonal(factor)) ** 2
         return damping, factor, jnp.isfinite(least) & (least > floor)
 
@@ -106,6 +109,43 @@ def solve_damped(gram: Array, cross: Array, alpha: Array, eps: float) -> Solved:
     value = scale[:, None] * jax.scipy.linalg.cho_solve((factor, True), scale[:, None] * cross)
     pivots = jnp.where(live, jnp.diagonal(factor), 1)
     return Solved(value, (jnp.max(pivots) / jnp.min(pivots)) ** 2, damping)
+
+
+def cholesky(a: Array) -> Array:
+    """Lower Cholesky factor, by halves down to sizes that LAPACK factors on one thread.
+
+    Threaded factorisations of a few hundred rows wait for each other: on a busy machine they took
+    hundreds of times as long.
+    """
+    return jnp.linalg.cholesky(a) if a.shape[0] > LARGE else _factor(a)[0]
+
+
+def _factor(a: Array) -> tuple[Array, Array]:
+    """The factor and its inverse, which takes the place of triangular solves."""
+    n = a.shape[0]
+    if n <= LEAF:
+        factor = jnp.linalg.cholesky(a)
+        return factor, _inverse(factor)
+    h = n // 2
+    top, top_inverse = _factor(a[:h, :h])
+    side = matmul(a[h:, :h], top_inverse.T)
+    last, last_inverse = _factor(a[h:, h:] - matmul(side, side.T))
+    corner = -matmul(last_inverse, matmul(side, top_inverse))
+    return _lower(top, side, last), _lower(top_inverse, corner, last_inverse)
+
+
+def _inverse(factor: Array) -> Array:
+    n = factor.shape[0]
+    if n <= LEAF // 2:
+        return jax.scipy.linalg.solve_triangular(factor, jnp.eye(n, dtype=factor.dtype), lower=True)
+    h = n // 2
+    top, last = _inverse(factor[:h, :h]), _inverse(factor[h:, h:])
+    return _lower(top, -matmul(last, matmul(factor[h:, :h], top)), last)
+
+
+def _lower(top: Array, side: Array, last: Array) -> Array:
+    zeros = jnp.zeros((top.shape[0], last.shape[0]), top.dtype)
+    return jnp.block([[top, zeros], [side, last]])
 
 
 def root(gram: Array) -> Array:
