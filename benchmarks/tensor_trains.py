@@ -7,11 +7,12 @@ degrees, ranks and numbers of latent coordinates: (a) the one of least divergenc
 at most a tenth of the numbers of the full quadratic K, and (b) the least degree, then rank, then
 number of latent coordinates within half a point of the original. Seed 0 shows the whole plane, all
 seeds the two points, beside the full quadratic K that `nonlinearity.py` fitted in the same
-networks; the test images are used once. Seeds are written as they finish; a second call goes on
+networks; the test images are used once. Each part is written as it finishes; a second call goes on
 with those that are missing.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -68,103 +69,116 @@ def network(name, settings, sets, seed, cache):
     return model
 
 
-def compare(model, settings, x, x_test, y_test, seed):
-    """The rows that cost little: nulls and the affine dictionary."""
-    return analysis.ladder(
-        model, x, None, None, x_test, y_test, key=jax.random.key(10_000 + seed), ranks=(),
-        dictionaries={"affine": analysis.default_dictionaries()["affine"]}, logits=False,
-        choices={"affine": 1e-5}, stored=seed == 0, tolerance=settings["tolerance"],
-    )  # fmt: skip
+@functools.cache
+def prepared(name, seed, cache, data_dir):
+    """The data, the network of a seed, and what it is fitted and measured on."""
+    settings = settings_of(name)
+    sets = data.load(name, data_dir).flat()
+    model = network(name, settings, sets, seed, cache)
+    if seed == settings["choice_seed"]:
+        return sets, model, sets.x_train, sets.x_val, sets.y_val
+    return sets, model, sets.train_and_val()[0], sets.x_test, sets.y_test
 
 
-def sweep(model, settings, x, x_test, y_test, seed, *, degrees, ranks, **rest):
-    """One plane."""
+def sweep(where, settings, degree, ranks, latent, samples, stored):
+    """One degree of a plane."""
+    name, seed, cache, data_dir = where
+    _, model, x, x_test, y_test = prepared(name, seed, cache, data_dir)
     started = time.perf_counter()
     show = lambda done, total, what: print(
         f"    {time.perf_counter() - started:6.1f} s  {done}/{total}  {what}", file=sys.stderr
     )
     return analysis.plane(
-        model, x, None, x_test, y_test, key=jax.random.key(20_000 + seed), degrees=degrees,
-        ranks=ranks, choices={(d, r): settings["alpha"] for d in degrees for r in ranks},
+        model, x, None, x_test, y_test, key=jax.random.key(20_000 + seed), degrees=(degree,),
+        ranks=ranks, choices={(degree, r): settings["alpha"] for r in ranks}, latent=latent,
         family=settings["family"], sweeps=settings["sweeps"], tolerance=settings["tolerance"],
-        progress=show, **rest,
+        max_samples=samples, reference=None, stored=stored, progress=show,
     )  # fmt: skip
 
 
-def choose(name, settings, sets, cache):
+def part_of_plane(where, settings, degree, latent):
+    """All ranks of a degree."""
+    stored = where[1] != settings["choice_seed"]
+    samples = settings["samples"]["plane"]
+    plane = sweep(where, settings, degree, tuple(settings["ranks"]), latent, samples, stored)
+    return {"original": plane.original, "rows": [point.to_dict() for point in plane.points]}
+
+
+def compared(where, settings):
+    """Nulls and the affine dictionary, which cost little."""
+    name, seed, cache, data_dir = where
+    _, model, x, x_test, y_test = prepared(name, seed, cache, data_dir)
+    found = analysis.ladder(
+        model, x, None, None, x_test, y_test, key=jax.random.key(10_000 + seed), ranks=(),
+        dictionaries={"affine": analysis.default_dictionaries()["affine"]}, logits=False,
+        choices={"affine": 1e-5}, stored=seed == 0, tolerance=settings["tolerance"],
+    )  # fmt: skip
+    return {"original": found.original, "rows": found.rows(), "span": list(found.span)}
+
+
+def one_point(where, settings, point):
+    """One chosen point in one network: its row, spectrum, bonds, and its bonds cut."""
+    name, seed, cache, data_dir = where
+    sets = prepared(name, seed, cache, data_dir)[0]
+    place = point["degree"], point["rank"]
+    samples = settings["samples"]["points"]
+    plane = sweep(where, settings, place[0], (place[1],), point["latent"], samples, True)
+    cuts = {
+        str(kept): models.accuracy(plane.cut(*place, kept), sets.x_test, sets.y_test)
+        for kept in CUTS
+        if kept < place[1]
+    }
+    return {
+        **plane.points[0].to_dict(),
+        "cut": cuts,
+        "spectrum": plane.spectrum(*place).to_dict(),
+        "bonds": [values.tolist() for values in plane.bond_singular_values(*place)],
+    }
+
+
+def choose(steps, settings):
     """The two points, by what the validation images say."""
-    seed = settings["choice_seed"]
-    model = network(name, settings, sets, seed, cache)
-    found = compare(model, settings, sets.x_train, sets.x_val, sets.y_val, seed)
-    points, started = [], time.perf_counter()
-    for latent in settings["latents"]:
-        plane = sweep(
-            model, settings, sets.x_train, sets.x_val, sets.y_val, seed, latent=latent,
-            degrees=settings["degrees"], ranks=settings["ranks"], reference=found, stored=False,
-            max_samples=settings["samples"]["plane"],
-        )  # fmt: skip
-        points += [point.to_dict() for point in plane.points]
-        print(plane.table(), file=sys.stderr)
-    whole = found.original["accuracy"]
+    parts = [
+        steps[f"validation latent {latent} degree {degree}"]
+        for latent in settings["latents"]
+        for degree in settings["degrees"]
+    ]
+    points = [row for part in parts for row in part["rows"]]
+    whole = parts[0]["original"]["accuracy"]
     small = [p for p in points if p["numbers"] <= QUADRATIC / 10]
     near = [p for p in points if whole - p["accuracy"] <= settings["tolerance"]]
     best = min(small, key=lambda p: p["kl"])
     least = min(near or [best], key=lambda p: (p["degree"], p["rank"], p["latent"]))
-    place = lambda p: {k: p[k] for k in ("latent", "degree", "rank")}
-    return {
-        "chosen": place(best),
-        "least": place(least),
-        "validation": points,
-        "validation_original": whole,
-        "seconds": time.perf_counter() - started,
-    }
+    place = lambda p: {k: p[k] for k in ("latent", "degree", "rank", "accuracy")}
+    return {"chosen": place(best), "least": place(least), "validation_original": whole}
 
 
-def cut(plane, point, sets):
-    """Accuracy of a point's train with every bond cut to so many singular values, no refit."""
-    made = {}
-    for rank in CUTS:
-        if rank < point["rank"]:
-            trained = plane.cut(point["degree"], point["rank"], rank)
-            made[str(rank)] = models.accuracy(trained, sets.x_test, sets.y_test)
-    return made
-
-
-def one_seed(name, settings, sets, choices, seed, cache):
-    """Train on all labelled images, fit with the choices made, use the test images once."""
-    started = time.perf_counter()
-    model = network(name, settings, sets, seed, cache)
-    x, _ = sets.train_and_val()
-    trained = time.perf_counter()
-    found = compare(model, settings, x, sets.x_test, sets.y_test, seed)
-    record = {"seed": seed, "original": found.original, "ladder": found.to_dict()["replaced"]}
-    for kind in ("chosen", "least"):
-        point = choices[kind]
-        plane = sweep(
-            model, settings, x, sets.x_test, sets.y_test, seed, latent=point["latent"],
-            degrees=(point["degree"],), ranks=(point["rank"],), reference=found, stored=True,
-            max_samples=settings["samples"]["points"],
-        )  # fmt: skip
-        place = point["degree"], point["rank"]
-        bonds = plane.bond_singular_values(*place)
-        record[kind] = {
-            **plane.points[0].to_dict(),
-            "cut": cut(plane, point, sets),
-            "spectrum": plane.spectrum(*place).to_dict(),
-            "bonds": [values.tolist() for values in bonds],
-        }
-    record["seconds"] = {
-        "train": trained - started,
-        "rest": time.perf_counter() - trained,
-    }
-    if seed == 0:
-        latent = max(settings["latents"])
-        record["plane"] = sweep(
-            model, settings, x, sets.x_test, sets.y_test, seed, latent=latent,
-            degrees=settings["degrees"], ranks=settings["ranks"], reference=found, stored=True,
-            max_samples=settings["samples"]["plane"],
-        ).to_dict()  # fmt: skip
-    return rounded(record)
+def plan(args, settings):
+    """What is to be done, in order: a name, and a function of what is done already."""
+    where = lambda seed: (args.dataset, seed, args.cache, args.data_dir)
+    choice = settings["choice_seed"]
+    part, point, compare = (
+        functools.partial(f, settings=settings) for f in (part_of_plane, one_point, compared)
+    )
+    for latent in settings["latents"]:
+        for degree in settings["degrees"]:
+            yield (
+                f"validation latent {latent} degree {degree}",
+                lambda _, d=degree, n=latent: part(where(choice), degree=d, latent=n),
+            )
+    for seed in range(args.seeds):
+        yield f"seed {seed} compared", lambda _, s=seed: compare(where(s))
+        for kind in ("chosen", "least"):
+            yield (
+                f"seed {seed} {kind}",
+                lambda steps, s=seed, k=kind: point(where(s), point=choose(steps, settings)[k]),
+            )
+    for latent in settings["latents"]:
+        for degree in settings["degrees"]:
+            yield (
+                f"seed 0 latent {latent} degree {degree}",
+                lambda _, d=degree, n=latent: part(where(0), degree=d, latent=n),
+            )
 
 
 def points(values):
@@ -179,63 +193,70 @@ def find(rows, dictionary, rank=None):
     return next(r for r in rows if (r["dictionary"], r["rank"], r["truncation"]) == place)
 
 
-def quadratics(results, name, records):
+def quadratics(name, seeds, originals):
     """Rows of the same networks with the full quadratic K in their span, by nonlinearity.py.
 
     The networks are the same ones, trained by the same recipe from the same seeds: refused where
     the accuracy of an original differs.
     """
-    found = json.loads((results / f"nonlinearity_{name}.json").read_text())
+    found = json.loads((RESULTS / f"nonlinearity_{name}.json").read_text())
     rows = {r["seed"]: r for r in found["per_seed"]}
-    for record in records:
-        ours, theirs = (r["original"]["accuracy"] for r in (record, rows[record["seed"]]))
+    for seed, ours in zip(seeds, originals, strict=True):
+        theirs = rows[seed]["original"]["accuracy"]
         if abs(ours - theirs) > 1e-6:
-            raise SystemExit(
-                f"seed {record['seed']}: accuracy {ours} here, {theirs} in nonlinearity_{name}.json"
-            )
-    return [rows[record["seed"]]["replaced"] for record in records]
+            raise SystemExit(f"seed {seed}: accuracy {ours} here, {theirs} in nonlinearity_{name}")
+    return [rows[seed]["replaced"] for seed in seeds]
 
 
-def summarise(records, settings, ladders):
+def summarise(name, steps, settings, count):
     """The figures that were asked for, over seeds."""
     lost = lambda a, b: points([x - y for x, y in zip(a, b, strict=True)])
-    originals = [r["original"]["accuracy"] for r in records]
+    seeds = list(range(count))
+    known = [steps[f"seed {seed} compared"] for seed in seeds]
+    originals = [one["original"]["accuracy"] for one in known]
+    ladders = quadratics(name, seeds, originals)
     quadratic = [find(rows, "degree 2")["accuracy"] for rows in ladders]
-    summary = {
-        "seeds": len(records),
-        "original": {"mean": float(np.mean(originals)), "accuracies": originals},
-        "quadratic_loss": lost(originals, quadratic),
-        "affine_loss": lost(originals, [find(r["ladder"], "affine")["accuracy"] for r in records]),
-        "quadratic_numbers": QUADRATIC,
-    }
-    for kind in ("chosen", "least"):
-        accuracies = [r[kind]["accuracy"] for r in records]
-        first = records[0][kind]
-        summary[kind] = {
-            **{k: first[k] for k in ("latent", "degree", "rank", "numbers", "stored_bytes")},
-            "most_numbers": max(r[kind]["numbers"] for r in records),
-            "part_of_quadratic": max(r[kind]["numbers"] for r in records) / QUADRATIC,
-            "accuracies": accuracies,
-            "accuracy": float(np.mean(accuracies)),
-            "accuracy_std": float(np.std(accuracies, ddof=1)) if len(records) > 1 else None,
-            "loss": lost(originals, accuracies),
-            "below_quadratic": lost(quadratic, accuracies),
-            "cut": {
-                rank: lost(originals, [r[kind]["cut"][rank] for r in records])
-                for rank in first["cut"]
-            },
-            "spectrum": analysis.summarize_spectra([r[kind]["spectrum"] for r in records]),
-        }
     tolerance = 100 * settings["tolerance"]
     ranks = {
         rank: lost(originals, [find(rows, "degree 2", rank)["accuracy"] for rows in ladders])
         for rank in CUTS
     }
-    summary["singular_values_of_quadratic_K"] = ranks
-    within = [rank for rank, loss in ranks.items() if loss["mean"] <= tolerance]
-    summary["singular_values_that_keep_it"] = min(within, default=None)
-    if "plane" in records[0]:
-        summary["plane_least"] = records[0]["plane"]["least"]
+    summary = {
+        "seeds": count,
+        "original": {"mean": float(np.mean(originals)), "accuracies": originals},
+        "quadratic_loss": lost(originals, quadratic),
+        "affine_loss": lost(originals, [find(one["rows"], "affine")["accuracy"] for one in known]),
+        "quadratic_numbers": QUADRATIC,
+        "singular_values_of_quadratic_K": ranks,
+        "singular_values_that_keep_it": min(
+            (rank for rank, loss in ranks.items() if loss["mean"] <= tolerance), default=None
+        ),
+    }
+    for kind in ("chosen", "least"):
+        rows = [steps[f"seed {seed} {kind}"] for seed in seeds]
+        accuracies = [row["accuracy"] for row in rows]
+        summary[kind] = {
+            **{k: rows[0][k] for k in ("latent", "degree", "rank", "numbers", "stored_bytes")},
+            "most_numbers": max(row["numbers"] for row in rows),
+            "part_of_quadratic": max(row["numbers"] for row in rows) / QUADRATIC,
+            "accuracies": accuracies,
+            "accuracy": float(np.mean(accuracies)),
+            "accuracy_std": float(np.std(accuracies, ddof=1)) if count > 1 else None,
+            "loss": lost(originals, accuracies),
+            "below_quadratic": lost(quadratic, accuracies),
+            "cut": {k: lost(originals, [row["cut"][k] for row in rows]) for k in rows[0]["cut"]},
+            "spectrum": analysis.summarize_spectra([row["spectrum"] for row in rows]),
+        }
+    whole = known[0]["original"]
+    for latent in settings["latents"]:
+        parts = [steps[f"seed 0 latent {latent} degree {d}"] for d in settings["degrees"]]
+        rows = [row for part in parts for row in part["rows"]]
+        near = [r for r in rows if whole["accuracy"] - r["accuracy"] <= settings["tolerance"]]
+        least = min(near, key=lambda r: (r["degree"], r["rank"]), default=None)
+        summary[f"plane_latent_{latent}"] = {
+            "least": least and {k: least[k] for k in ("degree", "rank", "accuracy", "numbers")},
+            "accuracy": {f"{r['degree']}, {r['rank']}": r["accuracy"] for r in rows},
+        }
     return summary
 
 
@@ -245,13 +266,12 @@ def main():
     parser.add_argument("--dataset", choices=sorted(RECIPES), default="mnist")
     parser.add_argument("--data-dir", help="folder of idx, idx.gz or npz files")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--cache", type=pathlib.Path, help="folder to keep trained networks in")
-    parser.add_argument("--part", choices=("all", "choose"), default="all")
+    parser.add_argument("--steps", type=int, default=10**6, help="stop after so many parts")
     args = parser.parse_args()
     if args.seeds < 1:
         parser.error("expected --seeds of at least 1")
-    sets = data.load(args.dataset, args.data_dir).flat()
     settings = json.loads(json.dumps(settings_of(args.dataset)))
     for folder in (args.out, args.cache):
         if folder is not None:
@@ -266,28 +286,19 @@ def main():
         "numpy": np.__version__,
     }  # fmt: skip
     state["device"] = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-    if "choices" not in state:
-        print("choosing on the validation images", file=sys.stderr)
-        state["choices"] = rounded(choose(args.dataset, settings, sets, args.cache))
+    steps = state.setdefault("steps", {})
+    missing = [(name, run) for name, run in plan(args, settings) if name not in steps]
+    for name, run in missing[: args.steps]:
+        started = time.perf_counter()
+        print(name, file=sys.stderr)
+        steps[name] = {**rounded(run(steps)), "seconds": time.perf_counter() - started}
         write(path, state)
-    if args.part == "choose":
+    if len(missing) > args.steps:
+        print(f"{len(missing) - args.steps} parts left", file=sys.stderr)
         return
-    records = state.setdefault("per_seed", [])
-    for seed in range(args.seeds):
-        if any(record["seed"] == seed for record in records):
-            continue
-        print(f"seed {seed}", file=sys.stderr)
-        records.append(one_seed(args.dataset, settings, sets, state["choices"], seed, args.cache))
-        write(path, state)
-    records.sort(key=lambda record: record["seed"])
-    kept = records[: args.seeds]
-    state["summary"] = rounded(
-        json.loads(
-            json.dumps(
-                finite_all(summarise(kept, settings, quadratics(RESULTS, args.dataset, kept)))
-            )
-        )
-    )
+    state["choices"] = choose(steps, settings)
+    summary = summarise(args.dataset, steps, settings, args.seeds)
+    state["summary"] = rounded(json.loads(json.dumps(finite_all(summary))))
     write(path, state)
     print(json.dumps(state["summary"], indent=1))
 
@@ -295,7 +306,7 @@ def main():
 def finite_all(value):
     """Infinite bounds of a single seed as null, all through."""
     if isinstance(value, dict):
-        return {k: finite_all(v) for k, v in value.items()}
+        return {str(k): finite_all(v) for k, v in value.items()}
     if isinstance(value, list):
         return [finite_all(v) for v in value]
     return finite(value)

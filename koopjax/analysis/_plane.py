@@ -53,7 +53,7 @@ def plane(
     metric: Any = None,
     outputs: int = 16,
     tolerance: float = 0.005,
-    reference: Ladder | str = "all",
+    reference: Ladder | str | None = "all",
     task: str = "classification",
     score_fn: Callable[[Array, Array], Array] | None = None,
     sample_axes: Any = None,
@@ -95,7 +95,8 @@ def plane(
         outputs: most coordinates of the state after the span.
         tolerance: accuracy that the finding lets go of.
         reference: rows to compare with: "all" (identity, mean, affine, full quadratic), "nulls"
-            (the first two), or a `Ladder` of the same span whose full rows are taken.
+            (the first two), a `Ladder` of the same span whose full rows are taken, or None for
+            none.
         task: "classification" or "regression".
         score_fn: stands in for the accuracy, see `evaluate`.
         sample_axes: how states that are no vectors are read, as in `surgery.to_rows`.
@@ -125,15 +126,6 @@ def plane(
     check_labels(y_test, test.output.shape[0], task)
     if y_test is not None and task == "classification" and score_fn is None:
         check_classes(y_test, test.output.shape[:-1])
-    compared = reference
-    if not isinstance(compared, Ladder):
-        compared = ladder(
-            model, x_train, x_val, None, x_test, y_test, key=key, at=at, ranks=(),
-            dictionaries={"affine": affine, "degree 2": quadratic}
-            if reference == "all" else {"affine": affine},
-            logits=False, task=task, score_fn=score_fn, metric=metric, sample_axes=sample_axes,
-            stored=stored, batch_size=batch_size, alphas=(1e-5, 1e-3),
-        )  # fmt: skip
     if val is None and choices is None:
         train, val, _ = hold_out(train, None)
     if not 1 <= latent <= train.before.shape[1]:
@@ -154,11 +146,20 @@ def plane(
     measure = _Measure(model, example_of(x_train), at, parts[2], test, y_test, task, score_fn,
                        sample_axes, stored, batch_size)  # fmt: skip
     points = [measure(trains[place], place, latent, found.alpha) for place, found in fits.items()]
-    nulls = [rung for rung in compared.rungs if rung.rank is None and rung.target == "state"]
-    if reference == "nulls":
-        nulls = [rung for rung in nulls if rung.null]
+    if isinstance(reference, str):
+        known = {"affine": affine, "degree 2": quadratic}
+        compared = ladder(
+            model, x_train, x_val, None, x_test, y_test, key=key, at=at, ranks=(), logits=False,
+            dictionaries=known if reference == "all" else {"affine": affine}, task=task,
+            score_fn=score_fn, metric=metric, sample_axes=sample_axes, stored=stored,
+            batch_size=batch_size, alphas=(1e-5, 1e-3),
+        ).rungs  # fmt: skip
+    else:
+        compared = [] if reference is None else reference.rungs
+    full = [rung for rung in compared if rung.rank is None and rung.target == "state"]
+    nulls = [rung for rung in full if rung.null or reference != "nulls"]
     return Plane(
-        points, nulls, dict(compared.original), at, latent, family, tolerance,
+        points, nulls, measure.original(), at, latent, family, tolerance,
         {place: found.alpha for place, found in fits.items()},
         {place: found.error for place, found in fits.items()},
         trains, pairs[0], model, measure.example, sample_axes,
@@ -177,8 +178,8 @@ def _check(x_test, degrees, ranks, alphas, choices, reference) -> None:
         missing = [(d, r) for d in degrees for r in ranks if (d, r) not in choices]
         if missing:
             raise expected(f"a ridge for (degree, rank) {missing[0]}", f"{sorted(choices)}")
-    if not isinstance(reference, Ladder) and reference not in ("all", "nulls"):
-        raise expected("reference 'all', 'nulls' or a Ladder", f"{reference!r}")
+    if not isinstance(reference, Ladder) and reference not in ("all", "nulls", None):
+        raise expected("reference 'all', 'nulls', None or a Ladder", f"{reference!r}")
 
 
 def _pairs(flow: Flow, readout: Readout, most: int | None) -> tuple[Any, Any]:
@@ -204,6 +205,16 @@ class _Measure:
     sample_axes: Any
     stored: bool
     batch: int
+
+    def original(self) -> dict[str, Any]:
+        """Accuracy, parameters and bytes of the model as it was."""
+        output = self.test.output
+        whole = evaluate(output, output, self.labels, task=self.task, score_fn=self.score_fn)
+        return {
+            "accuracy": whole.get("accuracy"),
+            "parameters": surgery.cut_points(self.model, self.example)[-1].parameters,
+            "stored_bytes": export.stored_bytes(self.model) if self.stored else None,
+        }
 
     def __call__(
         self, train: SpanTrain, place: tuple[int, int], latent: int, alpha: float
