@@ -95,7 +95,7 @@ class ProductKernel(Observables):
                 raise expected("a random key beside n_centers", "none", "key=jax.random.key(0)")
             x = x[jax.random.choice(key, x.shape[0], (n_centers,), replace=False)]
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        if is_tracing(product, x):
+        if is_tracing(product, x, jnp.zeros(())):  # the last: under jit all is staged
             return cls(product, x)
         return cls(product, x, *orders_for(product, x, dtype))
 

@@ -143,7 +143,8 @@ def _traced(
             f"method {method!r}" + ("" if centers is None else " with landmarks"),
             "the call outside, or vmap over alpha",
         )
-    part = ProductKernel.fit(product, _through(front, x))
+    # Factor by factor: a series would have to be chosen by values.
+    part = ProductKernel(product, _through(front, x), 0)
     k = direct.kernel_matrix(part, part.centers)
     largest = direct.largest_eigenvalue(jax.lax.stop_gradient(k))
     least = len(x) * jnp.finfo(k.dtype).eps * largest

@@ -58,6 +58,14 @@ DICTIONARIES = {
     "product_mixed": ob.Product(
         [ob.Trigonometric(1, 0.5), ob.CosSin(), ob.Gaussian1D(jnp.arange(2.0)), ob.Monomials(2)]
     ),
+    "product_kernel": ob.ProductKernel(ob.Product.of(ob.CosSin(0.2), D), data(5, seed=2), 5, 3),
+    "product_kernel_mixed": ob.ProductKernel(
+        ob.Product(
+            [ob.Trigonometric(1, 0.5), ob.CosSin(), ob.Gaussian1D(jnp.arange(2.0)), ob.Monomials(2)]
+        ),
+        data(5, seed=2),
+        0,
+    ),
     "nnx": ob.Neural(nnx_net()),
     "linen": ob.Neural((_net, _net.init(_key, data()))),
     "function": ob.Neural((scaled, jnp.arange(1.0, 5.0))),
