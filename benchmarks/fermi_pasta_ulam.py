@@ -106,7 +106,7 @@ def main() -> None:
     common = (given.samples, given.seeds, given.repeats)
     results = {
         "four_masses": measure(4, *common),
-        "ten_masses_minimum_norm": measure(10, *common, rtol=1e-4),
+        "ten_masses_minimum_norm": measure(10, *common, rtol=3e-4),
         "ten_masses_total_degree_3": measure(10, *common, total_degree=3),
     }
     write("fermi_pasta_ulam", results)

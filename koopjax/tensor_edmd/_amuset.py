@@ -270,7 +270,7 @@ def _kernel(
     if concrete(x, y):
         count = min(count, max(1, int(rank)))
     w, s = w[:, :count], s[:count]
-    cores, ranks = canonical_train(fx, w, rtol, max_rank)
+    cores, ranks, _ = canonical_train(fx, w, rtol, max_rank)
     return cores, [*ranks, jnp.int32(count)], matmul(gram, w), s, matmul(cross_product(fy, fx), w)
 
 

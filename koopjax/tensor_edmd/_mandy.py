@@ -29,7 +29,14 @@ from koopjax.tensor_edmd._dictionary import (
     separable,
     with_product,
 )
-from koopjax.tensor_edmd._mandy_dual import FLOOR, canonical_train, dual_weights, product_of, sliced
+from koopjax.tensor_edmd._mandy_dual import (
+    FLOOR,
+    canonical_train,
+    dual_weights,
+    product_of,
+    sliced,
+    suffixes,
+)
 from koopjax.tensor_edmd._mandy_indices import IndexPlan, full_plan, graded_plan
 from koopjax.tensor_edmd._mandy_primal import Solved, solve_primal
 from koopjax.tensor_edmd._result import TensorInfo, TensorKoopman, evaluate_train
@@ -95,9 +102,13 @@ def check_settings(rtol: Any, max_rank: Any, alpha: Any = 0.0, cutoff: Any = Non
 
 @jax.jit
 def _misfit(psi: Any, train: Any, x: Array, y: Array) -> Array:
-    error = jnp.sqrt(jnp.sum((evaluate_train(psi, train, x).astype(y.dtype) - y) ** 2))
+    return _relative(evaluate_train(psi, train, x).astype(y.dtype) - y, y)
+
+
+@jax.jit
+def _relative(error: Array, y: Array) -> Array:
     size = jnp.sqrt(jnp.sum(y**2))
-    return error / jnp.where(size > 0, size, 1)
+    return jnp.sqrt(jnp.sum(error**2)) / jnp.where(size > 0, size, 1)
 
 
 def _plan(psi: Any, total_degree: int | None) -> IndexPlan:
@@ -124,14 +135,16 @@ def _method(plan: IndexPlan, m: int, restricted: bool) -> str:
 
 def _wide(
     psi: Any, x: Array, y: Array, alpha: Array, cutoff: Any, rtol: Any, max_rank: int | None
-) -> Solved:
+) -> tuple[Solved, Array]:
     factors = evaluated(psi, x)
-    gram = product_of(factors)
+    kept = suffixes(factors)
+    gram = product_of(factors) if kept is None else kept[0]
     finite = jnp.isfinite(gram).all() & jnp.isfinite(y).all()
     limit = jnp.asarray(0.0 if cutoff is None else cutoff, y.dtype)
     w, condition, rank = dual_weights(gram, y, alpha, limit, exact=cutoff is not None)
-    cores, ranks = canonical_train(factors, w, rtol, max_rank)
-    return Solved(cores=cores, ranks=ranks, condition=condition, rank=rank, finite=finite)
+    cores, ranks, fitted = canonical_train(factors, w, rtol, max_rank, kept)
+    solved = Solved(cores=cores, ranks=ranks, condition=condition, rank=rank, finite=finite)
+    return solved, _relative(fitted - y, y)
 
 
 def _code(solved: Solved, plan: IndexPlan, m: int, alpha: Array, eps: float, sound: Array) -> Array:
@@ -249,6 +262,7 @@ def _fit(
 ) -> tuple[Any, TensorInfo, Array]:
     """Solve, cut to ranks, judge; in the working dtype."""
     m, eps = x.shape[0], float(jnp.finfo(y.dtype).eps)
+    residual = None
     cutoff, rtol, max_rank = settings["cutoff"], settings["rtol"], settings["max_rank"]
     if method == "formed":
         limit = eps * max(m, plan.size) if cutoff is None else cutoff
@@ -258,7 +272,7 @@ def _fit(
         )  # fmt: skip
         reason = "functions formed, merged R factors"
     else:
-        solved = _wide(psi, x, y, alpha, cutoff, rtol, max_rank)
+        solved, residual = _wide(psi, x, y, alpha, cutoff, rtol, max_rank)
         reason = "Gram matrices over the samples, minimum norm of the plain coefficients"
         if known and rtol < FLOOR:
             reason += f", rounded at {FLOOR:g}, which they resolve, instead of {rtol:g}"
@@ -274,7 +288,7 @@ def _fit(
     sound = jnp.stack([jnp.isfinite(core).all() for core in cores]).all()
     info = TensorInfo(
         condition=solved.condition,
-        residual=_misfit(psi, train, x, y),
+        residual=_misfit(psi, train, x, y) if residual is None else residual,
         alpha=alpha,
         count=jnp.asarray(float(m), y.dtype),
         method="mandy",

@@ -20,6 +20,9 @@ from koopjax.tensor_edmd._dictionary import concrete
 
 #: Below this, relative to the largest, eigenvectors of a Gram matrix mean nothing.
 FLOOR = 1e-7
+# Unfoldings with fewer rows are taken apart whole, others within a subspace of so many more rows
+# than the rank of the bond before has.
+_WHOLE = 192
 # All products from the right are kept while they take no more than this.
 _KEPT_BYTES = 2**30
 
@@ -31,6 +34,13 @@ def products(factors: list[Array]) -> list[Array]:
     for f in factors[-2::-1]:
         out.append(out[-1] * matmul(f, f.T))
     return out[::-1]
+
+
+def suffixes(factors: list[Array]) -> list[Array] | None:
+    """`products`, where they take little memory; None where not."""
+    m = factors[0].shape[0]
+    small = len(factors) * m * m * factors[0].dtype.itemsize <= _KEPT_BYTES
+    return products(factors) if small else None
 
 
 @jax.jit
@@ -120,6 +130,28 @@ def _basis(left: Array, factor: Array, right: Array, w: Array) -> tuple[Array, A
 
 
 @functools.partial(jax.jit, static_argnames="width")
+def _sketched_basis(
+    left: Array, factor: Array, right: Array, w: Array, before: Array, *, width: int
+) -> tuple[Array, Array, Array]:
+    """As `_basis`, within a subspace that one power of the Gram matrix finds.
+
+    What the subspace misses is known, `before² - trace`, and counted into every tail.
+    """
+    a = (left[:, :, None] * factor[:, None, :]).reshape(left.shape[0], -1)
+    weights = right * matmul(w, w.T)
+    # Fixed numbers in general position: their part in the answer is measured, not trusted.
+    probe = jnp.cos(jnp.arange(a.shape[1] * width, dtype=a.dtype) ** 2 * 0.7548776662)
+    found = matmul(a.T, matmul(weights, matmul(a, probe.reshape(a.shape[1], width))))
+    q = jnp.linalg.qr(found)[0]
+    inside = matmul(a, q)
+    values, vectors = jnp.linalg.eigh(matmul(inside.T, matmul(weights, inside)))
+    values = jnp.maximum(values[::-1], 0)
+    missed = jnp.maximum(before**2 - jnp.sum(values), 0)
+    tails = jnp.sqrt(jnp.flip(jnp.cumsum(jnp.flip(values))) + missed)
+    return a, matmul(q, vectors[:, ::-1]), jnp.append(tails, jnp.sqrt(missed))
+
+
+@functools.partial(jax.jit, static_argnames="width")
 def _restrict(a: Array, vectors: Array, rank: Array, *, width: int) -> tuple[Array, Array]:
     kept = (jnp.arange(width) < rank).astype(a.dtype)
     u = vectors[:, :width] * kept[None, :]
@@ -127,9 +159,11 @@ def _restrict(a: Array, vectors: Array, rank: Array, *, width: int) -> tuple[Arr
 
 
 @jax.jit
-def _last(left: Array, factor: Array, w: Array) -> Array:
+def _last(left: Array, factor: Array, w: Array) -> tuple[Array, Array]:
     a = (left[:, :, None] * factor[:, None, :]).reshape(left.shape[0], -1)
-    return matmul(a.T, w).reshape(left.shape[1], factor.shape[1], w.shape[1], 1)
+    core = matmul(a.T, w)
+    shape = (left.shape[1], factor.shape[1], w.shape[1], 1)
+    return core.reshape(shape), matmul(a, core)
 
 
 def bucket(rank: int, most: int) -> int:
@@ -139,8 +173,12 @@ def bucket(rank: int, most: int) -> int:
 
 
 def canonical_train(
-    factors: list[Array], w: Array, rtol: float, max_rank: int | None
-) -> tuple[tuple[Array, ...], Any]:
+    factors: list[Array],
+    w: Array,
+    rtol: float,
+    max_rank: int | None,
+    kept: list[Array] | None = None,
+) -> tuple[tuple[Array, ...], Any, Array]:
     """`Σ_s f_1[s] ⊗ ... ⊗ f_d[s] ⊗ w_s` as a train with the outputs in the last core, rounded.
 
     Args:
@@ -148,32 +186,44 @@ def canonical_train(
         w: `(m, q)`.
         rtol: error in the Frobenius norm, relative, all bonds together; at least `FLOOR` counts.
         max_rank: largest rank; needed while tracing, where it is the rank of every core.
+        kept: `suffixes(factors)` where they are there already.
 
     Returns:
-        Cores (padded by zeros beyond the ranks) and the ranks.
+        Cores (padded by zeros beyond the ranks), the ranks, and `(m, q)` the train at the samples.
 
     Numerics:
         Operations `O(m² Σ r_k n_k + Σ (r_k n_k)³)`; memory `O(m²)`, `d m²` where that is small.
     """
     d, m = len(factors), w.shape[0]
     known = concrete(factors, w)
-    keep = d * m * m * w.dtype.itemsize <= _KEPT_BYTES
-    kept = products(factors) if keep else None
+    kept = suffixes(factors) if kept is None else kept
     suffix = lambda k: kept[k] if kept is not None else product_of(factors[k:])
     left = jnp.ones((m, 1), w.dtype)
-    cores, ranks, limit = [], [], None
+    cores, ranks, limit, held = [], [], None, left[0, 0]
     for k in range(d - 1):
-        a, vectors, tails = _basis(left, factors[k], suffix(k + 1), w)
+        rows = left.shape[1] * factors[k].shape[1]
+        guess = bucket(left.shape[1] + left.shape[1] // 2 + 32, rows)
+        enough = False
+        a, vectors, tails = left, left, left[0]
+        if known and limit is not None and rows > _WHOLE and guess < 0.75 * rows:
+            a, vectors, tails = _sketched_basis(
+                left, factors[k], suffix(k + 1), w, held, width=guess
+            )
+            enough = bool(tails[guess - 4] <= limit)
+        if not enough:
+            a, vectors, tails = _basis(left, factors[k], suffix(k + 1), w)
         if limit is None:
             limit = max(rtol, FLOOR) / math.sqrt(max(d - 1, 1)) * tails[0]
         most = min(a.shape[1], max_rank or a.shape[1])
         rank = jnp.clip(jnp.sum(tails > limit), 1, most)
+        after = jnp.append(tails, 0)[rank] if len(tails) == vectors.shape[1] else tails[rank]
+        held = jnp.sqrt(jnp.maximum(tails[0] ** 2 - after**2, 0))
         width = bucket(int(rank), most) if known else most
         u, left = _restrict(a, vectors, rank, width=width)
         cores.append(u.reshape(cores[-1].shape[-1] if cores else 1, -1, 1, width))
         ranks.append(rank)
-    cores.append(_last(left, factors[-1], w))
-    return tuple(cores), ranks
+    core, values = _last(left, factors[-1], w)
+    return (*cores, core), ranks, values
 
 
 def sliced(cores: tuple[Array, ...], ranks: Any) -> tuple[np.ndarray, ...]:
