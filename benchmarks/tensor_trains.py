@@ -30,7 +30,7 @@ from koopjax import analysis, data, export, models
 
 LATENTS = (8, 16)
 DEGREES = (1, 2, 3)
-PLANE_RANKS = (1, 2, 4, 6, 8, 10, 12)
+PLANE_RANKS = ((1, 2, 4, 6, 8), (10, 12))
 ALPHA = 1e-5
 #: Numbers of the full quadratic K on 100 units: 5,151 observables, 100 targets.
 QUADRATIC = 5151 * 100
@@ -96,11 +96,11 @@ def sweep(where, settings, degree, ranks, latent, samples, stored):
     )  # fmt: skip
 
 
-def part_of_plane(where, settings, degree, latent):
-    """All ranks of a degree."""
+def part_of_plane(where, settings, degree, latent, ranks):
+    """Some ranks of a degree, those of one compilation."""
     stored = where[1] != settings["choice_seed"]
     samples = settings["samples"]["plane"]
-    plane = sweep(where, settings, degree, tuple(settings["ranks"]), latent, samples, stored)
+    plane = sweep(where, settings, degree, tuple(ranks), latent, samples, stored)
     return {"original": plane.original, "rows": [point.to_dict() for point in plane.points]}
 
 
@@ -138,11 +138,7 @@ def one_point(where, settings, point):
 
 def choose(steps, settings):
     """The two points, by what the validation images say."""
-    parts = [
-        steps[f"validation latent {latent} degree {degree}"]
-        for latent in settings["latents"]
-        for degree in settings["degrees"]
-    ]
+    parts = [steps[f"validation {name}"] for name, _ in plane_parts(settings)]
     points = [row for part in parts for row in part["rows"]]
     whole = parts[0]["original"]["accuracy"]
     small = [p for p in points if p["numbers"] <= QUADRATIC / 10]
@@ -153,6 +149,15 @@ def choose(steps, settings):
     return {"chosen": place(best), "least": place(least), "validation_original": whole}
 
 
+def plane_parts(settings):
+    """Names and settings of the parts of all planes."""
+    for latent in settings["latents"]:
+        for degree in settings["degrees"]:
+            for ranks in settings["ranks"]:
+                name = f"latent {latent} degree {degree} ranks to {ranks[-1]}"
+                yield name, {"latent": latent, "degree": degree, "ranks": ranks}
+
+
 def plan(args, settings):
     """What is to be done, in order: a name, and a function of what is done already."""
     where = lambda seed: (args.dataset, seed, args.cache, args.data_dir)
@@ -160,12 +165,8 @@ def plan(args, settings):
     part, point, compare = (
         functools.partial(f, settings=settings) for f in (part_of_plane, one_point, compared)
     )
-    for latent in settings["latents"]:
-        for degree in settings["degrees"]:
-            yield (
-                f"validation latent {latent} degree {degree}",
-                lambda _, d=degree, n=latent: part(where(choice), degree=d, latent=n),
-            )
+    for name, which in plane_parts(settings):
+        yield f"validation {name}", lambda _, w=which: part(where(choice), **w)
     for seed in range(args.seeds):
         yield f"seed {seed} compared", lambda _, s=seed: compare(where(s))
         for kind in ("chosen", "least"):
@@ -173,12 +174,8 @@ def plan(args, settings):
                 f"seed {seed} {kind}",
                 lambda steps, s=seed, k=kind: point(where(s), point=choose(steps, settings)[k]),
             )
-    for latent in settings["latents"]:
-        for degree in settings["degrees"]:
-            yield (
-                f"seed 0 latent {latent} degree {degree}",
-                lambda _, d=degree, n=latent: part(where(0), degree=d, latent=n),
-            )
+    for name, which in plane_parts(settings):
+        yield f"seed 0 {name}", lambda _, w=which: part(where(0), **w)
 
 
 def points(values):
@@ -249,7 +246,8 @@ def summarise(name, steps, settings, count):
         }
     whole = known[0]["original"]
     for latent in settings["latents"]:
-        parts = [steps[f"seed 0 latent {latent} degree {d}"] for d in settings["degrees"]]
+        names = [name for name, which in plane_parts(settings) if which["latent"] == latent]
+        parts = [steps[f"seed 0 {name}"] for name in names]
         rows = [row for part in parts for row in part["rows"]]
         near = [r for r in rows if whole["accuracy"] - r["accuracy"] <= settings["tolerance"]]
         least = min(near, key=lambda r: (r["degree"], r["rank"]), default=None)

@@ -50,7 +50,8 @@ def _lane(
         psi, x, y, rank, key, max_rank=size, alpha=alpha * x.shape[0], sweeps=sweeps,
         x_val=x_val, y_val=y_val,
     )  # fmt: skip
-    # The dictionary is the same for all ranks, and known.
+    # The dictionary is the same for all ranks, and known. An error without validation is NaN, which
+    # the sweep is not to take for a failure: the fit has a code of its own.
     bare = dataclasses.replace(fit, psi=None)
     return {"fit": bare, "error": fit.validation, "code": fit.result, "result": jnp.int32(0)}
 

@@ -97,12 +97,12 @@ def test_version_and_help():
     assert koopjax("--version").stdout == f"koopjax {package.__version__}\n"
     top = koopjax("--help")
     assert top.exit_code == koopjax().exit_code == 0
-    for command in ("demo", "datasets", "train", "cuts", "analyze", "compress", "report"):
+    for command in ("demo", "datasets", "train", "cuts", "analyze", "compress", "sweep", "report"):
         assert f"  {command} " in top.stdout
         own = koopjax(command, "--help")
         assert own.exit_code == 0
         assert "--out" in own.stdout or command in ("datasets", "cuts")
-    for command in ("demo", "analyze", "compress"):
+    for command in ("demo", "analyze", "compress", "sweep"):
         text = koopjax(command, "--help").stdout
         for option in ("--dataset", "--data-dir", "--seed", "--out", "--json"):
             assert option in text or (command, option) == ("demo", "--nothing")
