@@ -41,6 +41,12 @@ def factor(k: Float[Array, "m m"], damping: Array) -> Float[Array, "m m"]:
     return jax.lax.linalg.cholesky(damped, symmetrize_input=False)
 
 
+@jax.jit
+def square_of(lower: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """`Lᵀ L`."""
+    return matmul(lower.T, lower)
+
+
 def substitute(lower: Array, b: Array) -> Array:
     """`(L Lᵀ)⁻¹ b`."""
     half = solve_triangular(lower, b, lower=True)

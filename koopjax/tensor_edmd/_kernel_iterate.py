@@ -96,8 +96,8 @@ def over_blocks(
 
 @functools.partial(jax.jit, static_argnames=("rows", "most", "tolerance"))
 def solve_landmarks(
-    psi: ProductKernel, x: Array, y: Array, stored: Array | None, lower: Array, alpha: Array,
-    *, rows: int | None, most: int, tolerance: float,
+    psi: ProductKernel, x: Array, y: Array, stored: Array | None, lower: Array, square: Array,
+    alpha: Array, *, rows: int | None, most: int, tolerance: float,
 ) -> tuple[Array, ...]:  # fmt: skip
     """`min ‖k(x, c) K − y‖² + alpha Kᵀ k(c, c) K` over the coefficients of landmarks.
 
@@ -111,6 +111,7 @@ def solve_landmarks(
         y: targets.
         stored: `psi(x)`, or None to compute its blocks in every iteration.
         lower: `L`.
+        square: `Lᵀ L`, which serves all ridges.
         alpha: ridge.
         rows: in a block.
         most: largest number of iterations.
@@ -124,7 +125,7 @@ def solve_landmarks(
     """
     alpha = jnp.asarray(alpha, x.dtype)
     n, m = x.shape[0], lower.shape[0]
-    inner = factor((n / m) * matmul(lower.T, lower), alpha)
+    inner = factor((n / m) * square, alpha)
     forth = lambda b: solve_triangular(inner, solve_triangular(lower, b, lower=True), lower=True)
 
     def back(beta: Array) -> tuple[Array, Array]:

@@ -120,13 +120,14 @@ class Problem:
 
     def _landmarks(self, grid: list[float]) -> list[Attempt]:
         lower, condition, least, notes = self._factor_of(self.part.centers)
+        square = direct.square_of(lower)
         stored = direct.kernel_matrix(self.part, self.z) if self.plan.stored else None
         kept = "kernel stored" if self.plan.stored else "kernel computed in every iteration"
         found = []
         for alpha in grid:
             used = max(alpha, least)
             outcome = iterate.solve_landmarks(
-                self.part, self.z, self.y, stored, lower, jnp.asarray(used, self.z.dtype),
+                self.part, self.z, self.y, stored, lower, square, jnp.asarray(used, self.z.dtype),
                 rows=self.rows, most=self.most, tolerance=self.tolerance,
             )  # fmt: skip
             found.append(self._attempt(outcome, alpha, used, condition, (kept, *notes)))

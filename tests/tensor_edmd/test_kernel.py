@@ -132,7 +132,14 @@ def test_kernel_values_computed_again_are_those_stored():
     options = {"rows": 64, "most": 50, "tolerance": 1e-5}
     first, second = (
         _kernel_iterate.solve_landmarks(
-            part, jnp.asarray(x), jnp.asarray(y), stored, lower, jnp.float32(0.1), **options
+            part,
+            jnp.asarray(x),
+            jnp.asarray(y),
+            stored,
+            lower,
+            lower.T @ lower,
+            jnp.float32(0.1),
+            **options,
         )
         for stored in (None, part(x))
     )
