@@ -86,9 +86,9 @@ class PaddedKoopman:
     @property
     def rank_mask(self) -> Float[Array, "bonds r"]:
         """`(d + 1, R)` ones up to each bond's rank, zeros beyond."""
-        size = self.output.shape[-1]
-        below = jnp.arange(size) < jnp.asarray(self.ranks)[..., None]
-        return below.astype(self.output.dtype)
+        ranks, size = jnp.asarray(self.ranks), self.output.shape[-1]
+        index = jnp.arange(size).reshape((1,) * ranks.ndim + (size,))
+        return (index < ranks[..., None]).astype(self.output.dtype)
 
     def predict(self, x: Float[Array, "n d"]) -> Float[Array, "n q"]:
         """`Ψ(x) K`; differentiable in the cores, `2 n d R² N` operations.
