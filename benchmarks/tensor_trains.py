@@ -30,7 +30,7 @@ from koopjax import analysis, data, export, models
 
 LATENTS = (8, 16)
 DEGREES = (1, 2, 3)
-PLANE_RANKS = ((1, 2, 4, 6, 8), (10, 12))
+PLANE_RANKS = (1, 2, 4, 6, 8, 10, 12)
 ALPHA = 1e-5
 #: Numbers of the full quadratic K on 100 units: 5,151 observables, 100 targets.
 QUADRATIC = 5151 * 100
@@ -49,7 +49,7 @@ def settings_of(name):
         "alpha": ALPHA,
         "family": "legendre",
         "sweeps": 2,
-        "samples": {"plane": 6000, "points": 12_000},
+        "samples": {"plane": 4000, "points": 12_000},
         "tolerance": 0.005,
         "choice_seed": 1000,
     }
@@ -96,11 +96,11 @@ def sweep(where, settings, degree, ranks, latent, samples, stored):
     )  # fmt: skip
 
 
-def part_of_plane(where, settings, degree, latent, ranks):
-    """Some ranks of a degree, those of one compilation."""
+def part_of_plane(where, settings, degree, latent):
+    """All ranks of a degree."""
     stored = where[1] != settings["choice_seed"]
     samples = settings["samples"]["plane"]
-    plane = sweep(where, settings, degree, tuple(ranks), latent, samples, stored)
+    plane = sweep(where, settings, degree, tuple(settings["ranks"]), latent, samples, stored)
     return {"original": plane.original, "rows": [point.to_dict() for point in plane.points]}
 
 
@@ -136,6 +136,13 @@ def one_point(where, settings, point):
     }
 
 
+def one_seed(where, settings, steps):
+    """Both points in one network, and what they are compared with."""
+    chosen = choose(steps, settings)
+    rows = {kind: one_point(where, settings, chosen[kind]) for kind in ("chosen", "least")}
+    return {**compared(where, settings), **rows}
+
+
 def choose(steps, settings):
     """The two points, by what the validation images say."""
     parts = [steps[f"validation {name}"] for name, _ in plane_parts(settings)]
@@ -153,29 +160,21 @@ def plane_parts(settings):
     """Names and settings of the parts of all planes."""
     for latent in settings["latents"]:
         for degree in settings["degrees"]:
-            for ranks in settings["ranks"]:
-                name = f"latent {latent} degree {degree} ranks to {ranks[-1]}"
-                yield name, {"latent": latent, "degree": degree, "ranks": ranks}
+            yield f"latent {latent} degree {degree}", {"latent": latent, "degree": degree}
 
 
 def plan(args, settings):
     """What is to be done, in order: a name, and a function of what is done already."""
     where = lambda seed: (args.dataset, seed, args.cache, args.data_dir)
     choice = settings["choice_seed"]
-    part, point, compare = (
-        functools.partial(f, settings=settings) for f in (part_of_plane, one_point, compared)
-    )
+    part = functools.partial(part_of_plane, settings=settings)
     for name, which in plane_parts(settings):
         yield f"validation {name}", lambda _, w=which: part(where(choice), **w)
     for seed in range(args.seeds):
-        yield f"seed {seed} compared", lambda _, s=seed: compare(where(s))
-        for kind in ("chosen", "least"):
-            yield (
-                f"seed {seed} {kind}",
-                lambda steps, s=seed, k=kind: point(where(s), point=choose(steps, settings)[k]),
-            )
+        yield f"seed {seed}", lambda steps, s=seed: one_seed(where(s), settings, steps)
     for name, which in plane_parts(settings):
-        yield f"seed 0 {name}", lambda _, w=which: part(where(0), **w)
+        if which["latent"] == max(settings["latents"]):
+            yield f"seed 0 {name}", lambda _, w=which: part(where(0), **w)
 
 
 def points(values):
@@ -209,7 +208,7 @@ def summarise(name, steps, settings, count):
     """The figures that were asked for, over seeds."""
     lost = lambda a, b: points([x - y for x, y in zip(a, b, strict=True)])
     seeds = list(range(count))
-    known = [steps[f"seed {seed} compared"] for seed in seeds]
+    known = [steps[f"seed {seed}"] for seed in seeds]
     originals = [one["original"]["accuracy"] for one in known]
     ladders = quadratics(name, seeds, originals)
     quadratic = [find(rows, "degree 2")["accuracy"] for rows in ladders]
@@ -230,7 +229,7 @@ def summarise(name, steps, settings, count):
         ),
     }
     for kind in ("chosen", "least"):
-        rows = [steps[f"seed {seed} {kind}"] for seed in seeds]
+        rows = [one[kind] for one in known]
         accuracies = [row["accuracy"] for row in rows]
         summary[kind] = {
             **{k: rows[0][k] for k in ("latent", "degree", "rank", "numbers", "stored_bytes")},
@@ -245,16 +244,15 @@ def summarise(name, steps, settings, count):
             "spectrum": analysis.summarize_spectra([row["spectrum"] for row in rows]),
         }
     whole = known[0]["original"]
-    for latent in settings["latents"]:
-        names = [name for name, which in plane_parts(settings) if which["latent"] == latent]
-        parts = [steps[f"seed 0 {name}"] for name in names]
-        rows = [row for part in parts for row in part["rows"]]
-        near = [r for r in rows if whole["accuracy"] - r["accuracy"] <= settings["tolerance"]]
-        least = min(near, key=lambda r: (r["degree"], r["rank"]), default=None)
-        summary[f"plane_latent_{latent}"] = {
-            "least": least and {k: least[k] for k in ("degree", "rank", "accuracy", "numbers")},
-            "accuracy": {f"{r['degree']}, {r['rank']}": r["accuracy"] for r in rows},
-        }
+    parts = [steps[name] for name in steps if name.startswith("seed 0 latent")]
+    rows = [row for part in parts for row in part["rows"]]
+    near = [r for r in rows if whole["accuracy"] - r["accuracy"] <= settings["tolerance"]]
+    least = min(near, key=lambda r: (r["degree"], r["rank"]), default=None)
+    summary["plane"] = {
+        "latent": rows[0]["latent"],
+        "least": least and {k: least[k] for k in ("degree", "rank", "accuracy", "numbers")},
+        "accuracy": {f"degree {r['degree']}, rank {r['rank']}": r["accuracy"] for r in rows},
+    }
     return summary
 
 

@@ -16,7 +16,7 @@ from koopjax.sweep._fingerprint import digest
 
 #: Ranks that are compiled together are padded to the next of these: a lane costs what its padding
 #: costs, and a compilation costs more than a small lane.
-SIZES = (8, 12, 16, 24, 32, 48, 64)
+SIZES = (12, 16, 24, 32, 48, 64)
 
 
 @dataclasses.dataclass(frozen=True)
