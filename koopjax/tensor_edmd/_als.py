@@ -333,21 +333,24 @@ def _fit(
         metric=root,
         rtol=rtol / max(1.0, (d - 1) ** 0.5) if adaptive else jnp.zeros((), wide),
         count=jnp.asarray(x.shape[0], wide),
+        floor=(100 * float(jnp.finfo(narrow).eps)) ** 2 * _power(targets[-1], root),
     )
     swept = run(
         problem, given, size=size, sweeps=sweeps, adaptive=adaptive, patience=patience, wide=wide
     )
     finite = jnp.all(jnp.isfinite(factors[0])) & jnp.all(jnp.isfinite(targets[0]))
-    return _fields(swept, targets, root, rank, alpha, x.shape[0], finite, wide)
+    return _fields(swept, targets, root, rank, alpha, x.shape[0], finite)
+
+
+def _power(y: Array, root: Array) -> Array:
+    return jnp.sum((y.astype(root.dtype) @ root) ** 2)
 
 
 def _fields(
     swept: Run, targets: Any, root: Array, rank: Array, alpha: Array, count: int, finite: Any,
-    wide: Any,
 ) -> Any:  # fmt: skip
     best, d = swept.best, swept.best.cores.shape[0]
-    powers = [jnp.sum((y.astype(wide) @ root) ** 2) for y in targets]
-    totals = jnp.stack([powers[0], powers[-1]])
+    totals = jnp.stack([_power(targets[0], root), _power(targets[-1], root)])
     totals = jnp.where(totals > 0, totals, 1)
     history = jnp.sqrt(swept.history / totals[None, :])
     info = TensorInfo(

@@ -19,7 +19,7 @@ TRIES = 8
 RAISE = 100.0
 #: Sizes down to which, and up to which, a Cholesky factorisation is cut in halves.
 LEAF = 32
-LARGE = 512
+LARGE = 1024
 
 
 class Solved(NamedTuple):

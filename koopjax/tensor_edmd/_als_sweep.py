@@ -36,6 +36,7 @@ class Problem:
         metric: `(q, q)` square root of the output metric.
         rtol: tail that a bond may lose; 0 for fixed ranks.
         count: samples to fit.
+        floor: score that is nothing but rounding; below it the later fit wins.
     """
 
     factors: Any
@@ -48,6 +49,7 @@ class Problem:
     metric: Any
     rtol: Any
     count: Any
+    floor: Any
 
 
 class Best(NamedTuple):
@@ -60,6 +62,7 @@ class Best(NamedTuple):
     position: Array
     cores: Array
     ranks: Array
+    fresh: Array
 
 
 class State(NamedTuple):
@@ -174,7 +177,16 @@ def start(problem: Problem, size: int, wide: Any, given: Any = None) -> State:
     q = problem.targets[0].shape[-1]
     nan = jnp.full((), jnp.nan, wide)
     zeros = jnp.zeros((size, n, q, size), dtype)
-    best = Best(jnp.full((), jnp.inf, wide), nan, nan, zeros, jnp.int32(0), cores, problem.first)
+    best = Best(
+        jnp.full((), jnp.inf, wide),
+        nan,
+        nan,
+        zeros,
+        jnp.int32(0),
+        cores,
+        problem.first,
+        jnp.asarray(False),
+    )
     zero = jnp.zeros((), wide)
     return State(cores, problem.first, far, scales, best, zero + 1, zero, jnp.int32(0))
 
@@ -249,13 +261,14 @@ def _step(
     log_scale = carry.scale + far_scale
     core, alpha, condition, damping = _solve(problem, f[0], near[0], far[0], log_scale, wide)
     train, validation, score = _measure(problem, near, f, far, core, alpha)
-    better = score < best.score
+    better = jnp.maximum(score, problem.floor) <= jnp.maximum(best.score, problem.floor)
     now = best._replace(
         score=score,
         train=train,
         validation=validation,
         core=_natural(core.reshape(size, n, -1, size), reverse).astype(dtype),
         position=index,
+        fresh=jnp.asarray(True),
     )
     best = jax.tree.map(lambda a, b: jnp.where(better, a, b), now, best)
     flat, factor, rank, condition, damping = _bond(
@@ -286,9 +299,10 @@ def _half(
     """
     size, d = state.cores.shape[1], state.cores.shape[0]
     near = tuple(_ones(f, size) for f in problem.factors)
+    best = state.best._replace(fresh=jnp.asarray(False))
     carry = _Step(
         near, jnp.int32(1), jnp.zeros((), wide),
-        state.best, state.condition, state.damping, state.damped,
+        best, state.condition, state.damping, state.damped,
     )  # fmt: skip
     index = jnp.arange(d, dtype=jnp.int32)
     following = None
@@ -318,7 +332,7 @@ def _half(
 def _compose(best: Best, state: State, cores: Array, ranks: Array, reverse: bool) -> Best:
     """The cores around the best core: those passed are new, those ahead are the ones before."""
     d = cores.shape[0]
-    improved = best.score < state.best.score
+    improved = best.fresh
     index, bonds = jnp.arange(d), jnp.arange(d + 1)
     passed = index > best.position if reverse else index < best.position
     bonds_passed = bonds > best.position if reverse else bonds <= best.position

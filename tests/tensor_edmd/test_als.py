@@ -206,10 +206,10 @@ def test_minibatches_give_the_same_fit():
 
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_adaptive_rank_finds_the_exact_ranks(outputs):
-    x = samples(300, 4)
+    x = samples(900, 4)
     target = random_target((1, 2, 3, 2), (3, 3, 3, 3), outputs)
     y = np.asarray(PSI(x)) @ target
-    fit = tensor_edmd.als(PSI, x, y, 1, KEY, sweeps=4, adaptive=True, rtol=1e-6, max_rank=5)
+    fit = tensor_edmd.als(PSI, x, y, 1, KEY, sweeps=2, adaptive=True, rtol=1e-6, max_rank=9)
     where = int(np.argmax(fit.train.column_modes))
     assert fit.ranks == exact_ranks(target, where, outputs)
     assert float(fit.info.residual) < 1e-6
