@@ -15,7 +15,7 @@ from koopjax.nn._registry import OPERATORS as OPERATORS
 from koopjax.nn._stack import ACTIVATIONS as ACTIVATIONS, Stack as Stack
 from koopjax.nn._tensorize import tensorize as tensorize
 from koopjax.nn._tt import TT as TT
-from koopjax.nn._tune import Tuned as Tuned, tune as tune
+from koopjax.nn._tune import Tuned as Tuned, tune as tune, with_form as with_form
 from koopjax.nn._variables import Frozen as Frozen, freeze as freeze, unfreeze as unfreeze
 
 __all__ = [
@@ -38,4 +38,5 @@ __all__ = [
     "tensorize",
     "tune",
     "unfreeze",
+    "with_form",
 ]

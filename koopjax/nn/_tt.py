@@ -120,7 +120,7 @@ class TT(Operator):
                 "as many row modes as column modes", f"{tuple(row_modes)} and {tuple(column_modes)}"
             )
         sizes = [m * n for m, n in zip(row_modes, column_modes, strict=True)]
-        ranks, _ = tt.clip_ranks(sizes, rank)
+        ranks, _ = tt.clip_ranks(sizes, rank if len(sizes) > 1 else 1)
         key_cores, key_bias = jax.random.split(key)
         cores = _random_cores(key_cores, row_modes, column_modes, ranks, init, param_dtype)
         q = math.prod(column_modes)

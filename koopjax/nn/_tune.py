@@ -1,6 +1,7 @@
 """The order of contraction chosen by measurement on the present device."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from typing import Any
@@ -31,9 +32,10 @@ class Tuned:
     forms: tuple[str, ...]
 
 
-@jax.jit
-def _call(module: Any, x: Any) -> Any:
-    return module(x)
+@functools.partial(jax.jit, static_argnames="structure")
+def _call(leaves: Any, x: Any, *, structure: Any) -> Any:
+    """The module from its arrays: taking it apart in Python would hide the differences."""
+    return jax.tree.unflatten(structure, leaves)(x)
 
 
 def tune(module: Any, x: Any, *, repeats: int = 30) -> Tuned:
@@ -62,13 +64,14 @@ def tune(module: Any, x: Any, *, repeats: int = 30) -> Tuned:
     if isinstance(repeats, bool) or repeats < 1:
         raise expected("repeats of at least 1", f"{repeats}")
     lanes = {form: with_form(module, form) for form in _candidates(module, x)}
-    for lane in lanes.values():
-        jax.block_until_ready(_call(lane, x))
+    parts = {form: jax.tree.flatten(lane) for form, lane in lanes.items()}
+    for leaves, structure in parts.values():
+        jax.block_until_ready(_call(leaves, x, structure=structure))
     times: dict[str, list[float]] = {form: [] for form in lanes}
     for _ in range(repeats):
-        for form, lane in lanes.items():
+        for form, (leaves, structure) in parts.items():
             start = time.perf_counter()
-            jax.block_until_ready(_call(lane, x))
+            jax.block_until_ready(_call(leaves, x, structure=structure))
             times[form].append(time.perf_counter() - start)
     seconds = {form: statistics.median(values) for form, values in times.items()}
     best = min(seconds, key=lambda form: seconds[form])
@@ -98,7 +101,7 @@ def _candidates(module: Any, x: Any) -> list[str]:
     for form in FIRST_TRIES:
         lane = with_form(module, form)
         try:
-            jax.eval_shape(_call, lane, x)
+            jax.eval_shape(lambda module, x: module(x), lane, x)
             found[form] = sum(_expected(op, rows) for op in tt_operators(lane))
         except ValueError:
             if form == "auto":  # a fault of the input, not of the form

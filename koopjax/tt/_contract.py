@@ -1,6 +1,7 @@
 """A TT matrix applied to vectors, and to rank-one tensors: the product dictionary, never formed."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from koopjax.tt._precision import precise
 from koopjax.tt._support import check_train
 
 PRECISION = "highest"
+WIDE = 16  # columns from which one product a block beats moving axes for a single product
 
 
 def contract(
@@ -260,29 +262,33 @@ def _tree(cores: Any, factors: Any, at: int, precision: Any) -> Array:
 def _apply(cores: Any, x: Array, order: ContractionOrder, precision: Any) -> Array:
     s = _shapes(cores)
     merged = [_merge(cores, s, i, j, precision) for i, j in order.groups]
+    if len(merged) == 1:
+        return jnp.matmul(x, merged[0][0, :, :, 0], precision=precision)
     n = x.shape[0]
-    if order.middle == len(merged) - 1:  # from the left; the state is (n, J, r, rest)
-        state = x.reshape(n, 1, 1, x.shape[1])
-        for core in merged:
-            r, m, c, t = core.shape
-            done, rest = state.shape[1], state.shape[3] // m
-            out = jnp.einsum(
-                "njkx,kc->njcx",
-                state.reshape(n, done, r * m, rest),
-                core.reshape(r * m, c * t),
-                precision=precision,
-            )
-            state = out.reshape(n, done * c, t, rest)
-        return state[:, :, 0, 0]
-    state = x.reshape(n, x.shape[1], 1, 1)  # from the right; the state is (n, rest, r, J)
-    for core in reversed(merged):
+    modes = [core.shape[1] for core in merged]
+    columns = [core.shape[2] for core in merged]
+    backwards = order.middle == 0
+    if backwards:  # the mirrored train on mirrored axes
+        merged = [core.transpose(3, 1, 2, 0) for core in reversed(merged)]
+    # samples last: (columns done, rank, modes to come, samples), so that no step moves an axis
+    axes = range(len(modes), 0, -1) if backwards else range(1, len(modes) + 1)
+    state = x.reshape(n, *modes).transpose(*axes, 0).reshape(1, 1, x.shape[1] * n)
+    for core in merged:
         r, m, c, t = core.shape
-        done, rest = state.shape[3], state.shape[1] // m
-        out = jnp.einsum(
-            "nxkj,kc->nxcj",
-            state.reshape(n, rest, m * t, done),
-            core.transpose(1, 3, 0, 2).reshape(m * t, r * c),
-            precision=precision,
-        )
-        state = out.reshape(n, rest, r, c * done)
-    return state[:, 0, 0]
+        done, rest = state.shape[0], state.shape[2] // m
+        out = _step(state.reshape(done, r * m, rest), core.reshape(r * m, c * t), precision)
+        state = out.reshape(done * c, t, rest)
+    if backwards:
+        k = len(columns)
+        out = state.reshape(*reversed(columns), n)
+        return out.transpose(k, *range(k - 1, -1, -1)).reshape(n, math.prod(columns))
+    return state[:, 0].T
+
+
+def _step(state: Array, core: Array, precision: Any) -> Array:
+    """`(J, k, x)` and `(k, c)` to `(J, c, x)`."""
+    done, _, rest = state.shape
+    if rest < WIDE:
+        return jnp.einsum("jkx,kc->jcx", state, core, precision=precision)
+    turned = jnp.broadcast_to(core.T[None], (done, core.shape[1], core.shape[0]))
+    return jnp.matmul(turned, state, precision=precision)

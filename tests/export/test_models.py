@@ -1,6 +1,7 @@
 """Models that the library knows by name: saved, measured, loaded, run."""
 
 import itertools
+import math
 import os
 
 import jax
@@ -279,3 +280,55 @@ def test_the_description_reads_as_a_table(tmp_path):
     text = str(export.describe(tmp_path / "m.kjx"))
     assert "layers/0/kernel" in text
     assert "frame and header" in text.splitlines()[0]
+
+
+TRAINS = {
+    "outputs_last": ((3,) * 4, (1, 1, 1, 5), 3),
+    "outputs_inside": ((3,) * 4, (1, 5, 1, 1), (2, 3, 1)),
+    "matrix": ((7, 4, 7, 4), (5, 5, 5, 5), 3),
+    "two": ((3, 4), (1, 5), 2),
+    "one": ((6,), (4,), ()),
+}
+
+
+@pytest.mark.parametrize("name", TRAINS)
+def test_tensor_trains_by_name(name, tmp_path):
+    rows, columns, rank = TRAINS[name]
+    settings = {"use_bias": name != "two", "form": "chain" if name == "matrix" else "auto"}
+    operator = nn.TT.create(KEY, rows, columns, rank, **settings)
+    x = jax.random.normal(KEY, (2, math.prod(rows)))
+    size = round_trip(operator, tmp_path / "t.kjx", x)
+    numbers = sum(a.size for a in jax.tree.leaves(nnx.state(operator)))
+    assert size - 4 * numbers < 50  # shapes and all
+    frozen = nn.freeze(operator)
+    round_trip(frozen, tmp_path / "f.kjx", x)
+    core = operator.cores[0]
+    core.set_value(core[...].astype(jnp.bfloat16))
+    same_bits(operator, export_and_load(operator, tmp_path / "m.kjx"))
+
+
+def export_and_load(model, path):
+    export.save(model, path)
+    return export.load(path)
+
+
+def test_a_block_on_a_tensor_train_has_a_lean_header(tmp_path):
+    front = obs.Project(jax.random.normal(KEY, (20, 6)), jax.random.normal(KEY, (20,)))
+    psi = obs.Compose(front, obs.Product.of(obs.Polynomial1D(2, family="hermite"), 6))
+    operator = nn.TT.create(KEY, (3,) * 6, (1,) * 5 + (10,), 4, use_bias=True)
+    block = nn.KoopmanBlock(psi, operator, trainable="operator")
+    size = round_trip(block, tmp_path / "b.kjx", jax.random.normal(KEY, (3, 20)))
+    numbers = sum(a.size for a in jax.tree.leaves(nnx.state(block)))
+    assert size - 4 * numbers < 100
+    assert "operator/cores/0" in str(export.describe(tmp_path / "b.kjx"))
+    stack = nn.Stack([nn.TT.create(KEY, (4, 5), (3, 2), 2), nn.Dense.create(KEY, 6, 2)], ("relu",))
+    round_trip(stack, tmp_path / "s.kjx", jnp.ones((2, 20)))
+
+
+def test_a_spliced_mlp_with_a_tensor_train(tmp_path):
+    model = random_mlp((20, 16, 16, 16, 5))
+    x = jax.random.normal(KEY, (6, 20))
+    psi = obs.Compose(obs.Project(jax.random.normal(KEY, (16, 3))), obs.Product.of(obs.CosSin(), 3))
+    block = nn.KoopmanBlock(psi, nn.TT.create(KEY, (2,) * 3, (1, 16, 1), 2), trainable=False)
+    spliced = surgery.splice(model, x, ("layers.0/relu", "layers.2/relu"), block)
+    round_trip(spliced, tmp_path / "s.kjx", x)

@@ -65,9 +65,9 @@ def test_a_block_equals_dense_matrix_and_dense_dictionary(columns, psi):
         assert block.out_features == math.prod(columns)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3),
     st.integers(1, 3),
     st.integers(0, 2**30),
 )
@@ -146,7 +146,7 @@ def test_batch_axes_and_single_states():
     assert block(X[:0]).shape == (0, 4)
 
 
-@pytest.mark.parametrize("form", tt.FORMS)
+@pytest.mark.parametrize("form", ["chain", "scan", "tree"])
 def test_transformations(form):
     block = nn.KoopmanBlock(FRONT, random_operator(form=form))
     expect = block(X)
