@@ -204,7 +204,7 @@ def contraction_order(
 
     Example:
         >>> contraction_order((1, 16, 16, 16, 1), (7, 4, 7, 4), (5, 5, 5, 5), 1, kind="vector").form
-        'chain'
+        'grouped'
     """
     if form not in FORMS:
         raise expected(f"a form among {list(FORMS)}", repr(form))
