@@ -10,6 +10,8 @@ from koopjax.compress._finetune import finetune as finetune
 from koopjax.compress._koopman import koopman as koopman
 from koopjax.compress._magnitude import magnitude as magnitude
 from koopjax.compress._methods import METHODS as METHODS
+from koopjax.compress._obs import Removal as Removal, refit as refit, removal_order as removal_order
+from koopjax.compress._pruning import obs as obs, wanda as wanda
 from koopjax.compress._result import Compressed as Compressed, Report as Report
 from koopjax.compress._sparse_updates import (
     keep_zeros as keep_zeros,
@@ -23,14 +25,19 @@ __all__ = [
     "Budget",
     "BudgetTooSmall",
     "Compressed",
+    "Removal",
     "Report",
     "Row",
     "finetune",
     "keep_zeros",
     "koopman",
     "magnitude",
+    "obs",
     "prune_gradually",
+    "refit",
+    "removal_order",
     "select_observables",
     "table",
+    "wanda",
     "whitened_svd",
 ]

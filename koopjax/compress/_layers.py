@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from koopjax import models, nn
 from koopjax._core import expected, matmul
+from koopjax.compress._problem import Problem, cut, span_name
 
 Path = tuple[Any, ...]
 
@@ -61,6 +62,24 @@ def linear_paths(model: nnx.Module) -> list[Path]:
     """Paths of all `nnx.Linear` layers, in the order of the model's attributes."""
     paths = [path for path, node in nnx.iter_graph(model) if type(node) is nnx.Linear]
     return sorted(paths, key=lambda path: [(isinstance(k, str), k) for k in path])
+
+
+def layers_in(
+    problem: Problem, twin: nnx.Module, at: Any, suggestion: str
+) -> tuple[list[Path], dict[str, Any]]:
+    """Paths of the linear layers whose weights a span uses, and the span for the report."""
+    paths, where = linear_paths(twin), {}
+    if at is not None:
+        (_, span, _), ends = cut(problem.model, problem.x, at)
+        where = {"at": list(ends)}
+        used = set(span.parameters)
+        if twin is not problem.model:  # Linen's names end in the number of the layer
+            used = {name.replace("layers_", "layers.") for name in used}
+        paths = [path for path in paths if span_name((*path, "kernel")) in used]
+    if not paths:
+        place = f"span {where['at']}" if where else "model"
+        raise expected(f"a {place} with nnx.Linear layers", "none", suggestion)
+    return paths, where
 
 
 def get(model: Any, path: Path) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from koopjax.compress._koopman import koopman
 from koopjax.compress._magnitude import magnitude
+from koopjax.compress._pruning import obs, wanda
 from koopjax.compress._result import Compressed
 from koopjax.compress._whitened_svd import whitened_svd
 
@@ -13,5 +14,7 @@ from koopjax.compress._whitened_svd import whitened_svd
 METHODS: dict[str, Callable[..., Compressed]] = {
     "koopman": koopman,
     "magnitude": magnitude,
+    "obs": obs,
+    "wanda": wanda,
     "whitened_svd": whitened_svd,
 }

@@ -10,18 +10,17 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export, nn
-from koopjax._core import expected
 from koopjax.compress._budget import too_small
 from koopjax.compress._layers import (
     Path,
     as_nnx,
     get,
     input_moments,
-    linear_paths,
+    layers_in,
     with_factors,
     with_kernels,
 )
-from koopjax.compress._problem import Problem, Score, cut, pose, span_name
+from koopjax.compress._problem import Problem, Score, pose
 from koopjax.compress._result import Compressed, finish
 
 #: Samples for the moments of the layers' inputs.
@@ -77,7 +76,7 @@ def whitened_svd(
     """
     problem = pose("whitened_svd", model, calibration, budget, labels, validation, key)
     twin = as_nnx(model)
-    paths, where = _layers_in(problem, twin, at)
+    paths, where = layers_in(problem, twin, at, "magnitude or koopman")
     work = _Layers(problem, twin, paths)
     if work.bytes([1] * len(work.paths)) > problem.limit:
         smallest = work.bytes([1] * len(work.paths))
@@ -102,22 +101,6 @@ def whitened_svd(
         candidates=work.tried,
         **problem.account(score),
     )
-
-
-def _layers_in(problem: Problem, twin: nnx.Module, at: Any) -> tuple[list[Path], dict[str, Any]]:
-    """Paths of the linear layers whose weights a span uses, and the span for the report."""
-    paths, where = linear_paths(twin), {}
-    if at is not None:
-        (_, span, _), ends = cut(problem.model, problem.x, at)
-        where = {"at": list(ends)}
-        used = set(span.parameters)
-        if twin is not problem.model:  # Linen's names end in the number of the layer
-            used = {name.replace("layers_", "layers.") for name in used}
-        paths = [path for path in paths if span_name((*path, "kernel")) in used]
-    if not paths:
-        place = f"span {where['at']}" if where else "model"
-        raise expected(f"a {place} with nnx.Linear layers", "none", "magnitude or koopman")
-    return paths, where
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

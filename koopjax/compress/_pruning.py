@@ -1,0 +1,237 @@
+"""Pruning of linear layers with their inputs' second moments: Wanda and optimal brain surgeon."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from koopjax import export
+from koopjax.compress._budget import too_small
+from koopjax.compress._layers import as_nnx, get, input_moments, layers_in, with_kernels
+from koopjax.compress._obs import activation_order, refit, removal_order
+from koopjax.compress._problem import Problem, Score, pose
+from koopjax.compress._result import Compressed, finish
+
+#: Samples for the moments of the layers' inputs.
+ROWS = 20_000
+#: Ridges tried in the last refit, relative to the mean second moment of a layer's inputs.
+RIDGES = (1e-4, 1e-3, 1e-2)
+
+
+def wanda(
+    model: Any,
+    calibration: ArrayLike,
+    budget: Any,
+    *,
+    at: Any = None,
+    labels: ArrayLike | None = None,
+    validation: Any = None,
+    key: Array,
+) -> Compressed:
+    """Prune weights of least `|w| ‖x‖`, the same share of each layer, nothing refitted.
+
+    Weights are compared within their column (one output) or their layer, whichever validates
+    better.
+
+    Args:
+        model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`. Other
+            arrays stay whole.
+        calibration, budget, at, labels, validation, key: as for `whitened_svd`.
+
+    Returns:
+        `Compressed`: a copy of the model with zeros in its kernels; and the report.
+
+    Numerics:
+        One pass for the second moments of the layers' inputs.
+
+    Raises:
+        ValueError: bad data, an unknown cut, no linear layer there, or a budget below the file with
+            all kernels zero.
+
+    Reference: Sun, Liu, Bair & Kolter (2024), arXiv 2306.11695.
+    """
+    problem = pose("wanda", model, calibration, budget, labels, validation, key)
+    work = _Work("wanda", problem, at)
+    trials = []
+    for group in ("column", "layer"):
+        pairs = zip(work.grams, work.kernels, strict=True)
+        work.orders = [activation_order(g, kernel, (0,), group=group) for g, kernel in pairs]
+        trials += [work.plain(shares, group) for shares in work.splits()]
+    return work.finish(trials, f"of two ways to compare, the best validation {problem.measure}")
+
+
+def obs(
+    model: Any,
+    calibration: ArrayLike,
+    budget: Any,
+    *,
+    at: Any = None,
+    labels: ArrayLike | None = None,
+    validation: Any = None,
+    key: Array,
+) -> Compressed:
+    """Optimal brain surgeon: prune with the Gram matrix of each layer's inputs, refit what stays.
+
+    Entries go by their saliency `v² / [G⁻¹]_ii`, columns refitted after every stage; layers share
+    the budget by the same share of each or by the same relative error, whichever validates better.
+    At last the layers are refitted in their order to the original's outputs from what the pruned
+    layers before them really deliver, at the ridge that validates best.
+
+    Args:
+        model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`. Other
+            arrays stay whole.
+        calibration, budget, at, labels, validation, key: as for `whitened_svd`.
+
+    Returns:
+        `Compressed`: a copy of the model with zeros in its kernels; and the report.
+
+    Numerics:
+        Float64: `n` Cholesky factorisations of size `m` a stage and layer `(m, n)`, about forty
+        stages.
+
+    Raises:
+        ValueError: as for `wanda`.
+
+    Reference: Hassibi & Stork (1993), NeurIPS 5; Frantar & Alistarh (2023), arXiv 2301.00774.
+    """
+    problem = pose("obs", model, calibration, budget, labels, validation, key)
+    work = _Work("obs", problem, at)
+    orders, curves = [], []
+    for moment, kernel in zip(work.grams, work.kernels, strict=True):
+        removal = removal_order(moment, kernel, alpha=RIDGES[0], protect=(0,))
+        orders.append(removal.rank)
+        curves.append((removal.kept / kernel.size, removal.error))
+    work.orders, trials = orders, []
+    for shares in work.splits(curves):
+        for ridge in RIDGES:
+            trials.append(work.refitted(shares, ridge))
+    why = f"of the splits over the layers and the ridges, the best validation {problem.measure}"
+    return work.finish(trials, why)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Trial:
+    """One pruned model."""
+
+    model: nnx.Module
+    score: Score
+    settings: dict[str, Any]
+
+
+class _Work:
+    """The layers of a model as augmented kernels `[bias; W]`, their moments, and what fits."""
+
+    def __init__(self, method: str, problem: Problem, at: Any):
+        self.method, self.problem = method, problem
+        self.twin = as_nnx(problem.model)
+        self.paths, self.where = layers_in(problem, self.twin, at, "magnitude or koopman")
+        self.x = problem.x[:ROWS]
+        self.batch = min(2000, len(self.x))
+        both = input_moments(self.twin, self.twin, self.paths, self.x, self.batch)
+        self.grams = [g for g, _ in both]
+        self.kernels = [_augmented(get(self.twin, path)) for path in self.paths]
+        # Rows of biases stay; before there is an order, all others are alike.
+        self.orders = [np.zeros(k.shape, np.int64) for k in self.kernels]
+        for order in self.orders:
+            order[0] = order.size
+        least = self.bytes([0.0] * len(self.kernels))
+        if least > problem.limit:
+            raise too_small(method, problem.limit, least, problem.original_bytes)
+
+    def masks(self, shares: list[float]) -> list[np.ndarray]:
+        """The entries that stay for a share of every layer; biases always do."""
+        out = []
+        for order, share in zip(self.orders, shares, strict=True):
+            free = order < order.size
+            count = round(share * int(free.sum()))
+            kept = np.zeros(order.shape, bool)
+            chosen = np.argsort(-np.where(free, order, -1), axis=None, kind="stable")[:count]
+            kept.ravel()[chosen] = True
+            out.append(kept | ~free)
+        return out
+
+    def build(self, kernels: list[np.ndarray]) -> nnx.Module:
+        """The model with these augmented kernels."""
+        biases = [k[0] for k in kernels]
+        return with_kernels(self.twin, self.paths, [k[1:] for k in kernels], biases)
+
+    def bytes(self, shares: list[float]) -> int:
+        """File size at these shares."""
+        # Distinct numbers: the file holds equal ones as one, and a refit leaves no two alike.
+        dense = [np.where(m, 1 + np.arange(m.size).reshape(m.shape), 0) for m in self.masks(shares)]
+        return export.stored_bytes(self.build(dense))
+
+    def splits(self, curves: Any = None) -> list[list[float]]:
+        """Shares of the layers that fill the budget: alike, and (with curves) by equal error."""
+        layers = len(self.kernels)
+        ways: list[Callable[[float], list[float]]] = [lambda t: [t] * layers]
+        if curves is not None:
+            ways.append(lambda t: [_share_at(curve, t) for curve in curves])
+        found = []
+        for way in ways:
+            low, high = 0.0, 1.0
+            if self.bytes(way(high)) <= self.problem.limit:
+                return [way(high)]
+            for _ in range(14):
+                middle = (low + high) / 2
+                if self.bytes(way(middle)) <= self.problem.limit:
+                    low = middle
+                else:
+                    high = middle
+            found.append(way(low))
+        return found
+
+    def plain(self, shares: list[float], group: str) -> _Trial:
+        """The pruned model with its own weights, scored."""
+        pairs = zip(self.kernels, self.masks(shares), strict=True)
+        # Not a product with the mask, which would leave minus zeros, and those are stored.
+        model = self.build([np.where(mask, kernel, 0.0) for kernel, mask in pairs])
+        settings = {"kept": [round(s, 4) for s in shares], "compared_in": group}
+        return _Trial(model, self.problem.score_model(model), settings)
+
+    def refitted(self, shares: list[float], ridge: float) -> _Trial:
+        """Layer after layer refitted on its mask, from what the layers before it deliver."""
+        masks = self.masks(shares)
+        kernels = list(self.kernels)
+        for k, mask in enumerate(masks):
+            changed = self.build(kernels)
+            paths = [self.paths[k]]
+            (gram, cross), *_ = input_moments(self.twin, changed, paths, self.x, self.batch)
+            kernels[k] = np.where(
+                mask, refit(gram, cross @ self.kernels[k], mask, alpha=ridge), 0.0
+            )
+        model = self.build(kernels)
+        settings = {"kept": [round(s, 4) for s in shares], "ridge": ridge}
+        return _Trial(model, self.problem.score_model(model), settings)
+
+    def finish(self, trials: list[_Trial], why: str) -> Compressed:
+        """The best of the trials that fit, with its report."""
+        problem = self.problem
+        fitting = [t for t in trials if export.stored_bytes(t.model) <= problem.limit]
+        best = max(fitting, key=lambda t: t.score)
+        return finish(
+            best.model, method=self.method, budget=problem.budget,
+            original_bytes=problem.original_bytes, settings={**self.where, **best.settings},
+            why=why, candidates=len(trials), **problem.account(best.score),
+        )  # fmt: skip
+
+
+def _augmented(layer: nnx.Linear) -> np.ndarray:
+    """`[bias; kernel]` in float64."""
+    kernel = np.asarray(layer.kernel.get_value(), np.float64)
+    bias = jnp.zeros(kernel.shape[1]) if layer.bias is None else layer.bias.get_value()
+    return np.concatenate([np.asarray(bias, np.float64)[None, :], kernel])
+
+
+def _share_at(curve: tuple[np.ndarray, np.ndarray], level: float) -> float:
+    """Share of a layer that leaves a relative error of `1 − level` (on a curve of removals)."""
+    kept, error = curve
+    # The curve falls with what is kept; read it backwards, evened out to be monotone.
+    rising = np.maximum.accumulate(error)
+    scaled = np.sqrt(rising / max(rising[-1], 1e-300))
+    return float(np.interp(1 - level, scaled, kept))
