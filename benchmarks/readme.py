@@ -8,11 +8,12 @@ import argparse
 import json
 import pathlib
 import re
+import statistics
 import sys
 
 from matplotlib.figure import Figure
 
-from koopjax.plot import COLOURS
+from koopjax.plot import COLOURS, plane
 
 HERE = pathlib.Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
@@ -116,6 +117,56 @@ def compression_table(results):
     return "\n\n".join([*parts, note])
 
 
+ORDERS = ("single coordinates", "pairs", "triples")
+
+
+def tensor_train_table(results):
+    """Tensor trains in the middle layers' place, and what interactions they hold."""
+    summaries = {name: r["summary"] for name, r in results.items()}
+    seeds = max((s["seeds"] for s in summaries.values()), default=0)
+
+    def accuracy(values):
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        return f"{100 * statistics.mean(values):.2f} ± {100 * spread:.2f}"
+
+    def point(summary, kind):
+        row = summary[kind]
+        return (
+            f"{accuracy(row['accuracies'])}: degree {row['degree']}, rank {row['rank']}, "
+            f"{row['latent']} coordinates, {row['most_numbers']:,} numbers"
+        )
+
+    lines = [
+        ["in the place of the middle layers", *(NAMES[name] for name in summaries)],
+        ["---"] * (len(summaries) + 1),
+        ["(the original)", *(accuracy(s["original"]["accuracies"]) for s in summaries.values())],
+        [
+            "points lost by the full quadratic K, 515,100 numbers",
+            *(f"{s['quadratic_loss']['mean']:.2f}" for s in summaries.values()),
+        ],
+        [
+            "tensor train, at most a tenth of them",
+            *(point(s, "chosen") for s in summaries.values()),
+        ],
+        [
+            "least degree and rank within half a point on validation images",
+            *(point(s, "least") for s in summaries.values()),
+        ],
+    ]
+    for order, what in enumerate(ORDERS):
+        cells = []
+        for summary in summaries.values():
+            spectrum = summary["chosen"]["spectrum"]
+            mean, spread = spectrum["orders"][order], spectrum["orders_std"][order]
+            cells.append(f"{100 * mean:.1f} ± {100 * spread:.1f} %")
+        lines.append([f"share of the output's variance from {what}", *cells])
+    note = (
+        f"Test accuracy in %, mean ± standard deviation over {seeds} seeds; degree, rank and "
+        "coordinates chosen on validation images (`benchmarks/tensor_trains.py`)."
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}"
+
+
 def _percent(row):
     if row is None or row["accuracy"] is None:
         return "–"
@@ -172,11 +223,24 @@ def picture(results):
     return figure
 
 
+def show_plane(results):
+    """Accuracy over degree and rank in seed 0's network of the first data set."""
+    name = next(iter(results))
+    steps = results[name]["steps"]
+    rows = [
+        row for part in steps if part.startswith("seed 0 latent") for row in steps[part]["rows"]
+    ]
+    figure = plane({"rows": rows, "original": steps["seed 0"]["original"], "tolerance": 0.005})
+    figure.axes[0].set_title(f"{NAMES[name]}, {rows[0]['latent']} coordinates", loc="left")
+    return figure
+
+
 def render(text):
     """The README with its tables made anew."""
     tables = {
         "nonlinearity": (nonlinearity_table, load("nonlinearity")),
         "compression": (compression_table, load("compression")),
+        "tensor trains": (tensor_train_table, load("tensor_trains")),
     }
     for mark, (make, results) in tables.items():
         pattern = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
@@ -200,6 +264,9 @@ def main():
         return
     README.write_text(new, encoding="utf-8")
     picture(load("nonlinearity")).savefig(RESULTS / "nonlinearity.png")
+    planes = load("tensor_trains")
+    if planes:
+        show_plane(planes).savefig(RESULTS / "plane.png", dpi=150)
 
 
 if __name__ == "__main__":
