@@ -125,7 +125,8 @@ def main() -> None:
                     )
                 )  # fmt: skip
                 print(json.dumps(rows[-1], indent=2), flush=True)
-    write("kernel_images", {"peer_s": PEER_S, "scale": SCALE, "ridges": RIDGES, "rows": rows})
+                found = {"peer_s": PEER_S, "scale": SCALE, "ridges": RIDGES, "rows": rows}
+                write("kernel_images", found)
     return None
 
 
