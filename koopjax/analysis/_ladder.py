@@ -174,6 +174,7 @@ def cuts_of(model: Any, x: Any, at: Any) -> tuple[str, str]:
 
 
 def example_of(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a batch of two, to trace with."""
     return jax.ShapeDtypeStruct((2, *x.shape[1:]), jnp.asarray(x[:1]).dtype)
 
 
