@@ -1,5 +1,7 @@
 """Shared fixtures: where genuine data lie, and strict settings for every test."""
 
+import gc
+import itertools
 import os
 import pathlib
 
@@ -16,6 +18,24 @@ def strict():
     """Rank promotion is an error in the tests, so that broadcasting is always meant."""
     with jax.numpy_rank_promotion("raise"):
         yield
+
+
+#: Compiled programs are memory maps, of which Linux gives a process 65,530; XLA crashes at the end.
+MOST_MAPS = 25_000
+_MAPS = pathlib.Path("/proc/self/maps")
+_count = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+    """Let go of compiled programs now and then, in a process that runs a thousand tests."""
+    yield
+    if next(_count) % 10 == 0 and _MAPS.exists():
+        with _MAPS.open("rb") as lines:
+            many = sum(1 for _ in lines) > MOST_MAPS
+        if many:
+            jax.clear_caches()
+            gc.collect()
 
 
 @pytest.fixture

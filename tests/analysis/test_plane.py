@@ -74,6 +74,7 @@ def test_points_say_what_is_stored_and_the_spliced_model_scores_it(plane, proble
     np.testing.assert_allclose(plane.block(2, 4)(state), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_choices_are_kept_and_seeds_summarised(plane, problem):
     model, train, _, test, labels = problem
     again = analysis.plane(

@@ -66,6 +66,7 @@ def test_sweep_writes_a_plane_a_spectrum_and_bonds(swept):
     assert plane["sentence"][:40] in shown.stdout.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_the_same_sweep_again_computes_nothing(swept, monkeypatch):
     out, model, results, _ = swept
     assert list((out / "sweep").rglob("*"))
@@ -80,6 +81,7 @@ def test_the_same_sweep_again_computes_nothing(swept, monkeypatch):
     assert json.loads(again.stdout)["plane"] == results["plane"]
 
 
+@pytest.mark.slow
 def test_commands_share_a_folder(swept):
     out, model, before, _ = swept
     koopjax(

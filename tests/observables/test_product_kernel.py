@@ -98,6 +98,7 @@ def test_a_series_too_short_is_not_taken():
     np.testing.assert_allclose(psi(c), dense(POSITIVE, c, c), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_of_rows_agree_with_one_block():
     x, c = uniform(50, 4), uniform(6, 4, 1)
     psi, matrix = ProductKernel.fit(POSITIVE, c), uniform(6, 2, 2)

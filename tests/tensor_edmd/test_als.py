@@ -180,6 +180,7 @@ def test_vmap_over_ranks_ridges_and_keys_is_a_loop():
         fits.predict(fresh)
 
 
+@pytest.mark.slow
 def test_vmap_over_data():
     x, y = samples(300, 4), np.stack([samples(300, 2, s) for s in (5, 6)])
     fit = functools.partial(tensor_edmd.als_padded, PSI, max_rank=9, sweeps=SWEEPS, alpha=1.0)
@@ -322,6 +323,7 @@ def test_hundreds_of_cores_neither_underflow_nor_overflow():
         assert fit.predict(x).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_dtypes_of_float32_data_and_of_the_products():
     x, y = (np.asarray(a, np.float32) for a in problem()[:2])
     rough = fit_to(x, y, 9, alpha=1e-6)

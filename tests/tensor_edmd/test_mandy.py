@@ -231,6 +231,7 @@ def test_the_code_is_told_in_words():
     assert str(fit.ranks) in text
 
 
+@pytest.mark.slow
 def test_under_jit_with_ranks_as_shapes():
     x, y = (jnp.asarray(a, jnp.float32) for a in snapshots(60, 5, 1))
     psi = Product.of(Polynomial1D(2), 5)
