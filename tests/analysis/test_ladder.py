@@ -254,6 +254,7 @@ class Plain(linen.Module):
         return linen.Dense(3)(x)
 
 
+@pytest.mark.slow
 def test_linen_models_and_default_dictionaries():
     module = Plain()
     model = (module, module.init(KEY, TRAIN[:2]))

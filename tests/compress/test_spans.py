@@ -108,7 +108,7 @@ def test_a_table_takes_one_span_for_all():
     assert [row.report.settings["at"] for row in rows] == [list(MIDDLE)] * 2
 
 
-@pytest.mark.parametrize("at", [None, MIDDLE])
+@pytest.mark.parametrize("at", [pytest.param(None, marks=pytest.mark.slow), MIDDLE])
 @pytest.mark.parametrize("name", list(compress.METHODS))
 def test_a_float64_model_stays_one(name, at, tmp_path):
     with jax.enable_x64(True):
@@ -122,6 +122,7 @@ def test_a_float64_model_stays_one(name, at, tmp_path):
         assert agreement > 0.7
 
 
+@pytest.mark.slow
 def test_a_bfloat16_model_hands_on_bfloat16():
     x, model = X.astype(jnp.bfloat16), small(jnp.bfloat16)
     made = compress.koopman(model, x, BUDGET, key=jax.random.key(1))

@@ -206,7 +206,7 @@ def test_minibatches_give_the_same_fit():
     np.testing.assert_allclose(parts.predict(x), whole.predict(x), atol=1e-8)
 
 
-@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("outputs", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_adaptive_rank_finds_the_exact_ranks(outputs):
     x = samples(900, 4)
     target = random_target((1, 2, 3, 2), (3, 3, 3, 3), outputs)
