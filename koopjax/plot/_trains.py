@@ -56,7 +56,7 @@ def plane(plane: Any) -> Any:
     for (degree, rank), row in by_cell.items():
         lost[degrees.index(degree), ranks.index(rank)] = 100 * (whole - row[what])
     with style():
-        figure = new_figure(1.9 + 0.72 * len(ranks), 1.35 + 0.62 * len(degrees))
+        figure = new_figure(max(4.2, 1.9 + 0.72 * len(ranks)), 1.6 + 0.62 * len(degrees))
         axes = figure.subplots()
         norm = LogNorm(0.1, 100.0)
         edges = [np.arange(len(side) + 1) - 0.5 for side in (ranks, degrees)]
@@ -88,7 +88,8 @@ def plane(plane: Any) -> Any:
         axes.invert_yaxis()
         axes.set_xlabel("tensor-train rank")
         axes.set_ylabel("degree")
-        axes.set_title(f"{what}, %, and numbers stored (original {100 * whole:.1f})")
+        # In two lines, since a plane of few ranks is narrow.
+        axes.set_title(f"{what}, %, and numbers stored\n(original {100 * whole:.1f})", fontsize=9.5)
         bar = figure.colorbar(mesh, ax=axes, label="points lost", pad=0.02)
         bar.set_ticks([0.1, 1, 10, 100], labels=["≤0.1", "1", "10", "100"])
         bar.minorticks_off()
