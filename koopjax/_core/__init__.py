@@ -16,6 +16,14 @@ from koopjax._core._linalg import (
     qr_r as qr_r,
     tol as tol,
 )
+from koopjax._core._precision import (
+    at_least_float32 as at_least_float32,
+    cast as cast,
+    precise as precise,
+    precise_as as precise_as,
+    traced as traced,
+    working_dtype as working_dtype,
+)
 from koopjax._core._pytree import pytree as pytree, static as static
 from koopjax._core._results import (
     ILL_CONDITIONED as ILL_CONDITIONED,
@@ -40,7 +48,9 @@ __all__ = [
     "SUCCESS",
     "UNDERDETERMINED",
     "NumericalError",
+    "at_least_float32",
     "blocks",
+    "cast",
     "check",
     "check_finite",
     "expected",
@@ -52,9 +62,13 @@ __all__ = [
     "matmul",
     "merge_r",
     "message",
+    "precise",
+    "precise_as",
     "pytree",
     "qr_r",
     "static",
     "tol",
+    "traced",
+    "working_dtype",
     "worst",
 ]

@@ -163,6 +163,7 @@ def _check(x_test, ranks, alphas, choose, y_val, task, metric) -> None:
 
 
 def cuts_of(model: Any, x: Any, at: Any) -> tuple[str, str]:
+    """Names of the two cuts of a span; the middle layers where none are given."""
     if not hasattr(x, "shape") or len(x.shape) < 2 or x.shape[0] == 0:
         raise expected("x_train: samples (n, ...) with n > 0", f"{getattr(x, 'shape', type(x))}")
     if at is None:

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from koopjax._core import expected, has_float64, is_tracing, pytree, static
+from koopjax._core import expected, has_float64, is_tracing, pytree, static, traced, working_dtype
 from koopjax.edmd._inputs import batches_of, check_arrays, check_dictionary, fold_layout, peek
 from koopjax.edmd._memory import check_memory
-from koopjax.edmd._precision import traced, working_dtype
 from koopjax.edmd._statistics import KINDS, Gram, RFactor, Statistics, merge_stacked
 
 # Rows in a block hold about this many numbers: large enough for the product to run at full rate,

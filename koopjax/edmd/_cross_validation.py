@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import NONFINITE_DATA, expected, is_tracing, matmul, pytree, static
+from koopjax._core import NONFINITE_DATA, expected, is_tracing, matmul, precise, pytree, static
 from koopjax.edmd._factor import is_finite, spectral
-from koopjax.edmd._precision import precise
 from koopjax.edmd._smooth import root_metric
 from koopjax.edmd._solve import Solution, check_statistics, compute
 from koopjax.edmd._solvers import ReducedRank, Ridge, TruncatedSVD, check_alpha, penalty

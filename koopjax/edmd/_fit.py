@@ -8,13 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from koopjax._core import ILL_CONDITIONED, expected, has_float64, is_tracing, worst
+from koopjax._core import (
+    ILL_CONDITIONED,
+    cast,
+    expected,
+    has_float64,
+    is_tracing,
+    precise,
+    traced,
+    worst,
+)
 from koopjax.edmd._accumulate import Lift, kind_of, observed_dtype, run, sum_dtype
 from koopjax.edmd._factor import is_finite
 from koopjax.edmd._inputs import check_arrays, check_dictionary, fold_layout, peek
 from koopjax.edmd._koopman import Koopman
 from koopjax.edmd._memory import available_bytes, planned_bytes
-from koopjax.edmd._precision import cast, precise, traced
 from koopjax.edmd._solve import Solution, compute, solve
 from koopjax.edmd._solvers import Ridge, TruncatedSVD
 from koopjax.edmd._statistics import Gram, RFactor, Statistics, total

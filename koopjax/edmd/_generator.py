@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Complex, Float
 
-from koopjax._core import expected, matmul, pytree, static
+from koopjax._core import at_least_float32, cast, expected, matmul, pytree, static
 from koopjax.edmd._accumulate import Lift
 from koopjax.edmd._eig import eig
 from koopjax.edmd._fit import estimate, prepare
 from koopjax.edmd._inputs import as_rows
 from koopjax.edmd._koopman import Koopman, Spectrum
-from koopjax.edmd._precision import at_least_float32, cast
 from koopjax.edmd._solvers import Ridge
 
 

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from koopjax._core import expected, is_tracing, matmul, pytree
+from koopjax._core import at_least_float32, expected, is_tracing, matmul, pytree
 from koopjax.edmd._accumulate import block_rows
 from koopjax.edmd._eig import eig, left_vectors
 from koopjax.edmd._inputs import batches_of, check_arrays, peek
-from koopjax.edmd._precision import at_least_float32
 from koopjax.edmd._statistics import Gram
 
 _eig = jax.jit(eig)

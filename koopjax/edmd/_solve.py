@@ -18,12 +18,12 @@ from koopjax._core import (
     expected,
     is_tracing,
     matmul,
+    precise,
     pytree,
     static,
     worst,
 )
 from koopjax.edmd._factor import column_scale, is_finite, target_energy
-from koopjax.edmd._precision import precise
 from koopjax.edmd._smooth import leading_vectors, ridge, root_metric
 from koopjax.edmd._solvers import Outcome, ReducedRank, Ridge, TruncatedSVD, penalty
 from koopjax.edmd._statistics import Gram, RFactor, Statistics

@@ -8,8 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from koopjax._core import expected, is_tracing, matmul, pytree, qr_r, static
-from koopjax.edmd._precision import cast, precise, precise_as, working_dtype
+from koopjax._core import (
+    cast,
+    expected,
+    is_tracing,
+    matmul,
+    precise,
+    precise_as,
+    pytree,
+    qr_r,
+    static,
+    working_dtype,
+)
 
 
 def _check_pair(psi_x: Any, psi_y: Any) -> None:

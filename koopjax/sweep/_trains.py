@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import check_finite, expected, has_float64
-from koopjax.edmd._precision import cast, working_dtype
+from koopjax._core import cast, check_finite, expected, has_float64, working_dtype
 from koopjax.sweep._buckets import bucket_sizes
 from koopjax.sweep._grid import grid, wide
 from koopjax.sweep._reduced import check_ranks, listed_alphas, position

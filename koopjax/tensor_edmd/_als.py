@@ -14,12 +14,14 @@ from koopjax._core import (
     NONFINITE_DATA,
     NONFINITE_SOLUTION,
     SUCCESS,
+    cast,
     check_finite,
     expected,
     has_float64,
+    traced,
+    working_dtype,
     worst,
 )
-from koopjax.edmd._precision import cast, traced, working_dtype
 from koopjax.tensor_edmd._als_start import given_cores, random_directions
 from koopjax.tensor_edmd._als_sweep import Problem, Run, run
 from koopjax.tensor_edmd._dictionary import separable

@@ -17,14 +17,16 @@ from koopjax._core import (
     SUCCESS,
     UNDERDETERMINED,
     blocks,
+    cast,
     expected,
     matmul,
     message,
+    precise,
+    precise_as,
     pytree,
     worst,
 )
 from koopjax.edmd._eig import eig, left_vectors
-from koopjax.edmd._precision import cast, precise, precise_as
 from koopjax.tensor_edmd._dictionary import check_states, concrete, evaluated, modes_of
 from koopjax.tensor_edmd._mandy import MOST_SAMPLES, as_snapshots, check_settings, work_dtype
 from koopjax.tensor_edmd._mandy_dual import (

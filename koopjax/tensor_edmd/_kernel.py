@@ -11,12 +11,14 @@ from koopjax._core import (
     ILL_CONDITIONED,
     NONFINITE_SOLUTION,
     SUCCESS,
+    cast,
     check_finite,
     expected,
+    precise_as,
+    traced,
     worst,
 )
 from koopjax.edmd._inputs import as_pair
-from koopjax.edmd._precision import cast, precise_as, traced
 from koopjax.observables import Compose, Product, ProductKernel
 from koopjax.tensor_edmd import _kernel_direct as direct
 from koopjax.tensor_edmd._dictionary import separable

@@ -12,10 +12,10 @@ from koopjax._core import (
     NONFINITE_SOLUTION,
     RANK_DEFICIENT,
     SUCCESS,
+    cast,
     expected,
     has_float64,
 )
-from koopjax.edmd._precision import cast
 from koopjax.observables import Product, ProductKernel
 from koopjax.tensor_edmd import _kernel_direct as direct, _kernel_iterate as iterate
 from koopjax.tensor_edmd._kernel_plan import PRECONDITIONER, Plan, plan_for

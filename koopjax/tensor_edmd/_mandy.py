@@ -15,12 +15,13 @@ from koopjax._core import (
     RANK_DEFICIENT,
     SUCCESS,
     UNDERDETERMINED,
+    cast,
     check_finite,
     expected,
     has_float64,
+    precise_as,
     worst,
 )
-from koopjax.edmd._precision import cast, precise_as
 from koopjax.tensor_edmd._dictionary import (
     FunctionMajor,
     check_states,

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from koopjax import tt
-from koopjax._core import NONFINITE_SOLUTION, SUCCESS, expected
-from koopjax.edmd._precision import precise_as, traced, working_dtype
+from koopjax._core import NONFINITE_SOLUTION, SUCCESS, expected, precise_as, traced, working_dtype
 from koopjax.tensor_edmd import _matrix_check as check, _matrix_solve as als
 from koopjax.tensor_edmd._matrix_problem import Problem, start
 from koopjax.tensor_edmd._matrix_result import MatrixApproximation, MatrixInfo

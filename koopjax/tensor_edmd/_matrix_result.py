@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import pytree, static
-from koopjax.edmd._precision import precise_as
+from koopjax._core import precise_as, pytree, static
 from koopjax.tensor_edmd import _matrix_solve as als
 
 

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import tt
-from koopjax._core import blocks, expected, is_tracing, message, pytree, static
-from koopjax.edmd._precision import precise
+from koopjax._core import blocks, expected, is_tracing, message, precise, pytree, static
 from koopjax.tensor_edmd._dictionary import check_states, factors_of, modes_of
 
 # Numbers that one block of samples may hold while it is contracted: 32 MB in float64.

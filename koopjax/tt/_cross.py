@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import expected, pytree, static
-from koopjax.tt._precision import traced
+from koopjax._core import expected, pytree, static, traced
 from koopjax.tt._ranks import as_ranks
 from koopjax.tt._round import Host, svd, to_device
 from koopjax.tt._support import check_modes, check_rtol

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from koopjax._core import expected, pytree
-from koopjax.tt._precision import precise, real_dtype, traced
+from koopjax._core import expected, pytree, traced
+from koopjax.tt._precision import precise, real_dtype
 from koopjax.tt._trains import TensorTrain
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from koopjax._core import check_finite, expected
-from koopjax.tt._precision import einsum, precise, traced
+from koopjax._core import check_finite, expected, traced
+from koopjax.tt._precision import einsum, precise
 from koopjax.tt._support import as_floating, check_train
 from koopjax.tt._trains import TensorTrain
 

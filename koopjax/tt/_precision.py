@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import is_tracing
-
 
 def precise(*trees: Any) -> contextlib.AbstractContextManager:
     """A context in which 64-bit leaves keep their digits; one that does nothing without them."""
@@ -46,8 +44,3 @@ def factor_dtype(dtype: Any) -> Any:
 def real_dtype(dtype: Any) -> Any:
     """The dtype of magnitudes: float32 for complex64 and so on."""
     return jnp.finfo(dtype).dtype
-
-
-def traced(*trees: Any) -> bool:
-    """Whether values can't be looked at: a leaf is a tracer, or the call itself is being staged."""
-    return is_tracing(*trees) or is_tracing(jnp.zeros(()))

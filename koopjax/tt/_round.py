@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import check_finite, expected
+from koopjax._core import check_finite, expected, traced
 from koopjax.tt._padded import PaddedTT, pad, unpad
-from koopjax.tt._precision import precise_as, traced
+from koopjax.tt._precision import precise_as
 from koopjax.tt._ranks import RoundInfo, as_ranks, feasible_ranks, was_clipped
 from koopjax.tt._support import T, as_floating, as_train, check_modes, check_rtol, check_train, like
 from koopjax.tt._trains import TensorTrain, TTMatrix

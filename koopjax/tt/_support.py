@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import expected
+from koopjax._core import expected, traced
 from koopjax.tt._padded import PaddedTT
-from koopjax.tt._precision import precise, traced
+from koopjax.tt._precision import precise
 from koopjax.tt._trains import TensorTrain, TTMatrix
 
 T = TypeVar("T", TensorTrain, TTMatrix, PaddedTT)

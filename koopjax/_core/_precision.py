@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import expected, is_tracing
+from koopjax._core._arrays import expected, is_tracing
 
 
 def precise(*trees: Any) -> contextlib.AbstractContextManager:
