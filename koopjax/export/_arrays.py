@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from koopjax._core import expected
-from koopjax.export import _bits
+from koopjax.export import _bits, _values
 from koopjax.export._file import get_varint, put_varint
 
 # The place in this list is what the file holds: append only.
@@ -46,9 +46,13 @@ FORMS = [
     "arithmetic by columns",
     "increasing",
     "narrow",
+    "palette",
+    "grid",
+    "symbols",
 ]
 RAW, EQUAL, BITMASK, RICE, RICE_COLUMNS, PACKED, DEFLATED = range(7)
-RANGED, RANGED_COLUMNS, INCREASING, NARROW = range(7, 11)
+RANGED, RANGED_COLUMNS, INCREASING, NARROW, PALETTE, GRID, SYMBOLS = range(7, 14)
+INDICES = (BITMASK, RICE, RICE_COLUMNS, PACKED, DEFLATED, RANGED, RANGED_COLUMNS)
 HAS_DTYPE, HAS_SHAPE = 0x10, 0x20
 INDEX_LIMIT = 1 << 24  # indices beyond are not coded by gaps, whose mask would fill the memory
 
@@ -109,7 +113,11 @@ def get_array(
             sizes.append(n)
         shape = tuple(sizes)
     form = code & 0x0F
+    if form >= len(FORMS):
+        raise LookupError(f"form {form} of an array")
     value, at = _decode(data, at, form, shape, np.dtype(dtype))
+    if at > len(data):
+        raise IndexError("an array ends past the file")
     return Record(value, FORMS[form], at - start), at
 
 
@@ -131,19 +139,21 @@ def _smallest(array: np.ndarray) -> tuple[int, bytes]:
     if bool(np.all(rows == rows[:1])) and rows.shape[1] < len(raw):
         return EQUAL, rows[0].tobytes()
     best = RAW, raw
-    for form, body in (*_integer_forms(array), *_sparse_forms(array, rows, len(raw))):
+    mask = np.any(rows != 0, axis=1)
+    index = None if bool(np.all(mask)) else _shortest_index(mask, array.shape)
+    for form, body in (
+        *_integer_forms(array),
+        *_sparse_forms(array, rows, mask, index),
+        *_symbol_forms(array, rows, mask, index),
+    ):
         if len(body) < len(best[1]):
             best = form, body
     return best
 
 
-def _sparse_forms(array: np.ndarray, rows: np.ndarray, limit: int) -> Iterator[tuple[int, bytes]]:
-    """Where the non-zeros are, then their values; of a boolean, where it is true."""
-    mask = np.any(rows != 0, axis=1)
-    values = b"" if array.dtype == np.bool_ else rows[mask].tobytes()
-    if bool(np.all(mask)) or len(values) >= limit:
-        return
-    matrix = mask.reshape(_as_matrix(array.shape))
+def _shortest_index(mask: np.ndarray, shape: tuple[int, ...]) -> tuple[int, bytes]:
+    """Where the non-zeros are, in the shortest coding; the first of the list among equals."""
+    matrix = mask.reshape(_as_matrix(shape))
     forms = {
         BITMASK: _bits.bitmask(mask),
         RICE: _bits.rice(mask),
@@ -153,7 +163,40 @@ def _sparse_forms(array: np.ndarray, rows: np.ndarray, limit: int) -> Iterator[t
         RANGED: _bits.ranged(matrix),
         RANGED_COLUMNS: _bits.ranged(matrix.T),
     }
-    yield from ((form, index + values) for form, index in forms.items() if index is not None)
+    found = [(form, index) for form, index in forms.items() if index is not None]
+    return min(found, key=lambda pair: len(pair[1]))
+
+
+def _sparse_forms(
+    array: np.ndarray, rows: np.ndarray, mask: np.ndarray, index: tuple[int, bytes] | None
+) -> Iterator[tuple[int, bytes]]:
+    """Where the non-zeros are, then their values; of a boolean, where it is true."""
+    if index is not None:
+        form, places = index
+        yield form, places if array.dtype == np.bool_ else places + rows[mask].tobytes()
+
+
+def _symbol_forms(
+    array: np.ndarray, rows: np.ndarray, mask: np.ndarray, index: tuple[int, bytes] | None
+) -> Iterator[tuple[int, bytes]]:
+    """Where the non-zeros are, then symbols for their values; the head byte says how."""
+    if array.dtype == np.bool_:
+        return
+    width = rows.shape[1]
+    coding, places = (RAW, b"") if index is None else index
+    if array.dtype.kind in "iu" and array.dtype.name in DTYPES:
+        for head, where, kept in ((RAW, b"", slice(None)), (coding, places, mask)):
+            code = _values.offsets(array.reshape(-1)[kept])
+            if code is not None:
+                yield SYMBOLS, bytes([head]) + where + code
+    if width in (2, 4, 8):
+        code = _values.palette(rows[mask].reshape(-1).view(f"<u{width}"))
+        if code is not None:
+            yield PALETTE, bytes([coding]) + places + code
+    if array.dtype.name in ("float32", "float64"):
+        shape = _as_matrix(array.shape)
+        for group, code in _values.grids(array.reshape(shape), mask.reshape(shape)):
+            yield GRID, bytes([group << 4 | coding]) + places + code
 
 
 def _integer_forms(array: np.ndarray) -> Iterator[tuple[int, bytes]]:
@@ -188,6 +231,8 @@ def _decode(
     if form == INCREASING:
         places, at = _bits.rice_places(data, at, INDEX_LIMIT)
         return places.astype(dtype).reshape(shape), at
+    if form in (PALETTE, GRID, SYMBOLS):
+        return _from_symbols(data, at, form, shape, dtype)
     mask, at = _index(data, at, form, shape)
     if dtype == np.bool_:
         return mask.reshape(shape), at
@@ -195,6 +240,30 @@ def _decode(
     end = at + int(np.count_nonzero(mask)) * width
     rows[mask] = np.frombuffer(data[at:end], np.uint8).reshape(-1, width)
     return _from_bytes(rows.tobytes(), shape, dtype), end
+
+
+def _from_symbols(
+    data: bytes, at: int, form: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> tuple[np.ndarray, int]:
+    """What `_symbol_forms` wrote, and the place behind it."""
+    size, head = math.prod(shape), data[at]
+    coding, group = head & 0x0F, head >> 4
+    if coding not in (RAW, *INDICES) or group >= len(_values.GROUPS):
+        raise LookupError(f"coding {head} of an array")
+    at += 1
+    mask = np.ones(size, bool)
+    if coding != RAW:
+        mask, at = _index(data, at, coding, shape)
+    n = int(np.count_nonzero(mask))
+    if form == SYMBOLS:
+        values, at = _values.from_offsets(data, at, n, dtype)
+    elif form == PALETTE:
+        values, at = _values.from_palette(data, at, n, dtype.itemsize)
+    else:
+        values, at = _values.from_grid(data, at, group, mask.reshape(_as_matrix(shape)), dtype)
+    whole = np.zeros(size, values.dtype)
+    whole[mask] = values
+    return whole.view(dtype).reshape(shape), at
 
 
 def _index(data: bytes, at: int, form: int, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:

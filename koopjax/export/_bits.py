@@ -7,6 +7,7 @@ import numpy as np
 
 from koopjax.export._file import get_varint, put_varint
 from koopjax.export._range import decode_mask, encode_mask
+from koopjax.export._symbols import get_numbers, put_numbers
 
 LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}]
 RANGE_LIMIT = 1 << 21  # entries; the adaptive coder costs about a microsecond each
@@ -26,19 +27,10 @@ def from_bitmask(data: bytes, at: int, size: int) -> tuple[np.ndarray, int]:
 def rice(mask: np.ndarray) -> bytes:
     """Gaps between non-zeros by Rice's code with the best parameter.
 
-    Count and parameter, then all quotients in unary, then all remainders: two streams instead of
-    alternating parts, so that both directions are array operations.
+    Their count, then the gaps as `put_numbers` codes them.
     """
-    places = np.flatnonzero(mask)
-    gaps = np.diff(places, prepend=-1) - 1
-    sizes = [int(np.sum(gaps >> k)) + len(gaps) * (1 + k) for k in range(32)]
-    k = int(np.argmin(sizes))
-    quotients = gaps >> k
-    unary = np.ones(int(np.sum(quotients)) + len(gaps), np.uint8)
-    unary[np.cumsum(quotients + 1) - 1] = 0
-    rest = (gaps[:, None] >> np.arange(k)[None, ::-1]) & 1
-    bits = np.concatenate([unary, rest.ravel().astype(np.uint8)])
-    return put_varint(len(gaps)) + bytes([k]) + np.packbits(bits).tobytes()
+    gaps = np.diff(np.flatnonzero(mask), prepend=-1) - 1
+    return put_varint(len(gaps)) + put_numbers(gaps)
 
 
 def from_rice(data: bytes, at: int, size: int) -> tuple[np.ndarray, int]:
@@ -52,16 +44,8 @@ def from_rice(data: bytes, at: int, size: int) -> tuple[np.ndarray, int]:
 def rice_places(data: bytes, at: int, size: int) -> tuple[np.ndarray, int]:
     """The places of the non-zeros that `rice` wrote, all below `size`, and the place behind."""
     count, at = get_varint(data, at)
-    k = data[at]
-    at += 1
-    longest = (size >> k) + count * (1 + k)  # quotients add up to at most size / 2^k
-    bits = _unpack(data[at : at + (longest + 7) // 8], None)
-    ends = np.flatnonzero(~bits)[:count]
-    quotients = np.diff(ends, prepend=-1) - 1
-    first = int(ends[-1]) + 1 if count else 0
-    rest = bits[first : first + count * k].reshape(count, k).astype(np.int64)
-    gaps = (quotients << k) + rest @ (1 << np.arange(k, dtype=np.int64)[::-1])
-    return np.cumsum(gaps + 1) - 1, at + (first + count * k + 7) // 8
+    gaps, at = get_numbers(data, at, count, size)
+    return np.cumsum(gaps + 1) - 1, at
 
 
 def packed(mask: np.ndarray) -> bytes:

@@ -82,7 +82,7 @@ def describe(path: str | os.PathLike[str]) -> Description:
     if named:
         records = read_named(body, at, node, path)[1]
     else:
-        records = [(str(i), r) for i, r in enumerate(read_template(body, at, node))]
+        records = [(str(i), r) for i, r in enumerate(read_template(body, at, node, path))]
     arrays = tuple(
         StoredArray(
             name,

@@ -89,10 +89,10 @@ def _code(
                 low = low << 8 & TOP
                 high = (high << 8 & TOP) | 0xFF
         decoded.append(row)
-    return bytes(out) + _last(low, high), decoded
+    return bytes(out) + last_bytes(low, high), decoded
 
 
-def _last(low: int, high: int) -> bytes:
+def last_bytes(low: int, high: int) -> bytes:
     """The shortest number within the bounds; the decoder reads zeros past the end."""
     for size in range(4):
         step = 1 << (32 - 8 * size)

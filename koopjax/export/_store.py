@@ -30,10 +30,11 @@ def save(model: Any, path: str | os.PathLike[str]) -> int:
         The size of the file in bytes.
 
     Numerics:
-        Lossless: dtypes and bits are kept. Each array takes the smallest of its forms (raw; one
-        value; sparse with the cheapest index coding). Minus zero is a value of its own and costs
-        as much as any: prune by `jnp.where(mask, w, 0)`, not by `w * mask`. Random streams are
-        not stored.
+        Lossless: dtypes and bits are kept. Each array takes the smallest of its forms: raw; one
+        value; sparse with the cheapest index coding; few values, or a scale (one, one a column or
+        a row) times small integers, entropy-coded. Minus zero is a value of its own, costs as much
+        as any and is on no grid: prune by `jnp.where(mask, w, 0)`, not by `w * mask`, and round by
+        `jnp.rint(w / s) + 0.0`. Random streams are not stored.
 
     Raises:
         FileNotFoundError, IsADirectoryError, OSError: nothing can be written there; nothing is
@@ -154,19 +155,25 @@ def _marks(names: list[str]) -> bytes:
     return bytes(zlib.crc32(name.encode()) & 0xFF for name in names)
 
 
-def read_template(body: bytes, at: int, node: list[Any]) -> list[Record]:
+def read_template(body: bytes, at: int, node: list[Any], path: object) -> list[Record]:
     """The arrays of a file that does not know its architecture."""
     records = []
     dtype = np.dtype(np.float32)
     for _ in node[2]:
-        record, at = get_array(body, at, None, dtype)
+        try:
+            record, at = get_array(body, at, None, dtype)
+        except LookupError as error:
+            raise FileError(
+                f"expected arrays that this koopjax knows in {path}, got {error}; "
+                "try a newer koopjax"
+            ) from None
         dtype = record.value.dtype
         records.append(record)
     return records
 
 
 def _load_template(body: bytes, at: int, node: list[Any], model: Any, path: object) -> Any:
-    records = read_template(body, at, node)
+    records = read_template(body, at, node, path)
     held = arrays_of(model)
     names = list(held)
     for name, mark, record in zip(names, node[2], records, strict=False):

@@ -1,0 +1,192 @@
+"""Entropy coding of small integers: places in a codebook, quantised values, codes.
+
+Two coders of the same order-0 model, the shorter of which is taken. The adaptive one learns the
+counts while it goes, as a binary tree of bits, and needs no table: for the few thousand symbols of
+a small model. The other puts the counts first and codes by them (rANS), at a quarter of a
+microsecond a symbol whatever the alphabet. Both are integer arithmetic alone, so every machine
+decodes the same.
+"""
+
+import numpy as np
+
+from koopjax.export._file import get_varint, put_varint
+from koopjax.export._range import LEAST, TOP, last_bytes
+
+ADAPTIVE, COUNTED = range(2)
+ADAPTIVE_LIMIT = 1 << 17  # binary decisions; the adaptive coder costs about half a microsecond each
+ALPHABET_LIMIT = 1 << 16
+COUNTED_LIMIT = 1 << 24  # symbols
+
+SEEN = 32  # what one decision adds to its count; a fresh node holds this much in all
+PRECISION = 16  # bits of the frequencies of the counted coder
+LOWEST = 1 << 24  # its state is kept in LOWEST <= x < LOWEST << 16
+STATE_BYTES = 5
+
+
+def put_symbols(symbols: np.ndarray, size: int) -> bytes | None:
+    """Symbols in the shorter coding; none where there are too many for either.
+
+    Args:
+        symbols: `(n,)` integers, `0 <= s < size`.
+        size: of the alphabet, at least 1.
+
+    Returns:
+        A varint of size and coding, then the code; its number of symbols is not in it.
+    """
+    if size > ALPHABET_LIMIT or symbols.size > COUNTED_LIMIT:
+        return None
+    depth = (size - 1).bit_length()
+    codes = []
+    if symbols.size * depth <= ADAPTIVE_LIMIT:
+        body = _tree(symbols.tolist(), symbols.size, size, b"")[0]
+        codes.append(put_varint(size << 1 | ADAPTIVE) + put_varint(len(body)) + body)
+    if depth and symbols.size:
+        codes.append(put_varint(size << 1 | COUNTED) + _counted(symbols, size))
+    return min(codes, key=len)
+
+
+def get_symbols(data: bytes, at: int, n: int) -> tuple[np.ndarray, int, int]:
+    """The `n` symbols that `put_symbols` wrote at a place, their alphabet, the place behind."""
+    head, at = get_varint(data, at)
+    size = head >> 1
+    if not 1 <= size <= ALPHABET_LIMIT:
+        raise IndexError(f"an alphabet of {size} symbols")
+    if head & 1 == COUNTED:
+        symbols, at = _from_counted(data, at, n, size)
+    else:
+        length, at = get_varint(data, at)
+        symbols = np.array(_tree(None, n, size, data[at : at + length])[1], np.int64)
+        at += length
+    return symbols, size, at
+
+
+def put_numbers(numbers: np.ndarray) -> bytes:
+    """Unsigned integers by Rice's code with the best parameter; their number is not in it.
+
+    Parameter, then all quotients in unary, then all remainders: two streams instead of alternating
+    parts, so that both directions are array operations.
+    """
+    sizes = [int(np.sum(numbers >> k)) + len(numbers) * (1 + k) for k in range(32)]
+    k = int(np.argmin(sizes))
+    quotients = numbers >> k
+    unary = np.ones(int(np.sum(quotients)) + len(numbers), np.uint8)
+    unary[np.cumsum(quotients + 1) - 1] = 0
+    rest = (numbers[:, None] >> np.arange(k)[None, ::-1]) & 1
+    bits = np.concatenate([unary, rest.ravel().astype(np.uint8)])
+    return bytes([k]) + np.packbits(bits).tobytes()
+
+
+def get_numbers(data: bytes, at: int, count: int, total: int) -> tuple[np.ndarray, int]:
+    """The integers that `put_numbers` wrote, whose sum is at most `total`, and the place behind."""
+    k = data[at]
+    at += 1
+    longest = (total >> k) + count * (1 + k)  # quotients add up to at most total / 2^k
+    bits = np.unpackbits(np.frombuffer(data[at : at + (longest + 7) // 8], np.uint8)).astype(bool)
+    ends = np.flatnonzero(~bits)[:count]
+    quotients = np.diff(ends, prepend=-1) - 1
+    first = int(ends[-1]) + 1 if count else 0
+    rest = bits[first : first + count * k].reshape(count, k).astype(np.int64)
+    numbers = (quotients << k) + rest @ (1 << np.arange(k, dtype=np.int64)[::-1])
+    return numbers, at + (first + count * k + 7) // 8
+
+
+def _fresh(size: int, depth: int) -> tuple[list[int], list[int]]:
+    """Counts of ones and of all at the nodes of the tree, as if one symbol were spread evenly."""
+    ones = [0]
+    for level in range(depth):
+        half = 1 << (depth - level - 1)
+        start = np.arange(1 << level) * 2 * half
+        left, right = (np.clip(size - start - part, 0, half) for part in (0, half))
+        ones += (SEEN * right // np.maximum(left + right, 1)).tolist()
+    return ones, [SEEN] * len(ones)
+
+
+def _tree(symbols: list[int] | None, n: int, size: int, data: bytes) -> tuple[bytes, list[int]]:
+    """Encode `symbols`, or decode `data` where there are none: one loop, so that both agree.
+
+    The bits of a symbol from the highest, each under the counts so far of its node, by the
+    carryless binary coder of `_range`.
+    """
+    depth = (size - 1).bit_length()
+    ones, total = _fresh(size, depth)
+    low, high = 0, TOP
+    out, decoded = bytearray(), []
+    value, at = int.from_bytes(data[:4].ljust(4, b"\0"), "big"), 4
+    shifts = range(depth - 1, -1, -1)
+    for i in range(n):
+        given = 0 if symbols is None else symbols[i]
+        node = 1
+        for shift in shifts:
+            p = (ones[node] << 16) // total[node]
+            p = LEAST if p < LEAST else 65536 - LEAST if p > 65536 - LEAST else p
+            middle = low + ((high - low) * p >> 16)
+            bit = int(value <= middle) if symbols is None else given >> shift & 1
+            total[node] += SEEN
+            if bit:
+                high = middle
+                ones[node] += SEEN
+            else:
+                low = middle + 1
+            node = node << 1 | bit
+            while (low ^ high) < 0x1000000:
+                if symbols is None:
+                    following = data[at] if at < len(data) else 0
+                    value = (value << 8 & TOP) | following
+                    at += 1
+                else:
+                    out.append(high >> 24)
+                low = low << 8 & TOP
+                high = (high << 8 & TOP) | 0xFF
+        decoded.append(node - (1 << depth))
+    return bytes(out) + last_bytes(low, high), decoded
+
+
+def _frequencies(counts: np.ndarray) -> np.ndarray:
+    """Counts scaled to a sum of `2^PRECISION`, none that occurs to zero. Part of the format."""
+    whole = 1 << PRECISION
+    scaled = counts.astype(np.int64) * whole // max(1, int(counts.sum()))
+    scaled = np.where(counts > 0, np.maximum(scaled, 1), 0)
+    scaled[int(np.argmax(scaled))] += max(0, whole - int(scaled.sum()))
+    while (excess := int(scaled.sum()) - whole) > 0:
+        most = int(np.argmax(scaled))
+        scaled[most] -= min(excess, int(scaled[most]) // 2)
+    return scaled
+
+
+def _counted(symbols: np.ndarray, size: int) -> bytes:
+    counts = np.bincount(symbols, minlength=size)
+    scaled = _frequencies(counts)
+    starts = (np.cumsum(scaled) - scaled).tolist()
+    frequency = scaled.tolist()
+    x = LOWEST
+    words: list[int] = []
+    for s in reversed(symbols.tolist()):  # the decoder runs forwards
+        f = frequency[s]
+        if x >= f << 24:  # LOWEST << 16 >> PRECISION times f
+            words.append(x & 0xFFFF)
+            x >>= 16
+        quotient, rest = divmod(x, f)
+        x = (quotient << PRECISION) + rest + starts[s]
+    stream = np.array(words[::-1], ">u2").tobytes()
+    return put_numbers(counts) + x.to_bytes(STATE_BYTES, "big") + stream
+
+
+def _from_counted(data: bytes, at: int, n: int, size: int) -> tuple[np.ndarray, int]:
+    counts, at = get_numbers(data, at, size, n)
+    if int(counts.sum()) != n or n == 0:
+        raise IndexError("counts of another number of symbols")
+    scaled = _frequencies(counts)
+    frequency, starts = scaled.tolist(), (np.cumsum(scaled) - scaled).tolist()
+    symbol_at = np.repeat(np.arange(size), scaled).tolist()
+    x = int.from_bytes(data[at : at + STATE_BYTES], "big")
+    at += STATE_BYTES
+    out = []
+    for _ in range(n):
+        slot = x & 0xFFFF
+        s = symbol_at[slot]
+        out.append(s)
+        x = frequency[s] * (x >> PRECISION) + slot - starts[s]
+        if x < LOWEST:
+            x = x << 16 | data[at] << 8 | data[at + 1]
+            at += 2
+    return np.array(out, np.int64), at
