@@ -6,7 +6,6 @@ not.
 """
 
 import itertools
-import math
 from typing import Any
 
 import jax
@@ -24,11 +23,10 @@ from koopjax.export._examples import (
     plain,
     trim,
 )
-from koopjax.export._trains import train_node, train_shapes
+from koopjax.export._operators import build_operator, operator_node, trains
 from koopjax.export._walk import Entry, Path, arrays_of, spell, to_jax
 
 BLOCK, STACK, OPERATOR, DICTIONARY, SPLICED, TEMPLATE = "K", "S", "O", "D", "P", "T"
-FORMS = ["dense", "low_rank", "tt"]  # the place is what the file holds: append only
 
 Coded = tuple[list[Any], list[Entry]]
 
@@ -48,7 +46,7 @@ def describe_node(model: Any) -> Coded:
     if not isinstance(model, nnx.Module):
         raise Unknown(type(model).__name__)
     node, entries = _module_node(model, ())
-    if {spell(entry.path) for entry in entries} == set(arrays_of(model)):
+    if {spell(path) for entry in entries for path in entry.covers} == set(arrays_of(model)):
         if len(node[0]) > 1:  # example models are compared while they are described
             return node, entries
         values = iter([entry.value for entry in entries])
@@ -63,13 +61,13 @@ def _module_node(model: nnx.Module, path: Path) -> Coded:
         return _block_node(model, path)
     if type(model) is nn.Stack:
         coded = [
-            _operator_node(operator, (*path, "operators", i))
+            operator_node(operator, (*path, "operators", i))
             for i, operator in enumerate(model.operators)
         ]
         entries = [entry for _, arrays in coded for entry in arrays]
         return [STACK, [node for node, _ in coded], list(model.activations)], entries
     if isinstance(model, nn.Operator):
-        node, entries = _operator_node(model, path)
+        node, entries = operator_node(model, path)
         return [OPERATOR, node], entries
     if type(model) is surgery.Spliced:
         return _spliced_node(model, path)
@@ -90,58 +88,14 @@ def build_node(node: list[Any], path: Path, take: Take) -> Any:
         return _build_block(node, path, take)
     if kind == STACK:
         operators = [
-            _build_operator(n, (*path, "operators", i), take) for i, n in enumerate(node[1])
+            build_operator(n, (*path, "operators", i), take) for i, n in enumerate(node[1])
         ]
         return nn.Stack(operators, node[2])
     if kind == OPERATOR:
-        return _build_operator(node[1], path, take)
+        return build_operator(node[1], path, take)
     if kind == SPLICED:
         return _build_spliced(node, path, take)
     return build_example(node, lambda where, *known: take((*path, *where), *known))
-
-
-def _operator_node(operator: Any, path: Path) -> Coded:
-    names = {cls: name for name, cls in nn.OPERATORS.items()}
-    form = names.get(type(operator))
-    if form not in FORMS:
-        raise Unknown(type(operator).__name__)
-    train = isinstance(operator, nn.TT)
-    held = [((name,), getattr(operator, name)) for name in operator.arrays if name != "cores"]
-    held = [(name, v) for name, v in held if v is not None]
-    cores = [(("cores", k), v) for k, v in enumerate(operator.cores)] if train else []
-    held = cores + held
-    bits = FORMS.index(form) << 2 | int(operator.use_bias) << 1 | _trains(v for _, v in held)
-    precision = operator.precision
-    node = [
-        bits,
-        None if operator.dtype is None else np.dtype(operator.dtype).name,
-        "" if precision == "highest" else _precision(precision),
-    ]
-    entries = [Entry((*path, *name), v.get_value()) for name, v in held]
-    if not train:
-        return trim(node, [None, None, ""]), entries
-    # shapes in the node: they follow from few numbers
-    entries = [Entry(e.path, e.value, tuple(e.value.shape)) for e in entries]
-    node += [train_node(operator), operator.form]
-    return trim(node, [None, None, "", None, "auto"]), entries
-
-
-def _build_operator(node: list[Any], path: Path, take: Take) -> nn.Operator:
-    bits, dtype, precision, shape, order = [*node, *[None, None, "", None, "auto"][len(node) :]]
-    if bits >> 2 >= len(FORMS):
-        raise LookupError(f"operator form {bits >> 2}")
-    settings = {"dtype": dtype, "precision": "highest" if precision == "" else precision}
-    cls: Any = nn.OPERATORS[FORMS[bits >> 2]]
-    if cls is nn.TT:
-        shapes = train_shapes(shape)
-        cores = [take((*path, "cores", k), known, None) for k, known in enumerate(shapes)]
-        width = (math.prod(known[2] for known in shapes),)
-        bias = take((*path, "bias"), width, None) if bits & 2 else None
-        made = cls(cores, bias, form=order, **settings)
-    else:
-        names = [name for name in cls.arrays if name != "bias" or bits & 2]
-        made = cls(**{name: take((*path, name), None, None) for name in names}, **settings)
-    return made if bits & 1 else nn.freeze(made)
 
 
 def _block_node(block: nn.KoopmanBlock, path: Path) -> Coded:
@@ -149,32 +103,20 @@ def _block_node(block: nn.KoopmanBlock, path: Path) -> Coded:
     psi, entries = psi_node(
         block.structure.build([v.get_value() for v in held]), (*path, "dictionary")
     )
-    operator, more = _operator_node(block.operator, (*path, "operator"))
+    operator, more = operator_node(block.operator, (*path, "operator"))
     dtype = None if block.dtype is None else np.dtype(block.dtype).name
-    node = [BLOCK, psi, operator, _trains(held), dtype]
+    node = [BLOCK, psi, operator, trains(held), dtype]
     return trim(node, [None, None, None, 0, None]), entries + more
 
 
 def _build_block(node: list[Any], path: Path, take: Take) -> nn.KoopmanBlock:
-    _, psi_node, operator_node, trains, dtype = [*node, *[None, None, None, 0, None][len(node) :]]
+    _, psi_node, coded, trained, dtype = [*node, *[None, None, None, 0, None][len(node) :]]
     psi = build_psi(psi_node, (*path, "dictionary"), take)
-    operator = _build_operator(operator_node, (*path, "operator"), take)
-    parts = (("dictionary",) if trains else ()) + (("operator",) if operator_node[0] & 1 else ())
+    operator = build_operator(coded, (*path, "operator"), take)
+    parts = (("dictionary",) if trained else ()) + (("operator",) if coded[0] & 1 else ())
     made = nn.KoopmanBlock(psi, operator, trainable=parts, dtype=dtype)
     made.operator.dtype = operator.dtype
     return made
-
-
-def _trains(variables: Any) -> int:
-    return int(any(isinstance(v, nnx.Param) for v in variables))
-
-
-def _precision(precision: Any) -> Any:
-    if precision is None or isinstance(precision, str):
-        return precision
-    if isinstance(precision, jax.lax.Precision):
-        return precision.name.lower()
-    raise Unknown(f"precision {precision}")
 
 
 # Spliced models: the original by name, the cuts, the block, and the arrays that are still used.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import msgpack
 import numpy as np
+from flax import nnx
 
 from koopjax.export._arrays import Record, get_array, put_array
 from koopjax.export._examples import Unknown
@@ -85,6 +86,8 @@ def load(path: str | os.PathLike[str], model: Any = None) -> Any:
     if model is None:
         return made
     arrays = {name: record.value for name, record in records}
+    if isinstance(made, nnx.Module):  # a record may stand for other arrays
+        arrays = {name: np.asarray(value) for name, value in arrays_of(made).items()}
     _same_model(model, {k: a.shape for k, a in arrays.items()}, path)
     return fill(model, arrays)
 

@@ -15,12 +15,21 @@ Path = tuple[Any, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An array to store: its path, its value, and the shape and dtype that a reader will expect."""
+    """An array to store: its path, its value, and the shape and dtype that a reader will expect.
+
+    One that stands for others, from which a reader rebuilds them, names their paths.
+    """
 
     path: Path
     value: Any
     shape: tuple[int, ...] | None = None
     dtype: Any = None
+    stands_for: tuple[Path, ...] = ()
+
+    @property
+    def covers(self) -> tuple[Path, ...]:
+        """The arrays of the model that a reader has with this one."""
+        return self.stands_for or (self.path,)
 
 
 def spell(path: Path) -> str:

@@ -22,9 +22,9 @@ class KoopmanBlock(nnx.Module):
     Args:
         psi: dictionary; its arrays become Variables under `dictionary/`, those of a `Neural`
             dictionary among them.
-        operator: `Dense`, `LowRank`, `TT`, or a matrix `(p, q)`. A `TT` behind a `Product`, or a
-            `Compose` that ends in one, is contracted with its factors; the observables are never
-            formed.
+        operator: one of `nn.OPERATORS`, such as `Dense`, `LowRank` or `Sparse`, or a matrix
+            `(p, q)`. A `TT` behind a `Product`, or a `Compose` that ends in one, is contracted with
+            its factors; the observables are never formed.
         trainable: which parts an optimizer of `nnx.Param` changes: `True` (both), `False`,
             `"dictionary"`, `"operator"`, or a tuple of names. The others are `Frozen`; so are
             integers everywhere. The operator given is copied, not tagged in place.

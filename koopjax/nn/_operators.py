@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from koopjax._core import expected
 from koopjax.nn import functional
+from koopjax.nn._variables import Frozen
 
 default_kernel_init = nnx.initializers.lecun_normal()
 default_bias_init = nnx.initializers.zeros_init()
@@ -30,10 +31,19 @@ class Operator(nnx.Module):
     precision: Any
     bias: Any
 
-    def _setup(self, values: dict[str, Any], dtype: Any, param_dtype: Any, precision: Any) -> None:
+    def _setup(
+        self,
+        values: dict[str, Any],
+        dtype: Any,
+        param_dtype: Any,
+        precision: Any,
+        constants: dict[str, Any] | None = None,
+    ) -> None:
         for name, value in values.items():
             array = None if value is None else jnp.asarray(value, param_dtype)
             setattr(self, name, nnx.data(None) if array is None else nnx.Param(array))
+        for name, value in (constants or {}).items():
+            setattr(self, name, Frozen(jnp.asarray(value)))
         self.dtype = None if dtype is None else jnp.dtype(dtype)
         self.precision = precision_name(precision)
 
@@ -90,7 +100,7 @@ class Dense(Operator):
         param_dtype: DTypeLike | None = None,
         precision: Any = functional.PRECISION,
     ):
-        _check_matrix("matrix", matrix)
+        check_matrix("matrix", matrix)
         check_bias(bias, jnp.shape(matrix)[1])
         self._setup({"matrix": matrix, "bias": bias}, dtype, param_dtype, precision)
 
@@ -172,8 +182,8 @@ class LowRank(Operator):
         param_dtype: DTypeLike | None = None,
         precision: Any = functional.PRECISION,
     ):
-        _check_matrix("left", left)
-        _check_matrix("right", right)
+        check_matrix("left", left)
+        check_matrix("right", right)
         if jnp.shape(left)[1] != jnp.shape(right)[0]:
             raise expected("factors (p, r) and (r, q)", f"{jnp.shape(left)} and {jnp.shape(right)}")
         check_bias(bias, jnp.shape(right)[1])
@@ -246,7 +256,8 @@ def precision_name(precision: Any) -> Any:
     return precision.name.lower() if isinstance(precision, jax.lax.Precision) else precision
 
 
-def _check_matrix(name: str, value: ArrayLike) -> None:
+def check_matrix(name: str, value: ArrayLike) -> None:
+    """Raise unless a value has two axes."""
     if jnp.ndim(value) != 2:
         raise expected(f"{name} to be a matrix", f"an array of shape {jnp.shape(value)}")
 

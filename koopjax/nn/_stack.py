@@ -30,7 +30,7 @@ class Stack(nnx.Module):
     A perceptron whose layers are factored or mixed in form, which `export` stores by name.
 
     Args:
-        operators: `Dense` or `LowRank`, usually with a bias, in order.
+        operators: any of `nn.OPERATORS`, usually with a bias, in order.
         activations: names among `nn.ACTIVATIONS`, one an operator; one fewer leaves the last
             operator without.
 

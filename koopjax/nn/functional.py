@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from koopjax import tt
 from koopjax._core import expected
@@ -14,14 +15,26 @@ from koopjax.nn._product import ends_in_product, product_factors
 
 __all__ = [
     "apply_block",
+    "apply_clustered",
     "apply_dense",
     "apply_low_rank",
+    "apply_quantized",
+    "apply_sparse",
     "apply_tt",
     "apply_tt_product",
+    "clustered_matrix",
     "low_rank_order",
+    "quantized_matrix",
+    "sparse_matrix",
+    "sparse_order",
 ]
 
 PRECISION = "highest"  # a fitted K loses its digits in bfloat16 or TF32 products
+
+# Multiplications of a dense product that take as long as one of another kind, measured on CPU.
+GATHERED = 55  # one multiplication of gathered numbers, summed by segments
+PLACED = 150  # a number that is put into a matrix of zeros
+ENTRY = 20  # an entry of that matrix, written and read once
 
 
 def apply_dense(
@@ -95,6 +108,167 @@ def apply_low_rank(
         inner = jnp.matmul(x, left, precision=precision)
         return _add(jnp.matmul(inner, right, precision=precision), bias)
     return apply_dense(x, jnp.matmul(left, right, precision=precision), bias, precision=precision)
+
+
+def sparse_order(n: int, p: int, q: int, nonzero: int) -> str:
+    """Which way to multiply `n` rows with a sparse matrix is expected to be faster.
+
+    Args:
+        n: rows of `x`.
+        p: width of `x`.
+        q: width of the result.
+        nonzero: stored entries.
+
+    Returns:
+        `"gather"` for products of the stored entries alone, summed by column; `"matrix"` for a
+        dense product with the matrix, put together each time. The dense product is so much better
+        at using the machine that it wins from a few rows on, unless very few entries are stored.
+
+    Example:
+        >>> sparse_order(1, 784, 100, 1500), sparse_order(256, 784, 100, 7840)
+        ('gather', 'matrix')
+    """
+    gather = GATHERED * n * nonzero
+    return "gather" if gather <= PLACED * nonzero + (ENTRY + n) * p * q else "matrix"
+
+
+def sparse_matrix(
+    values: Float[Array, " k"],
+    rows: Int[Array, " k"],
+    columns: Int[Array, " k"],
+    shape: tuple[int, int],
+) -> Float[Array, "p q"]:
+    """The dense matrix of coordinates.
+
+    Args:
+        values: the stored entries.
+        rows: where they are, sorted by row, then by column, none twice.
+        columns: likewise.
+        shape: `(p, q)`.
+    """
+    # unsigned bytes can't hold the size 256 that the bounds of an index are compared with
+    places = rows.astype(jnp.int32), columns.astype(jnp.int32)
+    zeros = jnp.zeros(shape, values.dtype)
+    return zeros.at[places].set(
+        values, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"
+    )
+
+
+def apply_sparse(
+    x: Float[Array, "*batch p"],
+    values: Float[Array, " k"],
+    rows: Int[Array, " k"],
+    columns: Int[Array, " k"],
+    shape: tuple[int, int],
+    bias: Float[Array, " q"] | None = None,
+    *,
+    precision: Any = PRECISION,
+) -> Float[Array, "*batch q"]:
+    """Sparse operator: `x K + b`, in the way that `sparse_order` gives.
+
+    The shapes decide while tracing, so batches of different sizes may differ in their last bits.
+
+    Args:
+        x: lifted states.
+        values: the stored entries of `K`.
+        rows: where they are, sorted by row, then by column, none twice.
+        columns: likewise.
+        shape: `(p, q)`.
+        bias: `b`, or none.
+        precision: of the dense product, as in `apply_dense`.
+
+    Returns:
+        `(..., q)` in the promoted dtype.
+    """
+    p, q = shape
+    _check_width(x, p)
+    n = math.prod(x.shape[:-1])
+    if sparse_order(n, p, q, values.shape[0]) == "matrix":
+        matrix = sparse_matrix(values, rows, columns, shape)
+        return apply_dense(x, matrix, bias, precision=precision)
+    gathered = jnp.take(x.reshape(n, p).T, rows.astype(jnp.int32), axis=0, mode="clip")
+    products = gathered * values[:, None]
+    out = jax.ops.segment_sum(products, columns.astype(jnp.int32), q).T
+    return _add(out.reshape(*x.shape[:-1], q), bias)
+
+
+def clustered_matrix(
+    codebook: Float[Array, " k"], codes: Int[Array, "p q"], *, zero: bool = False
+) -> Float[Array, "p q"]:
+    """The dense matrix of a codebook: `codebook[codes]`.
+
+    Args:
+        codebook: the values.
+        codes: which of them each entry is.
+        zero: hold the first value at zero, gradients included.
+    """
+    if zero:
+        codebook = codebook.at[0].set(0)
+    return jnp.take(codebook, codes.astype(jnp.int32), axis=0, mode="clip")
+
+
+def apply_clustered(
+    x: Float[Array, "*batch p"],
+    codebook: Float[Array, " k"],
+    codes: Int[Array, "p q"],
+    bias: Float[Array, " q"] | None = None,
+    *,
+    zero: bool = False,
+    precision: Any = PRECISION,
+) -> Float[Array, "*batch q"]:
+    """Operator on a codebook: `x codebook[codes] + b`.
+
+    Args:
+        x: lifted states.
+        codebook: the values.
+        codes: which of them each entry is.
+        bias: `b`, or none.
+        zero: hold the first value at zero, gradients included.
+        precision: of the product, as in `apply_dense`.
+
+    Returns:
+        `(..., q)` in the promoted dtype.
+    """
+    _check_width(x, codes.shape[0])
+    matrix = clustered_matrix(codebook, codes, zero=zero)
+    return apply_dense(x, matrix, bias, precision=precision)
+
+
+def quantized_matrix(codes: Int[Array, "p q"], scale: Float[Array, "a b"]) -> Float[Array, "p q"]:
+    """The dense matrix of integers and scales: `codes * scale`.
+
+    Args:
+        codes: small integers.
+        scale: `(1, 1)`, `(1, q)` (a column) or `(p, 1)` (a row).
+    """
+    return codes.astype(scale.dtype) * scale
+
+
+def apply_quantized(
+    x: Float[Array, "*batch p"],
+    codes: Int[Array, "p q"],
+    scale: Float[Array, "a b"],
+    bias: Float[Array, " q"] | None = None,
+    *,
+    precision: Any = PRECISION,
+) -> Float[Array, "*batch q"]:
+    """Quantised operator: `(x codes) * scale + b`, or `(x * scale) codes + b` by rows.
+
+    Args:
+        x: lifted states.
+        codes: small integers.
+        scale: `(1, 1)`, `(1, q)` (a column) or `(p, 1)` (a row).
+        bias: `b`, or none.
+        precision: of the product, as in `apply_dense`.
+
+    Returns:
+        `(..., q)` in the promoted dtype.
+    """
+    _check_width(x, codes.shape[0])
+    line = scale.reshape((1,) * (x.ndim - 1) + (-1,))
+    if scale.shape[0] > 1:
+        return apply_dense(x * line, codes.astype(x.dtype), bias, precision=precision)
+    return _add(jnp.matmul(x, codes.astype(x.dtype), precision=precision) * line, bias)
 
 
 def apply_tt(

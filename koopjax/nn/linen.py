@@ -16,10 +16,17 @@ from koopjax.nn import functional
 from koopjax.nn._block import KoopmanBlock as NNXBlock
 from koopjax.nn._dictionary import take_apart
 from koopjax.nn._from_koopman import from_koopman as nnx_from_koopman
-from koopjax.nn._operators import Dense, LowRank, default_bias_init, default_kernel_init
+from koopjax.nn._operators import (
+    Dense,
+    LowRank,
+    default_bias_init,
+    default_kernel_init,
+    precision_name,
+)
 from koopjax.nn._product import check_modes, ends_in_product
+from koopjax.nn._registry import OPERATORS
 from koopjax.nn._tt import TT
-from koopjax.nn._variables import is_variable, trainable_parts
+from koopjax.nn._variables import is_variable, trainable_parts, unfreeze
 
 __all__ = ["KoopmanBlock", "from_koopman", "from_nnx", "to_nnx"]
 
@@ -55,6 +62,50 @@ class Held:
         return repr(self.structure)
 
 
+class HeldOperator:
+    """A stored operator as a hashable attribute: its structure, and arrays to start from."""
+
+    def __init__(self, operator: Any):
+        # what computes is the module's to say: held operators of equal form are then equal
+        plain = nnx.clone(unfreeze(operator))
+        plain.dtype, plain.precision = None, functional.PRECISION
+        self.definition, self.state = nnx.split(plain)
+        self.name = type(operator).__name__
+        self.values = _arrays(operator)
+        self.constants = tuple(
+            name for name in self.values if not isinstance(getattr(plain, name), nnx.Param)
+        )
+        self.features = operator.out_features
+
+    def build(self, arrays: Any, dtype: Any, precision: Any) -> Any:
+        """The NNX operator on these arrays."""
+        flat = [
+            (path, type(held).from_metadata(arrays[path[0]], held.get_metadata()))
+            for path, held in nnx.to_flat_state(self.state)
+        ]
+        operator = nnx.merge(self.definition, nnx.from_flat_state(flat))
+        operator.dtype = None if dtype is None else jnp.dtype(dtype)
+        operator.precision = precision_name(precision)
+        return operator
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, HeldOperator)
+            and self.definition == other.definition
+            and all(
+                a.dtype == b.dtype and np.array_equal(a, b)
+                for a, b in zip(self.values.values(), other.values.values(), strict=True)
+            )
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.definition)
+
+    def __repr__(self) -> str:
+        shapes = {name: value.shape for name, value in self.values.items()}
+        return f"{self.name}({shapes})"
+
+
 class KoopmanBlock(flax_linen.Module):
     """The Koopman block of `nn.KoopmanBlock` in Linen: `psi(x) K`.
 
@@ -75,6 +126,8 @@ class KoopmanBlock(flax_linen.Module):
         modes: row and column modes of a TT operator, as in `nn.TT.create`; the row modes those of
             the dictionary where it ends in a `Product`. None for the other forms.
         form: order of contraction of a TT operator, as in `nn.TT`.
+        stored: an `nn.Sparse`, `nn.Clustered` or `nn.Quantized` operator to start from; its indices
+            or codes are in `frozen` whatever trains. None for the other forms.
 
     Example:
         >>> import jax
@@ -97,11 +150,14 @@ class KoopmanBlock(flax_linen.Module):
     bias_init: Any = default_bias_init
     modes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     form: str = "auto"
+    stored: Any = None
 
     def __post_init__(self) -> None:
-        # Linen hashes its attributes, arrays can't be: keep the dictionary behind a hashable one
+        # Linen hashes its attributes, arrays can't be: keep them behind hashable ones
         if not isinstance(self.psi, Held):
             object.__setattr__(self, "psi", Held(self.psi))
+        if self.stored is not None and not isinstance(self.stored, HeldOperator):
+            object.__setattr__(self, "stored", HeldOperator(self.stored))
         super().__post_init__()
 
     def _part(self, name: str, init: Any) -> Any:
@@ -118,8 +174,25 @@ class KoopmanBlock(flax_linen.Module):
         nested = self._part("dictionary", lambda _: structure.nest(held.values))
         psi = structure.build(structure.flat(nested), self.dtype)
 
-        operator = (self._matrix if self.modes is None else self._train)(psi)
+        if self.stored is not None:
+            operator = self._held()
+        else:
+            operator = (self._matrix if self.modes is None else self._train)(psi)
         return functional.apply_block(psi, operator, x, dtype=self.dtype)
+
+    def _held(self) -> Any:
+        """The stored operator; what does not train is among the frozen arrays."""
+        held: HeldOperator = self.stored
+        if self.features != held.features:
+            raise expected(f"features={held.features}, those of stored", f"{self.features}")
+        free = {k: v for k, v in held.values.items() if k not in held.constants}
+        fixed = {k: v for k, v in held.values.items() if k in held.constants}
+        if "operator" in trainable_parts(self.trainable):
+            arrays = self.param("operator", lambda _: free)
+            arrays = {**arrays, **self.variable("frozen", "operator", lambda: fixed).value}
+        else:
+            arrays = self._part("operator", lambda _: {**free, **fixed})
+        return held.build(arrays, self.dtype, self.precision)
 
     def _matrix(self, psi: Any) -> Any:
         """The dense or low-rank operator, made when the width of its input is known."""
@@ -168,14 +241,14 @@ def from_nnx(block: NNXBlock) -> tuple[KoopmanBlock, dict[str, Any]]:
     """The Linen module and variables that compute what an NNX block computes.
 
     Args:
-        block: an `nn.KoopmanBlock` on `Dense`, `LowRank` or `TT`.
+        block: an `nn.KoopmanBlock` on one of `nn.OPERATORS`.
 
     Returns:
         `(module, variables)` with the arrays of the block under the same names.
     """
     operator = block.operator
-    if not isinstance(operator, Dense | LowRank | TT):
-        raise expected("a block on Dense, LowRank or TT", type(operator).__name__)
+    if type(operator) not in OPERATORS.values():
+        raise expected("a block on one of nn.OPERATORS", type(operator).__name__)
     structure = block.structure
     held = structure.flat(block.dictionary)
     values = {"dictionary": structure.nest([v.get_value() for v in held])}
@@ -186,6 +259,7 @@ def from_nnx(block: NNXBlock) -> tuple[KoopmanBlock, dict[str, Any]]:
         if any(isinstance(v, nnx.Param) for v in variables)
     )
     train = isinstance(operator, TT)
+    stored = not isinstance(operator, Dense | LowRank | TT)
     module = KoopmanBlock(
         psi=structure.build([v.get_value() for v in held]),
         features=operator.out_features,
@@ -196,10 +270,16 @@ def from_nnx(block: NNXBlock) -> tuple[KoopmanBlock, dict[str, Any]]:
         trainable=parts,
         dtype=operator.dtype,
         precision=operator.precision,
+        stored=operator if stored else None,
     )
     variables: dict[str, Any] = {}
     for name, value in values.items():
         variables.setdefault("params" if name in parts else "frozen", {})[name] = value
+    if stored and "operator" in parts:
+        arrays, fixed = values["operator"], module.stored.constants
+        variables["params"]["operator"] = {k: v for k, v in arrays.items() if k not in fixed}
+        frozen = variables.setdefault("frozen", {})
+        frozen["operator"] = {k: v for k, v in arrays.items() if k in fixed}
     return module, variables
 
 
@@ -213,14 +293,19 @@ def to_nnx(module: KoopmanBlock, variables: Any) -> NNXBlock:
     Returns:
         An `nn.KoopmanBlock` with copies of the arrays under the same names.
     """
-    merged = {**variables.get("frozen", {}), **variables.get("params", {})}
+    frozen, params = variables.get("frozen", {}), variables.get("params", {})
+    merged = {**frozen, **params}
     structure = module.psi.structure
     psi = structure.build(structure.flat(merged["dictionary"] if structure.paths else {}))
     settings: dict[str, Any] = {"dtype": module.dtype, "precision": module.precision}
-    form: Any = Dense if module.rank is None else LowRank
-    if module.modes is not None:
-        form, settings["form"] = TT, module.form
-    operator = form(**_given(merged["operator"]), **settings)
+    if module.stored is not None:
+        arrays = {**frozen.get("operator", {}), **params.get("operator", {})}
+        operator = module.stored.build(arrays, **settings)
+    else:
+        form: Any = Dense if module.rank is None else LowRank
+        if module.modes is not None:
+            form, settings["form"] = TT, module.form
+        operator = form(**_given(merged["operator"]), **settings)
     return NNXBlock(psi, operator, trainable=module.trainable, dtype=module.dtype)
 
 

@@ -1,0 +1,142 @@
+"""The Koopman matrix in small integers and scales."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.nnx.nn import dtypes
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float
+
+from koopjax._core import check_finite, expected, is_tracing
+from koopjax.nn import functional
+from koopjax.nn._clustered import check_codes
+from koopjax.nn._operators import Operator, check_bias, check_matrix
+
+AXES: dict[str | None, int | None] = {None: None, "column": 0, "row": 1}
+
+
+class Quantized(Operator):
+    """An operator of small integers: `x K + b` with `K = codes * scale`.
+
+    Computed as `(x codes) * scale`, or `(x * scale) codes` where each row has its scale. The
+    scales train, the codes are frozen. `export` stores the codes at the price of their entropy.
+
+    Args:
+        codes: `(p, q)` integers of absolute value at most `2^(bits-1) - 1`.
+        scale: one number, `(1, 1)`; one a column, `(q,)` or `(1, q)`; or one a row, `(p, 1)`.
+        bias: `(q,)`, or none.
+        bits: width of the codes, 2 to 8.
+        dtype: dtype to compute in; none promotes input and parameters.
+        param_dtype: dtype to store in; none keeps that of the scale.
+        precision: of the product; the default keeps every digit on every backend.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> operator = Quantized(jnp.array([[1, -7], [0, 3]]), jnp.array([0.5, 0.25]), bits=4)
+        >>> operator(jnp.ones(2))
+        Array([ 0.5, -1. ], dtype=float32)
+    """
+
+    arrays = ("codes", "scale", "bias")
+    codes: Any
+    scale: Any
+
+    def __init__(
+        self,
+        codes: ArrayLike,
+        scale: ArrayLike,
+        bias: ArrayLike | None = None,
+        bits: int = 8,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
+        precision: Any = functional.PRECISION,
+    ):
+        check_matrix("codes", codes)
+        p, q = jnp.shape(codes)
+        check_bias(bias, q)
+        most = _most(bits)
+        given = check_codes(codes, -most, most)
+        line = jnp.asarray(scale)
+        if line.ndim < 2:
+            line = line.reshape(1, -1)
+        if line.shape not in {(1, 1), (1, q), (p, 1)}:
+            raise expected(
+                f"a scale of shape (), ({q},), (1, {q}) or ({p}, 1)", f"{jnp.shape(scale)}"
+            )
+        held = {"scale": line, "bias": bias}
+        self._setup(held, dtype, param_dtype, precision, {"codes": given.astype(np.int8)})
+        self.bits = int(bits)
+
+    @classmethod
+    def from_dense(
+        cls,
+        matrix: ArrayLike,
+        bits: int = 8,
+        axis: str | None = None,
+        bias: ArrayLike | None = None,
+        **settings: Any,
+    ) -> "Quantized":
+        """A matrix rounded to the grid whose ends are its largest absolute value.
+
+        Args:
+            matrix: `(p, q)`, concrete and finite.
+            bits: width of the codes, 2 to 8.
+            axis: what shares a scale: everything (none), each `"column"` or each `"row"`.
+            bias: `(q,)`, or none.
+            **settings: those of the constructor.
+
+        Returns:
+            An operator that differs from the matrix by at most half a scale an entry. Zeros stay
+            zero.
+        """
+        check_matrix("matrix", matrix)
+        if is_tracing(matrix):
+            raise expected("a concrete matrix", "a traced one", "Quantized(codes, scale)")
+        if axis not in AXES:
+            raise expected("an axis among None, 'column' and 'row'", repr(axis))
+        check_finite("matrix", matrix)
+        dense = np.asarray(matrix)
+        wide, most = dense.astype(np.float64), _most(bits)
+        largest = np.max(np.abs(wide), axis=AXES[axis], keepdims=True, initial=0)
+        # rounded first: the codes belong to the scale that is stored
+        scale = np.where(largest > 0, largest / most, 1).astype(dense.dtype)
+        stored = scale.astype(np.float64)
+        stored = np.where(stored == 0, 1, stored)  # below the smallest number of the dtype
+        codes = np.clip(np.rint(wide / stored), -most, most).astype(np.int8)
+        return cls(codes, scale, bias, bits, **settings)
+
+    @property
+    def in_features(self) -> int:
+        """Width of the input, `p`."""
+        return self.codes.shape[0]
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output, `q`."""
+        return self.codes.shape[1]
+
+    def flops(self, n: int) -> int:
+        """`2 n p q`, as `Dense`."""
+        return 2 * n * self.in_features * self.out_features
+
+    def to_dense(self) -> Float[Array, "p q"]:
+        """The matrix `K`."""
+        return functional.quantized_matrix(self.codes.get_value(), self.scale.get_value())
+
+    def __call__(self, x: Float[Array, "*batch p"]) -> Float[Array, "*batch q"]:
+        """`x K + b` along the last axis."""
+        bias = None if self.bias is None else self.bias.get_value()
+        x, scale, bias = dtypes.promote_dtype(
+            (jnp.asarray(x), self.scale.get_value(), bias), dtype=self.dtype
+        )
+        codes = self.codes.get_value()
+        return functional.apply_quantized(x, codes, scale, bias, precision=self.precision)
+
+
+def _most(bits: int) -> int:
+    """The largest code, `2^(bits-1) - 1`."""
+    if isinstance(bits, bool) or bits not in range(2, 9):
+        raise expected("bits from 2 to 8", f"{bits}")
+    return (1 << (bits - 1)) - 1

@@ -1,0 +1,320 @@
+"""Sparse, clustered and quantised operators against the dense matrix in float64 NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given, settings, strategies as st
+
+from koopjax import nn, observables
+
+P, Q = 30, 7
+RNG = np.random.default_rng(0)
+MATRIX = np.where(RNG.random((P, Q)) < 0.4, RNG.normal(size=(P, Q)), 0).astype(np.float32)
+BIAS = RNG.normal(size=Q).astype(np.float32)
+X = jnp.asarray(RNG.normal(size=(11, P)).astype(np.float32))
+
+
+def operators(bias=BIAS, **extra):
+    return {
+        "sparse": nn.Sparse.from_dense(MATRIX, bias, **extra),
+        "clustered": nn.Clustered.from_dense(MATRIX, 6, bias, **extra),
+        "clustered_dense": nn.Clustered.from_dense(MATRIX + 3, 6, bias, **extra),
+        "quantized": nn.Quantized.from_dense(MATRIX, 8, None, bias, **extra),
+        "quantized_column": nn.Quantized.from_dense(MATRIX, 4, "column", bias, **extra),
+        "quantized_row": nn.Quantized.from_dense(MATRIX, 8, "row", bias, **extra),
+    }
+
+
+FORMS = list(operators())
+
+
+def wide(operator):
+    """The matrix from the arrays alone, in float64."""
+    held = {
+        name: np.asarray(getattr(operator, name)[...], np.float64)
+        for name in operator.arrays
+        if name != "bias"
+    }
+    if isinstance(operator, nn.Sparse):
+        out = np.zeros(operator.shape)
+        for value, i, j in zip(held["values"], held["rows"], held["columns"], strict=True):
+            out[int(i), int(j)] = value
+        return out
+    if isinstance(operator, nn.Clustered):
+        return held["codebook"][held["codes"].astype(int)]
+    return held["codes"] * held["scale"]
+
+
+def oracle(operator, x):
+    out = np.asarray(x, np.float64) @ wide(operator)
+    return out if operator.bias is None else out + np.asarray(operator.bias[...], np.float64)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bias", [None, BIAS])
+def test_an_operator_is_its_matrix(form, bias):
+    operator = operators(bias)[form]
+    np.testing.assert_allclose(operator(X), oracle(operator, X), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(operator.to_dense(), wide(operator), rtol=1e-6)
+    assert (operator.in_features, operator.out_features) == (P, Q)
+    assert operator.use_bias == (bias is not None)
+    np.testing.assert_allclose(operator(X[0]), operator(X)[0], rtol=1e-5, atol=1e-5)
+    assert operator(jnp.stack([X, X])).shape == (2, 11, Q)
+    assert operator(X[:0]).shape == (0, Q)
+    with pytest.raises(ValueError, match=f"expected {P} observables"):
+        operator(X[:, 1:])
+
+
+@pytest.mark.parametrize("n", [1, 3, 4096])
+def test_both_ways_to_multiply_sparsely_agree(n):
+    x = jnp.asarray(np.random.default_rng(n).normal(size=(n, P)).astype(np.float32))
+    operator = nn.Sparse.from_dense(MATRIX, BIAS)
+    nonzero = int(np.count_nonzero(MATRIX))
+    assert operator.nonzero == nonzero
+    way = nn.functional.sparse_order(n, P, Q, nonzero)
+    assert way == ("matrix" if n == 4096 else "gather")
+    assert operator.flops(n) == 2 * n * (nonzero if way == "gather" else P * Q)
+    np.testing.assert_allclose(operator(x), oracle(operator, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("n", [2, 600])
+def test_gradients_are_those_of_the_dense_matrix(form, n):
+    operator = operators()[form]
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(n, P)).astype(np.float32))
+    weight = np.random.default_rng(2).normal(size=(n, Q)).astype(np.float32)
+    grads = nnx.grad(lambda m: jnp.sum(m(x) * weight))(operator)
+    dense = np.asarray(x, np.float64).T @ np.asarray(weight, np.float64)
+    expect = {"bias": weight.sum(0)}
+    if isinstance(operator, nn.Sparse):
+        expect["values"] = dense[np.asarray(operator.rows[...]), np.asarray(operator.columns[...])]
+    elif isinstance(operator, nn.Clustered):
+        codes = np.asarray(operator.codes[...])
+        expect["codebook"] = np.bincount(codes.ravel(), dense.ravel(), operator.size)
+        if operator.zero:
+            expect["codebook"][0] = 0
+    else:
+        product = dense * np.asarray(operator.codes[...], np.float64)
+        axes = tuple(k for k in (0, 1) if operator.scale.shape[k] == 1)
+        expect["scale"] = product.sum(axes, keepdims=True)
+    assert set(grads) == set(expect)
+    for name, value in expect.items():
+        top = np.abs(value).max()
+        np.testing.assert_allclose(grads[name][...], value, rtol=1e-4, atol=1e-5 * top)
+    slope = jax.grad(lambda x: jnp.sum(operator(x) * weight))(x)
+    np.testing.assert_allclose(slope, weight @ wide(operator).T, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_transformations(form):
+    operator = operators()[form]
+    expect = operator(X)
+    np.testing.assert_allclose(
+        jax.jit(lambda m, x: m(x))(operator, X), expect, rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(jax.vmap(operator)(X), expect, rtol=1e-5, atol=1e-5)
+    graph, params, rest = nnx.split(operator, nnx.Param, ...)
+    lanes = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), params)
+    out = jax.vmap(lambda p: nnx.merge(graph, p, rest)(X))(lanes)
+    np.testing.assert_allclose(out[0], expect, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(out[1], 2 * expect, rtol=1e-5, atol=1e-5)
+    frozen = nn.freeze(operator)
+    assert not jax.tree.leaves(nnx.state(frozen, nnx.Param))
+    assert nnx.split(nn.unfreeze(frozen))[0] == nnx.split(operator)[0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_moves_the_numbers_and_not_the_places(form):
+    operator = operators()[form]
+    before = {name: np.array(getattr(operator, name)[...]) for name in operator.arrays}
+    optimizer = nnx.Optimizer(operator, optax.adamw(1e-3), wrt=nnx.Param)
+    loss = lambda m: jnp.mean((m(X) - 1.0) ** 2)
+    first = loss(operator)
+    for _ in range(10):
+        optimizer.update(operator, nnx.grad(loss)(operator))
+    assert loss(operator) < first
+    for name, value in before.items():
+        same = np.array_equal(value, getattr(operator, name)[...])
+        assert same == (name in ("rows", "columns", "codes"))
+    if form in ("sparse", "clustered", "quantized_row"):
+        np.testing.assert_array_equal(np.asarray(operator.to_dense())[MATRIX == 0], 0.0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_dtypes_follow_the_conventions_of_flax_layers(form):
+    half = operators(param_dtype=jnp.bfloat16)[form]
+    assert half(X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert half.bias.dtype == jnp.bfloat16
+    assert half.to_dense().dtype == jnp.bfloat16
+    assert half(X).dtype == jnp.float32
+    assert operators(dtype=jnp.float16)[form](X).dtype == jnp.float16
+    with jax.enable_x64(True):
+        x = X.astype(jnp.float64)
+        operator = operators()[form]
+        assert operator(x).dtype == jnp.float64
+        np.testing.assert_allclose(operator(x), oracle(operator, x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_blocks_and_stacks_and_parity_with_linen(form):
+    psi = observables.Compose(observables.Project(jnp.eye(P)[:, :P]), observables.Identity())
+    for trainable in (True, False, "operator", "dictionary"):
+        block = nn.KoopmanBlock(psi, operators()[form], trainable=trainable)
+        np.testing.assert_allclose(block(X), oracle(block.operator, X), rtol=1e-5, atol=1e-5)
+        module, variables = nn.linen.from_nnx(block)
+        np.testing.assert_array_equal(module.apply(variables, X), block(X))
+        back = nn.linen.to_nnx(module, variables)
+        assert nnx.split(back)[0] == nnx.split(block)[0]
+        np.testing.assert_array_equal(back(X), block(X))
+        fresh = module.init(jax.random.key(0), X)
+        assert jax.tree.structure(fresh) == jax.tree.structure(variables)
+        for kind in jax.tree.leaves(fresh.get("params", {})):
+            assert jnp.issubdtype(kind.dtype, jnp.floating)
+        np.testing.assert_array_equal(module.apply(fresh, X), block(X))
+        again = nn.linen.from_nnx(block)[0]
+        assert again == module
+        assert hash(again) == hash(module)
+        np.testing.assert_allclose(
+            jax.jit(module.apply)(variables, X), block(X), rtol=1e-5, atol=1e-5
+        )
+    with pytest.raises(ValueError, match="expected features=7, those of stored, got 3"):
+        nn.linen.KoopmanBlock(psi, 3, stored=operators()[form]).init(jax.random.key(0), X)
+    stack = nn.Stack([operators()[form], nn.Dense(jnp.ones((Q, 2)))], ("relu",))
+    expect = np.maximum(oracle(stack.operators[0], X), 0).sum(1)
+    np.testing.assert_allclose(stack(X)[:, 0], expect, rtol=1e-4, atol=1e-4)
+
+
+def test_a_linen_block_on_stored_numbers_trains():
+    module, variables = nn.linen.from_nnx(
+        nn.KoopmanBlock(observables.Identity(), operators()["clustered"])
+    )
+    params, frozen = variables["params"], variables["frozen"]
+    loss = lambda p: jnp.var(jnp.asarray(module.apply({"params": p, "frozen": frozen}, X)))
+    grads = jax.grad(loss)(params)
+    less = optax.apply_updates(params, jax.tree.map(lambda g: -0.01 * g, grads))
+    assert loss(less) < loss(params)
+
+
+def test_coordinates_in_any_order():
+    order = np.random.default_rng(0).permutation(np.count_nonzero(MATRIX))
+    rows, columns = np.nonzero(MATRIX)
+    values = MATRIX[rows, columns]
+    operator = nn.Sparse(values[order], rows[order], columns[order], MATRIX.shape)
+    np.testing.assert_array_equal(operator.values[...], values)
+    np.testing.assert_array_equal(operator.to_dense(), MATRIX)
+    assert operator.rows.dtype == operator.columns.dtype == jnp.uint8
+    big = nn.Sparse.from_dense(np.eye(256, 300, dtype=np.float32))
+    assert (big.rows.dtype, big.columns.dtype) == (jnp.uint8, jnp.uint16)
+    np.testing.assert_array_equal(big.to_dense(), np.eye(256, 300))
+    np.testing.assert_array_equal(big(jnp.eye(256)), np.eye(256, 300))
+    np.testing.assert_array_equal(big(jnp.eye(256)[255]), np.eye(256, 300)[255])
+    none = nn.Sparse.from_dense(np.zeros((4, 3), np.float32))
+    np.testing.assert_array_equal(none(jnp.ones((2, 4))), np.zeros((2, 3)))
+    np.testing.assert_array_equal(none(jnp.ones((2000, 4))), np.zeros((2000, 3)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 12),
+    st.sampled_from([1, 7, 50]),
+    st.floats(0, 0.9),
+    st.booleans(),
+    st.integers(0, 2**30),
+)
+def test_k_means_is_a_fixed_point_and_keeps_zeros(size, n, sparsity, weighted, seed):
+    rng = np.random.default_rng(seed)
+    matrix = np.where(rng.random((n, 3)) < sparsity, 0, np.round(rng.normal(size=(n, 3)), 1))
+    matrix = matrix.astype(np.float32)
+    weights = rng.random((n, 3)) if weighted else np.ones((n, 3))
+    zeros = matrix == 0
+    size = max(size, 1 + int(zeros.any() and not zeros.all()))
+    operator = nn.Clustered.from_dense(matrix, size, weights=weights)
+    book, codes = np.asarray(operator.codebook[...], np.float64), np.asarray(operator.codes[...])
+    out = book[codes]
+    np.testing.assert_array_equal(out == 0, zeros | (out == 0))
+    np.testing.assert_array_equal(out[zeros], 0.0)
+    assert operator.zero == bool(zeros.any())
+    assert operator.size <= size
+    free = book[int(operator.zero) :]
+    assert np.all(np.diff(free) > 0)
+    others = matrix[~zeros].astype(np.float64)
+    if len(others) == 0:
+        return
+    distance = np.abs(others[:, None] - free)
+    np.testing.assert_allclose(np.abs(others - out[~zeros]), distance.min(1), atol=1e-5)
+    if len(np.unique(others)) <= size - operator.zero:
+        np.testing.assert_array_equal(out, matrix)
+    for k in range(int(operator.zero), operator.size):
+        mine = codes == k
+        if weights[mine].sum() > 0:
+            mean = np.average(matrix[mine].astype(np.float64), weights=weights[mine])
+            np.testing.assert_allclose(book[k], mean, rtol=1e-5, atol=1e-5)
+
+
+def test_k_means_is_near_the_best():
+    values = np.random.default_rng(4).normal(size=4000)
+    errors = {}
+    for size in (2, 4, 16):
+        operator = nn.Clustered.from_dense(values.reshape(80, 50).astype(np.float32), size)
+        errors[size] = np.mean((np.asarray(operator.to_dense()).ravel() - values) ** 2)
+    # Lloyd-Max quantisers of the normal distribution
+    np.testing.assert_allclose(errors[2], 0.3634, rtol=0.03)
+    np.testing.assert_allclose(errors[4], 0.1175, rtol=0.04)
+    np.testing.assert_allclose(errors[16], 0.0095, rtol=0.08)
+
+
+def test_weights_draw_the_codebook():
+    matrix = np.linspace(-1, 1, 200, dtype=np.float32).reshape(20, 10)
+    weights = np.where(matrix > 0.5, 100.0, 1e-3)
+    book = np.asarray(nn.Clustered.from_dense(matrix, 4, weights=weights).codebook[...])
+    assert np.sum(book > 0.45) >= 3
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("axis", [None, "column", "row"])
+def test_rounding_is_within_half_a_scale(bits, axis):
+    operator = nn.Quantized.from_dense(MATRIX, bits, axis)
+    codes, scale = np.asarray(operator.codes[...]), np.asarray(operator.scale[...])
+    most = 2 ** (bits - 1) - 1
+    assert codes.dtype == np.int8
+    assert np.abs(codes).max() == most
+    assert scale.shape == {None: (1, 1), "column": (1, Q), "row": (P, 1)}[axis]
+    assert np.all(np.abs(wide(operator) - MATRIX) <= 0.5001 * scale)
+    np.testing.assert_array_equal(codes[MATRIX == 0], 0)
+    again = nn.Quantized.from_dense(np.asarray(operator.to_dense()), bits, axis)
+    np.testing.assert_array_equal(again.codes[...], codes)
+
+
+def test_errors_say_what_was_expected():
+    ones = np.ones(2, np.float32)
+    cases = [
+        (
+            lambda: nn.Sparse(ones, np.array([0, 3]), np.arange(2), (3, 2)),
+            "rows from 0 to 2, got 0 to 3",
+        ),
+        (
+            lambda: nn.Sparse(ones, np.zeros(2, int), np.ones(2, int), (3, 2)),
+            r"each place once, got \(0, 1\) twice",
+        ),
+        (lambda: nn.Sparse(ones, ones, np.ones(2, int), (3, 2)), "rows of integers, got float32"),
+        (lambda: nn.Sparse(ones, np.arange(3), np.arange(3), (3, 3)), "of one shape"),
+        (lambda: nn.Sparse.from_dense(ones), "matrix to be a matrix"),
+        (lambda: nn.Clustered(ones, np.full((2, 2), 2)), "codes from 0 to 1, got 2 to 2"),
+        (lambda: nn.Clustered(np.ones((2, 2)), np.zeros((2, 2), int)), "a codebook of 1 to"),
+        (lambda: nn.Clustered.from_dense(MATRIX, 1), "a size from 2 to 65536, got 1"),
+        (lambda: nn.Clustered.from_dense(MATRIX, 3, weights=ones), r"weights of shape \(30, 7\)"),
+        (lambda: nn.Clustered.from_dense(MATRIX * np.nan, 3), "finite numbers in matrix"),
+        (lambda: nn.Quantized(np.full((2, 2), 8), 0.1, bits=4), "codes from -7 to 7, got 8 to 8"),
+        (lambda: nn.Quantized(np.ones((2, 3), int), ones), "a scale of shape"),
+        (lambda: nn.Quantized(np.ones((2, 2)), 1.0), "codes of integers, got float64"),
+        (lambda: nn.Quantized.from_dense(MATRIX, 9), "bits from 2 to 8, got 9"),
+        (lambda: nn.Quantized.from_dense(MATRIX, 8, "rows"), "an axis among"),
+        (lambda: jax.jit(nn.Sparse.from_dense)(MATRIX), "a concrete matrix, got a traced one"),
+    ]
+    for make, message in cases:
+        with pytest.raises(ValueError, match=message) as caught:
+            make()
+        assert "\n" not in str(caught.value)
