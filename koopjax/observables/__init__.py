@@ -11,6 +11,7 @@ for `psi.size(d)` and `psi.names(d)` before there is any data.
 | degree 3 and above | `Compose(Standardize.fit(x), Orthogonal(3))` |
 | many coordinates | `Compose(Project.pca(x, r), ...)` or `Project.active_subspace` |
 | local structure | `Concat(Monomials(1), GaussianRBF.fit(x, m, key))` |
+| images, many entries | `Compose(Kronecker.fit(x, (28, 28), (10, 10)), ...)` |
 | tensor trains | `Product.of(Polynomial1D(2), d)` |
 | learned | `Neural(module)` |
 """
@@ -21,6 +22,7 @@ from koopjax.observables._base import Observables as Observables
 from koopjax.observables._combine import Compose as Compose, Concat as Concat, Select as Select
 from koopjax.observables._functions import Custom as Custom, Neural as Neural
 from koopjax.observables._kernels import GaussianRBF as GaussianRBF, RandomFourier as RandomFourier
+from koopjax.observables._kronecker import Kronecker as Kronecker
 from koopjax.observables._polynomials import (
     Identity as Identity,
     Monomials as Monomials,
@@ -53,6 +55,7 @@ __all__ = [
     "Gaussian1D",
     "GaussianRBF",
     "Identity",
+    "Kronecker",
     "Monomials",
     "Neural",
     "Observables",

@@ -26,7 +26,7 @@ class Standardize(Observables):
 
     Args:
         mean: `(d,)`.
-        scale: `(d,)`, nowhere zero.
+        scale: `(d,)`, nowhere zero; `None` for a shift alone.
 
     Example:
         >>> import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Standardize(Observables):
     """
 
     mean: Any
-    scale: Any
+    scale: Any = None
 
     @classmethod
     def fit(cls, x: Any, *, limit: float = 10.0, floor: float = 1e-6) -> "Standardize":
@@ -124,7 +124,8 @@ class Standardize(Observables):
         return [f"z({name})" for name in input_names(d, inputs)]
 
     def _evaluate(self, x: Float[Array, "n d"]) -> Array:
-        return (x - like(self.mean, x)[None, :]) / like(self.scale, x)[None, :]
+        shifted = x - like(self.mean, x)[None, :]
+        return shifted if self.scale is None else shifted / like(self.scale, x)[None, :]
 
 
 @pytree

@@ -51,6 +51,8 @@ DICTIONARIES = {
     "monomials": ob.Monomials(3),
     "hermite": ob.Orthogonal(3),
     "chebyshev": ob.Orthogonal(3, "chebyshev"),
+    "kronecker": ob.Kronecker.fit(data(), (2, D // 2), (2, 1)),
+    "shift": ob.Standardize(jnp.arange(float(D))),
     "rbf": _rbf,
     "rbf_widths": ob.GaussianRBF(_rbf.centers, jnp.linspace(1.0, 3.0, 6)),
     "fourier": ob.RandomFourier.create(_key, D, 7, 2.0),

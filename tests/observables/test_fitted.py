@@ -218,3 +218,34 @@ def test_random_fourier_approximates_the_gaussian_kernel():
     assert psi.names(4)[3] == "cos(w3·x)"
     assert psi.names(4)[-1] == "sin(w9999·x)"
     np.testing.assert_array_equal(psi(x), ob.RandomFourier.create(KEY, 4, 20_001, 1.7)(x))
+
+
+def test_a_kronecker_projection_is_a_product_along_each_axis():
+    rng = np.random.default_rng(0)
+    a, b, c = rng.normal(size=(2, 3)), rng.normal(size=(3, 1)), rng.normal(size=(4, 2))
+    x = rng.normal(size=(5, 24))
+    psi = ob.Kronecker(tuple(jnp.asarray(m, jnp.float32) for m in (a, b, c)))
+    dense = x @ np.kron(np.kron(a, b), c)
+    np.testing.assert_allclose(psi(x.astype(np.float32)), dense, rtol=2e-5, atol=2e-5)
+    assert psi.size(24) == 6
+    assert psi.names(24)[0] == "u0_0_0"
+
+
+def test_a_fitted_kronecker_projection_keeps_what_varies_along_each_axis():
+    rng = np.random.default_rng(1)
+    left, right = rng.normal(size=(6, 2)), rng.normal(size=(5, 2))
+    x = np.einsum("ia,nab,jb->nij", left, rng.normal(size=(50, 2, 2)), right).reshape(50, 30)
+    psi = ob.Kronecker.fit(x.astype(np.float32), (6, 5), (2, 2))
+    a, b = (np.asarray(m, np.float64) for m in psi.factors)
+    np.testing.assert_allclose(a.T @ a, np.eye(2), atol=1e-5)
+    back = np.einsum("nab,ia,jb->nij", np.asarray(psi(x)).reshape(50, 2, 2), a, b)
+    np.testing.assert_allclose(back.reshape(50, 30), x, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks", "words"),
+    [((4, 4), (2, 2), "30 entries"), ((6, 5), (7, 1), "ranks"), ((6, 5), (2,), "a rank for each")],
+)
+def test_bad_axes_of_a_kronecker_projection(shape, ranks, words):
+    with pytest.raises(ValueError, match=words):
+        ob.Kronecker.fit(np.ones((3, 30), np.float32), shape, ranks)
