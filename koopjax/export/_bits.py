@@ -91,12 +91,12 @@ def from_ranged(data: bytes, at: int, rows: int, columns: int) -> tuple[np.ndarr
 def narrow(values: np.ndarray) -> bytes:
     """Integers as offsets from the smallest, each in as few bits as the largest needs."""
     low = int(values.min())
-    offsets = [int(v) - low for v in values.tolist()]
-    width = max(offsets).bit_length()
-    bits = "".join(format(v, f"0{width}b") for v in offsets) if width else ""
-    body = int(bits or "0", 2) << -len(bits) % 8
+    # modulo 2^64 the differences of any integers are right
+    offsets = values.astype(np.uint64) - np.array(low).astype(np.uint64)
+    width = int(offsets.max()).bit_length()
+    bits = (offsets[:, None] >> np.arange(width, dtype=np.uint64)[None, ::-1]) & np.uint64(1)
     signed = low << 1 if low >= 0 else (-low << 1) - 1
-    return put_varint(signed) + bytes([width]) + body.to_bytes((len(bits) + 7) // 8, "big")
+    return put_varint(signed) + bytes([width]) + np.packbits(bits.astype(np.uint8)).tobytes()
 
 
 def from_narrow(data: bytes, at: int, size: int) -> tuple[list[int], int]:
@@ -106,10 +106,9 @@ def from_narrow(data: bytes, at: int, size: int) -> tuple[list[int], int]:
     width, at = data[at], at + 1
     end = at + (size * width + 7) // 8
     bits = np.unpackbits(np.frombuffer(data[at:end], np.uint8), count=size * width)
-    text = bits.astype("U1").tolist()
-    return [
-        low + int("".join(text[i * width : (i + 1) * width]) or "0", 2) for i in range(size)
-    ], end
+    weights = np.uint64(1) << np.arange(width, dtype=np.uint64)[::-1]
+    offsets = bits.reshape(size, width).astype(np.uint64) @ weights
+    return [low + v for v in offsets.tolist()], end
 
 
 def _unpack(data: bytes, size: int | None) -> np.ndarray:
