@@ -182,20 +182,22 @@ def _symbol_forms(
     """Where the non-zeros are, then symbols for their values; the head byte says how."""
     if array.dtype == np.bool_:
         return
-    width = rows.shape[1]
+    width, shape = rows.shape[1], _as_matrix(array.shape)
     coding, places = (RAW, b"") if index is None else index
+    every = np.ones(shape, bool)
+    kept = mask.reshape(shape)
     if array.dtype.kind in "iu" and array.dtype.name in DTYPES:
-        for head, where, kept in ((RAW, b"", slice(None)), (coding, places, mask)):
-            code = _values.offsets(array.reshape(-1)[kept])
+        for head, where, chosen in ((RAW, b"", every), (coding, places, kept)):
+            code = _values.offsets(array.reshape(shape)[chosen], _values.lines_of(chosen))
             if code is not None:
                 yield SYMBOLS, bytes([head]) + where + code
     if width in (2, 4, 8):
-        code = _values.palette(rows[mask].reshape(-1).view(f"<u{width}"))
+        values = rows[mask].reshape(-1).view(f"<u{width}")
+        code = _values.palette(values, _values.lines_of(kept))
         if code is not None:
             yield PALETTE, bytes([coding]) + places + code
     if array.dtype.name in ("float32", "float64"):
-        shape = _as_matrix(array.shape)
-        for group, code in _values.grids(array.reshape(shape), mask.reshape(shape)):
+        for group, code in _values.grids(array.reshape(shape), kept):
             yield GRID, bytes([group << 4 | coding]) + places + code
 
 
@@ -254,13 +256,13 @@ def _from_symbols(
     mask = np.ones(size, bool)
     if coding != RAW:
         mask, at = _index(data, at, coding, shape)
-    n = int(np.count_nonzero(mask))
+    kept = mask.reshape(_as_matrix(shape))
     if form == SYMBOLS:
-        values, at = _values.from_offsets(data, at, n, dtype)
+        values, at = _values.from_offsets(data, at, _values.lines_of(kept), dtype)
     elif form == PALETTE:
-        values, at = _values.from_palette(data, at, n, dtype.itemsize)
+        values, at = _values.from_palette(data, at, _values.lines_of(kept), dtype.itemsize)
     else:
-        values, at = _values.from_grid(data, at, group, mask.reshape(_as_matrix(shape)), dtype)
+        values, at = _values.from_grid(data, at, group, kept, dtype)
     whole = np.zeros(size, values.dtype)
     whole[mask] = values
     return whole.view(dtype).reshape(shape), at

@@ -2,9 +2,10 @@
 
 Two coders of the same order-0 model, the shorter of which is taken. The adaptive one learns the
 counts while it goes, as a binary tree of bits, and needs no table: for the few thousand symbols of
-a small model. The other puts the counts first and codes by them (rANS), at a quarter of a
-microsecond a symbol whatever the alphabet. Both are integer arithmetic alone, so every machine
-decodes the same.
+a small model. Its first decision (of numbers around zero: the sign) may know that of the symbol
+before in the same row or column, as neighbouring inputs of a unit often have weights of one sign.
+The other puts the counts first and codes by them (rANS), at a quarter of a microsecond a symbol
+whatever the alphabet. Both are integer arithmetic alone, so every machine decodes the same.
 """
 
 import numpy as np
@@ -12,7 +13,9 @@ import numpy as np
 from koopjax.export._file import get_varint, put_varint
 from koopjax.export._range import LEAST, TOP, last_bytes
 
-ADAPTIVE, COUNTED = range(2)
+Lines = tuple[np.ndarray, np.ndarray]  # the row and the column of each symbol
+
+ADAPTIVE, COUNTED, BY_ROW, BY_COLUMN = range(4)
 ADAPTIVE_LIMIT = 1 << 17  # binary decisions; the adaptive coder costs about half a microsecond each
 ALPHABET_LIMIT = 1 << 16
 COUNTED_LIMIT = 1 << 24  # symbols
@@ -23,12 +26,13 @@ LOWEST = 1 << 24  # its state is kept in LOWEST <= x < LOWEST << 16
 STATE_BYTES = 5
 
 
-def put_symbols(symbols: np.ndarray, size: int) -> bytes | None:
+def put_symbols(symbols: np.ndarray, size: int, lines: Lines | None = None) -> bytes | None:
     """Symbols in the shorter coding; none where there are too many for either.
 
     Args:
         symbols: `(n,)` integers, `0 <= s < size`.
         size: of the alphabet, at least 1.
+        lines: `(n,)` and `(n,)`, the row and the column of each in a matrix, if it has any.
 
     Returns:
         A varint of size and coding, then the code; its number of symbols is not in it.
@@ -38,24 +42,32 @@ def put_symbols(symbols: np.ndarray, size: int) -> bytes | None:
     depth = (size - 1).bit_length()
     codes = []
     if symbols.size * depth <= ADAPTIVE_LIMIT:
-        body = _tree(symbols.tolist(), symbols.size, size, b"")[0]
-        codes.append(put_varint(size << 1 | ADAPTIVE) + put_varint(len(body)) + body)
+        coding, before = _before(symbols, depth, lines)
+        body = _tree(symbols.tolist(), symbols.size, size, b"", before)[0]
+        codes.append(put_varint(size << 2 | coding) + put_varint(len(body)) + body)
     if depth and symbols.size:
-        codes.append(put_varint(size << 1 | COUNTED) + _counted(symbols, size))
+        codes.append(put_varint(size << 2 | COUNTED) + _counted(symbols, size))
     return min(codes, key=len)
 
 
-def get_symbols(data: bytes, at: int, n: int) -> tuple[np.ndarray, int, int]:
+def get_symbols(
+    data: bytes, at: int, n: int, lines: Lines | None = None
+) -> tuple[np.ndarray, int, int]:
     """The `n` symbols that `put_symbols` wrote at a place, their alphabet, the place behind."""
     head, at = get_varint(data, at)
-    size = head >> 1
+    size, coding = head >> 2, head & 3
     if not 1 <= size <= ALPHABET_LIMIT:
         raise IndexError(f"an alphabet of {size} symbols")
-    if head & 1 == COUNTED:
+    if coding == COUNTED:
         symbols, at = _from_counted(data, at, n, size)
     else:
+        if coding != ADAPTIVE and lines is None:
+            raise IndexError("symbols of rows and columns without these")
+        before = None
+        if lines is not None and coding != ADAPTIVE:
+            before = _last_of_line(lines[coding - BY_ROW])
         length, at = get_varint(data, at)
-        symbols = np.array(_tree(None, n, size, data[at : at + length])[1], np.int64)
+        symbols = np.array(_tree(None, n, size, data[at : at + length], before)[1], np.int64)
         at += length
     return symbols, size, at
 
@@ -101,33 +113,70 @@ def _fresh(size: int, depth: int) -> tuple[list[int], list[int]]:
     return ones, [SEEN] * len(ones)
 
 
-def _tree(symbols: list[int] | None, n: int, size: int, data: bytes) -> tuple[bytes, list[int]]:
+def _last_of_line(line: np.ndarray) -> np.ndarray:
+    """For each symbol the place of the one before it in its row or column, or -1."""
+    order = np.argsort(line, kind="stable")
+    before = np.full(len(line), -1)
+    same = line[order[1:]] == line[order[:-1]]
+    before[order[1:][same]] = order[:-1][same]
+    return before
+
+
+def _before(symbols: np.ndarray, depth: int, lines: Lines | None) -> tuple[int, np.ndarray | None]:
+    """Coding and places of the symbols whose first bit tells most about that of each."""
+    if not depth or lines is None:
+        return ADAPTIVE, None
+    first = symbols >> (depth - 1)
+    choices: list[tuple[int, np.ndarray | None]] = [(ADAPTIVE, None)]
+    choices += [(BY_ROW + k, _last_of_line(line)) for k, line in enumerate(lines)]
+    costs = []
+    for _, before in choices:
+        known = np.zeros_like(first) if before is None else np.where(before < 0, 2, first[before])
+        counts = np.bincount(2 * known + first, minlength=6).reshape(3, 2)
+        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        bits = -np.sum(counts * np.log2(np.where(share > 0, share, 1)))
+        # what it takes to learn each share
+        costs.append(bits + np.sum(np.log2(1 + counts.sum(axis=1))) / 2)
+    return choices[int(np.argmin(costs))]
+
+
+def _tree(
+    symbols: list[int] | None, n: int, size: int, data: bytes, before: np.ndarray | None
+) -> tuple[bytes, list[int]]:
     """Encode `symbols`, or decode `data` where there are none: one loop, so that both agree.
 
     The bits of a symbol from the highest, each under the counts so far of its node, by the
-    carryless binary coder of `_range`.
+    carryless binary coder of `_range`. With `before`, the first bit has three nodes: by the first
+    bit of the symbol at that place, or none.
     """
     depth = (size - 1).bit_length()
     ones, total = _fresh(size, depth)
+    roots, top = len(ones), max(0, depth - 1)
+    ones += 3 * ones[1:2]
+    total += 3 * total[1:2]
+    places = None if before is None else before.tolist()
     low, high = 0, TOP
     out, decoded = bytearray(), []
     value, at = int.from_bytes(data[:4].ljust(4, b"\0"), "big"), 4
     shifts = range(depth - 1, -1, -1)
     for i in range(n):
         given = 0 if symbols is None else symbols[i]
-        node = 1
+        node = at_node = 1
+        if places is not None:
+            k = places[i]
+            at_node = roots + (2 if k < 0 else decoded[k] >> top)
         for shift in shifts:
-            p = (ones[node] << 16) // total[node]
+            p = (ones[at_node] << 16) // total[at_node]
             p = LEAST if p < LEAST else 65536 - LEAST if p > 65536 - LEAST else p
             middle = low + ((high - low) * p >> 16)
             bit = int(value <= middle) if symbols is None else given >> shift & 1
-            total[node] += SEEN
+            total[at_node] += SEEN
             if bit:
                 high = middle
-                ones[node] += SEEN
+                ones[at_node] += SEEN
             else:
                 low = middle + 1
-            node = node << 1 | bit
+            node = at_node = node << 1 | bit
             while (low ^ high) < 0x1000000:
                 if symbols is None:
                     following = data[at] if at < len(data) else 0

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from koopjax.export._file import get_varint, put_varint
-from koopjax.export._symbols import ALPHABET_LIMIT, get_symbols, put_symbols
+from koopjax.export._symbols import ALPHABET_LIMIT, Lines, get_symbols, put_symbols
 
 PALETTE_LIMIT = 4096  # distinct values of a palette
 DIVISORS = 8  # a scale's smallest value is at most this many steps from zero
@@ -18,11 +18,18 @@ ULPS = (0, 1, -1, 2, -2)  # two roundings lie between the scale and its smallest
 GROUPS: list[tuple[int, ...]] = [(0, 1), (0,), (1,)]
 
 
-def palette(values: np.ndarray) -> bytes | None:
+def lines_of(mask: np.ndarray) -> Lines:
+    """The row and the column of each entry of a mask `(p, q)`, by rows."""
+    rows, columns = np.nonzero(mask)
+    return rows, columns
+
+
+def palette(values: np.ndarray, lines: Lines) -> bytes | None:
     """Few distinct values: which of them each entry is, then the values as they are.
 
     Args:
         values: `(n,)` bit patterns, as unsigned integers.
+        lines: the row and the column of each.
 
     Returns:
         None where they are many: more than `PALETTE_LIMIT`, or than half the entries.
@@ -31,22 +38,23 @@ def palette(values: np.ndarray) -> bytes | None:
     if len(np.unique(values[: 2 * PALETTE_LIMIT + 2])) > most:  # sorts less than all of them
         return None
     book, symbols = np.unique(values, return_inverse=True)
-    code = put_symbols(symbols, len(book)) if 0 < len(book) <= most else None
+    code = put_symbols(symbols, len(book), lines) if 0 < len(book) <= most else None
     return None if code is None else code + _bytes(book)
 
 
-def from_palette(data: bytes, at: int, n: int, width: int) -> tuple[np.ndarray, int]:
-    """The `n` values of `width` bytes that `palette` wrote, and the place behind them."""
-    symbols, size, at = get_symbols(data, at, n)
+def from_palette(data: bytes, at: int, lines: Lines, width: int) -> tuple[np.ndarray, int]:
+    """The values of `width` bytes that `palette` wrote, and the place behind them."""
+    symbols, size, at = get_symbols(data, at, len(lines[0]), lines)
     book, at = _array(data, at, size, np.dtype(f"u{width}"))
     return book[symbols], at
 
 
-def offsets(values: np.ndarray) -> bytes | None:
-    """Integers as symbols: the least, zigzag, and their distances from it.
+def offsets(values: np.ndarray, lines: Lines) -> bytes | None:
+    """Integers as symbols: a lower bound, zigzag, and their distances from it.
 
     Args:
         values: `(n,)` integers.
+        lines: the row and the column of each.
 
     Returns:
         None where there are none, or the largest is `ALPHABET_LIMIT` or more above the least.
@@ -57,16 +65,21 @@ def offsets(values: np.ndarray) -> bytes | None:
     low, high = int(wide.min()), int(wide.max())
     if high - low >= ALPHABET_LIMIT:
         return None
-    code = put_symbols((wide - wide.dtype.type(low)).astype(np.int64), high - low + 1)
+    half = 1 << max(-low, high - 1, 0).bit_length()
+    if low < 0 < high and 2 * half <= 1 << (high - low).bit_length():
+        low = 1 - half  # the first bit of a symbol is then the sign
+    code = put_symbols((wide - wide.dtype.type(low)).astype(np.int64), high - low + 1, lines)
     zigzag = low << 1 if low >= 0 else (-low << 1) - 1
     return None if code is None else put_varint(zigzag) + code
 
 
-def from_offsets(data: bytes, at: int, n: int, dtype: np.dtype[Any]) -> tuple[np.ndarray, int]:
-    """The `n` integers that `offsets` wrote, and the place behind them."""
+def from_offsets(
+    data: bytes, at: int, lines: Lines, dtype: np.dtype[Any]
+) -> tuple[np.ndarray, int]:
+    """The integers that `offsets` wrote, and the place behind them."""
     zigzag, at = get_varint(data, at)
     low = -((zigzag + 1) >> 1) if zigzag & 1 else zigzag >> 1
-    symbols, _, at = get_symbols(data, at, n)
+    symbols, _, at = get_symbols(data, at, len(lines[0]), lines)
     wide = np.dtype(np.uint64) if dtype == np.uint64 else np.dtype(np.int64)
     return (symbols.astype(wide) + wide.type(low)).astype(dtype), at
 
@@ -94,7 +107,7 @@ def grids(matrix: np.ndarray, mask: np.ndarray) -> Iterator[tuple[int, bytes]]:
         if found is None:
             continue
         scales, steps = found
-        code = offsets(steps[mask])
+        code = offsets(steps[mask], lines_of(mask))
         if code is not None:
             yield place, _bytes(scales) + code
             if not several:
@@ -108,7 +121,7 @@ def from_grid(
     axes = GROUPS[group]
     shape = tuple(1 if axis in axes else n for axis, n in enumerate(mask.shape))
     scales, at = _array(data, at, shape[0] * shape[1], dtype)
-    steps, at = from_offsets(data, at, int(np.count_nonzero(mask)), np.dtype(np.int64))
+    steps, at = from_offsets(data, at, lines_of(mask), np.dtype(np.int64))
     spread = np.broadcast_to(scales.reshape(shape), mask.shape)[mask]
     return spread * steps.astype(dtype), at
 

@@ -159,6 +159,32 @@ def test_symbols_come_back_from_either_coder(n, size, seed, skewed):
         np.testing.assert_array_equal(found, symbols)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_symbols_come_back_with_their_rows_and_columns(p, q, size, seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((p, q)) < rng.random()
+    lines = _values.lines_of(mask)
+    up = rng.integers(0, 2, q if seed % 2 else p)[lines[seed % 2]]
+    symbols = (rng.integers(0, size, len(up)) + up * (size - 1)) // 2
+    data = _symbols.put_symbols(symbols, size, lines)
+    assert data is not None
+    found, alphabet, end = _symbols.get_symbols(data + b"\xff\xff", 0, len(symbols), lines)
+    assert (alphabet, end) == (size, len(data))
+    np.testing.assert_array_equal(found, symbols)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_signs_that_stay_along_a_line_cost_little(axis):
+    rng = np.random.default_rng(0)
+    signs = np.where(np.cumsum(rng.random((200, 200)) < 0.05, axis=axis) % 2, 1, -1)
+    steps = signs * rng.integers(1, 4, (200, 200))
+    sparse = np.where(rng.random((200, 200)) < 0.3, steps, 0).astype(np.int8)
+    _, data = round_trip(sparse)
+    loose = np.where(sparse == 0, 0, sparse * rng.choice([-1, 1], sparse.shape)).astype(np.int8)
+    assert len(data) < len(round_trip(loose)[1]) - 0.3 * np.count_nonzero(sparse) / 8
+
+
 def test_a_large_alphabet_with_one_frequent_symbol():
     symbols = np.concatenate([np.arange(40_000), np.zeros(30_000, int)])
     data = _symbols.put_symbols(symbols, 40_000)
