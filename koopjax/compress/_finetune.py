@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,11 +15,54 @@ from jaxtyping import Array, Float
 from koopjax import export, models
 from koopjax._core import check_finite, expected
 from koopjax.compress._budget import Budget
+from koopjax.compress._constraint import constrained
 from koopjax.compress._result import Compressed, finish
-from koopjax.compress._sparse_updates import keep_zeros, prune_gradually
+from koopjax.compress._to_size import SALIENCIES, ToSize
 
 #: Of the loss that goes to the labels where there are any.
-LABEL_WEIGHT = 0.5
+LABEL_WEIGHT = 0.2
+#: Looks at the parameters in a pass over the data, where a run prunes or quantises on the way.
+ROUNDS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a compressed model is trained; the same for every method of a fair comparison.
+
+    Args:
+        epochs: passes over the data.
+        batch_size: samples a step.
+        learning_rate: the largest, of AdamW; linear warm-up, then half a cosine down to zero.
+        weight_decay: decoupled, of arrays with two axes or more.
+        warmup: share of the steps in which the rate rises.
+        clip: largest norm of a gradient; polynomials of polynomials have steep places.
+        temperature: `T` of the distillation, above 0.
+        label_weight: `w`, share of the loss that goes to the labels; matters with labels alone.
+        prune_until: share of the epochs in which entries go, where a size is asked for.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.05
+    clip: float = 1.0
+    temperature: float = 1.0
+    label_weight: float = LABEL_WEIGHT
+    prune_until: float = 0.6
+
+    def check(self) -> None:
+        """Raise on a setting out of range, in one line."""
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise expected(f"finetune: {name} a positive integer", f"{value!r}")
+        for name in ("learning_rate", "temperature", "clip"):
+            if not getattr(self, name) > 0:
+                raise expected(f"finetune: a {name} above 0", f"{getattr(self, name)}")
+        for name in ("label_weight", "warmup", "prune_until"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise expected(f"finetune: {name} from 0 to 1", f"{getattr(self, name)}")
 
 
 def finetune(
@@ -29,27 +72,26 @@ def finetune(
     teacher: Any,
     labels: ArrayLike | None = None,
     key: Array,
-    epochs: int = 20,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
-    weight_decay: float = 0.0,
-    warmup: float = 0.05,
-    temperature: float = 1.0,
-    label_weight: float = LABEL_WEIGHT,
+    training: Training | None = None,
+    budget: Any = None,
     density: float | None = None,
+    saliency: str = "fisher",
+    value_bits: float | None = None,
     x_val: ArrayLike | None = None,
     y_val: ArrayLike | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
     checkpoint: str | os.PathLike | None = None,
     resume: bool = True,
+    **settings: Any,
 ) -> Any:
     """Train a compressed model to answer as its original does.
 
     Minimises `(1 - w) T² KL(softmax(t / T) ‖ softmax(s / T)) + w CE(labels, s)` over the student's
     parameters, for teacher outputs `t` and student outputs `s`; `w = 0` without labels. One output
-    means regression, with the mean squared difference. AdamW, linear warm-up, cosine schedule, an
-    epoch one compiled scan. Exact zeros of matrices stay zero, so that a pruned model keeps its
-    bytes; frozen arrays (indices, codes) stay as they are.
+    means regression, with the mean squared difference. Every epoch is a compiled scan. Exact zeros
+    of matrices stay zero, so that a pruned model keeps its bytes; frozen arrays (indices, codes)
+    stay as they are. With `budget` or `density`, entries of least saliency go on the way, as
+    `ToSize` describes; with `value_bits` too, what stays is trained on grids.
 
     Args:
         compressed: a `Compressed`, or a model of any form that `models.train` takes.
@@ -57,13 +99,15 @@ def finetune(
         teacher: the original model, of any form, or its outputs `(n, q)` on `calibration`.
         labels: `(n,)` integers; without, nothing but the teacher is learned from.
         key: shuffles.
-        epochs, batch_size, learning_rate, weight_decay, warmup: as in `models.train`.
-        temperature: `T`, above 0.
-        label_weight: `w`, from 0 to 1; matters with labels alone.
-        density: prune on the way, down to this share of non-zero entries of all matrices together,
-            by the cubic schedule of gradual magnitude pruning over the first three quarters.
+        training: a `Training`; or its fields as keywords (`epochs=5, learning_rate=1e-3`).
+        budget: prune on the way until the file takes at most so many bytes: bytes, `"64KiB"`, or a
+            `Budget` of a size. A `Compressed` knows its own: `True`.
+        density: prune on the way until this share of entries is left; instead of a budget.
+        saliency: which entries go, "fisher" or "magnitude".
+        value_bits: with a budget, quantise: bits a non-zero value takes, entropy-coded.
         x_val, y_val: samples and labels on which a `Compressed` is scored anew.
-        progress, checkpoint, resume: as in `models.train`; an interrupted run goes on.
+        progress: called as `progress(epoch, metrics)`, four times a pass where entries go.
+        checkpoint, resume: as in `models.train`; an interrupted run goes on.
 
     Returns:
         What came: a `Compressed`, its report telling the new file and validation score (where
@@ -75,40 +119,137 @@ def finetune(
             no longer fit its budget.
         NumericalError: the loss is no longer finite.
 
-    Reference: Hinton, Vinyals & Dean (2015), arXiv 1503.02531 (distillation); Zhu & Gupta (2017),
-        arXiv 1710.01878, equation 1 (gradual pruning).
+    Reference: Hinton, Vinyals & Dean (2015), arXiv 1503.02531 (distillation).
     """
-    _check(temperature, label_weight, density, learning_rate)
+    training = dataclasses.replace(training or Training(), **settings)
+    if budget is True:
+        if not isinstance(compressed, Compressed):
+            raise expected("budget=True with a Compressed", "a bare model", "a number of bytes")
+        budget = compressed.report.budget_bytes
+    limit = None if budget is None else _size_of(budget)
     model = compressed.model if isinstance(compressed, Compressed) else compressed
-    x = jnp.asarray(calibration)
-    if x.ndim < 2 or x.shape[0] == 0:
-        raise expected("finetune: calibration of shape (n, ...), n > 0", f"shape {x.shape}")
-    logits = _teacher_outputs(teacher, x)
-    weight = label_weight if labels is not None and logits.shape[-1] > 1 else 0.0
-    targets = _targets(logits, labels, weight)
-    steps = epochs * (len(x) // min(batch_size, len(x)))
-    optimizer = _optimizer(learning_rate, weight_decay, round(warmup * steps), steps, density)
-    result = models.train(
-        model, x, targets, key=key, epochs=epochs, batch_size=batch_size, optimizer=optimizer,
-        loss=_loss(logits.shape[-1], float(temperature), float(weight)),
+    (tuned,) = train_students(
+        [model], calibration, teachers=[teacher], labels=labels, keys=[key], training=training,
+        limits=[limit], densities=[density], saliency=saliency, value_bits=[value_bits],
         progress=progress, checkpoint=checkpoint, resume=resume,
     )  # fmt: skip
     if not isinstance(compressed, Compressed):
-        return result.model
-    return _account(compressed, result.model, x_val, y_val, epochs=epochs, labels=labels)
+        return tuned
+    return account(compressed, tuned, x_val, y_val, training.epochs, labels is not None)
 
 
-def _check(temperature: float, label_weight: float, density: Any, learning_rate: float) -> None:
-    if not temperature > 0:
-        raise expected("finetune: a temperature above 0", f"{temperature}", "temperature=1.0")
-    if not 0 <= label_weight <= 1:
-        raise expected("finetune: label_weight from 0 to 1", f"{label_weight}")
-    if density is not None and not 0 < density <= 1:
-        raise expected(
-            "finetune: a density above 0, at most 1", f"{density}", "None to prune no more"
+def train_students(
+    students: Sequence[Any],
+    calibration: ArrayLike,
+    *,
+    teachers: Sequence[Any],
+    labels: ArrayLike | None,
+    keys: Sequence[Array],
+    training: Training,
+    limits: Sequence[int | None],
+    densities: Sequence[float | None] | None = None,
+    saliency: str = "fisher",
+    value_bits: Sequence[float | None] | None = None,
+    progress: Callable[[int, Any], None] | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    resume: bool = True,
+) -> list[Any]:
+    """Train students of one structure at once, as lanes of one vmapped scan (one alone: as it is).
+
+    Args:
+        students: models of one structure, such as one for each seed and budget.
+        calibration, labels: shared by all.
+        teachers: one a student: a model or its outputs; the same object is run once.
+        keys, limits, densities, value_bits: one a student; see `finetune`.
+        training, saliency: shared.
+        progress, checkpoint, resume: as in `finetune`; checkpoints of one student alone.
+
+    Returns:
+        The trained models, in order.
+    """
+    training.check()
+    count = len(students)
+    densities = densities or [None] * count
+    value_bits = value_bits or [None] * count
+    x = jnp.asarray(calibration)
+    if x.ndim < 2 or x.shape[0] == 0:
+        raise expected("finetune: calibration of shape (n, ...), n > 0", f"shape {x.shape}")
+    _check_sizes(limits, densities, saliency, value_bits)
+    run: dict[int, Array] = {}
+    for teacher in teachers:
+        if id(teacher) not in run:
+            run[id(teacher)] = _teacher_outputs(teacher, x)
+    logits = [run[id(teacher)] for teacher in teachers]
+    weight = training.label_weight if labels is not None and logits[0].shape[-1] > 1 else 0.0
+    targets = [_targets(one, labels, weight) for one in logits]
+    batch = min(training.batch_size, len(x))
+    sized = any(one is not None for one in (*limits, *densities))
+    # Epochs of a quarter, so that entries go in small portions.
+    rounds = ROUNDS if sized and len(x) // ROUNDS >= batch else 1
+    epochs, size = training.epochs * rounds, len(x) // rounds
+    steps = epochs * (size // batch)
+    optimizer = _optimizer(
+        training.learning_rate, training.weight_decay, round(training.warmup * steps), steps,
+        training.clip,
+    )  # fmt: skip
+    plans = [
+        _plan(*one, epochs, training.prune_until, saliency)
+        for one in zip(students, limits, densities, value_bits, strict=True)
+    ]
+    common: Any = {
+        "epochs": epochs, "batch_size": batch, "epoch_size": size, "optimizer": optimizer,
+        "loss": _loss(logits[0].shape[-1], float(training.temperature), float(weight)),
+        "progress": progress,
+    }  # fmt: skip
+    if count == 1:
+        result = models.train(
+            students[0], x, targets[0], key=keys[0], revise=plans[0], checkpoint=checkpoint,
+            resume=resume, **common,
+        )  # fmt: skip
+        return [result.model]
+    if checkpoint is not None:
+        raise expected("a checkpoint for one student alone", f"{count} lanes", "one at a time")
+    revise = None
+    if sized:
+        revise = lambda lane, epoch, params, opt: (
+            (params, opt) if (plan := plans[lane]) is None else plan(epoch, params, opt)
         )
-    if not learning_rate > 0:
-        raise expected("finetune: a learning_rate above 0", f"{learning_rate}")
+    results = models.train_lanes(students, x, targets, keys=keys, revise=revise, **common)
+    return [result.model for result in results]
+
+
+def _plan(
+    student: Any, limit: Any, density: Any, bits: Any, epochs: int, until: float, saliency: str
+) -> ToSize | None:
+    """What is done to a student after every epoch."""
+    if limit is None and density is None:
+        return None
+    form, _, rest = models.form_of(student)
+    measure = lambda params: export.stored_bytes(form.merge(params, rest))
+    return ToSize(epochs, measure, limit, density, until, saliency, bits)
+
+
+def _check_sizes(limits: Any, densities: Any, saliency: str, value_bits: Any) -> None:
+    for limit, density, bits in zip(limits, densities, value_bits, strict=True):
+        if limit is not None and density is not None:
+            raise expected("finetune: a budget or a density", "both")
+        if density is not None and not 0 < density <= 1:
+            raise expected(
+                "finetune: a density above 0, at most 1", f"{density}", "None to prune no more"
+            )
+        if bits is not None and (limit is None or not 1 <= bits <= 32):
+            raise expected(
+                "finetune: value_bits from 1 to 32 with a budget", f"{bits} and budget {limit}"
+            )
+    if saliency not in SALIENCIES:
+        raise expected(f"finetune: a saliency among {', '.join(SALIENCIES)}", repr(saliency))
+
+
+def _size_of(budget: Any) -> int:
+    parsed = Budget.parse(budget)
+    if parsed.size is None:
+        raise expected("finetune: a budget as a size", f"{parsed}", "'64KiB' or bytes")
+    return parsed.size
 
 
 def _teacher_outputs(teacher: Any, x: Array) -> Float[Array, "n q"]:
@@ -166,32 +307,35 @@ def _loss(outputs: int, temperature: float, weight: float) -> Callable[[Array, A
 
 @functools.lru_cache(maxsize=128)
 def _optimizer(
-    rate: float, decay: float, warmup: int, steps: int, density: float | None
+    rate: float, decay: float, warmup: int, steps: int, clip: float
 ) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
         rate / 10 if warmup else rate, rate, warmup, max(steps, warmup + 1)
     )
     matrices = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)
     adam = optax.adamw(schedule, weight_decay=decay, mask=matrices)
-    sparse = keep_zeros() if density is None else prune_gradually(density, round(0.75 * steps))
-    return optax.chain(adam, sparse)
+    return optax.chain(optax.clip_by_global_norm(clip), adam, constrained())
 
 
-def _account(given: Compressed, model: Any, x_val: Any, y_val: Any, **how: Any) -> Compressed:
+def account(
+    given: Compressed, model: Any, x_val: Any, y_val: Any, epochs: int, labelled: bool
+) -> Compressed:
+    """The fine-tuned model with a report that is true of it."""
     report = given.report
     stored = export.stored_bytes(model)
     if stored > report.budget_bytes:
         raise expected(
             f"a fine-tuned file of at most {report.budget_bytes} bytes", f"{stored}",
-            "a slightly smaller budget for the method, since entropy-coded values have changed",
+            "a slightly smaller budget for the method, since entropy-coded values have changed, "
+            "or budget=True",
         )  # fmt: skip
     score = report.score
     if x_val is not None and y_val is not None:
         score = models.accuracy(model, x_val, y_val)
     kept = {"method", "settings", "why", "measure", "candidates", "result", "notes"}
     fields = {f.name: getattr(report, f.name) for f in dataclasses.fields(report) if f.name in kept}
-    what = "distillation with labels" if how["labels"] is not None else "distillation"
-    fields["settings"] = {**report.settings, "finetuned": f"{how['epochs']} epochs, {what}"}
+    what = "distillation with labels" if labelled else "distillation"
+    fields["settings"] = {**report.settings, "finetuned": f"{epochs} epochs, {what}"}
     return finish(
         model, budget=Budget(size=report.budget_bytes), original_bytes=report.original_bytes,
         score=score, **fields,

@@ -75,6 +75,7 @@ def fingerprint(model: Any, state: Any, plan: Any, key: Any) -> dict[str, Any]:
         "key": _key_bits(key),
         "epochs": plan.epochs,
         "batch_size": plan.batch_size,
+        "steps": plan.steps,
         "settings": [float(leaf) for leaf in jax.tree.leaves(plan.hyper)],
         "loss": _name(plan.loss),
         "optimizer": _optimizer(plan.optimizer, state),

@@ -93,17 +93,18 @@ def run_epoch(
     form: Form,
     optimizer: optax.GradientTransformation | None,
     loss: Callable[[Array, Array], Array],
-    batch_size: int,
+    shape: tuple[int, int],
     hyper: Hyper,
     state: State,
     x: Array,
     y: Array,
     key: Array,
 ) -> tuple[State, dict[str, Array]]:
-    """One pass over shuffled data; the samples of an incomplete last batch sit this one out.
+    """Steps over shuffled data, none twice; the samples that are left over sit this one out.
 
     Args:
-        form, optimizer, loss, batch_size: static.
+        form, optimizer, loss: static.
+        shape: steps and samples a step, static.
         hyper, state: leaves.
         x, y: all the data, on the device; batches are gathered inside the scan.
         key: shuffles the data, and seeds the dropout of Linen models.
@@ -113,7 +114,7 @@ def run_epoch(
         accuracy.
     """
     order_key, model_key = jax.random.split(key)
-    steps = x.shape[0] // batch_size
+    steps, batch_size = shape
     order = jax.random.permutation(order_key, x.shape[0])[: steps * batch_size]
     keys = jax.random.split(model_key, steps)
 
@@ -143,8 +144,11 @@ _STATIC = (0, 1, 2, 3)
 epoch = jax.jit(run_epoch, static_argnums=_STATIC, donate_argnums=(5,))
 
 
-@functools.partial(jax.jit, static_argnums=_STATIC, donate_argnums=(5,))
-def lanes_epoch(form, optimizer, loss, batch_size, hyper, state, x, y, keys):
-    """`run_epoch` of several models at once, each with its own key, on the same data."""
-    run = functools.partial(run_epoch, form, optimizer, loss, batch_size, hyper)
-    return jax.vmap(run, in_axes=(0, None, None, 0))(state, x, y, keys)
+@functools.partial(jax.jit, static_argnums=(*_STATIC, 4), donate_argnums=(6,))
+def lanes_epoch(form, optimizer, loss, shape, own, hyper, state, x, y, keys):
+    """`run_epoch` of several models at once, each with its own key, on the same samples.
+
+    `own`: whether `y` has an axis of lanes in front.
+    """
+    run = functools.partial(run_epoch, form, optimizer, loss, shape, hyper)
+    return jax.vmap(run, in_axes=(0, None, 0 if own else None, 0))(state, x, y, keys)

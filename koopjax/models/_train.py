@@ -17,6 +17,8 @@ from koopjax.models._forms import Form, form_of
 
 Metrics = dict[str, float]
 Progress = Callable[[int, Metrics], None]
+#: `revise(epoch, params, opt_state) -> (params, opt_state)`, of one model or of one lane.
+Revise = Callable[[int, Any, Any], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +29,12 @@ class TrainResult:
         model: in the form that was given to `train`; the given model itself is left as it was.
         history: for each epoch, `loss`, `accuracy` (for integer labels; both means over the epoch
             while the parameters moved) and, with validation data, `val_loss` and `val_accuracy`.
+        opt_state: the optimizer's state at the end, to go on from.
     """
 
     model: Any
     history: list[Metrics]
+    opt_state: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,7 @@ class _Plan:
     optimizer: optax.GradientTransformation | None
     loss: Callable[[Array, Array], Array]
     batch_size: int
+    steps: int
     epochs: int
     hyper: _step.Hyper
     x: Array
@@ -82,7 +87,7 @@ def _data(name: str, x: Any, y: Any, out: jax.ShapeDtypeStruct) -> tuple[Array, 
 
 
 def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimizer, loss,
-          x_val, y_val, weight_decay, warmup) -> _Plan:  # fmt: skip
+          x_val, y_val, weight_decay, warmup, epoch_size=None) -> _Plan:  # fmt: skip
     """Check the settings and gather them."""
     for what, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
@@ -101,12 +106,18 @@ def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimi
     if x_val is not None:
         x_val, y_val = _data("models.train validation", x_val, y_val, out)
     batch_size = min(batch_size, x.shape[0])
-    total = epochs * (x.shape[0] // batch_size)
+    if epoch_size is not None and not batch_size <= epoch_size <= x.shape[0]:
+        raise expected(
+            f"models.train: epoch_size from a batch ({batch_size}) to all samples ({x.shape[0]})",
+            f"{epoch_size}",
+        )
+    steps = (epoch_size or x.shape[0]) // batch_size
+    total = epochs * steps
     rate = 1e-3 if learning_rate is None else learning_rate
     numbers = (rate, weight_decay, warmup * total, total)
     hyper = _step.Hyper(*(jnp.asarray(number, jnp.float32) for number in numbers))
     loss = loss or _step.cross_entropy
-    return _Plan(form, optimizer, loss, batch_size, epochs, hyper, x, y, x_val, y_val)
+    return _Plan(form, optimizer, loss, batch_size, steps, epochs, hyper, x, y, x_val, y_val)
 
 
 def _host(metrics: dict[str, Array]) -> dict[str, np.ndarray]:
@@ -129,6 +140,7 @@ def train(
     key: Array,
     epochs: int,
     batch_size: int = 128,
+    epoch_size: int | None = None,
     learning_rate: float | None = None,
     weight_decay: float = 0.0,
     warmup: float = 0.0,
@@ -137,6 +149,8 @@ def train(
     x_val: Any = None,
     y_val: Any = None,
     progress: Progress | None = None,
+    revise: Revise | None = None,
+    opt_state: Any = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 1,
     resume: bool = True,
@@ -157,6 +171,7 @@ def train(
         key: shuffles; epoch e uses `fold_in(key, e)`.
         epochs: passes over the data.
         batch_size: samples a step; at most `n` are taken.
+        epoch_size: samples an epoch, drawn anew each time; default `n`, all of them once.
         learning_rate: the largest; default 1e-3.
         weight_decay: decoupled, of matrices and kernels alone.
         warmup: share of all steps with a linearly rising rate.
@@ -166,6 +181,11 @@ def train(
             `cross_entropy`.
         x_val, y_val: measured after each epoch.
         progress: called on the host as `progress(epoch, metrics)`, epochs from 1.
+        revise: called on the host after each epoch as `revise(epoch, params, opt_state)`; returns
+            both, as they are or changed (pruned, say). `params` is the pytree that the optimizer
+            sees. A run that is resumed must be given a function that does the same.
+        opt_state: of `optimizer` for these parameters, to begin with in place of its `init`; such
+            as `TrainResult.opt_state`.
         checkpoint: folder to keep the last finished epoch in (needs orbax-checkpoint).
         checkpoint_every: epochs between checkpoints; the last epoch is always kept.
         resume: go on from the checkpoint where there is one; else start anew and replace it.
@@ -183,11 +203,13 @@ def train(
     plan = _plan(
         form, params, rest, x, y, epochs=epochs, batch_size=batch_size, x_val=x_val, y_val=y_val,
         learning_rate=learning_rate, optimizer=optimizer, loss=loss, weight_decay=weight_decay,
-        warmup=warmup,
+        warmup=warmup, epoch_size=epoch_size,
     )  # fmt: skip
     # A copy: the scan takes over the buffers of the state, and the model given stays usable.
     params, rest = jax.tree.map(jnp.copy, (params, rest))
     state = _step.init_state(params, rest, optimizer)
+    if opt_state is not None:
+        state = dataclasses.replace(state, opt=_given(opt_state, state.opt))
     history: list[Metrics] = []
     with _checkpoint.keeper(checkpoint, resume=resume) as keeper:
         run = _checkpoint.fingerprint(model, state, plan, key) if keeper else {}
@@ -195,17 +217,33 @@ def train(
             state, history = keeper.restore(state, run)
         for number in range(len(history), epochs):
             state, metrics = _step.epoch(
-                form, optimizer, plan.loss, plan.batch_size, plan.hyper, state, plan.x, plan.y,
-                jax.random.fold_in(key, number),
+                form, optimizer, plan.loss, (plan.steps, plan.batch_size), plan.hyper, state,
+                plan.x, plan.y, jax.random.fold_in(key, number),
             )  # fmt: skip
             values = _host(metrics | plan.validate(state))
             _check_converging(number, values["loss"])
             history.append({name: float(value) for name, value in values.items()})
+            if revise is not None:
+                params, opt = revise(number + 1, state.params, state.opt)
+                state = dataclasses.replace(state, params=params, opt=opt)
             if keeper and ((number + 1) % checkpoint_every == 0 or number + 1 == epochs):
                 keeper.save(number + 1, state, history, run)
             if progress is not None:
                 progress(number + 1, history[-1])
-    return TrainResult(form.merge(state.params, state.rest), history)
+    return TrainResult(form.merge(state.params, state.rest), history, state.opt)
+
+
+def _given(opt_state: Any, like: Any) -> Any:
+    """A copy of an optimizer's state, of the structure that is needed here."""
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    if jax.tree.structure(opt_state) != jax.tree.structure(like) or shapes(opt_state) != shapes(
+        like
+    ):
+        raise expected(
+            "models.train: an opt_state of this optimizer for this model", "another structure",
+            "the opt_state of a result of the same model and optimizer",
+        )  # fmt: skip
+    return jax.tree.map(jnp.copy, opt_state)
 
 
 def train_lanes(
@@ -216,6 +254,7 @@ def train_lanes(
     keys: Sequence[Array],
     epochs: int,
     batch_size: int = 128,
+    epoch_size: int | None = None,
     learning_rate: float | None = None,
     weight_decay: float = 0.0,
     warmup: float = 0.0,
@@ -224,6 +263,8 @@ def train_lanes(
     x_val: Any = None,
     y_val: Any = None,
     progress: Callable[[int, list[Metrics]], None] | None = None,
+    revise: Callable[[int, int, Any, Any], tuple[Any, Any]] | None = None,
+    opt_states: Sequence[Any] | None = None,
 ) -> list[TrainResult]:
     """Train several models of one structure at once, as lanes of one vmapped scan.
 
@@ -235,8 +276,13 @@ def train_lanes(
         models: of the same structure, such as one MLP from several seeds.
         keys: one a model, as `key` of `train`.
         progress: called as `progress(epoch, [metrics of each lane])`.
-        x, y, x_val, y_val: as for `train`, shared by all lanes.
-        epochs, batch_size, learning_rate, weight_decay, warmup, optimizer, loss: likewise.
+        revise: called after each epoch and for each lane as `revise(lane, epoch, params,
+            opt_state)`, as in `train`.
+        opt_states: one a model, as `opt_state` of `train`.
+        x, x_val, y_val: as for `train`, shared by all lanes.
+        y: shared likewise, or a list with the targets of each lane (each seed's own teacher).
+        epochs, batch_size, epoch_size, learning_rate, weight_decay, warmup, optimizer, loss:
+            likewise.
 
     Returns:
         One `TrainResult` a model, in order.
@@ -256,22 +302,36 @@ def train_lanes(
         raise expected(
             "models.train_lanes: models of one structure", "different ones", "train for each"
         )
-    plan = _plan(
-        form, params, rest, x, y, epochs=epochs, batch_size=batch_size, x_val=x_val, y_val=y_val,
-        learning_rate=learning_rate, optimizer=optimizer, loss=loss, weight_decay=weight_decay,
-        warmup=warmup,
-    )  # fmt: skip
+    own = isinstance(y, list | tuple)
+    if own and len(y) != len(formed):
+        raise expected(f"targets of each of {len(formed)} lanes", f"{len(y)} of them")
+    settings: Any = {
+        "epochs": epochs, "batch_size": batch_size, "x_val": x_val, "y_val": y_val,
+        "learning_rate": learning_rate, "optimizer": optimizer, "loss": loss,
+        "weight_decay": weight_decay, "warmup": warmup, "epoch_size": epoch_size,
+    }  # fmt: skip
+    plan = _plan(form, params, rest, x, y[0] if own else y, **settings)
+    targets = plan.y
+    if own:
+        out = _evaluate.check_input("models.train_lanes", form, params, rest, plan.x)
+        targets = jnp.stack([_data("models.train_lanes", plan.x, one, out)[1] for one in y])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[tuple(f[1:]) for f in formed])
     state = jax.vmap(lambda p, r: _step.init_state(p, r, optimizer))(*stacked)
+    if opt_states is not None:
+        given = [_given(one, _lane(state, k).opt) for k, one in enumerate(opt_states)]
+        state = dataclasses.replace(state, opt=jax.tree.map(lambda *a: jnp.stack(a), *given))
     key_stack = jnp.stack(list(keys))
     histories: list[list[Metrics]] = [[] for _ in formed]
     for number in range(epochs):
         folded = jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(key_stack)
         state, metrics = _step.lanes_epoch(
-            form, optimizer, plan.loss, plan.batch_size, plan.hyper, state, plan.x, plan.y, folded
-        )
+            form, optimizer, plan.loss, (plan.steps, plan.batch_size), own, plan.hyper, state,
+            plan.x, targets, folded,
+        )  # fmt: skip
         values = _host(metrics)
         _check_converging(number, values["loss"])
+        if revise is not None:
+            state = _revised(state, number + 1, len(formed), revise)
         checked = [plan.validate(_lane(state, lane)) for lane in range(len(formed))]
         for lane, history in enumerate(histories):
             mine = {name: float(value[lane]) for name, value in values.items()}
@@ -281,9 +341,17 @@ def train_lanes(
             progress(number + 1, [history[-1] for history in histories])
     lanes = [_lane(state, lane) for lane in range(len(formed))]
     return [
-        TrainResult(form.merge(lane.params, lane.rest), history)
+        TrainResult(form.merge(lane.params, lane.rest), history, lane.opt)
         for lane, history in zip(lanes, histories, strict=True)
     ]
+
+
+def _revised(state: _step.State, epoch: int, count: int, revise: Any) -> _step.State:
+    """The state with each lane's parameters and optimizer as `revise` returns them."""
+    lanes = [_lane(state, lane) for lane in range(count)]
+    pairs = [revise(k, epoch, lane.params, lane.opt) for k, lane in enumerate(lanes)]
+    params, opt = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)
+    return dataclasses.replace(state, params=params, opt=opt)
 
 
 def _lane(state: _step.State, lane: int) -> _step.State:

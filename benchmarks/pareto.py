@@ -1,0 +1,98 @@
+"""The contest: Koopman and conventional compression of one network at equal stored bytes.
+
+Trains 784-100-100-100-10 for each seed, chooses every method's settings on 5,000 held-out training
+images of the first seed (the same number of variants for each method), compresses with all 60,000,
+and measures once on the test images. Every finished piece is kept in a ledger, so that an
+interrupted run goes on and later ones add seeds, methods and budgets:
+
+    python benchmarks/pareto.py --dataset mnist --data-dir DIR --tracks fine-tuned \
+        --budgets 8x,10x,20x,30x,50x,100x,200x --seeds 1
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import time
+
+import flax
+import jax
+from flax import nnx
+
+from koopjax import compress, data, models
+
+HERE = pathlib.Path(__file__).parent
+#: Hidden layers, epochs of the original, of a trained compression, and of one while choosing.
+HIDDEN, EPOCHS, TRAINED, CHOOSING = (100, 100, 100), 20, 20, 10
+#: Epochs and samples a step for the embedded digits, which are few.
+DIGITS = {"epochs": 60, "batch_size": 32}
+
+
+def arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--data-dir", default=None)
+    parser.add_argument("--tracks", default="fine-tuned")
+    parser.add_argument("--budgets", default="10x,30x,100x")
+    parser.add_argument("--tune-at", default="10x,30x,100x")
+    parser.add_argument("--methods", default=None)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", default=str(HERE / "results"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run what is missing and write the results after each point."""
+    args = arguments()
+    dataset = data.load(args.dataset, args.data_dir).flat()
+    few = args.dataset == "digits"
+    sizes = (dataset.shape[0], *HIDDEN, dataset.classes)
+
+    def network(seed: int, x: jax.Array, y: jax.Array) -> nnx.Module:
+        model = models.MLP(sizes, rngs=nnx.Rngs(seed))
+        settings = DIGITS if few else {"epochs": EPOCHS}
+        return models.train(model, x, y, key=jax.random.key(seed), **settings).model
+
+    kept: dict = DIGITS if few else {"epochs": TRAINED}
+    out = pathlib.Path(args.out)
+    start = time.time()
+
+    def show(done: int, total: int, point: compress.Point) -> None:
+        figure = point.note if point.accuracy is None else f"{point.accuracy:.4f}"
+        print(
+            f"[{time.time() - start:5.0f} s {done}/{total}] {point.track} {point.budget} "
+            f"{point.method} seed {point.seed}: {figure} ({point.stored_bytes} bytes)", flush=True,
+        )  # fmt: skip
+
+    result = compress.pareto(
+        network, dataset, None if args.methods is None else args.methods.split(","),
+        args.budgets.split(","), range(args.seeds), tracks=args.tracks.split(","),
+        training=compress.Training(**kept),
+        tuning=compress.Training(**(kept if few else {"epochs": CHOOSING})),
+        tune_at=args.tune_at.split(","), ledger=out / f"pareto_{args.dataset}.jsonl", progress=show,
+    )  # fmt: skip
+    path = out / f"pareto_{args.dataset}.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    ours = {(p.track, p.method, p.budget, p.seed): p.as_dict() for p in result.points}
+    held = {(p["track"], p["method"], p["budget"], p["seed"]): p for p in old.get("points", [])}
+    merged = compress.Pareto(
+        [compress.Point(**p) for p in (held | ours).values()], result.variants, result.originals
+    )
+    results = {
+        "dataset": args.dataset, "sizes": list(sizes), "epochs": EPOCHS, "trained": kept,
+        "originals": {str(s): dict(o) for s, o in result.originals.items()},
+        "summary": merged.summary(), "points": [p.as_dict() for p in merged.points],
+        "variants": [
+            {"track": t, "method": m, "budget": b, "settings": dict(s)}
+            for (t, m, b), s in result.variants.items()
+        ],
+        "versions": {"jax": jax.__version__, "flax": flax.__version__,
+                     "python": platform.python_version()},
+        "device": str(jax.devices()[0].platform), "dtype": "float32",
+    }  # fmt: skip
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

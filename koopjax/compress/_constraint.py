@@ -1,0 +1,96 @@
+"""An optax transformation that holds parameters on zeros and on grids while they train."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from koopjax._core import expected, pytree
+
+
+@pytree
+class Constraint:
+    """State of `constrained`: leaves that one may change between epochs.
+
+    Attributes:
+        masks: for each parameter, which entries may differ from zero.
+        steps: for each parameter, the spacing of the grid that its entries lie on; 0 for none.
+        latent: the real numbers behind entries on a grid.
+    """
+
+    masks: Any
+    steps: Any
+    latent: Any
+
+
+def constrained() -> optax.GradientTransformation:
+    """Keep dead entries zero and quantised entries on their grid; last in an `optax.chain`.
+
+    With updates `u`, latent values `v ← v + u` are kept in full precision and parameters are
+    `step · round(v / step)`, or `v` where the step is 0: gradients are taken at the quantised
+    values and applied to the latent ones (the straight-through estimator). At the start, entries of
+    matrices that are zero are dead, vectors live whole, and nothing is on a grid.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> tx = optax.chain(optax.sgd(1.0), constrained())
+        >>> w = jnp.array([[0.0, 1.0]])
+        >>> updates, _ = tx.update(jnp.ones((1, 2)), tx.init(w), w)
+        >>> optax.apply_updates(w, updates)
+        Array([[0., 0.]], dtype=float32)
+
+    Reference: Bengio, Léonard & Courville (2013), arXiv 1308.3432, section 4 (straight-through).
+    """
+
+    def init(params: Any) -> Constraint:
+        live = lambda p: p != 0 if p.ndim >= 2 else jnp.ones(p.shape, bool)
+        steps = jax.tree.map(lambda p: jnp.zeros((), p.dtype), params)
+        return Constraint(jax.tree.map(live, params), steps, jax.tree.map(jnp.asarray, params))
+
+    def update(updates: Any, state: Constraint, params: Any = None) -> tuple[Any, Constraint]:
+        if params is None:
+            raise expected("constrained: update(updates, state, params)", "no params")
+        latent = jax.tree.map(
+            lambda v, u, m: jnp.where(m, v + u, 0).astype(v.dtype),
+            state.latent, updates, state.masks,
+        )  # fmt: skip
+        values = jax.tree.map(on_grid, latent, state.steps)
+        moved = jax.tree.map(jnp.subtract, values, params)
+        return moved, Constraint(state.masks, state.steps, latent)
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def on_grid(values: jax.Array, step: jax.Array) -> jax.Array:
+    """`step · round(values / step)`, or the values where the step is 0."""
+    safe = jnp.where(step > 0, step, 1)
+    # A product with a whole number: `export` finds the grid again, to the bit.
+    return jnp.where(step > 0, step * jnp.round(values / safe), values).astype(values.dtype)
+
+
+def constraint_of(opt_state: Any) -> Constraint:
+    """The one `Constraint` within an optimizer's state."""
+    found = [s for s in jax.tree.leaves(opt_state, is_leaf=_is) if _is(s)]
+    if len(found) != 1:
+        raise expected("one constrained() in the optimizer", f"{len(found)}")
+    return found[0]
+
+
+def with_constraint(opt_state: Any, new: Constraint) -> Any:
+    """The optimizer's state with another constraint."""
+    return jax.tree.map(lambda s: new if _is(s) else s, opt_state, is_leaf=_is)
+
+
+def constrain(params: Any, opt_state: Any, change: Callable[[Constraint], Constraint]) -> Any:
+    """Parameters and optimizer state under a changed constraint, which holds at once."""
+    del params  # the latent values stand behind them
+    new = change(constraint_of(opt_state))
+    latent = jax.tree.map(lambda v, m: jnp.where(m, v, 0).astype(v.dtype), new.latent, new.masks)
+    new = Constraint(new.masks, new.steps, latent)
+    return jax.tree.map(on_grid, latent, new.steps), with_constraint(opt_state, new)
+
+
+def _is(node: Any) -> bool:
+    return isinstance(node, Constraint)

@@ -1,0 +1,268 @@
+"""Fine-tuned compression: how each method is trained to a size, under one recipe for all."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from koopjax import export, models
+from koopjax._core import expected
+from koopjax.compress._budget import too_small
+from koopjax.compress._finetune import Training, train_students
+from koopjax.compress._methods import METHODS
+from koopjax.compress._problem import Problem, pose
+from koopjax.compress._result import Compressed, finish
+from koopjax.compress._students import koopman_student, small_student
+
+Student = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a method is trained to a size.
+
+    Attributes:
+        family: "koopman", "pruning", "factorising", "clustering" or "small network".
+        start: `start(problem, key, **settings)` makes the student; None takes the method's one-shot
+            result in `METHODS`, whose zeros stay.
+        saliency: which entries go while it trains; None where the student has its size already.
+        variants: settings to choose from on validation data; the same number for every method.
+            `learning_rate` is one of them, the others go to `start`.
+    """
+
+    family: str
+    start: Student | None = None
+    saliency: str | None = "fisher"
+    variants: tuple[Mapping[str, Any], ...] = ()
+
+
+def _original(problem: Problem, key: Array) -> Any:
+    del key
+    return problem.model
+
+
+def _koopman(problem: Problem, key: Array, **settings: Any) -> nnx.Module:
+    return koopman_student(problem.model, problem.x, key=key, **settings)
+
+
+def _small(problem: Problem, key: Array, **settings: Any) -> nnx.Module:
+    return small_student(problem.model, problem.x, key=key, **settings)
+
+
+def _small_exact(
+    problem: Problem, key: Array, *, bottleneck: float | None, depth: int = 1
+) -> nnx.Module:
+    """The widest perceptron of a shape that the budget allows, nothing pruned.
+
+    Args:
+        problem: model, data and limit.
+        key: draws the weights.
+        bottleneck: width of the ReLU layers over that of a linear layer before them; None for no
+            such layer.
+        depth: number of ReLU layers.
+    """
+    low, high, best, least = 1, 4096, None, 0
+    while low <= high:
+        width = (low + high) // 2
+        if bottleneck is None:
+            widths, linear = (width,) * depth, (False,) * depth
+        else:
+            wide = max(1, round(bottleneck * width))
+            widths, linear = (width, *(wide,) * depth), (True, *(False,) * depth)
+        made = small_student(problem.model, problem.x, widths=widths, linear=linear, key=key)
+        stored = export.stored_bytes(nnx.clone(made)) + _drift(made)
+        least = stored if width == 1 else least
+        if stored <= problem.limit:
+            best, low = made, width + 1
+        else:
+            high = width - 1
+    if best is None:
+        raise too_small("small_network", problem.limit, least, problem.original_bytes)
+    return best
+
+
+def _drift(model: nnx.Module) -> int:
+    """Bytes that biases of zeros gain when they are trained."""
+    leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+    return sum(4 * leaf.size for leaf in leaves if leaf.ndim < 2)
+
+
+def _grid(rates: Sequence[float], *settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    return tuple({"learning_rate": rate, **one} for one in settings for rate in rates)
+
+
+_HIGH, _ALL = (5e-3, 1e-2), (2e-3, 5e-3, 1e-2, 2e-2)
+_SMALL, _LARGE = {"coordinates": 24, "factors": (10, 10)}, {"coordinates": 32, "factors": (14, 14)}
+
+#: Name -> recipe, with four variants each. What is not here is fine-tuned from its one-shot result,
+#: at four learning rates.
+RECIPES: dict[str, Recipe] = {
+    "koopman": Recipe("koopman", _koopman, variants=_grid(_HIGH, _SMALL, _LARGE)),
+    "koopman_chain": Recipe(
+        "koopman", _koopman,
+        variants=_grid(_HIGH, {**_SMALL, "hidden": (12,)}, {**_LARGE, "hidden": (20,)}),
+    ),
+    "koopman_sparse": Recipe(
+        "koopman", _koopman,
+        variants=_grid(_HIGH, {"coordinates": 24, "hidden": (12,)}, {"coordinates": 24}),
+    ),
+    "magnitude": Recipe("pruning", _original, "magnitude", _grid(_ALL, {})),
+    "fisher": Recipe("pruning", _original, "fisher", _grid(_ALL, {})),
+    "small_network": Recipe(
+        "small network", _small_exact, None,
+        _grid(_HIGH, {"bottleneck": 2.0}, {"bottleneck": None}),
+    ),
+    "small_network_pruned": Recipe(
+        "small network", _small, "fisher",
+        _grid((1e-2, 2e-2), {"widths": (24, 48), "linear": (True, False)},
+              {"widths": (32, 64), "linear": (True, False)}),
+    ),
+}  # fmt: skip
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a method.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if name in METHODS:
+        return Recipe(FAMILIES.get(name, "conventional"), None, None, _grid(_ALL, {}))
+    known = ", ".join(sorted({*RECIPES, *METHODS}))
+    raise expected(f"a method among {known}", repr(name))
+
+
+#: What kind of method each of `METHODS` is.
+FAMILIES = {
+    "koopman": "koopman",
+    "koopman_trained": "koopman",
+    "magnitude": "pruning",
+    "wanda": "pruning",
+    "obs": "pruning",
+    "svd": "factorising",
+    "whitened_svd": "factorising",
+    "tensor_train": "factorising",
+    "kmeans": "clustering",
+    "int8": "quantising",
+    "int4": "quantising",
+    "deep_compression": "clustering",
+}
+
+
+def finetuned(
+    name: str,
+    model: Any,
+    calibration: ArrayLike,
+    budget: Any,
+    *,
+    at: Any = None,
+    labels: ArrayLike | None = None,
+    validation: Any = None,
+    key: Array,
+    training: Training | None = None,
+    variant: Mapping[str, Any] | None = None,
+    value_bits: float | None = None,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+    checkpoint: Any = None,
+) -> Compressed:
+    """Compress by a method with training: the fine-tuned counterpart of `METHODS[name]`.
+
+    A gradual method starts from a student that is too large (the original; a Koopman matrix on all
+    products; a small network from scratch) and loses entries until the file fits, by distillation;
+    any other method starts from its one-shot result and keeps its zeros.
+
+    Args:
+        name: in `RECIPES` or `METHODS`.
+        model, calibration, budget, at, validation, key: as for every method.
+        labels: `(n,)` classes to learn from beside the original; without, distillation alone
+            (label-free).
+        training: shared settings; the variant's learning rate goes before its own.
+        variant: settings of the method; the best of its recipe's, on validation data, without.
+        value_bits: quantise on the way (any-bits track): bits that a value takes beside its place.
+        progress, checkpoint: as for `finetune`; a checkpoint of a given variant alone.
+
+    Returns:
+        `Compressed`; the report names the variant.
+
+    Raises:
+        ValueError: an unknown method, bad data, or a budget too small.
+    """
+    chosen = recipe(name)
+    problem = pose(name, model, calibration, budget, labels, validation, key)
+    y = None if labels is None else _kept_labels(problem, labels, calibration, validation, key)
+    variants = chosen.variants if variant is None else (variant,)
+    best: tuple[Any, Any, Mapping[str, Any]] | None = None
+    teacher = _outputs(problem)
+    for number, settings in enumerate(variants):
+        if checkpoint is not None and len(variants) > 1:
+            raise expected("a variant with a checkpoint", "several variants", "variant=...")
+        student = start(chosen, name, problem, settings, key, at)
+        (tuned,) = train_students(
+            [student], problem.x, teachers=[teacher], labels=y,
+            keys=[jax.random.fold_in(key, number)],
+            training=_with_rate(training, settings),
+            limits=[problem.limit if chosen.saliency or value_bits else None],
+            saliency=chosen.saliency or "fisher", value_bits=[value_bits],
+            progress=progress, checkpoint=checkpoint,
+        )  # fmt: skip
+        score = problem.score_model(tuned)
+        if best is None or score > best[0]:
+            best = (score, tuned, settings)
+    assert best is not None
+    score, tuned, settings = best
+    epochs = (training or Training()).epochs
+    return finish(
+        tuned, method=name, budget=problem.budget, original_bytes=problem.original_bytes,
+        settings={
+            **settings, **({} if value_bits is None else {"value_bits": value_bits}),
+            "finetuned": f"{epochs} epochs, distillation{'' if y is None else ' with labels'}",
+        },
+        why=f"of {len(variants)} variants, the best validation {problem.measure}",
+        candidates=len(variants), **problem.account(score),
+    )  # fmt: skip
+
+
+def start(
+    chosen: Recipe, name: str, problem: Problem, settings: Mapping[str, Any], key: Array,
+    at: Any = None,
+) -> Any:  # fmt: skip
+    """The student of a variant, or the method's one-shot result."""
+    own = {k: v for k, v in settings.items() if k != "learning_rate"}
+    if chosen.start is None:
+        validation = problem.x_val if problem.y_val is None else (problem.x_val, problem.y_val)
+        made = METHODS[name](
+            problem.model, problem.x, problem.budget, at=at, validation=validation, key=key
+        )
+        return made.model
+    if at is not None and chosen.start is _koopman:
+        own["at"] = at
+    return chosen.start(problem, key, **own)
+
+
+def _with_rate(training: Training | None, settings: Mapping[str, Any]) -> Training:
+    training = training or Training()
+    if "learning_rate" not in settings:
+        return training
+    return dataclasses.replace(training, learning_rate=settings["learning_rate"])
+
+
+def _outputs(problem: Problem) -> Array:
+    outputs = models.predict(problem.model, problem.x)
+    return outputs.reshape(len(outputs), -1)
+
+
+def _kept_labels(
+    problem: Problem, labels: Any, calibration: Any, validation: Any, key: Array
+) -> Array:
+    """The labels of the samples that `pose` kept, in its order."""
+    n = jnp.asarray(calibration).shape[0]
+    order = jax.random.permutation(key, n)
+    kept = order if validation is not None else order[n - len(problem.x) :]
+    return jnp.asarray(labels)[kept]

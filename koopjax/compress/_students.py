@@ -1,0 +1,238 @@
+"""Where gradual methods start: students somewhat too large, which lose entries while they train."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from koopjax import edmd, models, nn, observables, surgery
+from koopjax._core import expected
+from koopjax.compress._problem import cut
+from koopjax.compress._projection import active, jacobian_metric, moments, of_pilot
+
+#: Samples that a start is fitted to; training takes all.
+ROWS = 20_000
+#: Ridge of the starting fits, of observables of about unit variance.
+RIDGE = 1e-3
+#: What all directions of a state count, relative to the mean of the output metric.
+SPREAD = 1e-3
+
+
+def koopman_student(
+    model: Any,
+    x: Array,
+    *,
+    coordinates: int,
+    hidden: Sequence[int] = (),
+    factors: Sequence[int] = (),
+    degree: int = 2,
+    at: Any = None,
+    key: Array,
+) -> nnx.Module:
+    """A span as one Koopman matrix or a chain of them, found in closed form, with all products.
+
+    `psi(W h - s) K`: leading coordinates of the active subspace, all their products up to a degree,
+    and the least-squares K to the span's end. With widths in `hidden`, depth is cut once more for
+    each: the first K leads to so many leading coordinates of a hidden state of the network (in the
+    metric of its output), products of those lead on, and the last K to the span's end.
+
+    Args:
+        model: the original, of any form that `surgery.split` takes.
+        x: `(n, ...)` samples.
+        coordinates: of the projection; at most the entries of the state.
+        hidden: widths of the states between, the last of them for the network's last hidden state.
+        factors: directions of each axis of the state, for a projection behind a Kronecker product
+            (`observables.Kronecker`); the axes are those of the state, or the two of a near square
+            where it is flat (784 entries are 28 x 28). Empty for a dense projection.
+        degree: of the products.
+        at: a cut or a pair of cuts; the whole model without.
+        key: draws samples for the Jacobians.
+
+    Returns:
+        An `nn.KoopmanBlock`, spliced into the model where the span is a part of it.
+
+    Numerics:
+        `O(n p²)` for `p` products; float64 on the host for eigenvectors and solves.
+
+    Raises:
+        ValueError: fewer hidden states in the span than widths.
+    """
+    x = jnp.asarray(x)[:ROWS]
+    (head, span, tail), ends = cut(model, x, at)
+    spans = _between(model, x, ends, len(hidden)) if hidden else [span]
+    states = [_run(head, x)]
+    for one in spans:
+        states.append(_run(one, states[-1]))
+    parts = [*spans, *([] if tail.segment.start == tail.segment.stop else [tail])]
+    outputs = model_outputs(parts, states[0])
+    keys = jax.random.split(key, len(spans))
+    targets = [
+        _coordinates(states[k + 1], tuple(parts[k + 1 :]), outputs, width, keys[k + 1])
+        for k, width in enumerate(hidden)
+    ] + [_flat(states[-1])]
+    state = _flat(states[0])
+    matrix, shift = _projection(state, targets[0], states[0], parts, outputs, coordinates, keys[0])
+    projection: Any = observables.Project(matrix)
+    if factors:
+        projection, shift = _behind_axes(state, states[0].shape[1:], factors, matrix)
+    psi: Any = observables.Compose(
+        observables.Compose(projection, observables.Standardize(shift)),
+        observables.Monomials(degree),
+    )
+    for target in targets[:-1]:
+        k = _least_squares(psi, state, target)
+        further = observables.Compose(observables.Project(k), observables.Monomials(degree))
+        psi = observables.Compose(psi, further)
+    block = nn.KoopmanBlock(psi, nn.Dense(_least_squares(psi, state, targets[-1])))
+    return _placed(model, x, ends, block, states, tail)
+
+
+def small_student(
+    model: Any, x: Array, *, widths: Sequence[int], linear: Sequence[bool] = (), key: Array
+) -> nnx.Module:
+    """A perceptron from scratch: the honest rival of every compressed network.
+
+    Args:
+        model: the original; its input and output alone matter.
+        x: samples.
+        widths: of the layers between input and output.
+        linear: for each of them, whether it is a linear bottleneck instead of a ReLU layer.
+        key: draws the weights (He's normal for ReLU, LeCun's otherwise).
+
+    Returns:
+        An `nn.Stack` on flat inputs.
+    """
+    linear = tuple(linear) or (False,) * len(widths)
+    if len(linear) != len(widths):
+        raise expected("a flag for each width", f"{len(linear)} for {len(widths)}")
+    sample = jnp.asarray(x[:2])
+    if sample.ndim != 2:
+        raise expected("samples (n, d) for a small perceptron", f"shape {x.shape}", "flat samples")
+    sizes = [sample.shape[1], *widths, models.predict(model, sample).shape[-1]]
+    operators = []
+    for k, (p, q) in enumerate(pairwise(sizes)):
+        relu = k < len(widths) and not linear[k]
+        init = jax.nn.initializers.he_normal() if relu else jax.nn.initializers.lecun_normal()
+        matrix = init(jax.random.fold_in(key, k), (p, q), jnp.float32)
+        # A bias in front of another linear map would be one too many.
+        bias = None if k < len(widths) and linear[k] else jnp.zeros(q, jnp.float32)
+        operators.append(nn.Dense(matrix, bias))
+    names = ["identity" if flag else "relu" for flag in linear]
+    return nn.Stack(operators, names)
+
+
+def model_outputs(parts: Sequence[Any], state: Array) -> int:
+    """Width of the output of parts run one after another."""
+    out = state[:2]
+    for part in parts:
+        out = part(out)
+    return out.shape[-1]
+
+
+def _between(model: Any, x: Array, ends: tuple[str, str], count: int) -> list[Any]:
+    """The span cut at its last hidden states."""
+    sample = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
+    points = surgery.cut_points(model, sample)
+    names = [point.name for point in points]
+    low = names.index(ends[0]) if ends[0] in names else -1
+    high = names.index(ends[1]) if ends[1] in names else len(names)
+    inside = [p.name for k, p in enumerate(points) if p.hidden and low < k < high]
+    if len(inside) < count:
+        raise expected(
+            f"a span {ends} with {count} hidden states", f"{len(inside)}", "fewer hidden widths"
+        )
+    places = [ends[0], *inside[len(inside) - count :], ends[1]]
+    return [surgery.split(model, sample, pair)[1] for pair in pairwise(places)]
+
+
+def _run(part: Any, state: Array) -> Array:
+    rows = max(1, min(2000, len(state)))
+    return jnp.concatenate([part(state[i : i + rows]) for i in range(0, len(state), rows)])
+
+
+def _flat(state: Array) -> Array:
+    return state.reshape(len(state), -1).astype(jnp.float32)
+
+
+def _coordinates(
+    state: Array, parts: tuple[Any, ...], outputs: int, width: int, key: Array
+) -> Array:
+    """Leading coordinates of a state in the metric of the output, of unit variance."""
+    metric = jacobian_metric(parts, state, outputs, key)
+    # Beyond the rank of the output: where the state varies most.
+    metric = metric + SPREAD * np.trace(metric) / len(metric) * np.eye(len(metric))
+    flat = _flat(state)
+    moment = moments(flat)
+    matrix = active(moment, metric, min(width, flat.shape[1])).matrix
+    return (flat - jnp.asarray(moment.mean, jnp.float32)) @ jnp.asarray(matrix, jnp.float32)
+
+
+def _projection(
+    state: Array, target: Array, raw: Array, parts: Sequence[Any], outputs: int, rank: int,
+    key: Array,
+) -> tuple[Array, Array]:  # fmt: skip
+    """The active subspace of a pilot operator, then the network's own directions, and the shift."""
+    moment = moments(state)
+    rank = min(rank, state.shape[1])
+    metric = jacobian_metric(tuple(parts), raw, outputs, key)
+    own = active(moment, metric, min(state.shape[1], max(rank, 32)))
+    pilot = of_pilot(moment, own, state, target, np.eye(target.shape[1])).matrix
+    matrix = np.concatenate([pilot, own.matrix[:, pilot.shape[1] :]], axis=1)[:, :rank]
+    return jnp.asarray(matrix, jnp.float32), jnp.asarray(moment.mean @ matrix, jnp.float32)
+
+
+def axes_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """Axes of a state: its own, or the nearest to a square where it is flat."""
+    if len(shape) > 1:
+        return tuple(shape)
+    (d,) = shape
+    low = next(n for n in range(math.isqrt(d), 0, -1) if d % n == 0)
+    return (low, d // low)
+
+
+def _behind_axes(
+    state: Array, shape: Sequence[int], ranks: Sequence[int], matrix: Array
+) -> tuple[Any, Array]:
+    """The projection that comes nearest to a given one behind a Kronecker product."""
+    axes = axes_of(shape)
+    if len(ranks) != len(axes):
+        raise expected(f"factors: a number for each axis of {axes}", f"{tuple(ranks)}")
+    ranks = [min(r, n) for r, n in zip(ranks, axes, strict=True)]
+    kronecker = observables.Kronecker.fit(state, axes, ranks)
+    features = kronecker(state)
+    moment = moments(features)
+    wanted = np.asarray(state @ matrix, np.float64)
+    wanted = wanted - wanted.mean(axis=0)
+    cross = (np.asarray(features, np.float64) - moment.mean).T @ wanted / len(wanted)
+    ridge = 1e-3 * np.trace(moment.covariance) / len(moment.covariance)
+    mix = np.linalg.solve(moment.covariance + ridge * np.eye(len(cross)), cross)
+    deviation = np.sqrt(np.einsum("ir,ij,jr->r", mix, moment.covariance, mix))
+    mix = mix / np.maximum(deviation, 1e-6)
+    shift = jnp.asarray(moment.mean @ mix, jnp.float32)
+    project = observables.Project(jnp.asarray(mix, jnp.float32))
+    return observables.Compose(kronecker, project), shift
+
+
+def _least_squares(psi: Any, state: Array, target: Array) -> Array:
+    stats = edmd.accumulate(psi, state, target, target=observables.Identity())
+    solution = edmd.solve(stats, edmd.Ridge(RIDGE * float(stats.count)))
+    return jnp.asarray(edmd.unwrap(solution, allow=(1, 2, 3)), jnp.float32)
+
+
+def _placed(
+    model: Any, x: Array, ends: tuple[str, str], block: nnx.Module, states: list[Array], tail: Any
+) -> nnx.Module:
+    """The block as a whole model, or spliced into the original."""
+    vectors = states[0].ndim == 2 and states[-1].ndim == 2
+    whole = ends[0] == "input" and tail.segment.start == tail.segment.stop
+    if vectors and whole and states[-1].dtype == jnp.float32:
+        return block
+    sample = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
+    axes = None if vectors else "flatten"
+    return surgery.splice(model, sample, ends, block, sample_axes=axes)

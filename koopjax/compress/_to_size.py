@@ -1,0 +1,221 @@
+"""Pruning and quantising on the way, epoch by epoch, until the file has the size asked for."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from koopjax.compress._constraint import Constraint, constrain, constraint_of, on_grid
+
+#: How entries compare; see `ToSize.saliency`.
+SALIENCIES = ("fisher", "magnitude")
+#: Share of the limit that a quantised file aims at, since codes still change while it trains.
+AIM = 0.985
+#: Entries left for the exact count to choose from, since real files code places below the entropy.
+ROOM = 1.1
+#: Share of the epochs after which grids are left alone.
+SETTLED = 0.9
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ToSize:
+    """What is done to the parameters after each epoch; a function of what it is given alone.
+
+    The number of live entries falls by the cubic schedule `n_t = n_f + (n_0 - n_f)(1 - t)³` over
+    the first epochs, entries of least saliency first, none of which comes back; then exactly so
+    many stay as the file has room for. With `value_bits`, what stays goes on grids then.
+
+    Attributes:
+        epochs: of the whole run.
+        measure: bytes of the file with these parameters.
+        limit: bytes that the file may take; or None, with `density`.
+        density: share of the entries that stay; or None.
+        until: share of the epochs in which entries go.
+        saliency: "fisher", `|w| √E[g²]` with Adam's second moment (the expected change of the loss,
+            up to a constant, where the gradient's square stands for the curvature; comparable
+            between arrays, biases included), or "magnitude", `|w|` over its root mean square in the
+            array, matrices alone.
+        value_bits: bits that a non-zero value may take besides its place, entropy-coded; None
+            leaves values as they are.
+
+    Reference: Zhu & Gupta (2017), arXiv 1710.01878, equation 1 (schedule); LeCun, Denker & Solla
+        (1990), "Optimal brain damage", equation 5, and Theis et al. (2018), arXiv 1801.05787,
+        equation 3 (squared gradients in place of the curvature).
+    """
+
+    epochs: int
+    measure: Callable[[Any], int]
+    limit: int | None = None
+    density: float | None = None
+    until: float = 0.6
+    saliency: str = "fisher"
+    value_bits: float | None = None
+
+    def __call__(self, epoch: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
+        """Parameters and optimizer state after the epoch."""
+        last = max(1, min(self.epochs - 1, round(self.until * self.epochs)))
+        if epoch > last or (epoch == self.epochs and epoch != last):
+            return self._hold(epoch, params, opt_state)
+        scores = self.scores(params, opt_state)
+        live = [np.asarray(m) for m in jax.tree.leaves(constraint_of(opt_state).masks)]
+        first = sum(s.size for s in scores if s is not None)
+        final = self.final_count(params, scores)
+        if epoch < last or self.limit is None:
+            end = final if self.limit is None else min(ROOM * final, first)
+            count = round(end + (first - end) * (1 - epoch / last) ** 3)
+            masks = _keep(scores, live, count)
+        else:
+            masks = self._fit(params, scores, live, final)
+        params, opt_state = _with_masks(params, opt_state, masks)
+        if epoch == last and self.value_bits is not None:
+            return self._quantise(params, opt_state)
+        return params, opt_state
+
+    def scores(self, params: Any, opt_state: Any) -> list[np.ndarray | None]:
+        """Saliency of each entry, a leaf at a time; None for leaves that stay whole."""
+        leaves = jax.tree.leaves(params)
+        seconds = jax.tree.leaves(optax.tree_utils.tree_get(opt_state, "nu"))
+        out: list[np.ndarray | None] = []
+        for leaf, second in zip(leaves, seconds, strict=True):
+            size = np.abs(np.asarray(leaf, np.float32))
+            if self.saliency == "fisher":
+                out.append(size * np.sqrt(np.asarray(second, np.float32) + 1e-16))
+            elif leaf.ndim < 2:
+                out.append(None)
+            else:
+                # Of the entries that live, or a pruned matrix would seem to grow small.
+                mean = math.sqrt(float(np.sum(size**2)) / max(int(np.count_nonzero(size)), 1))
+                out.append(size / (mean or 1.0))
+        return out
+
+    def final_count(self, params: Any, scores: list[np.ndarray | None]) -> int:
+        """How many entries stay in the end, by the entropy of their places."""
+        total = sum(s.size for s in scores if s is not None)
+        if self.limit is None:
+            return max(1, round((self.density or 1.0) * total))
+        leaves = zip(jax.tree.leaves(params), scores, strict=True)
+        width = max((leaf.dtype.itemsize for leaf, s in leaves if s is not None), default=4)
+        value = 8 * width if self.value_bits is None else self.value_bits
+        empty = [None if s is None else np.zeros(s.shape, bool) for s in scores]
+        room = 8 * (self.limit - self.measure(_masked(params, empty)))
+        low, high = 0, total
+        while low < high:  # the largest count whose values and places fit
+            middle = (low + high + 1) // 2
+            fits = middle * value + total * _entropy(middle / total) <= room
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return max(1, low)
+
+    def _fit(self, params: Any, scores: Any, live: Any, count: int) -> list[Any]:
+        """Masks with as many entries as the file has room for, from a guess of their number."""
+        if self.value_bits is not None:  # the grids will take up what the guess missed
+            return _keep(scores, live, count)
+        assert self.limit is not None
+        total = sum(s.size for s in scores if s is not None)
+        best, low, high = None, 0, total + 1
+        width = 5.0
+        for _ in range(7):
+            masks = _keep(scores, live, count)
+            stored = self.measure(_masked(params, masks))
+            if stored <= self.limit:
+                low, best = count, masks
+            else:
+                high = count
+            step = int((self.limit - stored) / width)
+            if best is not None and (0 <= step < 2 or high - low <= 1):
+                break
+            count = min(max(count + (step or -1), low + 1), high - 1)
+        if best is None:
+            best = _keep(scores, live, max(low, 1))
+        return best
+
+    def _quantise(self, params: Any, opt_state: Any) -> tuple[Any, Any]:
+        """Put each array on a grid: equal loss of accuracy a bit, by the mean squared gradient."""
+        seconds = jax.tree.leaves(optax.tree_utils.tree_get(opt_state, "nu"))
+        tree = jax.tree.structure(params)
+        steps = []
+        for leaf, second in zip(jax.tree.leaves(params), seconds, strict=True):
+            live = np.asarray(leaf) != 0
+            mean = float(np.mean(np.asarray(second, np.float64)[live])) if live.any() else 1.0
+            steps.append(1 / math.sqrt(mean + 1e-20))
+        base = jax.tree.unflatten(tree, steps)
+        pairs = zip(jax.tree.leaves(params), steps, strict=True)
+        widest = max(float(jnp.max(jnp.abs(p))) / step for p, step in pairs)
+        return self._scaled(params, opt_state, base, widest / 4096, widest)
+
+    def _scaled(
+        self, params: Any, opt_state: Any, base: Any, low: float, high: float
+    ) -> tuple[Any, Any]:
+        """The finest multiple of these grids with which the file fits."""
+        assert self.limit is not None
+        latent = constraint_of(opt_state).latent
+        like = lambda factor: jax.tree.map(
+            lambda v, s: jnp.asarray(factor * s, v.dtype), latent, base
+        )
+        for _ in range(9):
+            middle = math.sqrt(low * high)
+            stored = self.measure(jax.tree.map(on_grid, latent, like(middle)))
+            low, high = (low, middle) if stored <= AIM * self.limit else (middle, high)
+        change = lambda c: Constraint(c.masks, like(high), c.latent)
+        return constrain(params, opt_state, change)
+
+    def _hold(self, epoch: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
+        """After the pruning: keep a quantised file within its limit."""
+        if self.limit is None or self.value_bits is None:
+            return params, opt_state
+        # Off their grid by a rounding of the optimizer's addition.
+        params, opt_state = constrain(params, opt_state, lambda c: c)
+        stored = self.measure(params)
+        if epoch <= SETTLED * self.epochs and not 0.96 < stored / self.limit <= 0.995:
+            steps = constraint_of(opt_state).steps
+            return self._scaled(params, opt_state, steps, 0.8, 1.3)
+        if epoch < self.epochs or stored <= self.limit:
+            return params, opt_state
+        scores = self.scores(params, opt_state)
+        live = [np.asarray(m) for m in jax.tree.leaves(constraint_of(opt_state).masks)]
+        count = sum(int(np.count_nonzero(np.asarray(p))) for p in jax.tree.leaves(params))
+        masks = live
+        while stored > self.limit and count > 1:
+            count -= max(1, count * (stored - self.limit) // self.limit)
+            masks = _keep(scores, live, count)
+            stored = self.measure(_masked(params, masks))
+        return _with_masks(params, opt_state, masks)
+
+
+def _entropy(share: float) -> float:
+    """Bits an entry of a mask with this share of ones."""
+    if share <= 0 or share >= 1:
+        return 0.0
+    return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+
+
+def _keep(scores: list[Any], live: list[np.ndarray], count: int) -> list[Any]:
+    """Masks of the entries of largest score among those that live; None for whole leaves."""
+    held = [np.where(m, s, -1.0) for s, m in zip(scores, live, strict=True) if s is not None]
+    flat = np.concatenate([h.ravel() for h in held]) if held else np.zeros(0)
+    count = min(max(count, 1), len(flat))
+    if not len(flat):
+        return list(live)
+    edge = max(float(np.partition(flat, len(flat) - count)[len(flat) - count]), 0.0)
+    return [None if s is None else m & (s >= edge) for s, m in zip(scores, live, strict=True)]
+
+
+def _masked(params: Any, masks: list[Any]) -> Any:
+    """Parameters with what is dead as plain zeros."""
+    leaves, tree = jax.tree.flatten(params)
+    pairs = zip(leaves, masks, strict=True)
+    return jax.tree.unflatten(tree, [p if m is None else jnp.where(m, p, 0) for p, m in pairs])
+
+
+def _with_masks(params: Any, opt_state: Any, masks: list[Any]) -> tuple[Any, Any]:
+    def change(c: Constraint) -> Constraint:
+        held, tree = jax.tree.flatten(c.masks)
+        pairs = zip(held, masks, strict=True)
+        new = [old if m is None else jnp.asarray(m) for old, m in pairs]
+        return Constraint(jax.tree.unflatten(tree, new), c.steps, c.latent)
+
+    return constrain(params, opt_state, change)
