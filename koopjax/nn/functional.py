@@ -203,7 +203,8 @@ def clustered_matrix(
         zero: hold the first value at zero, gradients included.
     """
     if zero:
-        codebook = codebook.at[0].set(0)
+        # a mask costs nothing where writing one number would be an operation of its own
+        codebook = jnp.where(jnp.arange(codebook.shape[0]) == 0, 0, codebook)
     return jnp.take(codebook, codes.astype(jnp.int32), axis=0, mode="clip")
 
 
