@@ -66,8 +66,9 @@ def constrained() -> optax.GradientTransformation:
 def on_grid(values: jax.Array, step: jax.Array) -> jax.Array:
     """`step · round(values / step)`, or the values where the step is 0."""
     safe = jnp.where(step > 0, step, 1)
-    # A product with a whole number: `export` finds the grid again, to the bit.
-    return jnp.where(step > 0, step * jnp.round(values / safe), values).astype(values.dtype)
+    whole = jnp.round(values / safe)
+    # A product with a whole number, and no minus zero: `export` finds the grid again, to the bit.
+    return jnp.where(step > 0, jnp.where(whole == 0, 0, step * whole), values).astype(values.dtype)
 
 
 def constraint_of(opt_state: Any) -> Constraint:

@@ -22,6 +22,7 @@ from koopjax.compress._rows import Rows
 
 #: Tracks: how a method may use the data, and what its file may hold.
 TRACKS = ("one-shot", "label-free", "fine-tuned", "any-bits")
+FLOAT = "fine-tuned"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,8 +299,10 @@ class _Contest:
         variants = [dict(v) for v in recipe(method).variants]
         if track == "any-bits":
             # The rate and the shape of the float track at a size with about as many entries.
-            looser = Budget(ratio=max(self._ratio(place) / 4, 1.0))
-            base = self.variant("fine-tuned", method, str(looser), first, places)
+            looser = str(Budget(ratio=max(self._ratio(place) / 4, 1.0)))
+            known = self.rows.of("variant")
+            known = [r["budget"] for r in known if (r["track"], r["method"]) == (FLOAT, method)]
+            base = self.variant(FLOAT, method, looser, first, known or places)
             variants = [{**base, "value_bits": bits} for bits in self.value_bits]
         best: tuple[float, float] | None = None
         chosen: dict[str, Any] = {}

@@ -1,9 +1,10 @@
 """Fine-tuning: what the teacher knows comes back, zeros stay zero, the account stays true."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
@@ -68,26 +69,20 @@ def test_gradual_pruning_reaches_its_density_and_keeps_most_of_the_accuracy(netw
         network, x, teacher=network, labels=y, key=jax.random.key(0), epochs=12, density=0.15,
         batch_size=32,
     )  # fmt: skip
-    matrices = [a for a in jax.tree.leaves(nnx.state(tuned, nnx.Param)) if a.ndim >= 2]
-    live = sum(np.count_nonzero(a) for a in matrices) / sum(a.size for a in matrices)
+    arrays = jax.tree.leaves(nnx.state(tuned, nnx.Param))
+    live = sum(np.count_nonzero(a) for a in arrays) / sum(a.size for a in arrays)
     assert 0.13 < live <= 0.151
     one_shot = compress.magnitude(network, x, "5x", key=jax.random.key(0)).model
     assert models.accuracy(tuned, x, y) > models.accuracy(one_shot, x, y)
 
 
-def test_the_schedule_of_gradual_pruning_is_the_cubic_one():
-    # A plain gradient of zero: the masks alone move the weights.
-    tx = compress.prune_gradually(0.2, 100, every=10)
-    w = {"w": jnp.arange(1.0, 1001.0).reshape(10, 100), "b": jnp.zeros(3)}
-    state, seen = tx.init(w), []
-    step = jax.jit(tx.update)
-    for _ in range(120):
-        updates, state = step(jax.tree.map(jnp.zeros_like, w), state, w)
-        w = optax.apply_updates(w, updates)
-        seen.append(np.count_nonzero(w["w"]) / 1000)
-    t = np.minimum(np.arange(1, 121) // 10 * 10, 100) / 100
-    np.testing.assert_allclose(seen, 1 - 0.8 * (1 - (1 - t) ** 3), atol=2e-3)
-    assert np.all(np.diff(np.flatnonzero(np.ravel(w["w"]))) == 1)  # the largest ones live
+def test_a_compressed_model_may_lose_more_on_the_way(pruned, network, calibration):
+    small = compress.Compressed(pruned.model, dataclasses.replace(pruned.report, budget_bytes=1500))
+    tuned = compress.finetune(
+        small, calibration, teacher=network, key=jax.random.key(1), epochs=4, budget=True
+    )
+    assert 1300 < export.stored_bytes(tuned.model) <= 1500
+    assert tuned.report.stored_bytes == export.stored_bytes(tuned.model)
 
 
 def test_one_output_is_a_regression(calibration):
@@ -109,6 +104,12 @@ def test_one_output_is_a_regression(calibration):
         ({"label_weight": 2.0}, "label_weight from 0 to 1"),
         ({"density": 0.0}, "density above 0"),
         ({"learning_rate": -1.0}, "learning_rate above 0"),
+        ({"epochs": 0}, "epochs a positive integer"),
+        ({"budget": "30x"}, "a budget as a size"),
+        ({"budget": True}, "budget=True with a Compressed"),
+        ({"budget": 4000, "density": 0.5}, "a budget or a density"),
+        ({"value_bits": 4.0}, "value_bits from 1 to 32 with a budget"),
+        ({"density": 0.5, "saliency": "luck"}, "saliency among fisher, magnitude"),
         ({"labels": np.zeros(3, np.int32)}, "labels as"),
         ({"labels": np.full(1317, 12)}, "labels from 0 to 9"),
         ({"teacher": np.zeros((3, 10))}, "teacher outputs of shape"),
