@@ -1,21 +1,20 @@
 """The Koopman method: a span replaced by projection, dictionary and K within a budget of bytes."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from koopjax import edmd, export, nn, observables, surgery
-from koopjax._core import SUCCESS, UNDERDETERMINED, expected
-from koopjax.compress._budget import too_small
-from koopjax.compress._problem import Problem, cut, pose
-from koopjax.compress._projection import lift
+from koopjax import edmd, export, observables
+from koopjax._core import SUCCESS, UNDERDETERMINED
+from koopjax.compress._koopman_block import Task, koopman_block, prepare, wrap
+from koopjax.compress._koopman_span import Found, Span
+from koopjax.compress._problem import Score
 from koopjax.compress._result import Compressed, finish
-from koopjax.compress._search import Span, search
+from koopjax.compress._search import search
 from koopjax.compress._setting import Setting
 
 #: Calibration samples an observable below which the result is flagged.
@@ -73,17 +72,98 @@ def koopman(
     Reference:
         Sugishita, Kinjo & Ohkubo (2024), arXiv:2402.11740; Constantine, "Active Subspaces" (2015).
     """
-    problem = pose("koopman", model, calibration, budget, labels, validation, key)
-    parts, ends = cut(model, problem.x, at)
-    span = _states(problem, parts, jax.random.fold_in(key, 1))
-    base = _fixed_bytes(problem, span, ends)
-    smallest = base + Setting.least(span.d, span.q).bytes(span.d, span.q)
-    if smallest > problem.limit:
-        raise too_small("koopman", problem.limit, smallest, problem.original_bytes)
-    found = search(problem, span, problem.limit - base)
-    model_out, setting, code = _build(problem, span, ends, found)
-    notes = []
-    unused = export.stored_bytes(model_out) < 0.8 * problem.limit
+    task = prepare("koopman", model, calibration, budget, at, labels, validation, key)
+    found = search(task.problem, task.span, task.room)
+    return account("koopman", task, found, build(task, found))
+
+
+class Built(NamedTuple):
+    """A block fitted on all samples, within the budget.
+
+    Attributes:
+        model: with the block in it.
+        setting: what is left of the choice after observables had to go.
+        matrix: `(m, r)` projection of the kept entries.
+        shift: `(r,)` coordinates of the mean.
+        k: the Koopman matrix or its two factors.
+        clean: the same, fitted without the held-out samples.
+        score: of the block with `clean`, on the validation samples.
+        code: result code of the solve.
+    """
+
+    model: nnx.Module
+    setting: Setting
+    matrix: np.ndarray
+    shift: np.ndarray
+    k: Any
+    clean: Any
+    score: Score
+    code: int
+
+
+def build(task: Task, found: Found) -> Built:
+    """Fit on all samples, held-out ones included, and give up observables until the file fits.
+
+    The score is that of a fit without the held-out samples.
+    """
+    setting, moment = found.setting, found.moment
+    full = found.full
+    return build_from(task, setting, full[setting.kept], moment.mean @ full)
+
+
+def build_from(task: Task, setting: Setting, matrix: np.ndarray, shift: np.ndarray) -> Built:
+    """`build` for any projection `(m, r)` of the kept entries; `shift` is taken off behind it."""
+    problem, span = task.problem, task.span
+    some = lambda columns: observables.Select(psi, jnp.asarray(columns))
+    read = lambda h: h[:, setting.kept]
+    psi = _dictionary(matrix, shift, setting.degree)
+    chosen = some(setting.columns)
+    identity = observables.Identity()
+    stats: Any = edmd.accumulate(chosen, read(span.h), span.y, target=identity)
+    whole = stats
+    if problem.held_out:
+        held: Any = edmd.accumulate(chosen, read(span.h_val), span.y_val, target=identity)
+        whole = stats.merge(held)
+    while True:
+        k, code = _solve(whole, setting, span)
+        block = koopman_block(span, setting, matrix, shift, k)
+        model = wrap(problem, span, task.ends, block)
+        over = export.stored_bytes(model) - problem.limit
+        if over <= 0 or setting.observables <= 2:
+            break
+        setting, stay = setting.fewer(whole, max(1, over // (4 * setting.rank)))
+        stats, whole = stats.select(jnp.asarray(stay)), whole.select(jnp.asarray(stay))
+    clean = _solve(stats, setting, span)[0] if problem.held_out else k
+    lifted = np.asarray(some(setting.columns)(read(span.h_val)))
+    for factor in clean if isinstance(clean, tuple) else (clean,):
+        lifted = lifted @ np.asarray(factor)
+    score = problem.score(span.outputs_of(lifted))
+    return Built(model, setting, matrix, shift, k, clean, score, code)
+
+
+def _dictionary(matrix: np.ndarray, shift: np.ndarray, degree: int) -> Any:
+    """All products of the coordinates `h[kept] @ matrix - shift`."""
+    mean = jnp.asarray(shift, jnp.float32)
+    first = observables.Compose(
+        observables.Project(jnp.asarray(matrix, jnp.float32)),
+        observables.Standardize(mean, jnp.ones_like(mean)),
+    )
+    return observables.Compose(first, observables.Monomials(degree))
+
+
+def account(
+    method: str, task: Task, found: Found, built: Built, *, why: str | None = None, **chosen: Any
+) -> Compressed:
+    """The account of a block.
+
+    Args:
+        method, task, found, built: as they are.
+        why: in place of the sentence on the closed form.
+        chosen: further settings.
+    """
+    problem, span, setting = task.problem, task.span, built.setting
+    notes, code = [], built.code
+    unused = export.stored_bytes(built.model) < 0.8 * problem.limit
     if setting.observables * FEW > span.count or (unused and found.limited):
         code = UNDERDETERMINED
         notes.append(
@@ -91,114 +171,24 @@ def koopman(
             f"{setting.observables} observables and the ridge set to {setting.ridge:g} of their "
             "number; give more samples, which need no labels"
         )
+    if found.skipped:
+        notes.append(f"the time was over with {found.skipped} passes of the search left out")
     return finish(
-        model_out,
-        method="koopman",
+        built.model,
+        method=method,
         budget=problem.budget,
         original_bytes=problem.original_bytes,
-        settings={"at": list(ends), **setting.as_dict(span.d)},
-        why=(
+        settings={"at": list(task.ends), **setting.as_dict(span.d), **chosen},
+        why=why
+        or (
             f"of {found.tried} settings that fit, the best validation {problem.measure}; "
             f"directions from the {setting.directions.name} metric"
         ),
         candidates=found.tried,
         result=code,
         notes=tuple(notes),
-        **problem.account(problem.score_model(model_out)),
+        **problem.account(built.score),
     )
-
-
-def _states(problem: Problem, parts: Any, key: Array) -> Span:
-    """The states at both cuts as rows, for calibration and validation."""
-    head, span, tail = parts
-    shape, x = problem.x.shape, problem.x
-    rows = max(1, min(2000, len(x)))
-    run = lambda part, a: jnp.concatenate([part(a[i : i + rows]) for i in range(0, len(a), rows)])
-    h, h_val = run(head, x), run(head, problem.x_val)
-    y, y_val = run(span, h), run(span, h_val)
-    if len(h) != shape[0] or len(y) != shape[0]:
-        raise expected(
-            "a cut whose first axis counts the samples", f"shapes {h.shape} and {y.shape}",
-            "another cut",
-        )  # fmt: skip
-    flat = lambda a: a.reshape(len(a), -1).astype(jnp.float32)
-    direct = tail.segment.start == tail.segment.stop
-    return Span(
-        h=flat(h), y=flat(y), h_val=flat(h_val), y_val=flat(y_val), sample=h[:2],
-        out_shape=y.shape[1:], out_dtype=y.dtype, tail=None if direct else tail,
-        parts=(span,) if direct else (span, tail), raw=h, outputs=problem.teacher.shape[-1],
-        logits=direct and problem.measure != "r2", key=key,
-    )  # fmt: skip
-
-
-def _wrap(problem: Problem, span: Span, ends: tuple[str, str], block: nnx.Module) -> nnx.Module:
-    """The block as a whole model."""
-    vector = span.raw.ndim == 2 and len(span.out_shape) == 1
-    # A spliced model hands on the original's dtype where promotion would give another.
-    same = jnp.result_type(span.raw.dtype, jnp.float32) == span.out_dtype
-    if vector and same and ends[0] == "input" and span.tail is None:
-        return block
-    sample = jax.ShapeDtypeStruct((2, *problem.x.shape[1:]), problem.x.dtype)
-    axes = None if vector else "flatten"
-    return surgery.splice(problem.model, sample, ends, block, sample_axes=axes)
-
-
-def _fixed_bytes(problem: Problem, span: Span, ends: tuple[str, str]) -> int:
-    """What the file takes beside the block's own arrays, with a little room for their headers."""
-    least = Setting.least(span.d, span.q)
-    # Distinct numbers, since the file would hold equal ones as one.
-    k = np.arange(2 * span.q, dtype=np.float32).reshape(2, span.q) + 1
-    block = _block(span, least, np.ones((len(least.kept), 1)), np.zeros(1), k)
-    model = _wrap(problem, span, ends, block)
-    return export.stored_bytes(model) - least.bytes(span.d, span.q) + 8
-
-
-def _small(indices: np.ndarray, size: int) -> np.ndarray:
-    """Indices in the least unsigned type that holds `size` of them."""
-    kinds = (np.uint8, np.uint16, np.uint32)
-    kind = next(k for k in kinds if size <= np.iinfo(k).max + 1)
-    return np.asarray(indices, kind)
-
-
-def _block(span: Span, setting: Setting, matrix: np.ndarray, shift: Any, k: Any) -> nn.KoopmanBlock:
-    """A Koopman block; `matrix` has a row for each kept entry."""
-    shift = jnp.asarray(shift, jnp.float32)
-    coordinates: Any = observables.Compose(
-        observables.Project(jnp.asarray(matrix, jnp.float32)),
-        observables.Standardize(shift, jnp.ones_like(shift)),
-    )
-    if len(setting.kept) < span.d:
-        some = observables.Select(observables.Identity(), _small(setting.kept, span.d))
-        coordinates = observables.Compose(some, coordinates)
-    lifted: Any = observables.Monomials(setting.degree)
-    p = lifted.size(setting.coordinates)
-    if setting.observables < p:
-        lifted = observables.Select(lifted, _small(setting.columns, p))
-    operator = nn.LowRank(*k) if isinstance(k, tuple) else nn.Dense(k)
-    return nn.KoopmanBlock(observables.Compose(coordinates, lifted), operator)
-
-
-def _build(problem: Problem, span: Span, ends: tuple[str, str], found: Any) -> Any:
-    """Fit on all samples, held-out ones included, and give up observables until the file fits."""
-    setting: Setting = found.setting
-    h, y = span.h, span.y
-    if problem.held_out:
-        h, y = jnp.concatenate([h, span.h_val]), jnp.concatenate([y, span.y_val])
-    moment = found.moment
-    full = found.entries.read(setting.directions, len(setting.kept))[:, : setting.coordinates]
-    psi = lift(full, moment.mean, setting.degree)
-    stats = edmd.accumulate(psi, h, y, target=observables.Identity())
-    while True:
-        chosen = stats.select(jnp.asarray(setting.columns))
-        k, code = _solve(chosen, setting, span)
-        shift = moment.mean @ full
-        block = _block(span, setting, full[setting.kept], shift, k)
-        model = _wrap(problem, span, ends, block)
-        if export.stored_bytes(model) <= problem.limit or setting.observables <= 2:
-            break
-        over = export.stored_bytes(model) - problem.limit
-        setting = setting.fewer(stats, max(1, over // (4 * setting.rank)))
-    return model, setting, code
 
 
 def _solve(stats: Any, setting: Setting, span: Span) -> tuple[Any, int]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from koopjax.compress._koopman import koopman
+from koopjax.compress._koopman_trained import koopman_trained
 from koopjax.compress._magnitude import magnitude
 from koopjax.compress._pruning import obs, wanda
 from koopjax.compress._result import Compressed
@@ -13,6 +14,7 @@ from koopjax.compress._whitened_svd import whitened_svd
 #: Names of Koopman methods begin with "koopman".
 METHODS: dict[str, Callable[..., Compressed]] = {
     "koopman": koopman,
+    "koopman_trained": koopman_trained,
     "magnitude": magnitude,
     "obs": obs,
     "wanda": wanda,

@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
+import time
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from koopjax import edmd, observables
 from koopjax.compress._eliminate import backward
+from koopjax.compress._koopman_span import Clock, Found, Span
 from koopjax.compress._problem import Problem, Score
 from koopjax.compress._projection import (
     Directions,
@@ -33,79 +33,10 @@ PER_OBSERVABLE, FEWEST = 20, 6_000
 MOST_COORDINATES = 44
 #: Ridges tried, relative to the number of samples (the products have about unit variance).
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
+#: Coordinates tried, as multiples of those whose products all have room.
+FACTORS = (1.2, 1.45, 1.75)
 #: Ranks of K tried, as shares of the number of outputs.
 RANKS = (0.9, 0.8, 0.6)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Span:
-    """What is to be replaced, as data.
-
-    Attributes:
-        h, y: `(n, d)` and `(n, q)` states at the two cuts, flattened.
-        h_val, y_val: the same for validation samples.
-        sample: two states at the first cut, in their own shape.
-        out_shape: of one state at the second cut.
-        out_dtype: of the states at the second cut; statistics and fits are in float32.
-        tail: the part behind, or None where the span ends at the output.
-        parts: callables from the first cut to the output.
-        raw: states at the first cut in their own shape.
-        outputs: width of the model's output.
-        logits: the span ends at the outputs of a classifier.
-        key: for draws.
-    """
-
-    h: Array
-    y: Array
-    h_val: Array
-    y_val: Array
-    sample: Array
-    out_shape: tuple[int, ...]
-    out_dtype: Any
-    tail: Any
-    parts: tuple[Any, ...]
-    raw: Array
-    outputs: int
-    logits: bool
-    key: Array
-
-    @property
-    def d(self) -> int:
-        """Entries of the state before."""
-        return self.h.shape[1]
-
-    @property
-    def q(self) -> int:
-        """Entries of the state after."""
-        return self.y.shape[1]
-
-    @property
-    def count(self) -> int:
-        """Number of calibration samples."""
-        return self.h.shape[0]
-
-    @property
-    def metric(self) -> np.ndarray:
-        """Metric on the target: what all logits have in common hardly counts."""
-        eye = np.eye(self.q)
-        return eye - (1 - 1e-3) / self.q if self.logits and self.q > 1 else eye
-
-    def outputs_of(self, y: np.ndarray) -> Array:
-        """The model's outputs for states at the second cut."""
-        out = jnp.asarray(y, self.out_dtype).reshape(len(y), *self.out_shape)
-        return out if self.tail is None else self.tail(out)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Found:
-    """The best setting, its score, what it was made from, and whether samples bounded it."""
-
-    setting: Setting
-    score: Score
-    moment: Moments
-    entries: Entries
-    tried: int
-    limited: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,13 +63,15 @@ class _Pass:
 class Search:
     """Runs passes over the data and remembers the best setting seen."""
 
-    def __init__(self, problem: Problem, span: Span, limit: int):
-        self.problem, self.span, self.limit = problem, span, limit
+    def __init__(self, problem: Problem, span: Span, limit: int, clock: Clock):
+        self.problem, self.span, self.limit, self.clock = problem, span, limit, clock
         self.h, self.y = span.h[:ROWS], span.y[:ROWS]
         self.moment = moments(self.h)
         self.root = root_of(span.metric)
         self.best: Found | None = None
-        self.tried = 0
+        self.by_size: dict[int, Found] = {}
+        self.tried = self.skipped = 0
+        self.slowest = 0.0
         self.limited = False
 
     def most_coordinates(self, degree: int = 2) -> int:
@@ -154,6 +87,32 @@ class Search:
             self.limited |= room
             most -= 1
         return most
+
+    def attempt(
+        self, ent: Entries, directions: Directions, m: int, r: int, degree: int,
+        ranks: tuple[int, ...] | None = None,
+    ) -> None:  # fmt: skip
+        """A pass and what comes out of it, unless the time is too short for one more."""
+        if self.best is not None and self.clock.over(self.slowest):
+            self.skipped += 1
+            return
+        start = time.monotonic()
+        self.explore(self.run(ent, directions, m, self._wide(m, r, degree), degree), ranks)
+        self.slowest = max(self.slowest, time.monotonic() - start)
+
+    def _wide(self, m: int, most: int, degree: int) -> int:
+        """So many coordinates as `explore` looks at, in steps of four to compile less often."""
+        wide = math.ceil(FACTORS[-1] * self._whole(m, most, degree, self.span.q))
+        return min(most, -(-wide // 4) * 4)
+
+    def _whole(self, m: int, most: int, degree: int, rank: int) -> int:
+        """So many coordinates as leave room for all their products."""
+        d, q, whole = self.span.d, self.span.q, 1
+        for r in range(1, most + 1):
+            total = math.comb(r + degree, degree)
+            if array_bytes(d, q, m, r, total, total, rank) <= self.limit:
+                whole = r
+        return whole
 
     def run(self, ent: Entries, directions: Directions, m: int, r: int, degree: int) -> _Pass:
         """One pass over the data."""
@@ -184,13 +143,9 @@ class Search:
     def _coordinates(self, done: _Pass, rank: int) -> list[int]:
         """As many as leave room for all their products, and some more of which some must go."""
         d, q = self.span.d, self.span.q
-        whole = 1
-        for r in range(1, done.coordinates + 1):
-            total = math.comb(r + done.degree, done.degree)
-            if array_bytes(d, q, done.size, r, total, total, rank) <= self.limit:
-                whole = r
+        whole = self._whole(done.size, done.coordinates, done.degree, rank)
         out = {whole}
-        for factor in (1.2, 1.45, 1.75):
+        for factor in FACTORS:
             r = min(done.coordinates, math.ceil(factor * whole))
             total = math.comb(r + done.degree, done.degree)
             p = most_observables(self.limit, d, q, done.size, r, total, rank)
@@ -206,10 +161,23 @@ class Search:
             k = self._cut(gram[np.ix_(stay, stay)], k, rank)
         score = self._score(done.lifted_val[:, columns[stay]], k)
         self.tried += 1
-        if self.best is None or score > self.best.score:
+        before = self.by_size.get(done.size)
+        if before is None or score > before.score:
             kept = done.entries.kept[done.size]
             setting = Setting(done.directions, kept, r, done.degree, own, rank, done.ridge)
-            self.best = Found(setting, score, self.moment, done.entries, self.tried)
+            found = Found(setting, score, self.moment, done.entries, self.tried)
+            self.by_size[done.size] = found
+            if self.best is None or score > self.best.score:
+                self.best = found
+
+    def result(self) -> Found:
+        """The best setting, with the account of the search."""
+        best = _require(self.best)
+        others = sorted(self.by_size.values(), key=lambda f: f.score, reverse=True)
+        return dataclasses.replace(
+            best, tried=self.tried, limited=self.limited, skipped=self.skipped,
+            others=tuple(f for f in others if f is not best),
+        )  # fmt: skip
 
     def _score(self, lifted: np.ndarray, k: np.ndarray) -> Score:
         return self.problem.score(self.span.outputs_of(lifted @ k.astype(np.float32)))
@@ -217,10 +185,9 @@ class Search:
     def _best_ridge(self, gram: np.ndarray, cross: np.ndarray, lifted: Any, count: float) -> float:
         """The ridge of the best score; the largest of those that tie, since noise favours none."""
         scores = []
-        values, vectors = np.linalg.eigh(gram)  # one factorisation answers all ridges
-        values, turned = np.maximum(values, 0), vectors.T @ cross
         for ridge in RIDGES:
-            k = vectors @ (turned / (values + ridge * count)[:, None])
+            system = gram + ridge * count * np.eye(len(gram))
+            k = np.linalg.solve(system, cross)
             scores.append((self._score(lifted, k), ridge))
         return max(scores)[1]
 
@@ -239,14 +206,15 @@ def _last_factor(r: int, degree: int) -> np.ndarray:
     return np.array([-1, *map(max, factors)])
 
 
-def search(problem: Problem, span: Span, limit: int) -> Found:
+def search(problem: Problem, span: Span, limit: int, clock: Clock | None = None) -> Found:
     """The best setting whose arrays take at most `limit` bytes.
 
     Coarse grid over the number of entries with the directions of the pilot, the network's own
     Jacobian directions beside it at the best place, then finer steps with an order of entries made
-    for the coordinates found, cubic products where the coordinates are few, and lower ranks.
+    for the coordinates found, cubic products where the coordinates are few, and lower ranks. When
+    the time is over, the best so far is returned, of one pass at least.
     """
-    state = Search(problem, span, limit)
+    state = Search(problem, span, limit, clock or Clock())
     metric = jacobian_metric(span.parts, span.raw[:ROWS], span.outputs, span.key)
     most = state.most_coordinates()
     first = active(state.moment, metric, min(span.d, max(most, 32)))
@@ -257,29 +225,35 @@ def search(problem: Problem, span: Span, limit: int) -> Found:
     ent = entries(state.moment, pilot, min(most, 24), sizes)
     line = Setting.least(span.d, span.q).bytes(span.d, span.q)
     if limit >= 1.5 * line + 60:  # else another form's header may be more than there is room for
-        for m in sizes:
-            state.explore(state.run(ent, pilot, m, most, 2))
+        for m in _middle_first(sizes):
+            state.attempt(ent, pilot, m, most, 2)
     if state.best is None:  # room for a line in one entry alone
         ent = entries(state.moment, pilot, 1, [1])
-        state.explore(state.run(ent, pilot, 1, 1, 1))
-        return dataclasses.replace(_require(state.best), tried=state.tried)
-    best = _require(state.best)
+        state.attempt(ent, pilot, 1, 1, 1)
+        return state.result()
+    best = state.best
     m, r = len(best.setting.kept), best.setting.coordinates
     if first.name != pilot.name:
         ent = entries(state.moment, first, min(most, 24), [m])
-        state.explore(state.run(ent, first, m, most, 2))
+        state.attempt(ent, first, m, most, 2)
     chosen = _require(state.best).setting.directions
     near = sorted({min(span.d, max(1, round(f * m))) for f in (0.78, 1.0, 1.28)})
     ent = entries(state.moment, chosen, r, near)
     q = span.q
     ranks = tuple(sorted({q} | {max(1, math.floor(f * q)) for f in RANKS})) if q > 1 else (1,)
     for size in near:
-        state.explore(state.run(ent, chosen, size, most, 2), ranks)
+        state.attempt(ent, chosen, size, most, 2, ranks)
     few = min(state.most_coordinates(3), 12)
     if r <= 10 and few > 1:
         for size in near:
-            state.explore(state.run(ent, chosen, size, few, 3))
-    return dataclasses.replace(_require(state.best), tried=state.tried, limited=state.limited)
+            state.attempt(ent, chosen, size, few, 3)
+    return state.result()
+
+
+def _middle_first(sizes: list[int]) -> list[int]:
+    """The likeliest number of entries first, for searches that end early."""
+    middle = len(sizes) // 2
+    return sorted(sizes, key=lambda m: abs(sizes.index(m) - middle))
 
 
 def _extend(moment: Moments, pilot: Directions, first: Directions) -> Directions:

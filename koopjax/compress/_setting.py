@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from koopjax.compress._eliminate import backward
@@ -50,14 +49,18 @@ class Setting:
             d, q, len(self.kept), self.coordinates, self.observables, total, self.rank
         )
 
-    def fewer(self, stats: Any, count: int) -> "Setting":
-        """The setting with some observables less, chosen by elimination."""
-        chosen = stats.select(jnp.asarray(self.columns))
-        gram, cross = np.asarray(chosen.gram, np.float64), np.asarray(chosen.cross, np.float64)
+    def fewer(self, stats: Any, count: int) -> tuple["Setting", np.ndarray]:
+        """The setting with some observables less, chosen by elimination, and which stay.
+
+        Args:
+            stats: of its observables alone.
+            count: how many go; two stay at least.
+        """
+        gram, cross = np.asarray(stats.gram, np.float64), np.asarray(stats.cross, np.float64)
         size = max(2, self.observables - count)
         alpha = self.ridge * float(stats.count)
         stay, _ = backward(gram, cross, [size], alpha, (0,))[size]
-        return dataclasses.replace(self, columns=self.columns[stay])
+        return dataclasses.replace(self, columns=self.columns[stay]), stay
 
     def as_dict(self, d: int) -> dict[str, Any]:
         """For the report."""

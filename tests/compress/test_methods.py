@@ -25,11 +25,13 @@ def test_signature_and_docstring(compressed):
     name, _ = compressed
     method = compress.METHODS[name]
     parameters = inspect.signature(method).parameters
-    assert list(parameters) == [
+    assert list(parameters)[:7] == [
         "model", "calibration", "budget", "at", "labels", "validation", "key"
     ]  # fmt: skip
     assert parameters["key"].default is inspect.Parameter.empty
     assert all(parameters[n].default is None for n in ("at", "labels", "validation"))
+    rest = list(parameters.values())[7:]
+    assert all(p.default is not p.empty and p.kind == p.KEYWORD_ONLY for p in rest)
     for word in ("Args:", "Returns:", "Numerics:", "Raises:"):
         assert word in inspect.getdoc(method)
 

@@ -1,0 +1,130 @@
+"""A span as data, and the Koopman block that takes its place."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from koopjax import export, nn, observables, surgery
+from koopjax._core import expected
+from koopjax.compress._budget import too_small
+from koopjax.compress._koopman_span import Span
+from koopjax.compress._problem import Problem, cut, pose
+from koopjax.compress._setting import Setting
+
+
+class Task(NamedTuple):
+    """A span to be replaced within a budget.
+
+    Attributes:
+        problem: the model and the data.
+        span: what is replaced, as data.
+        ends: names of its cuts.
+        room: bytes for the block's arrays.
+    """
+
+    problem: Problem
+    span: Span
+    ends: tuple[str, str]
+    room: int
+
+
+def prepare(
+    method: str, model: Any, calibration: Any, budget: Any, at: Any, labels: Any, validation: Any,
+    key: Array,
+) -> Task:  # fmt: skip
+    """Check the arguments, run the original up to both cuts, and count the bytes that are left.
+
+    Raises:
+        ValueError: as every method does; `BudgetTooSmall` where not even the smallest block fits.
+    """
+    problem = pose(method, model, calibration, budget, labels, validation, key)
+    parts, ends = cut(model, problem.x, at)
+    span = states(problem, parts, jax.random.fold_in(key, 1))
+    base = fixed_bytes(problem, span, ends)
+    smallest = base + Setting.least(span.d, span.q).bytes(span.d, span.q)
+    if smallest > problem.limit:
+        raise too_small(method, problem.limit, smallest, problem.original_bytes)
+    return Task(problem, span, ends, problem.limit - base)
+
+
+def states(problem: Problem, parts: Any, key: Array) -> Span:
+    """The states at both cuts as rows, for calibration and validation."""
+    head, span, tail = parts
+    shape, x = problem.x.shape, problem.x
+    rows = max(1, min(2000, len(x)))
+    run = lambda part, a: jnp.concatenate([part(a[i : i + rows]) for i in range(0, len(a), rows)])
+    h, h_val = run(head, x), run(head, problem.x_val)
+    y, y_val = run(span, h), run(span, h_val)
+    if len(h) != shape[0] or len(y) != shape[0]:
+        raise expected(
+            "a cut whose first axis counts the samples", f"shapes {h.shape} and {y.shape}",
+            "another cut",
+        )  # fmt: skip
+    flat = lambda a: a.reshape(len(a), -1).astype(jnp.float32)
+    direct = tail.segment.start == tail.segment.stop
+    return Span(
+        h=flat(h), y=flat(y), h_val=flat(h_val), y_val=flat(y_val), sample=h[:2],
+        out_shape=y.shape[1:], out_dtype=y.dtype, tail=None if direct else tail,
+        parts=(span,) if direct else (span, tail), raw=h, outputs=problem.teacher.shape[-1],
+        logits=direct and problem.measure != "r2", key=key,
+    )  # fmt: skip
+
+
+def wrap(problem: Problem, span: Span, ends: tuple[str, str], block: nnx.Module) -> nnx.Module:
+    """The block as a whole model."""
+    vector = span.raw.ndim == 2 and len(span.out_shape) == 1
+    # A spliced model hands on the original's dtype where promotion would give another.
+    same = jnp.result_type(span.raw.dtype, jnp.float32) == span.out_dtype
+    if vector and same and ends[0] == "input" and span.tail is None:
+        return block
+    sample = jax.ShapeDtypeStruct((2, *problem.x.shape[1:]), problem.x.dtype)
+    axes = None if vector else "flatten"
+    return surgery.splice(problem.model, sample, ends, block, sample_axes=axes)
+
+
+def fixed_bytes(problem: Problem, span: Span, ends: tuple[str, str]) -> int:
+    """What the file takes beside the block's own arrays, with a little room for their headers."""
+    least = Setting.least(span.d, span.q)
+    # Distinct numbers, since the file would hold equal ones as one.
+    k = np.arange(2 * span.q, dtype=np.float32).reshape(2, span.q) + 1
+    block = koopman_block(span, least, np.ones((len(least.kept), 1)), np.zeros(1), k)
+    model = wrap(problem, span, ends, block)
+    return export.stored_bytes(model) - least.bytes(span.d, span.q) + 8
+
+
+def small(indices: np.ndarray, size: int) -> np.ndarray:
+    """Indices in the least unsigned type that holds `size` of them."""
+    kinds = (np.uint8, np.uint16, np.uint32)
+    kind = next(k for k in kinds if size <= np.iinfo(k).max + 1)
+    return np.asarray(indices, kind)
+
+
+def koopman_block(
+    span: Span, setting: Setting, matrix: np.ndarray, shift: Any, k: Any
+) -> nn.KoopmanBlock:
+    """A Koopman block.
+
+    Args:
+        span, setting: what it replaces, and its form.
+        matrix: `(m, r)`, a row for each kept entry.
+        shift: `(r,)`, taken off the coordinates.
+        k: `(p, q)`, or its two factors.
+    """
+    shift = jnp.asarray(shift, jnp.float32)
+    coordinates: Any = observables.Compose(
+        observables.Project(jnp.asarray(matrix, jnp.float32)),
+        observables.Standardize(shift, jnp.ones_like(shift)),
+    )
+    if len(setting.kept) < span.d:
+        some = observables.Select(observables.Identity(), small(setting.kept, span.d))
+        coordinates = observables.Compose(some, coordinates)
+    lifted: Any = observables.Monomials(setting.degree)
+    p = lifted.size(setting.coordinates)
+    if setting.observables < p:
+        lifted = observables.Select(lifted, small(setting.columns, p))
+    operator = nn.LowRank(*k) if isinstance(k, tuple) else nn.Dense(k)
+    return nn.KoopmanBlock(observables.Compose(coordinates, lifted), operator)

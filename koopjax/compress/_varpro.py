@@ -1,0 +1,262 @@
+"""A projection trained without labels: through the least-squares solve, then together with K."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from koopjax import observables
+from koopjax._core import matmul, pytree
+
+#: Ridge of the solve on a batch, relative to its samples.
+RIDGE = 1e-3
+#: Samples a step once K is a parameter.
+BATCH = 512
+#: Samples an observable in a batch on which K is solved, and the least number of samples.
+PER_OBSERVABLE, FEWEST = 3, 1000
+#: Entries of the state that vary less than this share of the widest are not blown up further.
+FLOOR = 0.05
+#: A stage is looked at on the validation data so many times.
+LOOKS = 8
+
+
+@pytree
+class Frame:
+    """What training holds fixed.
+
+    Attributes:
+        mean, scale: `(m,)` of the kept entries.
+        covariance: `(m, m)` of the entries so standardised.
+        mask: `(m, r)` ones where a coordinate reads an entry.
+        factors: `(degree, r + 1, p)`: observable j is the product over k of `[1, z] @ factors[k]`,
+            a matrix product whose gradient is one, which a gather's isn't.
+    """
+
+    mean: Any
+    scale: Any
+    covariance: Any
+    mask: Any
+    factors: Any
+
+
+class Trained(NamedTuple):
+    """Numbers of a block.
+
+    Attributes:
+        directions: `(m, r)` in standardised entries, of any scale.
+        shift: `(r,)`.
+        operator: `(k,)` or `(left, right)`: the Koopman matrix as a product.
+    """
+
+    directions: Array
+    shift: Array
+    operator: tuple[Array, ...]
+
+
+def frame(moment: Any, kept: np.ndarray, columns: np.ndarray, degree: int, mask: Any) -> Frame:
+    """A frame for some entries and products.
+
+    Args:
+        moment: `Moments` of the whole state.
+        kept: `(m,)` entries.
+        columns: `(p,)` of `Monomials(degree)` on the coordinates.
+        degree: of the products.
+        mask: `(m, r)`.
+    """
+    covariance = moment.covariance[np.ix_(kept, kept)]
+    deviation = np.sqrt(np.maximum(np.diag(covariance), 0))
+    scale = np.maximum(deviation, FLOOR * (deviation.max() or 1.0))
+    covariance = covariance / np.outer(scale, scale) + 1e-6 * np.eye(len(kept))
+    arrays = (
+        moment.mean[kept], scale, covariance, mask, factors_of(np.shape(mask)[1], degree, columns)
+    )  # fmt: skip
+    return Frame(*(jnp.asarray(a, jnp.float32) for a in arrays))
+
+
+def factors_of(r: int, degree: int, columns: np.ndarray) -> Float[np.ndarray, "degree r1 p"]:
+    """Selectors of the factors of some products of `r` coordinates; see `Frame`."""
+    names = observables.Monomials(degree).names(r, [str(i + 1) for i in range(r)])
+    out = np.zeros((degree, r + 1, len(columns)))
+    for j, column in enumerate(columns):
+        parts = [] if column == 0 else names[column].split("*")  # the constant comes first
+        powers = [[*part.split("^"), "1"][:2] for part in parts]
+        places = [int(i) for i, power in powers for _ in range(int(power))]
+        for k, place in enumerate(places + [0] * (degree - len(places))):
+            out[k, place, j] = 1
+    return out
+
+
+def begin(frame: Frame, matrix: np.ndarray, shift: np.ndarray, k: Any) -> Trained:
+    """The state at the start.
+
+    The coordinates are put to unit variance, which the first steps make up for in K where they had
+    another.
+
+    Args:
+        frame: as it is.
+        matrix: `(m, r)` projection of the kept entries as they are.
+        shift: `(r,)`, what is taken off behind it.
+        k: `(p, q)`, or two factors.
+    """
+    operator = k if isinstance(k, tuple) else (k,)
+    rows = jnp.asarray(matrix, jnp.float32) * frame.scale[:, None]
+    beyond = np.asarray(shift) - np.asarray(frame.mean, np.float64) @ np.asarray(matrix)
+    arrays = [jnp.asarray(a, jnp.float32) for a in (beyond, *operator)]
+    return Trained(rows, arrays[0], tuple(arrays[1:]))
+
+
+def projection(frame: Frame, state: Trained) -> tuple[np.ndarray, np.ndarray]:
+    """`(m, r)` matrix for the kept entries as they are, and `(r,)` what is taken off behind it."""
+    matrix = np.asarray(_unit(frame, state.directions) / frame.scale[:, None], np.float64)
+    return matrix, np.asarray(frame.mean, np.float64) @ matrix + np.asarray(state.shift)
+
+
+def _unit(frame: Frame, directions: Array) -> Array:
+    """Directions whose coordinates have unit variance, so that scale is no degree of freedom."""
+    rows = directions * frame.mask
+    variance = jnp.sum(rows * matmul(frame.covariance, rows), axis=0)
+    return rows / jnp.sqrt(jnp.maximum(variance, 1e-12))[None]
+
+
+def observe(frame: Frame, state: Trained, h: Float[Array, "n m"]) -> Float[Array, "n p"]:
+    """The observables of kept entries as they are."""
+    z = (h - frame.mean[None]) / frame.scale[None]
+    z = matmul(z, _unit(frame, state.directions)) - state.shift[None]
+    one = jnp.concatenate([jnp.ones((len(h), 1), z.dtype), z], axis=1)
+    return functools.reduce(jnp.multiply, [matmul(one, f) for f in frame.factors])
+
+
+def predict(frame: Frame, state: Trained, h: Float[Array, "n m"]) -> Float[Array, "n q"]:
+    """States at the second cut."""
+    return functools.reduce(matmul, state.operator, observe(frame, state, h))
+
+
+def solved(psi: Float[Array, "n p"], y: Float[Array, "n q"]) -> Float[Array, "p q"]:
+    """`(Ψᵀ Ψ + α n I)⁻¹ Ψᵀ Y`, which gradients go through."""
+    gram = matmul(psi.T, psi) + RIDGE * len(psi) * jnp.eye(psi.shape[1], dtype=psi.dtype)
+    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(gram), True), matmul(psi.T, y))
+
+
+def divergence(outputs: Float[Array, "*n q"], teacher: Float[Array, "*n q"]) -> Array:
+    """Mean KL of the teacher's softmax to that of the outputs; of one output the squared error."""
+    if teacher.shape[-1] == 1:
+        return jnp.mean((outputs - teacher) ** 2) / jnp.maximum(jnp.var(teacher), 1e-12)
+    log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(outputs)
+    return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
+
+
+def batch_rows(n: int, p: int, through: bool) -> int:
+    """Samples a step: two halves, one to solve on and one to look at, or one plain batch."""
+    return min(n, max(FEWEST, PER_OBSERVABLE * p)) // 2 * 2 if through else min(n, BATCH)
+
+
+@functools.partial(jax.jit, static_argnames=("through", "rows", "shape"))
+def _steps(
+    carry: Any, frame: Frame, tail: Any, data: tuple[Array, Array, Array], keys: Array,
+    rates: Array, *, through: bool, rows: int, shape: Any,
+) -> Any:  # fmt: skip
+    h, y, teacher = data
+    adam = optax.scale_by_adam()
+
+    def outputs(states: Array) -> Array:
+        out_shape, dtype = shape
+        states = states.astype(dtype).reshape(len(states), *out_shape)
+        out = states if tail is None else tail(states)
+        return out.astype(jnp.float32)
+
+    def loss(state: Trained, batch: Array) -> Array:
+        if not through:
+            states = predict(frame, state, h[batch])
+        else:
+            psi, half = observe(frame, state, h[batch]), rows // 2
+            # What K is solved on and what it is judged by are different samples.
+            states = matmul(psi[half:], solved(psi[:half], y[batch[:half]]))
+            batch = batch[half:]
+        return divergence(outputs(states), teacher[batch].reshape(outputs_shape(states)))
+
+    def outputs_shape(states: Array) -> tuple[int, ...]:
+        return jax.eval_shape(outputs, states).shape
+
+    def step(carry: Any, now: Any) -> Any:
+        state, inner = carry
+        key, rate = now
+        batch = jax.random.randint(key, (rows,), 0, len(h))
+        value, slopes = jax.value_and_grad(loss)(state, batch)
+        # One step in the direction of Adam, relative to the size of each array.
+        updates: Any
+        updates, inner = adam.update(slopes, inner)
+        move = lambda a, u, size: a - rate * size * u
+        state = jax.tree.map(move, state, updates, _sizes(state))
+        return (state, inner), value
+
+    return jax.lax.scan(step, carry, (keys, rates))
+
+
+def _sizes(state: Trained) -> Trained:
+    """Typical sizes of the entries of each array; coordinates have unit variance."""
+    size = lambda a: jax.lax.stop_gradient(jnp.sqrt(jnp.mean(a**2)) + 1e-8)
+    return Trained(size(state.directions), jnp.ones(()), tuple(size(a) for a in state.operator))
+
+
+def train(
+    frame: Frame,
+    state: Trained,
+    data: tuple[Array, Array, Array],
+    *,
+    tail: Any,
+    shape: tuple[tuple[int, ...], Any],
+    steps: int,
+    rate: float,
+    through: bool,
+    look: Callable[[Trained], Any],
+    key: Array,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> tuple[Trained, Any]:
+    """Adam with a cosine schedule on the divergence from the original; the best state looked at.
+
+    With `through`, `K = (Ψᵀ Ψ + α I)⁻¹ Ψᵀ Y` is solved on one half of every batch and judged on the
+    other, and the projection alone moves (variable projection); else projection and K both do.
+
+    Args:
+        frame, state: from `frame` and `begin`.
+        data: `(n, m)` kept entries, `(n, q)` states at the second cut, `(n, ...)` the original's
+            outputs.
+        tail: part behind the second cut, or None.
+        shape: of one state at the second cut, and its dtype.
+        steps: how many.
+        rate: of learning, relative to the size of each array's entries.
+        through: see above.
+        look: score on the validation data, larger is better.
+        key: draws the batches.
+        progress: called as `progress(step, {"divergence": ...})`.
+
+    Returns:
+        The state of the best score among the start and `LOOKS` places, and that score.
+
+    Numerics:
+        Float32; `O(b p²)` a step through the solve with `b` a few thousand, else `O(b p q)`.
+
+    Reference: Golub & Pereyra (1973), SIAM J. Numer. Anal. 10, 413 (variable projection).
+    """
+    best, score = state, look(state)
+    inner = optax.scale_by_adam().init(state)
+    rows = batch_rows(len(data[0]), frame.factors.shape[2], through)
+    schedule = np.asarray(rate * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / max(steps, 1))))
+    chunk = max(1, -(-steps // LOOKS))
+    for first in range(0, steps, chunk):
+        rates = jnp.asarray(schedule[first : first + chunk], jnp.float32)
+        keys = jax.random.split(jax.random.fold_in(key, first), len(rates))
+        (state, inner), values = _steps(
+            (state, inner), frame, tail, data, keys, rates, through=through, rows=rows, shape=shape
+        )
+        now = look(state)
+        if now > score:
+            best, score = state, now
+        if progress is not None:
+            progress(first + len(rates), {"divergence": float(jnp.mean(values))})
+    return best, score
