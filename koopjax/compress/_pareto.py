@@ -18,6 +18,7 @@ from koopjax.compress._budget import Budget, BudgetTooSmall
 from koopjax.compress._finetune import Training
 from koopjax.compress._methods import METHODS
 from koopjax.compress._recipes import finetuned, recipe
+from koopjax.compress._result import Compressed
 from koopjax.compress._rows import Rows
 
 #: Tracks: how a method may use the data, and what its file may hold.
@@ -113,6 +114,7 @@ def pareto(
     value_bits: Sequence[float] = (3.0, 4.0, 5.0),
     ledger: str | os.PathLike | None = None,
     progress: Callable[[int, int, Point], None] | None = None,
+    keep: Callable[[Point, Compressed], None] | None = None,
 ) -> Pareto:
     """Compress a network by several methods to several sizes, from several seeds, and compare.
 
@@ -138,6 +140,8 @@ def pareto(
         ledger: file to keep every finished piece in (JSON lines); an interrupted run goes on from
             it, and one with more budgets, methods or seeds adds to it.
         progress: called as `progress(done, total, point)` after each point.
+        keep: called with a new point and the compressed network, to save the one that is wanted,
+            before the point goes to the ledger; not for points that are in the ledger already.
 
     Returns:
         A `Pareto`.
@@ -156,7 +160,7 @@ def pareto(
     if not seeds or not parsed:
         raise expected("at least one budget and one seed", f"{len(parsed)} and {len(seeds)}")
     training = training or Training()
-    contest = _Contest(model, data, training, tuning or training, tuple(value_bits))
+    contest = _Contest(model, data, training, tuning or training, tuple(value_bits), keep)
     with Rows(ledger, contest.fingerprint()) as rows:
         contest.rows = rows
         jobs = [
@@ -199,6 +203,7 @@ class _Contest:
     training: Training
     tuning: Training
     value_bits: tuple[float, ...]
+    keep: Callable[[Point, Compressed], None] | None = None
 
     def __post_init__(self) -> None:
         self.rows: Any = None
@@ -262,6 +267,7 @@ class _Contest:
             return Point(**held)
         original = self.account(seed)
         settings: dict[str, Any] = {}
+        made = None
         try:
             if track != "one-shot":
                 settings = self.variant(track, method, budget, first, places)
@@ -285,6 +291,8 @@ class _Contest:
             track=track, method=method, budget=budget, seed=seed, family=recipe(method).family,
             original_accuracy=original["accuracy"], **figures,
         )  # fmt: skip
+        if self.keep is not None and made is not None:
+            self.keep(point, made)
         self.rows.add("point", point.as_dict())
         return point
 
