@@ -1,4 +1,4 @@
-"""An optax transformation that holds parameters on zeros and on grids while they train."""
+"""Optax transformations for compression: zeros stay, values lie on grids, the rate is a leaf."""
 
 from collections.abc import Callable
 from typing import Any
@@ -61,6 +61,34 @@ def constrained() -> optax.GradientTransformation:
         return moved, Constraint(state.masks, state.steps, latent)
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
+@pytree
+class Rate:
+    """State of `at_rate`: the learning rate, a leaf that lanes and variants may change."""
+
+    rate: Any
+
+
+def at_rate() -> optax.GradientTransformation:
+    """Steps downhill at a rate that is part of the state: `-rate · updates`; see `with_rate`."""
+
+    def init(params: Any) -> Rate:
+        del params
+        return Rate(jnp.ones((), jnp.float32))
+
+    def update(updates: Any, state: Rate, params: Any = None) -> tuple[Any, Rate]:
+        del params
+        return jax.tree.map(lambda u: (-state.rate * u).astype(u.dtype), updates), state
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def with_rate(opt_state: Any, rate: float) -> Any:
+    """The optimizer's state with another learning rate."""
+    new = Rate(jnp.asarray(rate, jnp.float32))
+    is_rate = lambda node: isinstance(node, Rate)
+    return jax.tree.map(lambda s: new if is_rate(s) else s, opt_state, is_leaf=is_rate)
 
 
 def on_grid(values: jax.Array, step: jax.Array) -> jax.Array:

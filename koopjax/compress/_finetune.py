@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from koopjax import export, models
 from koopjax._core import check_finite, expected
 from koopjax.compress._budget import Budget
-from koopjax.compress._constraint import constrained
+from koopjax.compress._constraint import at_rate, constrained, with_rate
 from koopjax.compress._result import Compressed, finish
 from koopjax.compress._to_size import SALIENCIES, ToSize
 
@@ -189,9 +189,9 @@ def train_students(
     epochs, size = training.epochs * rounds, len(x) // rounds
     steps = epochs * (size // batch)
     optimizer = _optimizer(
-        training.learning_rate, training.weight_decay, round(training.warmup * steps), steps,
-        training.clip,
-    )  # fmt: skip
+        training.weight_decay, round(training.warmup * steps), steps, training.clip
+    )
+    states = [_begun(optimizer, student, training.learning_rate) for student in students]
     plans = [
         _plan(*one, epochs, training.prune_until, saliency)
         for one in zip(students, limits, densities, value_bits, strict=True)
@@ -203,8 +203,8 @@ def train_students(
     }  # fmt: skip
     if count == 1:
         result = models.train(
-            students[0], x, targets[0], key=keys[0], revise=plans[0], checkpoint=checkpoint,
-            resume=resume, **common,
+            students[0], x, targets[0], key=keys[0], revise=plans[0], opt_state=states[0],
+            checkpoint=checkpoint, resume=resume, **common,
         )  # fmt: skip
         return [result.model]
     if checkpoint is not None:
@@ -214,8 +214,15 @@ def train_students(
         revise = lambda lane, epoch, params, opt: (
             (params, opt) if (plan := plans[lane]) is None else plan(epoch, params, opt)
         )
-    results = models.train_lanes(students, x, targets, keys=keys, revise=revise, **common)
+    results = models.train_lanes(
+        students, x, targets, keys=keys, revise=revise, opt_states=states, **common
+    )
     return [result.model for result in results]
+
+
+def _begun(optimizer: optax.GradientTransformation, student: Any, rate: float) -> Any:
+    """The optimizer's first state at this rate, which is a leaf: another is no compilation."""
+    return with_rate(optimizer.init(models.form_of(student)[1]), rate)
 
 
 def _plan(
@@ -306,15 +313,16 @@ def _loss(outputs: int, temperature: float, weight: float) -> Callable[[Array, A
 
 
 @functools.lru_cache(maxsize=128)
-def _optimizer(
-    rate: float, decay: float, warmup: int, steps: int, clip: float
-) -> optax.GradientTransformation:
-    schedule = optax.warmup_cosine_decay_schedule(
-        rate / 10 if warmup else rate, rate, warmup, max(steps, warmup + 1)
+def _optimizer(decay: float, warmup: int, steps: int, clip: float) -> optax.GradientTransformation:
+    rising = optax.warmup_cosine_decay_schedule(
+        0.1 if warmup else 1.0, 1.0, warmup, max(steps, warmup + 1)
     )
     matrices = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)
-    adam = optax.adamw(schedule, weight_decay=decay, mask=matrices)
-    return optax.chain(optax.clip_by_global_norm(clip), adam, constrained())
+    return optax.chain(
+        optax.clip_by_global_norm(clip), optax.scale_by_adam(),
+        optax.add_decayed_weights(decay, mask=matrices), optax.scale_by_schedule(rising),
+        at_rate(), constrained(),
+    )  # fmt: skip
 
 
 def account(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -66,30 +67,35 @@ def _small_exact(
             such layer.
         depth: number of ReLU layers.
     """
-    low, high, best, least = 1, 4096, None, 0
-    while low <= high:
-        width = (low + high) // 2
+    sizes = (problem.x.shape[-1], problem.teacher.shape[-1])
+
+    def widths(width: int) -> list[int]:
         if bottleneck is None:
-            widths, linear = (width,) * depth, (False,) * depth
-        else:
-            wide = max(1, round(bottleneck * width))
-            widths, linear = (width, *(wide,) * depth), (True, *(False,) * depth)
-        made = small_student(problem.model, problem.x, widths=widths, linear=linear, key=key)
-        stored = export.stored_bytes(nnx.clone(made)) + _drift(made)
-        least = stored if width == 1 else least
-        if stored <= problem.limit:
-            best, low = made, width + 1
-        else:
-            high = width - 1
-    if best is None:
+            return [width] * depth
+        return [width, *[max(1, round(bottleneck * width))] * depth]
+
+    def numbers(width: int) -> int:
+        between = widths(width)
+        layers = pairwise([sizes[0], *between, sizes[1]])
+        biases = sum(between[bottleneck is not None :]) + sizes[1]
+        return sum(p * q for p, q in layers) + biases
+
+    linear = [True] * (bottleneck is not None) + [False] * depth
+    make = lambda width: small_student(
+        problem.model, problem.x, widths=widths(width), linear=linear, key=key
+    )
+    # The header, and biases of zeros that training makes numbers of.
+    smallest = make(1)
+    stored = export.stored_bytes(smallest)
+    biases = sum(a.size for a in jax.tree.leaves(nnx.state(smallest, nnx.Param)) if a.ndim < 2)
+    header = stored - 4 * (numbers(1) - biases) + 4
+    least = header + 4 * numbers(1)
+    if least > problem.limit:
         raise too_small("small_network", problem.limit, least, problem.original_bytes)
-    return best
-
-
-def _drift(model: nnx.Module) -> int:
-    """Bytes that biases of zeros gain when they are trained."""
-    leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
-    return sum(4 * leaf.size for leaf in leaves if leaf.ndim < 2)
+    width = 1
+    while header + 4 * numbers(width + 1) <= problem.limit:
+        width += 1
+    return make(width)
 
 
 def _grid(rates: Sequence[float], *settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

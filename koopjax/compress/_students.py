@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from koopjax import edmd, models, nn, observables, surgery
-from koopjax._core import expected
+from koopjax._core import expected, matmul
 from koopjax.compress._problem import cut
 from koopjax.compress._projection import active, jacobian_metric, moments, of_pilot
 
@@ -170,7 +170,8 @@ def _coordinates(
     flat = _flat(state)
     moment = moments(flat)
     matrix = active(moment, metric, min(width, flat.shape[1])).matrix
-    return (flat - jnp.asarray(moment.mean, jnp.float32)) @ jnp.asarray(matrix, jnp.float32)
+    mean, matrix = (jnp.asarray(a, jnp.float32) for a in (moment.mean, matrix))
+    return matmul(flat - mean[None, :], matrix)
 
 
 def _projection(
@@ -207,7 +208,7 @@ def _behind_axes(
     kronecker = observables.Kronecker.fit(state, axes, ranks)
     features = kronecker(state)
     moment = moments(features)
-    wanted = np.asarray(state @ matrix, np.float64)
+    wanted = np.asarray(matmul(state, matrix), np.float64)
     wanted = wanted - wanted.mean(axis=0)
     cross = (np.asarray(features, np.float64) - moment.mean).T @ wanted / len(wanted)
     ridge = 1e-3 * np.trace(moment.covariance) / len(moment.covariance)

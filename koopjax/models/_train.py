@@ -235,10 +235,9 @@ def train(
 
 def _given(opt_state: Any, like: Any) -> Any:
     """A copy of an optimizer's state, of the structure that is needed here."""
-    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-    if jax.tree.structure(opt_state) != jax.tree.structure(like) or shapes(opt_state) != shapes(
-        like
-    ):
+    shapes = lambda tree: [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    same = jax.tree.structure(opt_state) == jax.tree.structure(like)
+    if not same or shapes(opt_state) != shapes(like):
         raise expected(
             "models.train: an opt_state of this optimizer for this model", "another structure",
             "the opt_state of a result of the same model and optimizer",

@@ -1,0 +1,172 @@
+"""The contest: fair, resumable, and true to the files that it measures."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from koopjax import compress, export, models
+from koopjax.compress import _recipes
+
+QUICK = compress.Training(epochs=2, batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def small(digits):
+    """A few samples of the digits."""
+    parts = {
+        name: np.asarray(getattr(digits, name))[:count]
+        for name, count in (("x_train", 320), ("y_train", 320), ("x_val", 60), ("y_val", 60),
+                            ("x_test", 100), ("y_test", 100))
+    }  # fmt: skip
+    return SimpleNamespace(**parts)
+
+
+def network(seed, x, y):
+    model = models.MLP((64, 16, 10), rngs=nnx.Rngs(seed))
+    return models.train(model, x, y, key=jax.random.key(seed), epochs=2, batch_size=64).model
+
+
+@pytest.fixture(autouse=True)
+def few_variants(monkeypatch):
+    """Two variants of one structure, so that little is compiled."""
+    for name in ("magnitude", "small_network"):
+        own = compress.RECIPES[name]
+        two = tuple({**own.variants[0], "learning_rate": rate} for rate in (1e-3, 1e-2))
+        monkeypatch.setitem(compress.RECIPES, name, dataclasses.replace(own, variants=two))
+
+
+def contest(data, path, seeds=(0,), progress=None, **settings):
+    chosen = {"methods": ["small_network", "magnitude"], "budgets": ["2x"], **settings}
+    return compress.pareto(
+        network, data, seeds=seeds, training=QUICK, ledger=path, progress=progress, **chosen
+    )
+
+
+def test_points_are_true_of_their_files_and_a_second_call_makes_nothing_anew(small, tmp_path):
+    path = tmp_path / "contest.jsonl"
+    first = contest(small, path)
+    lines = path.read_text().splitlines()
+    for point in first.points:
+        original = first.originals[0]
+        assert point.original_accuracy == original["accuracy"]
+        assert point.stored_bytes <= original["stored_bytes"] / 2
+        assert point.ratio == original["stored_bytes"] / point.stored_bytes >= 2
+        assert 0 <= point.accuracy <= 1
+    tried = [json.loads(line)["row"] for line in lines if '"tried"' in line]
+    assert [len(row["tried"]) for row in tried] == [2, 2]
+    assert all(max(row["scores"]) == row["scores"][row["tried"].index(row["settings"])]
+               for row in tried)  # fmt: skip
+    again = contest(small, path)
+    assert [p.as_dict() for p in again.points] == [p.as_dict() for p in first.points]
+    assert path.read_text().splitlines() == lines
+
+
+def test_an_interrupted_contest_goes_on_with_nothing_lost(small, tmp_path):
+    path = tmp_path / "contest.jsonl"
+
+    def stop(done, total, point):
+        raise KeyboardInterrupt
+
+    settings = {"methods": ["magnitude"], "budgets": ["2x", "4x"], "tracks": ["one-shot"]}
+    with pytest.raises(KeyboardInterrupt):
+        contest(small, path, progress=stop, **settings)
+    before = path.read_text()
+    seen = []
+    result = contest(small, path, progress=lambda *a: seen.append(a), **settings)
+    assert path.read_text().startswith(before)
+    assert [done for done, *_ in seen] == [1, 2]
+    straight = contest(small, None, **settings)
+    assert [(p.budget, p.accuracy, p.stored_bytes) for p in result.points] == [
+        (p.budget, p.accuracy, p.stored_bytes) for p in straight.points
+    ]
+
+
+def test_every_recipe_may_try_as_many_variants():
+    names = {*compress.RECIPES, *compress.METHODS} - {"magnitude", "small_network"}  # see above
+    assert {len(_recipes.recipe(name).variants) for name in names} == {4}
+
+
+def test_the_summary_has_mean_and_deviation_over_seeds(small):
+    result = contest(small, None, seeds=(0, 1), methods=["magnitude"], tracks=["one-shot"])
+    (row,) = result.summary()
+    values = [p.accuracy for p in result.points]
+    assert row["seeds"] == 2
+    assert row["accuracy"] == pytest.approx(np.mean(values))
+    assert row["std"] == pytest.approx(np.std(values, ddof=1))
+    lost = [p.original_accuracy - p.accuracy for p in result.points]
+    assert row["lost"] == pytest.approx(np.mean(lost))
+
+
+def test_a_budget_that_no_form_fits_is_a_row_with_a_note(small):
+    result = contest(small, None, budgets=["500x"], methods=["magnitude"], tracks=["one-shot"])
+    (row,) = result.summary()
+    assert row["accuracy"] is None
+    assert "at least" in row["note"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"tracks": ["two-shot"]}, "tracks among one-shot"),
+        ({"methods": ["magic"]}, "a method among"),
+        ({"methods": ["fisher"], "tracks": ["one-shot"]}, "one-shot methods among"),
+        ({"budgets": ["30y"]}, "x, B, kB"),
+        ({"budgets": []}, "at least one budget"),
+        ({"seeds": ()}, "one seed"),
+    ],
+)
+def test_wrong_settings_are_one_clear_error_before_anything_runs(small, wrong, words):
+    with pytest.raises(ValueError, match=words):
+        contest(small, None, **wrong)
+
+
+def test_another_contest_is_not_mixed_in(small, tmp_path):
+    path = tmp_path / "contest.jsonl"
+    settings = {"methods": ["magnitude"], "tracks": ["one-shot"]}
+    contest(small, path, **settings)
+    other = SimpleNamespace(**{**vars(small), "x_train": small.x_train[:200],
+                               "y_train": small.y_train[:200]})  # fmt: skip
+    with pytest.raises(ValueError, match="other data"):
+        contest(other, path, **settings)
+
+
+@pytest.mark.parametrize("name", ["koopman", "koopman_chain", "small_network_pruned", "fisher"])
+def test_a_recipe_fills_its_budget_and_comes_back_from_its_file(network_, small, name, tmp_path):
+    sizes = {
+        "koopman": {"coordinates": 6, "factors": (4, 4)},
+        "koopman_chain": {"coordinates": 6, "hidden": (5,)},
+        "small_network_pruned": {"widths": (8, 16), "linear": (True, False)},
+        "fisher": {},
+    }[name]
+    made = compress.finetuned(
+        name, network_, small.x_train, "6x", labels=small.y_train, key=jax.random.key(0),
+        training=QUICK, variant={"learning_rate": 5e-3, **sizes},
+        value_bits=4.0 if name == "koopman" else None,
+    )  # fmt: skip
+    stored = export.save(made.model, tmp_path / "model.koopjax")
+    assert 0.8 * made.report.budget_bytes <= stored <= made.report.budget_bytes
+    loaded = export.load(tmp_path / "model.koopjax")
+    np.testing.assert_array_equal(loaded(small.x_test), made.model(small.x_test))
+
+
+@pytest.fixture(scope="module")
+def network_(small):
+    """A trained network with one hidden layer."""
+    return network(0, small.x_train, small.y_train)
+
+
+def test_students_refuse_what_does_not_fit(network_, small):
+    make = lambda **k: compress.koopman_student(network_, small.x_train, key=jax.random.key(0), **k)
+    with pytest.raises(ValueError, match="hidden states"):
+        make(coordinates=4, hidden=(3, 3, 3))
+    with pytest.raises(ValueError, match="a number for each axis"):
+        make(coordinates=4, factors=(3,))
+    with pytest.raises(ValueError, match="a flag for each width"):
+        compress.small_student(
+            network_, small.x_train, widths=(3, 4), linear=(True,), key=jax.random.key(0)
+        )
