@@ -4,6 +4,7 @@ A budget is the size of the file that `export.save` writes. Every method has one
 returns a model with a report: `METHODS[name](model, calibration, "20x", key=key)`.
 """
 
+from koopjax.compress import _koopman_formats as koopman_formats
 from koopjax.compress._budget import Budget as Budget, BudgetTooSmall as BudgetTooSmall
 from koopjax.compress._constraint import constrained as constrained
 from koopjax.compress._eliminate import select_observables as select_observables
@@ -47,6 +48,7 @@ __all__ = [
     "finetune",
     "finetuned",
     "koopman",
+    "koopman_formats",
     "koopman_trained",
     "koopman_student",
     "magnitude",

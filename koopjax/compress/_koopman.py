@@ -1,21 +1,20 @@
 """The Koopman method: a span replaced by projection, dictionary and K within a budget of bytes."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from koopjax import edmd, export, observables
-from koopjax._core import SUCCESS, UNDERDETERMINED
-from koopjax.compress._koopman_block import Task, koopman_block, prepare, wrap
-from koopjax.compress._koopman_span import Found, Span
-from koopjax.compress._problem import Score
+from koopjax import export
+from koopjax._core import UNDERDETERMINED
+from koopjax.compress._budget import BudgetTooSmall
+from koopjax.compress._koopman_block import Task, on_span
+from koopjax.compress._koopman_build import Built
+from koopjax.compress._koopman_span import Clock, Found
+from koopjax.compress._koopman_spans import Fitted, candidates, check_extras, fit, pairs_of, several
+from koopjax.compress._problem import pose
 from koopjax.compress._result import Compressed, finish
-from koopjax.compress._search import search
-from koopjax.compress._setting import Setting
 
 #: Calibration samples an observable below which the result is flagged.
 FEW = 3
@@ -30,6 +29,9 @@ def koopman(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    bits: str = "float32",
+    seconds: float | None = None,
+    spans: str | None = None,
 ) -> Compressed:
     """Replace a span by few coordinates, their products, and a Koopman matrix.
 
@@ -48,11 +50,18 @@ def koopman(
             are that many.
         budget: `"30x"`, `"64KiB"`, bytes, or a `Budget`; of the whole model's file.
         at: a cut to start from, or a pair of cuts, as for `surgery.split`; from the input to the
-            output without. What lies outside the span stays and takes its bytes.
+            output without. What lies outside the span stays and takes its bytes. A list of pairs:
+            a block for each, fitted one after another, the later ones on what the earlier deliver;
+            they share the budget as the spans share the original's parameters.
         labels: `(n,)` classes of `calibration`, to choose settings by accuracy; without, by
             agreement with the original. Never used in the fit.
         validation: `x_val` or `(x_val, y_val)`; without, some of `calibration` are held out.
         key: draws held-out samples and those for the Jacobians.
+        bits: "float32", or "any" to try projections and K of few bits an entry as well.
+        seconds: after which no further choice is tried; the best so far is returned, and the report
+            says how much was left out.
+        spans: "search" to try several pairs of cuts, beginning with the whole network; not with
+            `at`.
 
     Returns:
         `Compressed`: the model, an `nn.KoopmanBlock` where the span is the whole of a model of
@@ -72,83 +81,43 @@ def koopman(
     Reference:
         Sugishita, Kinjo & Ohkubo (2024), arXiv:2402.11740; Constantine, "Active Subspaces" (2015).
     """
-    task = prepare("koopman", model, calibration, budget, at, labels, validation, key)
-    found = search(task.problem, task.span, task.room)
-    return account("koopman", task, found, build(task, found))
+    check_extras(bits, seconds, spans, at)
+    clock = Clock(seconds)
+    problem = pose("koopman", model, calibration, budget, labels, validation, key)
+    if pairs_of(at) is not None:
+        return _account_several(problem, several(problem, pairs_of(at), bits, clock, key))
+    made: list[tuple[Task, Fitted]] = []
+    small: BudgetTooSmall | None = None
+    skipped = 0
+    for ends in candidates(problem) if spans else [at]:
+        if made and clock.over():
+            skipped += 1
+            continue
+        try:
+            task = on_span("koopman", problem, ends, key)
+        except BudgetTooSmall as error:  # another span may leave less of the original in the file
+            small = small or error
+            continue
+        made.append((task, fit(task, bits, clock)))
+    if not made:
+        raise small or AssertionError("no span was tried")
+    task, (found, built) = max(made, key=lambda one: one[1].built.score)
+    tried = sum(fitted.found.tried for _, fitted in made)
+    found = dataclasses.replace(found, tried=tried, skipped=found.skipped + skipped)
+    return account("koopman", task, found, built)
 
 
-class Built(NamedTuple):
-    """A block fitted on all samples, within the budget.
-
-    Attributes:
-        model: with the block in it.
-        setting: what is left of the choice after observables had to go.
-        matrix: `(m, r)` projection of the kept entries.
-        shift: `(r,)` coordinates of the mean.
-        k: the Koopman matrix or its two factors.
-        clean: the same, fitted without the held-out samples.
-        score: of the block with `clean`, on the validation samples.
-        code: result code of the solve.
-    """
-
-    model: nnx.Module
-    setting: Setting
-    matrix: np.ndarray
-    shift: np.ndarray
-    k: Any
-    clean: Any
-    score: Score
-    code: int
-
-
-def build(task: Task, found: Found) -> Built:
-    """Fit on all samples, held-out ones included, and give up observables until the file fits.
-
-    The score is that of a fit without the held-out samples.
-    """
-    setting, moment = found.setting, found.moment
-    full = found.full
-    return build_from(task, setting, full[setting.kept], moment.mean @ full)
-
-
-def build_from(task: Task, setting: Setting, matrix: np.ndarray, shift: np.ndarray) -> Built:
-    """`build` for any projection `(m, r)` of the kept entries; `shift` is taken off behind it."""
-    problem, span = task.problem, task.span
-    some = lambda columns: observables.Select(psi, jnp.asarray(columns))
-    read = lambda h: h[:, setting.kept]
-    psi = _dictionary(matrix, shift, setting.degree)
-    chosen = some(setting.columns)
-    identity = observables.Identity()
-    stats: Any = edmd.accumulate(chosen, read(span.h), span.y, target=identity)
-    whole = stats
-    if problem.held_out:
-        held: Any = edmd.accumulate(chosen, read(span.h_val), span.y_val, target=identity)
-        whole = stats.merge(held)
-    while True:
-        k, code = _solve(whole, setting, span)
-        block = koopman_block(span, setting, matrix, shift, k)
-        model = wrap(problem, span, task.ends, block)
-        over = export.stored_bytes(model) - problem.limit
-        if over <= 0 or setting.observables <= 2:
-            break
-        setting, stay = setting.fewer(whole, max(1, over // (4 * setting.rank)))
-        stats, whole = stats.select(jnp.asarray(stay)), whole.select(jnp.asarray(stay))
-    clean = _solve(stats, setting, span)[0] if problem.held_out else k
-    lifted = np.asarray(some(setting.columns)(read(span.h_val)))
-    for factor in clean if isinstance(clean, tuple) else (clean,):
-        lifted = lifted @ np.asarray(factor)
-    score = problem.score(span.outputs_of(lifted))
-    return Built(model, setting, matrix, shift, k, clean, score, code)
-
-
-def _dictionary(matrix: np.ndarray, shift: np.ndarray, degree: int) -> Any:
-    """All products of the coordinates `h[kept] @ matrix - shift`."""
-    mean = jnp.asarray(shift, jnp.float32)
-    first = observables.Compose(
-        observables.Project(jnp.asarray(matrix, jnp.float32)),
-        observables.Standardize(mean, jnp.ones_like(mean)),
-    )
-    return observables.Compose(first, observables.Monomials(degree))
+def _account_several(problem: Any, made: Any) -> Compressed:
+    model, blocks, score = made
+    settings: dict[str, Any] = {"at": [list(task.ends) for task, _ in blocks]}
+    for number, (task, (_, built)) in enumerate(blocks):
+        settings[f"span {number}"] = built.setting.as_dict(task.span.d)
+    return finish(
+        model, method="koopman", budget=problem.budget, original_bytes=problem.original_bytes,
+        settings=settings, why=f"each span by the best validation {problem.measure}, in order",
+        candidates=sum(fitted.found.tried for _, fitted in blocks),
+        result=max(fitted.built.code for _, fitted in blocks), **problem.account(score),
+    )  # fmt: skip
 
 
 def account(
@@ -189,15 +158,3 @@ def account(
         notes=tuple(notes),
         **problem.account(built.score),
     )
-
-
-def _solve(stats: Any, setting: Setting, span: Span) -> tuple[Any, int]:
-    """K, or its two factors, by the room of EDMD, with its result code."""
-    alpha = setting.ridge * float(stats.count)
-    f32 = lambda a: jnp.asarray(np.asarray(a), jnp.float32)
-    if setting.rank < span.q:
-        solver = edmd.ReducedRank(setting.rank, metric=span.metric, alpha=alpha)
-        left, right = edmd.low_rank(stats, solver)
-        return (f32(left), f32(right)), SUCCESS
-    solution = edmd.solve(stats, edmd.Ridge(alpha))
-    return f32(edmd.unwrap(solution, allow=(1, 2, 3))), int(solution.result)

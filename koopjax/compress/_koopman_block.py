@@ -42,7 +42,12 @@ def prepare(
         ValueError: as every method does; `BudgetTooSmall` where not even the smallest block fits.
     """
     problem = pose(method, model, calibration, budget, labels, validation, key)
-    parts, ends = cut(model, problem.x, at)
+    return on_span(method, problem, at, key)
+
+
+def on_span(method: str, problem: Problem, at: Any, key: Array) -> Task:
+    """`prepare` for a problem that is posed already."""
+    parts, ends = cut(problem.model, problem.x, at)
     span = states(problem, parts, jax.random.fold_in(key, 1))
     base = fixed_bytes(problem, span, ends)
     smallest = base + Setting.least(span.d, span.q).bytes(span.d, span.q)
@@ -51,14 +56,24 @@ def prepare(
     return Task(problem, span, ends, problem.limit - base)
 
 
-def states(problem: Problem, parts: Any, key: Array) -> Span:
-    """The states at both cuts as rows, for calibration and validation."""
+def states(problem: Problem, parts: Any, key: Array, deliver: Any = None) -> Span:
+    """The states at both cuts as rows, for calibration and validation.
+
+    Args:
+        problem: the model and the data.
+        parts: head, span and tail of the original.
+        key: for draws.
+        deliver: what a compressed model hands to the span in the head's place; the states behind
+            stay those of the original.
+    """
     head, span, tail = parts
     shape, x = problem.x.shape, problem.x
     rows = max(1, min(2000, len(x)))
     run = lambda part, a: jnp.concatenate([part(a[i : i + rows]) for i in range(0, len(a), rows)])
     h, h_val = run(head, x), run(head, problem.x_val)
     y, y_val = run(span, h), run(span, h_val)
+    if deliver is not None:
+        h, h_val = run(deliver, x), run(deliver, problem.x_val)
     if len(h) != shape[0] or len(y) != shape[0]:
         raise expected(
             "a cut whose first axis counts the samples", f"shapes {h.shape} and {y.shape}",
@@ -88,12 +103,16 @@ def wrap(problem: Problem, span: Span, ends: tuple[str, str], block: nnx.Module)
 
 def fixed_bytes(problem: Problem, span: Span, ends: tuple[str, str]) -> int:
     """What the file takes beside the block's own arrays, with a little room for their headers."""
+    model = wrap(problem, span, ends, least_block(span))
+    return export.stored_bytes(model) - Setting.least(span.d, span.q).bytes(span.d, span.q) + 8
+
+
+def least_block(span: Span) -> nn.KoopmanBlock:
+    """A block of the smallest form."""
     least = Setting.least(span.d, span.q)
-    # Distinct numbers, since the file would hold equal ones as one.
-    k = np.arange(2 * span.q, dtype=np.float32).reshape(2, span.q) + 1
-    block = koopman_block(span, least, np.ones((len(least.kept), 1)), np.zeros(1), k)
-    model = wrap(problem, span, ends, block)
-    return export.stored_bytes(model) - least.bytes(span.d, span.q) + 8
+    # Numbers in general position: equal ones, and those on a grid, would take less of the file.
+    k = np.random.default_rng(0).normal(size=(2, span.q)).astype(np.float32)
+    return koopman_block(span, least, np.ones((len(least.kept), 1)), np.zeros(1), k)
 
 
 def small(indices: np.ndarray, size: int) -> np.ndarray:

@@ -14,8 +14,9 @@ from jaxtyping import Array
 from koopjax import export
 from koopjax._core import expected
 from koopjax.compress import _varpro
-from koopjax.compress._koopman import Built, account, build, build_from
+from koopjax.compress._koopman import account
 from koopjax.compress._koopman_block import Task, koopman_block, prepare, wrap
+from koopjax.compress._koopman_build import Built, build, build_from
 from koopjax.compress._koopman_span import Clock, Found
 from koopjax.compress._problem import Score
 from koopjax.compress._result import Compressed

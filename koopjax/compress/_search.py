@@ -137,7 +137,7 @@ class Search:
             for r in self._coordinates(done, rank):
                 columns = done.columns(r)
                 p = most_observables(self.limit, d, q, done.size, r, len(columns), rank)
-                if p >= 2:
+                if p >= 2 and (rank == q or rank < p):
                     self._try(done, r, columns, p, rank)
 
     def _coordinates(self, done: _Pass, rank: int) -> list[int]:

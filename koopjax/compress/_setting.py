@@ -21,6 +21,7 @@ class Setting:
         columns: which products are kept.
         rank: of K.
         ridge: relative to the number of samples.
+        bits: of an entry of projection and K where they lie on a grid; None for float32.
     """
 
     directions: Any
@@ -30,6 +31,7 @@ class Setting:
     columns: np.ndarray
     rank: int
     ridge: float
+    bits: int | None = None
 
     @classmethod
     def least(cls, d: int, q: int) -> "Setting":
@@ -71,6 +73,7 @@ class Setting:
             "observables": self.observables,
             "rank": self.rank,
             "ridge": self.ridge,
+            **({} if self.bits is None else {"bits": self.bits}),
         }
 
 

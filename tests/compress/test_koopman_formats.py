@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from koopjax.compress import _koopman_formats as formats
+from koopjax.compress import koopman_formats as formats
 
 
 def problem(seed=0, n=80, p=7, q=3):
