@@ -1,0 +1,161 @@
+"""Entries of a Koopman matrix to the logits, chosen and fitted in the metric of the softmax."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from koopjax._core import expected, matmul
+from koopjax.compress._eliminate import backward
+
+#: Rows whose products are formed at a time.
+ROWS = 4096
+#: The inverse is formed anew when this share of the entries is left, since downdates lose digits.
+ANEW = 0.75
+
+
+def softmax_moments(
+    psi_x: Float[ArrayLike, "n p"],
+    logits: Float[ArrayLike, "n q"],
+    *,
+    temperature: float = 3.0,
+    floor: float = 0.03,
+    certain: float = 0.98,
+) -> tuple[Float[np.ndarray, "p q p q"], Float[np.ndarray, "p q"]]:
+    """Moments of the least squares `min Σ (K'ψ − t)ᵀ W (K'ψ − t)` with the softmax's own metric.
+
+    `W_n = F(π_n) + ε M`, where `π = softmax(t / T)` for the logits `t` of sample `n`,
+    `F(π) = diag(π) − π πᵀ` is the second derivative of the softmax's divergence (Fisher's metric)
+    and `M = I − 1 1ᵀ / q` takes out what all logits have in common. So errors count where they
+    could change the answer. The moments are `H[i, a, j, b] = Σ ψ_i ψ_j W[a, b]` and
+    `R[i, a] = Σ ψ_i (W t)_a`; `K` solves `H K = R`, up to the same number in all columns of a row,
+    which changes no softmax.
+
+    Args:
+        psi_x: observables.
+        logits: of the original network.
+        temperature: `T`, above 0; the higher, the more samples count.
+        floor: `ε`, what every sample counts at least, above 0.
+        certain: samples whose largest `π` is above count by the floor alone.
+
+    Returns:
+        `H` and `R`, float64.
+
+    Numerics:
+        Products of float32, summed in float64 every `ROWS` samples; `n p² q²` operations and about
+        `12 p² q²` bytes.
+
+    Raises:
+        ValueError: shapes that do not fit or settings out of range.
+
+    Reference: Martens (2020), JMLR 21(146) (Fisher and Gauss-Newton matrices of the softmax).
+    """
+    x, t = jnp.asarray(psi_x, jnp.float32), jnp.asarray(logits, jnp.float32)
+    if x.ndim != 2 or t.ndim != 2 or len(x) != len(t) or len(x) == 0 or t.shape[1] < 2:
+        raise expected("observables (n, p) and logits (n, q), q > 1", f"{x.shape} and {t.shape}")
+    if not (temperature > 0 and floor > 0):
+        raise expected("a temperature and a floor above 0", f"{temperature} and {floor}")
+    p, q = x.shape[1], t.shape[1]
+    t = t - jnp.mean(t, axis=1, keepdims=True)
+    probability = jax.nn.softmax(t / temperature, axis=1)
+    gram, cross = _plain(x, t)
+    first, second = np.triu_indices(q)
+    pairs, r = np.zeros((len(first), p, p)), floor * cross
+    unsure = np.flatnonzero(np.asarray(jnp.max(probability, axis=1)) <= certain)
+    for start in range(0, len(unsure), ROWS):
+        rows = unsure[start : start + ROWS]
+        # One shape for all blocks: rows beyond the last count nothing.
+        rows = np.pad(rows, (0, -len(rows) % min(ROWS, len(unsure))), constant_values=-1)
+        live = jnp.asarray(rows >= 0, jnp.float32)
+        part, moved = _fisher(x[rows], t[rows], probability[rows] * live[:, None])
+        pairs += np.asarray(part, np.float64)
+        r += np.asarray(moved, np.float64)
+    h = np.empty((p, q, p, q))
+    for k, (i, j) in enumerate(zip(first, second, strict=True)):
+        h[:, i, :, j] = pairs[k] + floor * ((i == j) - 1 / q) * gram
+        h[:, j, :, i] = h[:, i, :, j]
+    return h, r
+
+
+def _plain(x: Array, t: Array) -> tuple[np.ndarray, np.ndarray]:
+    gram, cross = np.zeros((x.shape[1],) * 2), np.zeros((x.shape[1], t.shape[1]))
+    for start in range(0, len(x), ROWS):
+        rows = x[start : start + ROWS]
+        gram += np.asarray(matmul(rows.T, rows), np.float64)
+        cross += np.asarray(matmul(rows.T, t[start : start + ROWS]), np.float64)
+    return gram, cross
+
+
+@jax.jit
+def _fisher(x: Array, t: Array, probability: Array) -> tuple[Array, Array]:
+    """Sums over one block: a Gram matrix `(p, p)` for each pair of classes, and `(p, q)`."""
+    first, second = np.triu_indices(t.shape[1])
+    weights = -probability[:, first] * probability[:, second]
+    weights = weights.at[:, first == second].add(probability)
+    products = jax.lax.map(lambda w: matmul((x * w[:, None]).T, x), weights.T)
+    moved = probability * t
+    moved = moved - probability * jnp.sum(moved, axis=1, keepdims=True)
+    return products, matmul(x.T, moved)
+
+
+def select_entries(
+    hessian: Float[np.ndarray, "p q p q"],
+    cross: Float[np.ndarray, "p q"],
+    sizes: int | Sequence[int],
+    *,
+    alpha: float = 1e-4,
+    share: float = 0.03,
+) -> Any:
+    """The matrix with the entries that a least-squares fit can least do without, refitted.
+
+    Optimal brain surgeon in a metric that couples the columns: entry `e` goes where
+    `K_e² / [H⁻¹]_ee` is least, all other entries of all columns refitted at once. Where the metric
+    does not see what the columns have in common, each row finds the offset that makes it sparse.
+
+    Args:
+        hessian, cross: `H` and `R`, as from `softmax_moments`.
+        sizes: numbers of entries to keep; several come out of one run, and are nested.
+        alpha: ridge relative to each diagonal entry of `H`.
+        share: of the remaining entries that go in one step.
+
+    Returns:
+        `(p, q)`, zero elsewhere, float64; or a list of them in the order of `sizes`.
+
+    Numerics:
+        Float64 on the host, `O((p q)³)` operations and three arrays of the size of `H`.
+
+    Raises:
+        ValueError: shapes that do not fit, or a size that is not in `[1, p q]`.
+
+    Reference: Hassibi & Stork (1993), NeurIPS 5.
+    """
+    cross = np.asarray(cross, np.float64)
+    shape = (*cross.shape, *cross.shape)
+    if np.shape(hessian) != shape or cross.ndim != 2:
+        raise expected(f"moments of shapes {shape} and {cross.shape}", f"{np.shape(hessian)}")
+    many = [sizes] if isinstance(sizes, int) else list(sizes)
+    for size in many:
+        if not 1 <= size <= cross.size:
+            raise expected(f"a number of entries from 1 to {cross.size}", str(size))
+    h = np.asarray(hessian, np.float64).reshape(cross.size, cross.size)
+    # Unit diagonal, so that one ridge suits observables of any scale.
+    diagonal = np.diag(h)
+    unit = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    h = h * unit[:, None] * unit[None, :]
+    right = cross.reshape(-1, 1) * unit[:, None]
+    kept, found = np.arange(cross.size), {}
+    for size in sorted(set(many), reverse=True):
+        while True:
+            aim = max(size, int(ANEW * len(kept)))
+            stay, value = backward(h, right, [aim], alpha, (), share)[aim]
+            kept, h, right = kept[stay], h[np.ix_(stay, stay)], right[stay]
+            if aim == size:
+                break
+        matrix = np.zeros(cross.size)
+        matrix[kept] = value[:, 0] * unit[kept]
+        found[size] = matrix.reshape(cross.shape)
+    return found[many[0]] if isinstance(sizes, int) else [found[size] for size in many]
