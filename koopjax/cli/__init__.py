@@ -7,6 +7,7 @@ progress to standard error.
 
 from koopjax.cli import (
     _commands as _commands,
+    _compress as _compress,
     _demo as _demo,
     _study as _study,
     _trains as _trains,

@@ -28,8 +28,9 @@ def console(json_file: Path | None = None) -> Any:
 def progress() -> Iterator[Callable[..., Callable[..., None]]]:
     """Progress bars on standard error, gone when done; in a log, one line a stage.
 
-    Yields a function `stage(label, total=None)` that begins a stage, ends the one before, and
-    returns `advance(done, note="")`.
+    Yields a function `stage(label, total=None, each=False)` that begins a stage, ends the one
+    before, and returns `advance(done, note="")`; with `each`, a log gets a line for every advance,
+    as a stage of hours needs.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -37,9 +38,17 @@ def progress() -> Iterator[Callable[..., Callable[..., None]]]:
     err = Console(stderr=True, highlight=False)
     if not err.is_terminal:
 
-        def log_stage(label: str, total: float | None = None) -> Callable[..., None]:
+        def log_stage(
+            label: str, total: float | None = None, each: bool = False
+        ) -> Callable[..., None]:
             print(f"koopjax: {label} ...", file=sys.stderr, flush=True)
-            return lambda done, note="": check_interrupted()
+
+            def told(done: float, note: str = "") -> None:
+                check_interrupted()
+                if each:
+                    print(f"koopjax: {done:g}/{total:g} {note}", file=sys.stderr, flush=True)
+
+            return told
 
         yield log_stage
         return
@@ -54,7 +63,10 @@ def progress() -> Iterator[Callable[..., Callable[..., None]]]:
     with bars:
         current: list[Any] = []
 
-        def stage(label: str, total: float | None = None) -> Callable[..., None]:
+        def stage(
+            label: str, total: float | None = None, each: bool = False
+        ) -> Callable[..., None]:
+            del each  # a bar shows its latest note
             for task in current:
                 finished = bars.tasks[task].total or 1.0
                 bars.update(task, total=finished, completed=finished)

@@ -195,6 +195,13 @@ def add_plane(
     return planes
 
 
+def parameters(network: Any, data: Any) -> int:
+    """How many numbers a network has."""
+    from koopjax import surgery
+
+    return surgery.cut_points(network.model, data.x_test[:1])[-1].parameters
+
+
 def add_compressed(
     results: Results,
     network: Any,
@@ -209,7 +216,7 @@ def add_compressed(
     """Compress the network, save each result, load it again, and measure what was loaded."""
     import jax
 
-    from koopjax import compress, export, models, surgery
+    from koopjax import compress, export, models
 
     x, _ = data.train_and_val()
     test = data.x_test, data.y_test
@@ -232,7 +239,7 @@ def add_compressed(
         results["original"] = {
             "accuracy": whole,
             "stored_bytes": network.stored_bytes,
-            "parameters": surgery.cut_points(network.model, data.x_test[:1])[-1].parameters,
+            "parameters": parameters(network, data),
         }
     for row in rows:
         fields = row.as_dict()
@@ -262,6 +269,8 @@ _WITH_LADDER = (
     "singular_values", "confusion", "disagreements",
 )  # fmt: skip
 
+_WITH_COMPRESSED = ("best", "pareto")
+
 
 def merged(new: Results, old: Mapping[str, Any]) -> Results:
     """The results of a command together with what other commands left in the same folder.
@@ -273,7 +282,10 @@ def merged(new: Results, old: Mapping[str, Any]) -> Results:
     if whose(new) != whose(old):
         return new
     made = {key: value for key, value in new.items() if value not in ({}, [])}
-    stale = {*(_WITH_LADDER if new["replaced"] else ()), *(("best",) if new["compressed"] else ())}
+    stale = {
+        *(_WITH_LADDER if new["replaced"] else ()),
+        *(_WITH_COMPRESSED if new["compressed"] else ()),
+    }
     both = {**{key: value for key, value in old.items() if key not in stale}, **made}
     if not new["replaced"]:
         # Other commands look at one network where the ladder has several.

@@ -1,4 +1,4 @@
-"""The commands that compute: analyze and compress."""
+"""The command analyze, and what it shares with others that compute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from koopjax.cli import _console as show, _networks as networks, _results as study
-from koopjax.cli._app import UserError, main, mistakes, names_from, options, writable_folder
+from koopjax.cli._app import UserError, main, mistakes, options, writable_folder
 from koopjax.cli._commands import emit
 
 MODEL = ("dataset", "data-dir", "download", "model", "architecture", "epochs", "seed")
@@ -133,27 +133,6 @@ def ladder_table(results: Mapping[str, Any], svd: bool = True) -> Any:
     return show.table(f"{title} replaced by K, {seeds} seed{'s' * (seeds > 1)}", columns, rows)
 
 
-def compressed_table(results: Mapping[str, Any]) -> Any:
-    """Methods by budgets."""
-    rows = [
-        (
-            row["method"],
-            row["budget"],
-            "–" if row["ratio"] is None else f"{row['ratio']:.1f}x",
-            "–" if row["stored_bytes"] is None else f"{row['stored_bytes']:,}",
-            show.figure(row["accuracy"]),
-            f"{row['seconds']:.1f} s",
-            row["note"],
-        )
-        for row in results["compressed"]
-    ]
-    columns = ("method", "<budget", "ratio", "bytes", "accuracy", "time", "<note")
-    whole = results["compressed"][0]["original_accuracy"]
-    stored = results["original"]["stored_bytes"]
-    title = f"compressed one-shot (seed {results['seed']}: {stored:,} bytes, accuracy {whole:.4f})"
-    return show.table(title, columns, rows)
-
-
 @main.command()
 @options(*MODEL)
 @click.option("--seeds", type=click.IntRange(1, 100), help="Networks, from --seed on [default: 3].")
@@ -237,67 +216,3 @@ def analyze(
         console.print(results["plane"]["sentence"])
         console.print(results["interactions"]["sentence"])
     console.print(f"report: {page}", soft_wrap=True)
-
-
-@main.command()
-@options(*MODEL)
-@click.option(
-    "--budget", "budgets", multiple=True, default=("10x",), show_default=True, metavar="SIZE",
-    help="30x (a ratio) or 64KiB (of the file); may be repeated.",
-)  # fmt: skip
-@click.option("--methods", metavar="A,B", help="koopman, magnitude, whitened_svd [default: all].")
-@span_options
-@options("out", "json")
-def compress(
-    dataset: str, data_dir: Path | None, download: bool, model_file: Path | None, architecture: str,
-    epochs: int | None, seed: int, budgets: tuple[str, ...], methods: str | None,
-    start: str | None, stop: str | None, out: Path, json_file: Path | None,
-) -> None:  # fmt: skip
-    """Make the network smaller, one-shot: no labels, no training.
-
-    Every result is saved, loaded again and measured. --from and --to bound what the Koopman methods
-    replace; without, the whole network from its input to its logits.
-    """
-    from koopjax import compress as methods_room
-
-    for budget in budgets:
-        with mistakes("--budget"):
-            methods_room.Budget.parse(budget)
-    names = names_from("--methods", methods, list(methods_room.METHODS))
-    begun = time.perf_counter()
-    with show.progress() as stage:
-        full, data, how, nets = prepare(
-            dataset, data_dir, download, model_file, architecture, epochs, [seed], out, stage
-        )
-        trained = time.perf_counter()
-        at = None
-        if start or stop:
-            at = find_span(nets[0].model, data.x_test[:1], start or "input", stop or "output")
-        advance = stage("compressing", len(budgets) * len(names))
-        results = study.begin(data, [seed], how, nets[0], full)
-        study.add_compressed(
-            results, nets[0], data, out, budgets=budgets, methods=names, at=at,
-            progress=lambda done, total, row: advance(done, f"{row.method} {row.budget}"),
-        )  # fmt: skip
-        told = results["sentence"] = compression_sentence(results)
-        ended = time.perf_counter()
-        results["timing"] = {"train": trained - begun, "compress": ended - trained}
-        _, page = study.write(results, out)
-    emit(json_file, results)
-    console = show.console(json_file)
-    console.print(compressed_table(results))
-    console.print(f"[bold]{told}")
-    console.print(f"report: {page}", soft_wrap=True)
-
-
-def compression_sentence(results: Mapping[str, Any]) -> str:
-    """The smaller model, in one sentence."""
-    best = results.get("best")
-    if best is None:
-        return "No method has a form that fits the budget; the notes say what would."
-    return (
-        f"A smaller Flax model on disk, loaded again and measured: {best['path']}, "
-        f"{best['stored_bytes']:,} bytes ({best['ratio']:.1f}x smaller), accuracy "
-        f"{best['accuracy']:.4f} against its original's {best['original_accuracy']:.4f} "
-        f"({best['method']})."
-    )

@@ -15,6 +15,7 @@ from koopjax.plot._arrays import (
     spectrum as spectrum,
     training as training,
 )
+from koopjax.plot._pareto import pareto as pareto
 from koopjax.plot._results import (
     accuracy_ladder as accuracy_ladder,
     budget_curve as budget_curve,
@@ -38,6 +39,7 @@ __all__ = [
     "disagreements",
     "figures",
     "interaction_spectrum",
+    "pareto",
     "plane",
     "rank_curve",
     "singular_values",

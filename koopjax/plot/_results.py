@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from koopjax.plot import _trains
+from koopjax.plot import _pareto, _trains
 from koopjax.plot._arrays import confusion, disagreements, singular_values
 from koopjax.plot._style import GRID, INK, MUTED, colour, new_figure, style
 
@@ -242,6 +242,9 @@ def figures(results: Row) -> dict[str, Any]:
     examples = (results.get("disagreements") or {}).get("examples")
     if examples:
         made["disagreements"] = disagreements(examples)
-    if any(row["accuracy"] is not None for row in results.get("compressed") or ()):
+    contest = (results.get("pareto") or {}).get("summary") or ()
+    if any(row["accuracy"] is not None for row in contest):
+        made["pareto"] = _pareto.pareto(results["pareto"])
+    elif any(row["accuracy"] is not None for row in results.get("compressed") or ()):
         made["budget_curve"] = budget_curve(results)
     return made

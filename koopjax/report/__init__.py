@@ -9,7 +9,10 @@ Fields of the results (all but the first five may be absent; unknown ones are ke
 `replaced`             list of `dictionary`, `rank` (null: not limited), `truncation` ("none",
                        "output", "svd"), `target` ("state", "logits"), `null`, `accuracy`,
                        `agreement`, `kl`, `r2` (each with `..._std`), `numbers`, `stored_bytes`
-`compressed`           list of `method`, `budget`, `ratio`, `stored_bytes`, `accuracy`, `finetuned`
+`compressed`           list of `method`, `budget`, `ratio`, `stored_bytes`, `accuracy`, `finetuned`;
+                       of a contest also `track`, `accuracy_std`, `seed`, `seeds`
+`pareto`               a contest: `summary` (rows of `compress.Pareto.summary`), `originals` (by
+                       seed), `points`, `dataset`, `sentence`
 `sentence`             the finding, in one sentence, at `tolerance`
 `singular_values`      by dictionary
 `confusion`            `classes`, `original`, `replaced`, `replaced_name`

@@ -7,6 +7,7 @@ import functools
 import io
 import os
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,30 @@ def _best_rank_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
     )
 
 
+def _contest(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The original and the rows of each track, the best at each budget marked; {} for none."""
+    contest = results.get("pareto") or {}
+    rows = contest.get("summary") or ()
+    if not rows:
+        return {}
+    values = [one["accuracy"] for one in contest["originals"].values()]
+    best: dict[tuple[str, str], float] = {}
+    for row in rows:
+        place = row["track"], row["budget"]
+        best[place] = max(best.get(place, 0.0), row["accuracy"] or 0.0)
+    tracks: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        first = row["accuracy"] == best[row["track"], row["budget"]]
+        shown = {**row, "accuracy_std": row.get("std"), "first": first}
+        tracks.setdefault(row["track"], []).append(shown)
+    return {
+        "accuracy": statistics.mean(values),
+        "accuracy_std": statistics.stdev(values) if len(values) > 1 else None,
+        "seeds": len(values),
+        "tracks": list(tracks.items()),
+    }
+
+
 def render(results: Mapping[str, Any], figures: Mapping[str, Any] | None = None) -> str:
     """The report as HTML text.
 
@@ -171,6 +196,7 @@ def render(results: Mapping[str, Any], figures: Mapping[str, Any] | None = None)
         full=[row for row in replaced if row.get("rank") is None],
         ranked=_best_rank_rows(replaced),
         finding=finding,
+        contest=_contest(results),
         rungs=_rungs(replaced, finding),
         lost=lambda row, whole=None: _lost(whole or results["original"].get("accuracy"), row),
         seeds=len(results.get("seeds") or [results.get("seed")]),

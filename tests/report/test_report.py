@@ -195,3 +195,29 @@ def test_the_page_shows_tensor_trains_where_the_results_have_them(results):
     for name in ("plane", "bond singular values", "interaction spectrum"):
         assert f'aria-label="{name}"' in page
     assert "tensor-train rank?" not in report.render(results, {})
+
+
+def test_the_page_shows_a_contest_with_the_best_of_each_budget_marked(results):
+    row = {"track": "fine-tuned", "family": "koopman", "budget": "10x", "std": 0.001,
+           "seconds": 3.0, "lost": 0.0123, "ratio": 10.25, "stored_bytes": 2048.5,
+           "parameters": 400.0}  # fmt: skip
+    empty = dict.fromkeys(("accuracy", "std", "lost", "ratio", "stored_bytes", "parameters"))
+    contest = {
+        "dataset": "mnist", "sentence": "One <kept> most.",
+        "originals": {"0": {"accuracy": 0.98}, "1": {"accuracy": 0.96}},
+        "summary": [
+            {**row, "method": "koopman", "accuracy": 0.9512},
+            {**row, "method": "fisher", "accuracy": 0.9623},
+            {**row, "method": "tiny", "budget": "200x", **empty},
+        ],
+    }  # fmt: skip
+    more = {**results, "pareto": contest}
+    page = report.render(more, plot.figures(more))
+    read(page)
+    for text in ("One &lt;kept&gt; most.", "0.9512 ± 0.0010", "1.23", "10.2×", "2.0 KiB", "0.9700"):
+        assert text in page
+    assert 'aria-label="pareto"' in page
+    assert 'aria-label="budget curve"' not in page
+    rows = re.findall(r'<tr class="(.*?)"><td>(koopman|fisher|tiny)</td>', page)
+    assert rows == [("", "koopman"), ("found", "fisher"), ("null", "tiny")]
+    assert "One-shot compression, no labels" not in page

@@ -1,0 +1,257 @@
+"""`koopjax compress` with training or several seeds: the contest of `compress.pareto`."""
+
+from __future__ import annotations
+
+import statistics
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from koopjax.cli import _console as show, _networks as networks
+from koopjax.cli._app import UserError, names_from
+
+#: Tracks in the order of `compress.pareto`, spelled out so that --help imports nothing heavy.
+TRACKS = ("one-shot", "label-free", "fine-tuned", "any-bits")
+#: Folder of the ledgers, below --out.
+LEDGER = "pareto"
+#: Training images below which a set is small: many short epochs of small batches.
+_SMALL = 10_000
+
+
+def choose(tracks: Sequence[str], methods: str | None) -> dict[str, list[str]]:
+    """The methods of each track; refused where a track is left with none."""
+    from koopjax import compress
+
+    trained = list(compress.RECIPES)
+    known = {t: list(compress.METHODS) if t == "one-shot" else trained for t in tracks}
+    if methods is None:
+        return known
+    able = {t: [*compress.METHODS, *([] if t == "one-shot" else trained)] for t in tracks}
+    every = list(dict.fromkeys(name for names in able.values() for name in names))
+    wanted = names_from("--methods", methods, every)
+    chosen = {t: [name for name in wanted if name in able[t]] for t in tracks}
+    for track, names in chosen.items():
+        if not names:
+            raise UserError(
+                f"--methods: expected some for the track {track}, got none, "
+                f"try {', '.join(known[track])}"
+            )
+    return chosen
+
+
+def training(count: int, epochs: int | None) -> tuple[Any, Any]:
+    """Settings of the trained tracks, and shorter ones for choosing variants, by data set size."""
+    from koopjax import compress
+
+    if count < _SMALL:
+        settings = compress.Training(epochs=epochs or 60, batch_size=32)
+        return settings, settings
+    epochs = epochs or 20
+    return compress.Training(epochs=epochs), compress.Training(epochs=max(1, epochs // 2))
+
+
+def run(
+    nets: Sequence[Any],
+    how: Any,
+    data: Any,
+    out: Path,
+    *,
+    methods: Mapping[str, Sequence[str]],
+    budgets: Sequence[str],
+    epochs: int | None,
+    stage: Callable[..., Any],
+) -> tuple[Any, dict[tuple[Any, ...], str]]:
+    """The contest of these networks, and the files of the compressed ones.
+
+    Settings are chosen on a network of the first seed that has not seen the validation images. An
+    interrupted contest goes on from its ledger; what it compressed lies in files already.
+
+    Args:
+        nets: of each seed; one that was given is the same for all.
+        how: their recipe, None for one that was given.
+        methods: of each track.
+        epochs: of a trained compression; None for as many as suit the data set.
+
+    Returns:
+        A `compress.Pareto`; and the name of each file that was made, by track, method, budget and
+        seed. Every file was loaded again and measured.
+    """
+    from koopjax import compress, export, models
+
+    settings, tuning = training(len(data.y_train), epochs)
+    stem = nets[0].path.stem.removesuffix(f"-seed{nets[0].seed}")
+    if how is None:
+        stem += f"-{zlib.crc32(nets[0].path.read_bytes()):08x}"
+    ledger = out / LEDGER / f"{stem}-{settings.epochs}-epochs.jsonl"
+    by_seed = {network.seed: network for network in nets}
+    total = sum(map(len, methods.values())) * len(budgets) * len(nets)
+    advance = stage("compressing", total, each=True)
+
+    def network(seed: int, x: Any, y: Any) -> Any:
+        if len(y) == len(data.y_train) + len(data.y_val):
+            return by_seed[seed].model
+        return _without_validation(how, data, seed, out, x, y)
+
+    def path_of(point: Any) -> Path:
+        trained = [] if point.track == "one-shot" else [f"{settings.epochs}-epochs"]
+        kind = [point.track, *trained, point.method, point.budget.replace(" ", "")]
+        return out / f"{'-'.join([stem, f'seed{point.seed}', *kind])}.koopjax"
+
+    def keep(point: Any, made: Any) -> None:
+        path = path_of(point)
+        export.save(made.model, path)
+        # An architecture that has no name of its own loads into the model it was saved from.
+        again = models.accuracy(export.load(path, model=made.model), data.x_test, data.y_test)
+        if abs(again - point.accuracy) * len(data.y_test) > 1.5:  # more than one image
+            raise AssertionError(f"{path} scores {again}, what was saved in it {point.accuracy}")
+
+    points, variants, originals = [], {}, {}
+    for track, names in methods.items():
+        offset = len(points)
+
+        def told(done: int, count: int, point: Any, offset: int = offset) -> None:
+            figure = "no form so small" if point.accuracy is None else f"{point.accuracy:.4f}"
+            name = f"{point.track} {point.budget} {point.method} seed {point.seed}: {figure}"
+            advance(offset + done, name)
+
+        try:
+            part = compress.pareto(
+                nets[0].model if how is None else network, data, names, budgets, list(by_seed),
+                tracks=(track,), training=settings, tuning=tuning, ledger=ledger, progress=told,
+                keep=keep,
+            )  # fmt: skip
+        except ValueError as error:
+            if "ledger" not in str(error):
+                raise
+            raise UserError(f"--out: {error}") from error
+        points += part.points
+        variants |= part.variants
+        originals |= part.originals
+    done = [point for point in points if point.accuracy is not None]
+    paths = {place(p): path_of(p).name for p in done if path_of(p).is_file()}
+    return compress.Pareto(points, variants, originals), paths
+
+
+def place(point: Any) -> tuple[Any, ...]:
+    """What tells the points of a contest apart."""
+    return point.track, point.method, point.budget, point.seed
+
+
+def _without_validation(how: Any, data: Any, seed: int, out: Path, x: Any, y: Any) -> Any:
+    """The network that settings are chosen on; made once, and kept."""
+    import jax
+    from flax import nnx
+
+    from koopjax import export, models
+
+    path = out / LEDGER / f"{networks.stem(how, data.name, seed)}-choosing.koopjax"
+    if path.is_file():
+        return export.load(path)
+    model = how.build(nnx.Rngs(seed))
+    made = models.train(model, x, y, key=jax.random.key(seed), **how.settings()).model
+    path.parent.mkdir(parents=True, exist_ok=True)
+    export.save(made, path)
+    return made
+
+
+def add(results: dict[str, Any], contest: Any, paths: Mapping[Any, str], parameters: int) -> None:
+    """Put a contest into the results: rows over seeds, points, originals and a sentence.
+
+    Args:
+        results: of `begin`.
+        contest, paths: what `run` returned.
+        parameters: of the original.
+    """
+    originals = [contest.originals[seed] for seed in sorted(contest.originals)]
+    accuracies = [one["accuracy"] for one in originals]
+    results["original"] = {
+        "accuracy": statistics.mean(accuracies),
+        "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "accuracies": accuracies,
+        "stored_bytes": originals[0]["stored_bytes"],
+        "parameters": parameters,
+    }
+    summary = contest.summary()
+    keys = ("track", "budget", "method")
+    for row in summary:
+        same = [p for p in contest.points if all(getattr(p, key) == row[key] for key in keys)]
+        done = [p for p in same if p.accuracy is not None]
+        wholes = [p.original_accuracy for p in same]
+        results["compressed"].append(
+            {
+                **{key: value for key, value in row.items() if key not in ("seeds", "std")},
+                "accuracy_std": row["std"],
+                "accuracies": [p.accuracy for p in done],
+                "original_accuracy": statistics.mean(wholes),
+                "finetuned": row["track"] in ("fine-tuned", "any-bits"),
+                "seed": same[0].seed,
+                "seeds": [p.seed for p in same],
+                "paths": [paths[place(p)] for p in done if place(p) in paths],
+                "settings": done[0].settings if done else None,
+            }
+        )
+    results["pareto"] = {
+        "dataset": results["dataset"],
+        "sentence": sentence(summary),
+        "originals": {str(seed): dict(one) for seed, one in contest.originals.items()},
+        "summary": summary,
+        "points": [point.as_dict() for point in contest.points],
+    }
+    done = [row for row in results["compressed"] if row["accuracy"] is not None]
+    if done:
+        results["best"] = max(done, key=lambda row: row["accuracy"])
+    results["sentence"] = results["pareto"]["sentence"]
+
+
+def sentence(summary: Sequence[Mapping[str, Any]]) -> str:
+    """What came out at the smallest size of each track: the best method, and the best other kind.
+
+    >>> row = {"track": "one-shot", "budget": "30x", "ratio": 30.2, "std": None}
+    >>> sentence([row | {"method": "koopman", "accuracy": 0.95},
+    ...           row | {"method": "obs", "accuracy": 0.9}])
+    'One-shot at 30x: koopman keeps 0.9500, the best conventional method, obs, 0.9000.'
+    """
+    koopman = lambda row: row["method"].startswith("koopman")
+    parts = []
+    for track in dict.fromkeys(row["track"] for row in summary):
+        own = [r for r in summary if r["track"] == track and r["accuracy"] is not None]
+        if not own:
+            parts.append(f"{track.capitalize()}: no method has a form so small.")
+            continue
+        budget = max(own, key=lambda row: row["ratio"])["budget"]
+        own = [row for row in own if row["budget"] == budget]
+        own.sort(key=lambda row: -row["accuracy"])
+        told = f"{track.capitalize()} at {budget}: {own[0]['method']} keeps {_figure(own[0])}"
+        other = next((row for row in own if koopman(row) != koopman(own[0])), None)
+        if other is not None:
+            kind = "Koopman" if koopman(other) else "conventional"
+            told += f", the best {kind} method, {other['method']}, {_figure(other)}"
+        parts.append(f"{told}.")
+    return " ".join(parts)
+
+
+def _figure(row: Mapping[str, Any]) -> str:
+    spread = f" ± {row['std']:.4f}" if row["std"] else ""
+    return f"{row['accuracy']:.4f}{spread}"
+
+
+def table(results: Mapping[str, Any]) -> Any:
+    """Methods by tracks and budgets."""
+    rows = [
+        (
+            row["method"], row["track"], row["budget"],
+            "–" if row["ratio"] is None else f"{row['ratio']:.1f}x",
+            "–" if row["stored_bytes"] is None else f"{row['stored_bytes']:,.0f}",
+            show.plus_minus(row), f"{row['seconds']:.1f} s", row["note"],
+        )
+        for row in results["compressed"]
+    ]  # fmt: skip
+    columns = ("method", "<track", "<budget", "ratio", "bytes", "accuracy", "time", "<note")
+    originals = results["pareto"]["originals"].values()
+    whole = [one["accuracy"] for one in originals]
+    std = statistics.stdev(whole) if len(whole) > 1 else None
+    original = {"accuracy": statistics.mean(whole), "accuracy_std": std}
+    seeds = f"{len(whole)} seed{'s' * (len(whole) > 1)}"
+    title = f"compressed ({seeds}, original {show.plus_minus(original)})"
+    return show.table(title, columns, rows)

@@ -1,0 +1,199 @@
+"""`koopjax compress` with tracks and seeds: a contest that goes on where it was interrupted."""
+
+import dataclasses
+import importlib
+import json
+import statistics
+
+import click.testing
+import jax
+import pytest
+from flax import nnx
+
+from koopjax import compress, data, export, models
+from koopjax.cli import main
+from koopjax.cli._contest import sentence
+from koopjax.cli._results import merged
+
+
+def run(*arguments):
+    return click.testing.CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def koopjax(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """File of a small network."""
+    digits = data.load("digits").flat()
+    made = models.train(
+        models.MLP((64, 10, 10, 10), rngs=nnx.Rngs(0)), digits.x_train, digits.y_train,
+        key=jax.random.key(0), epochs=6, batch_size=64, learning_rate=1e-2,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("contest") / "small.koopjax"
+    export.save(made.model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pruned(model):
+    """The network pruned to half of its bytes."""
+    x = data.load("digits").flat().x_train
+    return compress.magnitude(export.load(model), x, "2x", key=jax.random.key(0))
+
+
+@pytest.fixture
+def calls(monkeypatch, pruned):
+    """Training replaced by one pruned network; the list of what was asked for."""
+    asked = []
+
+    def quick(name, network, x, budget, *, labels, validation, key, variant, training, **rest):
+        asked.append((name, len(x), labels is not None, training.epochs))
+        return pruned
+
+    monkeypatch.setattr("koopjax.compress._pareto.finetuned", quick)
+    for name in ("fisher", "magnitude"):
+        one = compress.RECIPES[name]
+        short = dataclasses.replace(one, variants=one.variants[:1])
+        monkeypatch.setitem(compress.RECIPES, name, short)
+    return asked
+
+
+CONTEST = ("--methods", "fisher,magnitude", "--budget", "2x", "--finetune-epochs", 2, "--seeds", 2)
+
+
+def test_a_contest_writes_rows_over_seeds_files_and_a_report(model, calls, tmp_path):
+    shown = koopjax(
+        "compress", "--model", model, "--tracks", "label-free,fine-tuned", *CONTEST,
+        "--out", tmp_path, "--json", "-",
+    )  # fmt: skip
+    results = json.loads(shown.stdout)
+    rows = results["compressed"]
+    order = [(t, m) for t in ("label-free", "fine-tuned") for m in ("fisher", "magnitude")]
+    assert [(r["track"], r["method"]) for r in rows] == order
+    assert [r["finetuned"] for r in rows] == [False, False, True, True]
+    digits = data.load("digits").flat()
+    size = model.stat().st_size
+    for row in rows:
+        scores = []
+        for name in row["paths"]:
+            path = tmp_path / name
+            assert path.stat().st_size <= size / 2
+            scores.append(models.accuracy(export.load(path), digits.x_test, digits.y_test))
+        assert scores == pytest.approx(row["accuracies"])
+        assert row["accuracy"] == pytest.approx(statistics.mean(scores))
+        assert row["accuracy_std"] == pytest.approx(statistics.stdev(scores))
+        assert row["seeds"] == [0, 1]
+        assert row["ratio"] == pytest.approx(size / row["stored_bytes"], rel=1e-2)
+    assert results["original"]["stored_bytes"] == size
+    assert len(results["pareto"]["points"]) == 8
+    assert results["pareto"]["originals"].keys() == {"0", "1"}
+    few, every = len(digits.y_train), len(digits.y_train) + len(digits.y_val)
+    asked = [(n, labelled, 2) for labelled in (False, True) for n in (few, every, every)]
+    assert sorted(calls) == sorted((m, *one) for m in ("fisher", "magnitude") for one in asked)
+    page = (tmp_path / "report.html").read_text()
+    assert 'aria-label="pareto"' in page
+    assert results["pareto"]["sentence"] in page
+    assert "8/8 fine-tuned 2x magnitude seed 1" in shown.stderr
+    koopjax("report", tmp_path, "--out", tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == page
+
+
+def test_an_interrupted_contest_goes_on_with_nothing_lost(model, calls, tmp_path, monkeypatch):
+    quick = importlib.import_module("koopjax.compress._pareto").finetuned
+    out = tmp_path / "contest"
+    arguments = ("compress", "--model", model, "--tracks", "fine-tuned", *CONTEST, "--out", out)
+
+    def cut_short(*positional, **named):
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return quick(*positional, **named)
+
+    monkeypatch.setattr("koopjax.compress._pareto.finetuned", cut_short)
+    assert run(*arguments).exit_code == 130
+    assert not (out / "results.json").exists()
+    assert len(list(out.glob("*.koopjax"))) == 2
+    monkeypatch.setattr("koopjax.compress._pareto.finetuned", quick)
+    koopjax(*arguments)
+    assert len(calls) == 6  # two variants and four points, none of them twice
+    first = json.loads((out / "results.json").read_text())
+    assert [len(row["paths"]) for row in first["compressed"]] == [2, 2]
+    koopjax(*arguments)
+    assert len(calls) == 6
+    assert json.loads((out / "results.json").read_text())["pareto"] == first["pareto"]
+
+
+def test_mistakes_are_one_line_before_any_work(model, tmp_path):
+    def refused(*arguments):
+        result = run("compress", "--model", model, "--out", tmp_path, *arguments)
+        assert result.exit_code == 2, (result.stderr, result.exception)
+        (line,) = [text for text in result.stderr.splitlines() if text.strip()]
+        assert not list(tmp_path.iterdir())
+        return line
+
+    assert "one-shot, label-free, fine-tuned, any-bits" in refused("--tracks", "tuned")
+    assert "koopman_chain" in refused("--tracks", "fine-tuned", "--methods", "chain")
+    line = refused("--tracks", "one-shot,fine-tuned", "--methods", "fisher")
+    assert "track one-shot" in line
+    assert "magnitude" in line
+    assert "whole network" in refused("--seeds", 2, "--from", "layers.0/relu")
+    assert "the unit 'y'" in refused("--budget", "4x,10y")
+    assert "--budget" in refused("--budget", ",")
+
+
+def test_a_broken_ledger_is_one_line(model, calls, tmp_path):
+    arguments = ("compress", "--model", model, "--tracks", "fine-tuned", "--methods", "fisher",
+                 "--budget", "2x", "--out", tmp_path)  # fmt: skip
+    koopjax(*arguments)
+    (ledger,) = (tmp_path / "pareto").glob("*.jsonl")
+    ledger.write_text("something else\n")
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "--out" in result.stderr.splitlines()[-1]
+    assert "ledger" in result.stderr.splitlines()[-1]
+
+
+def test_the_sentence_names_the_best_of_both_kinds_whoever_wins():
+    def row(track, budget, method, accuracy):
+        ratio = float(budget[:-1])
+        return {"track": track, "budget": budget, "method": method, "accuracy": accuracy,
+                "ratio": None if accuracy is None else ratio, "std": 0.01}  # fmt: skip
+
+    rows = [
+        row("one-shot", "10x", "koopman", 0.99), row("one-shot", "30x", "koopman", 0.7),
+        row("one-shot", "30x", "obs", 0.8), row("one-shot", "30x", "magnitude", 0.75),
+        row("one-shot", "90x", "obs", None), row("any-bits", "90x", "obs", None),
+    ]  # fmt: skip
+    assert sentence(rows) == (
+        "One-shot at 30x: obs keeps 0.8000 ± 0.0100, the best Koopman method, koopman, "
+        "0.7000 ± 0.0100. Any-bits: no method has a form so small."
+    )
+
+
+def test_a_later_plain_compression_takes_the_contests_place():
+    new = {"dataset": "digits", "seed": 0, "model": {}, "replaced": [], "compressed": [1],
+           "timing": {}, "settings": {}, "command": "koopjax compress"}  # fmt: skip
+    old = {**new, "compressed": [2], "pareto": {"summary": [3]}}
+    assert "pareto" not in merged(new, old)
+    ladder = {**new, "compressed": [], "replaced": [4], "command": "koopjax analyze"}
+    assert merged(ladder, old)["pareto"] == {"summary": [3]}
+
+
+@pytest.mark.slow
+def test_a_contest_with_training_and_a_network_of_its_own(tmp_path, monkeypatch):
+    one = compress.RECIPES["koopman_chain"]
+    short = dataclasses.replace(one, variants=one.variants[:1])
+    monkeypatch.setitem(compress.RECIPES, "koopman_chain", short)
+    shown = koopjax(
+        "compress", "--epochs", 3, "--tracks", "fine-tuned", "--methods", "koopman_chain",
+        "--budget", "5x", "--out", tmp_path, "--json", "-",
+    )  # fmt: skip
+    (row,) = json.loads(shown.stdout)["compressed"]
+    assert row["accuracy"] > 0.8
+    assert row["settings"]["finetuned"] == "3 epochs, distillation with labels"
+    # The network that settings are chosen on has not seen the validation images.
+    assert len(list((tmp_path / "pareto").glob("*-choosing.koopjax"))) == 1
