@@ -148,14 +148,18 @@ def select_entries(
     h = h * unit[:, None] * unit[None, :]
     right = cross.reshape(-1, 1) * unit[:, None]
     kept, found = np.arange(cross.size), {}
-    for size in sorted(set(many), reverse=True):
-        while True:
-            aim = max(size, int(ANEW * len(kept)))
-            stay, value = backward(h, right, [aim], alpha, (), share)[aim]
-            kept, h, right = kept[stay], h[np.ix_(stay, stay)], right[stay]
-            if aim == size:
-                break
-        matrix = np.zeros(cross.size)
-        matrix[kept] = value[:, 0] * unit[kept]
-        found[size] = matrix.reshape(cross.shape)
+    while True:
+        # One inverse serves all sizes down to the next.
+        aim = max(min(many), int(ANEW * len(kept)))
+        here = {aim, *(size for size in many if aim <= size <= len(kept))}
+        stages = backward(h, right, sorted(here), alpha, (), share)
+        for size in here & set(many):
+            stay, value = stages[size]
+            matrix = np.zeros(cross.size)
+            matrix[kept[stay]] = value[:, 0] * unit[kept[stay]]
+            found[size] = matrix.reshape(cross.shape)
+        if aim == min(many):
+            break
+        stay, _ = stages[aim]
+        kept, h, right = kept[stay], h[np.ix_(stay, stay)], right[stay]
     return found[many[0]] if isinstance(sizes, int) else [found[size] for size in many]
