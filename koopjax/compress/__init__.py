@@ -6,7 +6,9 @@ returns a model with a report: `METHODS[name](model, calibration, "20x", key=key
 
 from koopjax.compress import _koopman_formats as koopman_formats
 from koopjax.compress._budget import Budget as Budget, BudgetTooSmall as BudgetTooSmall
+from koopjax.compress._clustering import kmeans as kmeans
 from koopjax.compress._constraint import constrained as constrained
+from koopjax.compress._deep_compression import deep_compression as deep_compression
 from koopjax.compress._eliminate import select_observables as select_observables
 from koopjax.compress._finetune import Training as Training, finetune as finetune
 from koopjax.compress._forward import select_forward as select_forward
@@ -14,24 +16,28 @@ from koopjax.compress._koopman import koopman as koopman
 from koopjax.compress._koopman_trained import koopman_trained as koopman_trained
 from koopjax.compress._magnitude import magnitude as magnitude
 from koopjax.compress._matrix_curves import matrix_curves as matrix_curves
-from koopjax.compress._methods import METHODS as METHODS
+from koopjax.compress._methods import ANY_BITS as ANY_BITS, METHODS as METHODS
 from koopjax.compress._obs import Removal as Removal, refit as refit, removal_order as removal_order
-from koopjax.compress._pareto import Pareto as Pareto, Point as Point, pareto as pareto
 from koopjax.compress._output_metric import (
     select_entries as select_entries,
     softmax_moments as softmax_moments,
 )
+from koopjax.compress._pareto import Pareto as Pareto, Point as Point, pareto as pareto
 from koopjax.compress._pruning import obs as obs, wanda as wanda
 from koopjax.compress._recipes import RECIPES as RECIPES, Recipe as Recipe, finetuned as finetuned
 from koopjax.compress._result import Compressed as Compressed, Report as Report
+from koopjax.compress._rounding import int4 as int4, int8 as int8
 from koopjax.compress._students import (
     koopman_student as koopman_student,
     small_student as small_student,
 )
+from koopjax.compress._svd import svd as svd
 from koopjax.compress._table import Row as Row, table as table
+from koopjax.compress._tensor_train import tensor_train as tensor_train
 from koopjax.compress._whitened_svd import whitened_svd as whitened_svd
 
 __all__ = [
+    "ANY_BITS",
     "METHODS",
     "RECIPES",
     "Budget",
@@ -45,12 +51,16 @@ __all__ = [
     "Row",
     "Training",
     "constrained",
+    "deep_compression",
     "finetune",
     "finetuned",
+    "int4",
+    "int8",
+    "kmeans",
     "koopman",
     "koopman_formats",
-    "koopman_trained",
     "koopman_student",
+    "koopman_trained",
     "magnitude",
     "matrix_curves",
     "obs",
@@ -60,9 +70,11 @@ __all__ = [
     "select_entries",
     "select_forward",
     "select_observables",
-    "softmax_moments",
     "small_student",
+    "softmax_moments",
+    "svd",
     "table",
+    "tensor_train",
     "wanda",
     "whitened_svd",
 ]

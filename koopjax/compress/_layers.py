@@ -53,7 +53,7 @@ def as_nnx(model: Any) -> nnx.Module:
     kind = type(model[0] if isinstance(model, tuple) and model else model)
     name = f"a Linen {kind.__name__}" if issubclass(kind, linen.Module) else kind.__name__
     raise expected(
-        "an nnx.Module (or koopjax.models.linen.MLP) for whitened_svd, whose layers are replaced",
+        "an nnx.Module (or koopjax.models.linen.MLP) for a method that changes linear layers",
         name, "magnitude or koopman, which take any model",
     )  # fmt: skip
 
@@ -117,7 +117,7 @@ def with_factors(model: nnx.Module, paths: Sequence[Path], operators: Sequence[A
     Args:
         model: the original.
         paths: of linear layers; an MLP's others stay whole.
-        operators: `nn.LowRank` or `nn.Dense`, one a path.
+        operators: `nn.LowRank`, `nn.TT` or `nn.Dense`, one a path.
     """
     if type(model) is models.MLP:
         given = dict(zip(paths, operators, strict=True))

@@ -2,11 +2,16 @@
 
 from collections.abc import Callable
 
+from koopjax.compress._clustering import kmeans
+from koopjax.compress._deep_compression import deep_compression
 from koopjax.compress._koopman import koopman
 from koopjax.compress._koopman_trained import koopman_trained
 from koopjax.compress._magnitude import magnitude
 from koopjax.compress._pruning import obs, wanda
 from koopjax.compress._result import Compressed
+from koopjax.compress._rounding import int4, int8
+from koopjax.compress._svd import svd
+from koopjax.compress._tensor_train import tensor_train
 from koopjax.compress._whitened_svd import whitened_svd
 
 #: Name -> method, each called as
@@ -18,5 +23,14 @@ METHODS: dict[str, Callable[..., Compressed]] = {
     "magnitude": magnitude,
     "obs": obs,
     "wanda": wanda,
+    "svd": svd,
     "whitened_svd": whitened_svd,
+    "tensor_train": tensor_train,
+    "kmeans": kmeans,
+    "int8": int8,
+    "int4": int4,
+    "deep_compression": deep_compression,
 }
+
+#: Methods whose weights are not float32 numbers each: codebooks and grids, coded by entropy.
+ANY_BITS = frozenset({"kmeans", "int8", "int4", "deep_compression"})

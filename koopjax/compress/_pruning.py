@@ -4,21 +4,18 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export
+from koopjax.compress._affine import AffineLayers
 from koopjax.compress._budget import too_small
-from koopjax.compress._layers import as_nnx, get, input_moments, layers_in, with_kernels
 from koopjax.compress._obs import activation_order, refit, removal_order
 from koopjax.compress._problem import Problem, Score, pose
 from koopjax.compress._result import Compressed, finish
 
-#: Samples for the moments of the layers' inputs.
-ROWS = 20_000
 #: Ridges tried in the last refit, relative to the mean second moment of a layer's inputs.
 RIDGES = (1e-4, 1e-3, 1e-2)
 
@@ -91,8 +88,7 @@ def obs(
         `Compressed`: a copy of the model with zeros in its kernels; and the report.
 
     Numerics:
-        Float64: `n` Cholesky factorisations of size `m` a stage and layer `(m, n)`, about forty
-        stages.
+        Float64 on the host: about forty stages a layer, see `removal_order`.
 
     Raises:
         ValueError: as for `wanda`.
@@ -123,22 +119,19 @@ class _Trial:
     settings: dict[str, Any]
 
 
-class _Work:
-    """The layers of a model as augmented kernels `[bias; W]`, their moments, and what fits."""
+class _Work(AffineLayers):
+    """The layers of a model, the order in which their entries go, and what fits."""
 
     def __init__(self, method: str, problem: Problem, at: Any):
-        self.method, self.problem = method, problem
-        self.twin = as_nnx(problem.model)
-        self.paths, self.where = layers_in(problem, self.twin, at, "magnitude or koopman")
-        self.x = problem.x[:ROWS]
-        self.batch = min(2000, len(self.x))
-        both = input_moments(self.twin, self.twin, self.paths, self.x, self.batch)
-        self.grams = [g for g, _ in both]
-        self.kernels = [_augmented(get(self.twin, path)) for path in self.paths]
+        super().__init__(problem, at)
+        self.method = method
         # Rows of biases stay; before there is an order, all others are alike.
         self.orders = [np.zeros(k.shape, np.int64) for k in self.kernels]
         for order in self.orders:
             order[0] = order.size
+        # Numbers without a pattern: a codebook or a grid would make the file smaller than a refit.
+        rng = np.random.default_rng(0)
+        self.spread = [rng.standard_normal(k.shape) for k in self.kernels]
         least = self.bytes([0.0] * len(self.kernels))
         if least > problem.limit:
             raise too_small(method, problem.limit, least, problem.original_bytes)
@@ -155,16 +148,10 @@ class _Work:
             out.append(kept | ~free)
         return out
 
-    def build(self, kernels: list[np.ndarray]) -> nnx.Module:
-        """The model with these augmented kernels."""
-        biases = [k[0] for k in kernels]
-        return with_kernels(self.twin, self.paths, [k[1:] for k in kernels], biases)
-
     def bytes(self, shares: list[float]) -> int:
         """File size at these shares."""
-        # Distinct numbers: the file holds equal ones as one, and a refit leaves no two alike.
-        dense = [np.where(m, 1 + np.arange(m.size).reshape(m.shape), 0) for m in self.masks(shares)]
-        return export.stored_bytes(self.build(dense))
+        pairs = zip(self.spread, self.masks(shares), strict=True)
+        return export.stored_bytes(self.build([np.where(m, k, 0.0) for k, m in pairs]))
 
     def splits(self, curves: Any = None) -> list[list[float]]:
         """Shares of the layers that fill the budget: alike, and (with curves) by equal error."""
@@ -199,9 +186,7 @@ class _Work:
         masks = self.masks(shares)
         kernels = list(self.kernels)
         for k, mask in enumerate(masks):
-            changed = self.build(kernels)
-            paths = [self.paths[k]]
-            (gram, cross), *_ = input_moments(self.twin, changed, paths, self.x, self.batch)
+            gram, cross = self.moments(k, kernels)
             kernels[k] = np.where(
                 mask, refit(gram, cross @ self.kernels[k], mask, alpha=ridge), 0.0
             )
@@ -219,13 +204,6 @@ class _Work:
             original_bytes=problem.original_bytes, settings={**self.where, **best.settings},
             why=why, candidates=len(trials), **problem.account(best.score),
         )  # fmt: skip
-
-
-def _augmented(layer: nnx.Linear) -> np.ndarray:
-    """`[bias; kernel]` in float64."""
-    kernel = np.asarray(layer.kernel.get_value(), np.float64)
-    bias = jnp.zeros(kernel.shape[1]) if layer.bias is None else layer.bias.get_value()
-    return np.concatenate([np.asarray(bias, np.float64)[None, :], kernel])
 
 
 def _share_at(curve: tuple[np.ndarray, np.ndarray], level: float) -> float:

@@ -1,6 +1,7 @@
 """Activation-whitened SVD: linear layers in two thin factors, ranks split over the layers."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,6 +30,9 @@ ROWS = 12_000
 FLOOR = 1e-5
 #: Most rank splits that are tried.
 TRIALS = 160
+#: What the error of a layer is measured in: the covariance of its inputs, its weights alone, or
+#: these with a bias that takes up the error at the mean input.
+METRICS = ("inputs", "weights", "mean")
 
 
 def whitened_svd(
@@ -75,30 +79,46 @@ def whitened_svd(
         Wang, Zheng, Wan, Zhang (2024), SVD-LLM, arXiv:2403.07378 (whitening).
     """
     problem = pose("whitened_svd", model, calibration, budget, labels, validation, key)
-    twin = as_nnx(model)
+    return factored("whitened_svd", problem, at, ["inputs"])
+
+
+def factored(method: str, problem: Problem, at: Any, metrics: Sequence[str]) -> Compressed:
+    """Linear layers in two factors, in the metric and with the rank split that validate best.
+
+    Args:
+        method: name in `METHODS`.
+        problem: model, data and budget.
+        at: the span.
+        metrics: among `METRICS`.
+    """
+    twin = as_nnx(problem.model)
     paths, where = layers_in(problem, twin, at, "magnitude or koopman")
-    work = _Layers(problem, twin, paths)
-    if work.bytes([1] * len(work.paths)) > problem.limit:
-        smallest = work.bytes([1] * len(work.paths))
-        raise too_small("whitened_svd", problem.limit, smallest, problem.original_bytes)
-    starts = [work.uniform(), work.greedy()]
-    best = max(((work.score(r), r) for r in starts), key=lambda pair: pair[0])
-    best = work.climb(best)
-    plain = (best[0], work.factors(best[1]))
-    refitted = work.refit(best[1])
-    score, factors = max(plain, refitted, key=lambda pair: pair[0])
+    works = [_Layers(problem, twin, paths, metric) for metric in metrics]
+    smallest = works[0].bytes([1] * len(paths))
+    if smallest > problem.limit:
+        raise too_small(method, problem.limit, smallest, problem.original_bytes)
+    starts = [(work, r) for work in works for r in (work.uniform(), work.greedy())]
+    scored = [(work.score(r), k, work, r) for k, (work, r) in enumerate(starts)]
+    score, _, work, ranks = max(scored, key=lambda one: one[:2])
+    score, ranks = work.climb((score, ranks))
+    factors, refitted = work.factors(ranks), False
+    if work.metric == "inputs":
+        again = work.refit(ranks)
+        refitted = again[0] > score
+        score, factors = again if refitted else (score, factors)
+    tried = sum(work.tried for work in works)
+    settings = {"ranks": [f.rank if f.thin else "dense" for f in factors], "refitted": refitted}
+    if len(works) > 1:
+        settings |= {"bias": "of the mean input" if work.metric == "mean" else "as it was"}
+        del settings["refitted"]
     return finish(
         work.build(factors),
-        method="whitened_svd",
+        method=method,
         budget=problem.budget,
         original_bytes=problem.original_bytes,
-        settings={
-            **where,
-            "ranks": [f.rank if f.thin else "dense" for f in factors],
-            "refitted": factors is refitted[1],
-        },
-        why=f"of {work.tried} rank splits, the best validation {problem.measure}",
-        candidates=work.tried,
+        settings={**where, **settings},
+        why=f"of {tried} rank splits, the best validation {problem.measure}",
+        candidates=tried,
         **problem.account(score),
     )
 
@@ -161,11 +181,16 @@ def factor(
     return left, right, lambda product: bias + mean_of @ kernel - mean @ product
 
 
+def _of_mean(own: np.ndarray) -> np.ndarray:
+    """Moments of inputs with the same mean and the identity for a covariance."""
+    return np.outer(own[0], own[0]) + np.diag(np.arange(len(own)) > 0)
+
+
 class _Layers:
     """The linear layers of a model, their factors at every rank, and the cost of a split."""
 
-    def __init__(self, problem: Problem, model: nnx.Module, paths: list[Path]):
-        self.problem, self.model, self.paths = problem, model, paths
+    def __init__(self, problem: Problem, model: nnx.Module, paths: list[Path], metric: str):
+        self.problem, self.model, self.paths, self.metric = problem, model, paths, metric
         layers = [get(model, path) for path in self.paths]
         self.kernels = [np.asarray(layer.kernel.get_value(), np.float64) for layer in layers]
         held = [None if layer.bias is None else layer.bias.get_value() for layer in layers]
@@ -175,7 +200,12 @@ class _Layers:
         ]
         self.dtypes = [layer.kernel.get_value().dtype for layer in layers]
         self.x = problem.x[:ROWS]
-        moments = input_moments(model, model, self.paths, self.x, 1000)
+        sizes = [k.shape[0] for k in self.kernels]
+        moments = [(np.eye(m + 1),) * 2 for m in sizes]
+        if metric != "weights":
+            moments = input_moments(model, model, self.paths, self.x, 1000)
+        if metric == "mean":
+            moments = [(_of_mean(own),) * 2 for own, _ in moments]
         self.all = [
             factor(k, b, *m) for k, b, m in zip(self.kernels, self.biases, moments, strict=True)
         ]

@@ -20,13 +20,19 @@ def small(dtype=jnp.float32):
     return model
 
 
+def product(operator):
+    """An operator's matrix."""
+    if hasattr(operator, "tt_matrix"):
+        return operator.tt_matrix.to_dense()
+    if hasattr(operator, "matrix"):
+        return operator.matrix[...]
+    return operator.left[...] @ operator.right[...]
+
+
 def kernels(model):
     """The weights of the layers, as products where they are in factors."""
     if hasattr(model, "operators"):
-        return [
-            np.asarray(o.matrix[...] if hasattr(o, "matrix") else o.left[...] @ o.right[...])
-            for o in model.operators
-        ]
+        return [np.asarray(product(operator)) for operator in model.operators]
     return [np.asarray(layer.kernel[...]) for layer in model.layers]
 
 

@@ -1,0 +1,182 @@
+"""A budget split over layers that each have a few forms of rising size and falling error."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from koopjax import export
+from koopjax.compress._budget import too_small
+from koopjax.compress._problem import Problem, Score
+
+#: Most splits that are scored.
+TRIALS = 100
+#: Moves of the climb, in rungs, the largest first.
+STEPS = (6, 3, 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rung:
+    """One form of a layer.
+
+    Attributes:
+        size: its bytes in the file, up to a constant of the layer.
+        error: of its output, see `AffineLayers.error`.
+        kernel: `(m + 1, n)`, bias and weights.
+        form: what is stored where that is not the kernel.
+        note: settings, for the report.
+    """
+
+    size: int
+    error: float
+    kernel: np.ndarray
+    form: Any = None
+    note: Any = None
+
+
+def frontier(rungs: Sequence[Rung]) -> list[Rung]:
+    """Those that no smaller one betters, by size."""
+    out: list[Rung] = []
+    for rung in sorted(rungs, key=lambda r: (r.size, r.error)):
+        if not out or rung.error < out[-1].error:
+            out.append(rung)
+    return out
+
+
+class Ladders:
+    """The rungs of all layers, and the split of the budget among them.
+
+    Args:
+        method: name for the messages.
+        problem: data and budget.
+        rungs: a frontier a layer.
+        build: the model to store, of one rung a layer.
+        probe: a model of equal outputs that is cheap to evaluate; `build` by default.
+
+    Raises:
+        BudgetTooSmall: even the lowest rungs take more.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        problem: Problem,
+        rungs: list[list[Rung]],
+        build: Callable[[list[Rung]], Any],
+        probe: Callable[[list[Rung]], Any] | None = None,
+    ):
+        self.problem, self.rungs = problem, rungs
+        self.build, self.probe = build, probe or build
+        self.tried: dict[tuple[int, ...], Score] = {}
+        lowest = (0,) * len(rungs)
+        least = export.stored_bytes(build(self.at(lowest)))
+        self._base = least - sum(r[0].size for r in rungs)
+        if least > problem.limit:
+            raise too_small(method, problem.limit, least, problem.original_bytes)
+
+    def at(self, place: Sequence[int]) -> list[Rung]:
+        """The rungs at a place."""
+        return [r[k] for r, k in zip(self.rungs, place, strict=True)]
+
+    def bytes(self, place: Sequence[int]) -> int:
+        """What a place takes."""
+        return self._base + sum(rung.size for rung in self.at(place))
+
+    def fits(self, place: Sequence[int]) -> bool:
+        """Whether it is within the budget."""
+        return self.bytes(place) <= self.problem.limit
+
+    def score(self, place: tuple[int, ...]) -> Score:
+        """Validation score of a place; each is scored once."""
+        if place not in self.tried:
+            self.tried[place] = self.problem.score_model(self.probe(self.at(place)))
+        return self.tried[place]
+
+    def best(self, trials: int = TRIALS) -> tuple[Score, list[Rung]]:
+        """The best place found from equal errors and from the least sum of errors.
+
+        Args:
+            trials: at most so many places are scored.
+        """
+        starts = [self.fill(self._alike()), self.fill(self._least_sum())]
+        place = self._climb(max(starts, key=self.score), trials)
+        while export.stored_bytes(self.build(self.at(place))) > self.problem.limit:
+            place = self._down(place)  # sizes add up but for the padding of a coding
+        return self.score(place), self.at(place)
+
+    def fill(self, place: tuple[int, ...]) -> tuple[int, ...]:
+        """Spend what is left of the budget where a byte takes most error away."""
+        while True:
+            gains = []
+            for i, rungs in enumerate(self.rungs):
+                here = rungs[place[i]]
+                for k in range(place[i] + 1, len(rungs)):
+                    moved = _replaced(place, i, k)
+                    if not self.fits(moved):
+                        break
+                    slope = (here.error - rungs[k].error) / max(rungs[k].size - here.size, 1)
+                    gains.append((slope, moved))
+            if not gains:
+                return place
+            place = max(gains)[1]
+
+    def _by(self, pick: Callable[[list[Rung], float], int]) -> tuple[int, ...]:
+        """The place that fits at the least price, where `pick` goes up as the price falls."""
+        low, high = -60.0, 10.0
+        found = (0,) * len(self.rungs)
+        for _ in range(50):
+            middle = (low + high) / 2
+            place = tuple(pick(rungs, float(np.exp(middle))) for rungs in self.rungs)
+            if self.fits(place):
+                high, found = middle, place
+            else:
+                low = middle
+        return found
+
+    def _alike(self) -> tuple[int, ...]:
+        """The lowest rungs of at most one error for all layers."""
+
+        def pick(rungs: list[Rung], most: float) -> int:
+            return next((k for k, r in enumerate(rungs) if r.error <= most), len(rungs) - 1)
+
+        return self._by(pick)
+
+    def _least_sum(self) -> tuple[int, ...]:
+        """The rungs of least `error + price · size`."""
+
+        def pick(rungs: list[Rung], price: float) -> int:
+            return int(np.argmin([r.error + price * r.size for r in rungs]))
+
+        return self._by(pick)
+
+    def _climb(self, place: tuple[int, ...], trials: int) -> tuple[int, ...]:
+        """Give the bytes of one layer to another while that helps."""
+        pairs = [(i, j) for i in range(len(place)) for j in range(len(place)) if i != j]
+        for step in STEPS:
+            better = True
+            while better:
+                better = False
+                for i, j in pairs:
+                    moved = self._move(place, i, j, step)
+                    if moved is None or len(self.tried) >= trials:
+                        continue
+                    if self.score(moved) > self.score(place):
+                        place, better = moved, True
+        return place
+
+    def _move(self, place: tuple[int, ...], i: int, j: int, step: int) -> tuple[int, ...] | None:
+        if place[i] < step:
+            return None
+        down = _replaced(place, i, place[i] - step)
+        ups = (_replaced(down, j, k) for k in range(len(self.rungs[j]) - 1, place[j], -1))
+        return next((up for up in ups if self.fits(up)), None)
+
+    def _down(self, place: tuple[int, ...]) -> tuple[int, ...]:
+        """One rung lower where that costs least."""
+        lower = [_replaced(place, i, k - 1) for i, k in enumerate(place) if k]
+        return min(lower, key=lambda p: sum(rung.error for rung in self.at(p)))
+
+
+def _replaced(place: tuple[int, ...], i: int, k: int) -> tuple[int, ...]:
+    return (*place[:i], k, *place[i + 1 :])

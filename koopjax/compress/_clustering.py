@@ -1,0 +1,123 @@
+"""k-means codebooks: the weights of a layer share a few values."""
+
+from typing import Any
+
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from koopjax import export, nn
+from koopjax.compress._affine import AffineLayers
+from koopjax.compress._allocation import Ladders, Rung, frontier
+from koopjax.compress._problem import Score, pose
+from koopjax.compress._result import Compressed, finish
+
+#: Sizes of codebook that are tried for a layer.
+SIZES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256)
+#: What an entry's squared error counts: the same, or as much as its input's second moment.
+WEIGHTS = ("uniform", "moments")
+
+
+def kmeans(
+    model: Any,
+    calibration: ArrayLike,
+    budget: Any,
+    *,
+    at: Any = None,
+    labels: ArrayLike | None = None,
+    validation: Any = None,
+    key: Array,
+) -> Compressed:
+    """A codebook of 2 to 256 values a layer: `W_ij ≈ c[k_ij]` of least `Σ a_i (W_ij − c[k_ij])²`.
+
+    Lloyd's k-means on the scalars, with `a_i = 1` or the second moment of the layer's input i (an
+    input that is always zero then has zero weights), whichever validates better; the bias takes up
+    the mean error. The sizes of the layers' codebooks start from equal errors and from the least
+    sum of errors, and move between layers while the validation score rises. The file holds the
+    values once and the places at the price of their entropy.
+
+    Args:
+        model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`. Other
+            arrays stay whole.
+        calibration, budget, at, labels, validation, key: as for `whitened_svd`.
+
+    Returns:
+        `Compressed`: a copy of the model, its kernels with few distinct values; and the report.
+
+    Numerics:
+        Float64 on the host; twenty clusterings and encodings a layer and weighting, and up to 120
+        evaluations on the validation samples.
+
+    Raises:
+        ValueError: bad data, an unknown cut, no linear layer there, or a budget below two values
+            everywhere.
+
+    Reference: Gong, Liu, Yang & Bourdev (2014), arXiv 1412.6115; Han, Mao & Dally (2016), ICLR;
+        Choi, El-Khamy & Lee (2017), ICLR (second-order weights).
+    """
+    problem = pose("kmeans", model, calibration, budget, labels, validation, key)
+    layers = AffineLayers(problem, at)
+    count = range(len(layers.kernels))
+    of_moments = [_rungs(layers, i, "moments") for i in count]
+    # In both the smallest form of each layer, so that both say the same smallest budget.
+    lowest = [
+        min([_rungs(layers, i, "uniform", (2,))[0], of_moments[i][0]], key=_size) for i in count
+    ]
+    best: tuple[Score, list[Rung], str] | None = None
+    tried = 0
+    for weighting in WEIGHTS:
+        found = of_moments
+        if weighting == "uniform":
+            found = [_rungs(layers, i, "uniform") for i in count]
+        rungs = [frontier([low, *own]) for low, own in zip(lowest, found, strict=True)]
+        ladders = Ladders("kmeans", problem, rungs, lambda r: layers.build([k.kernel for k in r]))
+        score, chosen = ladders.best(60)
+        tried += len(ladders.tried)
+        if best is None or score > best[0]:
+            best = score, chosen, weighting
+    assert best is not None
+    score, chosen, weighting = best
+    kernels = [rung.kernel for rung in chosen]
+    shifted = layers.recentred(kernels)
+    again = problem.score_model(layers.build(shifted))
+    better = again > score and export.stored_bytes(layers.build(shifted)) <= problem.limit
+    score, kernels = (again, shifted) if better else (score, kernels)
+    return finish(
+        layers.build(kernels), method="kmeans", budget=problem.budget,
+        original_bytes=problem.original_bytes,
+        settings={**layers.where, "values": [rung.note for rung in chosen], "weights": weighting},
+        why=f"of {tried} splits over the layers, the best validation {problem.measure}",
+        candidates=tried, **problem.account(score),
+    )  # fmt: skip
+
+
+def _size(rung: Rung) -> int:
+    return rung.size
+
+
+def _rungs(
+    layers: AffineLayers, i: int, weighting: str, sizes: tuple[int, ...] = SIZES
+) -> list[Rung]:
+    """The forms of a layer by the size of its codebook."""
+    weights = layers.kernels[i][1:].astype(layers.dtypes[i])
+    cost = None
+    if weighting == "moments":
+        power = np.where(layers.dead(i), 0.0, np.diag(layers.grams[i])[1:])
+        weights = np.where(layers.dead(i)[:, None], np.zeros((), weights.dtype), weights)
+        cost = np.broadcast_to(power[:, None], weights.shape)
+    rungs = []
+    for size in sizes:
+        if size > 2 and 2 * size > weights.size:
+            break
+        values = codebook(weights, size, cost)
+        kernel = layers.centred(i, values.astype(np.float64))
+        rungs.append(
+            Rung(export.stored_bytes([values]), layers.error(i, kernel), kernel, note=size)
+        )
+    return frontier(rungs)
+
+
+def codebook(weights: np.ndarray, size: int, cost: np.ndarray | None) -> np.ndarray:
+    """The matrix with its values replaced by their centres; zeros stay."""
+    found = nn.Clustered.from_dense(weights, size, weights=cost)
+    return np.asarray(found.codebook.get_value())[np.asarray(found.codes.get_value())]

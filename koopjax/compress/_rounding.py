@@ -1,0 +1,193 @@
+"""Eight and four bits: weights on a symmetric grid, with and without error feedback."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from koopjax import export
+from koopjax.compress._affine import AffineLayers
+from koopjax.compress._budget import too_small
+from koopjax.compress._feedback import best_scale, feedback, on_grid
+from koopjax.compress._obs import refit
+from koopjax.compress._problem import Score, pose
+from koopjax.compress._result import Compressed, finish
+
+#: Scales tried with error feedback, relative to the best one without.
+FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)
+#: Ridges of the error feedback, relative to the mean second moment.
+RIDGES = (1e-3, 1e-2)
+
+
+def int8(
+    model: Any,
+    calibration: ArrayLike,
+    budget: Any,
+    *,
+    at: Any = None,
+    labels: ArrayLike | None = None,
+    validation: Any = None,
+    key: Array,
+) -> Compressed:
+    """Round the weights of each layer to `s k` with `|k| <= 127`: one scale a layer.
+
+    The scale has the least squared error, weighted by the inputs' second moments or not. The
+    rounding is to the nearest, or feeds each row's error back to the rows behind it with the Gram
+    matrix of the layer's inputs (the original's, or what the rounded layers before it deliver); the
+    bias takes up what is left. Of these the one that validates best within the budget is taken. The
+    file holds the integers at the price of their entropy, whatever that makes of it.
+
+    Args:
+        model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`. Other
+            arrays stay whole.
+        calibration, budget, at, labels, validation, key: as for `whitened_svd`.
+
+    Returns:
+        `Compressed`: a copy of the model with kernels on a grid; and the report.
+
+    Numerics:
+        Float64 on the host: a factorisation of size `m` a layer `(m, n)` and scale.
+
+    Raises:
+        ValueError: bad data, an unknown cut, no linear layer there, or a budget below what the
+            integers take.
+
+    Reference: Jacob et al. (2018), CVPR (symmetric grids); Frantar, Ashkboos, Hoefler & Alistarh
+        (2023), GPTQ, ICLR (error feedback).
+    """
+    problem = pose("int8", model, calibration, budget, labels, validation, key)
+    return _rounded("int8", 127, AffineLayers(problem, at))
+
+
+def int4(
+    model: Any,
+    calibration: ArrayLike,
+    budget: Any,
+    *,
+    at: Any = None,
+    labels: ArrayLike | None = None,
+    validation: Any = None,
+    key: Array,
+) -> Compressed:
+    """Round the weights of each layer to `s k` with `|k| <= 7`, otherwise as `int8`.
+
+    Args:
+        model, calibration, budget, at, labels, validation, key: as for `int8`.
+
+    Returns:
+        `Compressed`, as `int8`.
+
+    Numerics:
+        As `int8`.
+
+    Raises:
+        ValueError: as for `int8`.
+
+    Reference: see `int8`.
+    """
+    problem = pose("int4", model, calibration, budget, labels, validation, key)
+    return _rounded("int4", 7, AffineLayers(problem, at))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Trial:
+    model: nnx.Module
+    size: int
+    score: Score
+    settings: dict[str, Any]
+
+
+def _rounded(method: str, most: int, layers: AffineLayers) -> Compressed:
+    """The best way of rounding that fits."""
+    problem = layers.problem
+    ways: list[tuple[dict[str, Any], list[np.ndarray]]] = [
+        ({"rounding": "nearest", "scale": "weights"}, _nearest(layers, most, False)),
+        ({"rounding": "nearest", "scale": "inputs"}, _nearest(layers, most, True)),
+    ]
+    for ridge in RIDGES:
+        settings = {"rounding": "error feedback", "ridge": ridge}
+        ways.append((settings | {"inputs": "original"}, _fed_back(layers, most, ridge, False)))
+        ways.append((settings | {"inputs": "rounded"}, _fed_back(layers, most, ridge, True)))
+    trials = []
+    for settings, kernels in ways:
+        model = layers.build(kernels)
+        size = export.stored_bytes(model)
+        trials.append(_Trial(model, size, problem.score_model(model), settings))
+    fitting = [t for t in trials if t.size <= problem.limit]
+    if not fitting:
+        smallest = min(t.size for t in trials)
+        raise too_small(method, problem.limit, smallest, problem.original_bytes)
+    best = max(fitting, key=lambda t: t.score)
+    return finish(
+        best.model, method=method, budget=problem.budget, original_bytes=problem.original_bytes,
+        settings={**layers.where, **best.settings},
+        why=f"of {len(trials)} ways of rounding, the best validation {problem.measure}",
+        candidates=len(trials), **problem.account(best.score),
+    )  # fmt: skip
+
+
+def _scale(layers: AffineLayers, i: int, most: int, weighted: bool) -> float:
+    values, cost = layers.kernels[i][1:], None
+    if weighted:
+        power = np.where(layers.dead(i), 0.0, np.diag(layers.grams[i])[1:])
+        cost = np.broadcast_to(power[:, None], values.shape)
+    return best_scale(values, most, layers.dtypes[i], cost)
+
+
+def _nearest(layers: AffineLayers, most: int, weighted: bool) -> list[np.ndarray]:
+    """Every layer to the nearest multiples."""
+    out = []
+    for i, kernel in enumerate(layers.kernels):
+        scale = _scale(layers, i, most, weighted)
+        out.append(layers.centred(i, on_grid(scale, most, layers.dtypes[i])(kernel[1:])))
+    return out
+
+
+def _fed_back(layers: AffineLayers, most: int, ridge: float, follow: bool) -> list[np.ndarray]:
+    """Every layer with error feedback, at the scale of least error.
+
+    Args:
+        layers: the model's.
+        most: the largest multiple.
+        ridge: of the feedback.
+        follow: aim at the original's output from what the rounded layers before deliver.
+    """
+    out = list(layers.kernels)
+    for i in range(len(out)):
+        gram, target, mask = aim(layers, i, out if follow and i else None, ridge)
+        tried = []
+        for factor in FACTORS:
+            scale = factor * _scale(layers, i, most, True)
+            grid = on_grid(scale, most, layers.dtypes[i])
+            kernel = feedback(gram, target, grid, mask=mask, protect=(0,), alpha=ridge)
+            gap = target - kernel
+            tried.append((float(np.sum(gap * (gram @ gap))), scale, kernel))
+        out[i] = min(tried, key=lambda one: one[:2])[2]
+    return out
+
+
+def aim(
+    layers: AffineLayers, i: int, delivered: list[np.ndarray] | None, ridge: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gram matrix, target and mask of a layer's rounding.
+
+    Args:
+        layers: the model's.
+        i: the layer.
+        delivered: the layers before it as they have become, or None for the original's.
+        ridge: of the least squares that finds the target.
+
+    Returns:
+        All `[b; W]`: rows of inputs that are always zero, and a missing bias, are masked.
+    """
+    kernel, gram = layers.kernels[i], layers.grams[i]
+    live = np.concatenate([[layers.biased[i]], ~layers.dead(i)])
+    mask = np.broadcast_to(live[:, None], kernel.shape)
+    if delivered is not None:
+        gram, cross = layers.moments(i, delivered)
+        # Towards the original weights, not towards zero, where the inputs say nothing.
+        kernel = kernel + refit(gram, cross @ kernel - gram @ kernel, mask, alpha=ridge)
+    return gram, np.where(mask, kernel, 0.0), mask
