@@ -17,7 +17,7 @@ from koopjax._core import expected
 from koopjax.compress._budget import Budget, BudgetTooSmall
 from koopjax.compress._finetune import Training
 from koopjax.compress._methods import METHODS
-from koopjax.compress._recipes import finetuned, recipe
+from koopjax.compress._recipes import RECIPES, Recipe, finetuned, recipe
 from koopjax.compress._result import Compressed
 from koopjax.compress._rows import Rows
 
@@ -112,6 +112,7 @@ def pareto(
     tuning: Training | None = None,
     tune_at: Sequence[Any] | None = None,
     value_bits: Sequence[float] = (3.0, 4.0, 5.0),
+    recipes: Mapping[str, Recipe] | None = None,
     ledger: str | os.PathLike | None = None,
     progress: Callable[[int, int, Point], None] | None = None,
     keep: Callable[[Point, Compressed], None] | None = None,
@@ -137,6 +138,8 @@ def pareto(
         tune_at: budgets at which variants are chosen, others take those of the nearest; default all
             of `budgets`.
         value_bits: of the any-bits track, tried as variants of the best fine-tuned settings.
+        recipes: of one's own, by name: methods to compare with, or other variants of the library's
+            (such as the cuts of another network). They may be named in `methods`.
         ledger: file to keep every finished piece in (JSON lines); an interrupted run goes on from
             it, and one with more budgets, methods or seeds adds to it.
         progress: called as `progress(done, total, point)` after each point.
@@ -154,13 +157,14 @@ def pareto(
     for track in tracks:
         if track not in TRACKS:
             raise expected(f"tracks among {', '.join(TRACKS)}", repr(track))
-    wanted = {track: _methods(track, methods) for track in tracks}
+    own = dict(recipes or {})
+    wanted = {track: _methods(track, methods, own) for track in tracks}
     parsed = [str(Budget.parse(budget)) for budget in budgets]
     places = parsed if tune_at is None else [str(Budget.parse(budget)) for budget in tune_at]
     if not seeds or not parsed:
         raise expected("at least one budget and one seed", f"{len(parsed)} and {len(seeds)}")
     training = training or Training()
-    contest = _Contest(model, data, training, tuning or training, tuple(value_bits), keep)
+    contest = _Contest(model, data, training, tuning or training, tuple(value_bits), keep, own)
     with Rows(ledger, contest.fingerprint()) as rows:
         contest.rows = rows
         jobs = [
@@ -182,15 +186,14 @@ def pareto(
         return Pareto(points, contest.chosen(), contest.originals())
 
 
-def _methods(track: str, methods: Sequence[str] | None) -> list[str]:
-    from koopjax.compress._recipes import RECIPES
-
+def _methods(track: str, methods: Sequence[str] | None, own: Mapping[str, Recipe]) -> list[str]:
     if methods is None:
-        return list(METHODS) if track == "one-shot" else list(RECIPES)
+        return list(METHODS) if track == "one-shot" else list({**RECIPES, **own})
     for name in methods:
         if track == "one-shot" and name not in METHODS:
             raise expected(f"one-shot methods among {', '.join(METHODS)}", repr(name))
-        recipe(name)
+        if name not in own:
+            recipe(name)
     return list(methods)
 
 
@@ -204,6 +207,7 @@ class _Contest:
     tuning: Training
     value_bits: tuple[float, ...]
     keep: Callable[[Point, Compressed], None] | None = None
+    recipes: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rows: Any = None
@@ -288,7 +292,7 @@ class _Contest:
                 "seconds": seconds, "settings": made.report.as_dict()["settings"],
             }  # fmt: skip
         point = Point(
-            track=track, method=method, budget=budget, seed=seed, family=recipe(method).family,
+            track=track, method=method, budget=budget, seed=seed, family=self.recipe(method).family,
             original_accuracy=original["accuracy"], **figures,
         )  # fmt: skip
         if self.keep is not None and made is not None:
@@ -304,7 +308,7 @@ class _Contest:
         held = self.rows.find("variant", track=track, method=method, budget=place)
         if held is not None:
             return held["settings"]
-        variants = [dict(v) for v in recipe(method).variants]
+        variants = [dict(v) for v in self.recipe(method).variants]
         if track == "any-bits":
             # The rate and the shape of the float track at a size with about as many entries.
             looser = str(Budget(ratio=max(self._ratio(place) / 4, 1.0)))
@@ -341,8 +345,12 @@ class _Contest:
         return finetuned(
             method, model, x, budget, labels=None if track == "label-free" else y,
             validation=self.val, key=key, variant=settings, value_bits=bits,
-            training=self.training if everything else self.tuning,
+            training=self.training if everything else self.tuning, how=self.recipe(method),
         )  # fmt: skip
+
+    def recipe(self, method: str) -> Recipe:
+        """The caller's recipe of a method, or the library's."""
+        return self.recipes[method] if method in self.recipes else recipe(method)
 
     def _ratio(self, budget: str) -> float:
         parsed = Budget.parse(budget)

@@ -172,6 +172,7 @@ def finetuned(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    how: Recipe | None = None,
     training: Training | None = None,
     variant: Mapping[str, Any] | None = None,
     value_bits: float | None = None,
@@ -189,6 +190,7 @@ def finetuned(
         model, calibration, budget, at, validation, key: as for every method.
         labels: `(n,)` classes to learn from beside the original; without, distillation alone
             (label-free).
+        how: a recipe of one's own under this name, in place of the library's.
         training: shared settings; the variant's learning rate goes before its own.
         variant: settings of the method; the best of its recipe's, on validation data, without.
         value_bits: quantise on the way (any-bits track): bits that a value takes beside its place.
@@ -200,7 +202,7 @@ def finetuned(
     Raises:
         ValueError: an unknown method, bad data, or a budget too small.
     """
-    chosen = recipe(name)
+    chosen = recipe(name) if how is None else how
     problem = pose(name, model, calibration, budget, labels, validation, key)
     y = None if labels is None else _kept_labels(problem, labels, calibration, validation, key)
     variants = chosen.variants if variant is None else (variant,)

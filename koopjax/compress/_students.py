@@ -189,10 +189,11 @@ def _projection(
 
 
 def axes_of(shape: Sequence[int]) -> tuple[int, ...]:
-    """Axes of a state: its own, or the nearest to a square where it is flat."""
-    if len(shape) > 1:
-        return tuple(shape)
-    (d,) = shape
+    """Axes of a state: its own longer than one, or the nearest to a square where it is flat."""
+    own = tuple(n for n in shape if n > 1)
+    if len(own) != 1:
+        return own or (1,)
+    (d,) = own
     low = next(n for n in range(math.isqrt(d), 0, -1) if d % n == 0)
     return (low, d // low)
 
