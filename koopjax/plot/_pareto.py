@@ -69,9 +69,11 @@ def pareto(
     columns = len(contests) if len(contests) > 1 else min(2, len(chosen))
     lines = -(-len(grid) // columns)
     dress = {name: _dress(name, k) for k, name in enumerate(_koopman_first(known))}
+    called = {name: (names or {}).get(name, name.replace("_", " ")) for name in shown}
     with style():
         wide = 7.0 if columns == 1 else 8.6
-        figure = new_figure(wide, 3.0 * lines + 0.28 * (1 + (1 + len(shown)) // 4))
+        across = _legend_columns(called.values(), wide)
+        figure = new_figure(wide, 3.0 * lines + 0.24 * -(-(1 + len(shown)) // across))
         panels = figure.subplots(lines, columns, squeeze=False)
         for axes in panels.ravel()[len(grid) :]:
             axes.axis("off")
@@ -82,13 +84,13 @@ def pareto(
             axes.set_title(f"{one['name']}, {title}" if one["name"] else title)
         for axes in panels[:, 0]:
             axes.set_ylabel("test accuracy")
-        below = [panels.ravel()[len(grid) - columns + k] for k in range(columns)]
-        for axes in below:
-            axes.set_xlabel("times smaller than the original's file")
-        called = {name: (names or {}).get(name, name.replace("_", " ")) for name in shown}
+        for column in panels.T:
+            used = [axes for axes in column if axes.axison]
+            for axes in used[-1:]:
+                axes.set_xlabel("times smaller than the original's file")
         handles = [Line2D([], [], label=called[name], **dress[name]) for name in shown]
         handles.append(Line2D([], [], color=INK, lw=1.1, label="original"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+        figure.legend(handles=handles, loc="outside lower center", ncols=across)
     return figure
 
 
@@ -110,6 +112,12 @@ def _koopman_first(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: not name.startswith("koopman"))
 
 
+def _legend_columns(labels: Iterable[str], wide: float) -> int:
+    """How many columns of the longest label, at about 0.075 inches a letter, fit the width."""
+    longest = max(map(len, labels))
+    return max(1, min(4, int(wide / (0.075 * longest + 0.7))))
+
+
 def _dress(name: str, number: int) -> dict[str, Any]:
     """Line, marker and colour of a method."""
     own = name.startswith("koopman")
@@ -124,6 +132,10 @@ def _dress(name: str, number: int) -> dict[str, Any]:
 def _panel(
     axes: Any, rows: Sequence[Row], original: float | None, shown: Sequence[str], dress: Any
 ) -> None:
+    if not rows:
+        axes.axis("off")
+        axes.text(0.5, 0.5, "no results", ha="center", va="center", transform=axes.transAxes)
+        return
     if original is not None:
         axes.axhline(original, color=INK, lw=1.1)
     for name in shown:
@@ -136,8 +148,6 @@ def _panel(
         axes.plot(ratio, mean, label=name, **dress[name])
         low, high = mean - std, mean + std
         axes.fill_between(ratio, low, high, color=dress[name]["color"], alpha=0.15, lw=0)
-    if not rows:
-        return
     ratios = [float(row["ratio"]) for row in rows]
     axes.set_xscale("log")
     ticks = _ratio_ticks(min(ratios), max(ratios))
@@ -155,7 +165,7 @@ def _limits(rows: Sequence[Row], original: float | None) -> tuple[float, float]:
     for row in rows:
         best[row["budget"]] = max(best.get(row["budget"], 0.0), float(row["accuracy"]))
     deepest = top - max(_DEEP * (top - min(best.values())), 0.04)
-    low = max(min(values), deepest)
+    low = min(max(min(values), deepest), top - 0.02, top if original is None else original)
     margin = 0.05 * (top - low) + 1e-3
     return low - margin, top + margin
 

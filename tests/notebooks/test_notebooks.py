@@ -16,6 +16,7 @@ def test_there_are_the_notebooks():
     names = {path.stem for path in NOTEBOOKS}
     assert {
         "koopman_of_a_known_system", "how_nonlinear_is_my_network", "rank_sweeps_under_vmap",
+        "compress_it",
     } <= names  # fmt: skip
 
 
@@ -40,6 +41,20 @@ def test_a_notebook_runs_on_small_settings(path, tmp_path):
         assert errors[-1] < errors[0]
         assert abs(errors[-1] - single) < 0.01
         assert "of the output's variance comes from single coordinates" in done.stdout
+    elif path.stem == "compress_it":
+        rows = re.findall(
+            r"^(.*\S)\s+([\d,]+) bytes on disk, +(\S+)x smaller, accuracy (\S+),", done.stdout,
+            re.MULTILINE,
+        )  # fmt: skip
+        ratios = {name: float(ratio) for name, _, ratio, _ in rows}
+        assert ratios["original"] == 1
+        assert ratios["closed form"] >= 3
+        assert ratios["trained to 3x"] >= 3
+        assert ratios["any bits"] >= 8
+        accuracies = {name: float(accuracy) for name, _, _, accuracy in rows}
+        assert all(value > accuracies["original"] - 0.15 for value in accuracies.values())
+        for name in ("koopman_chain", "fisher", "small_network"):
+            assert re.search(rf"^{name} +3x +[\d,]+ bytes 0\.\d+$", done.stdout, re.MULTILINE)
     else:
         assert "is enough to stay within" in done.stdout or "no rung stays" in done.stdout
         assert re.search(r"loaded again: \d+ bytes, accuracy 0\.\d", done.stdout)

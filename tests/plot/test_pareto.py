@@ -67,6 +67,19 @@ def test_a_collapsed_method_leaves_at_the_lower_edge():
     assert high > 0.98
 
 
+def test_a_single_point_has_room_and_long_names_fit():
+    given = contest()
+    given["summary"] = given["summary"][:1]
+    figure = plot.pareto(given, names={"koopman_chain": "a chain of two Koopman matrices " * 2})
+    low, high = figure.axes[0].get_ylim()
+    assert low < 0.961
+    assert high > 0.98
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+
+
 def test_panels_by_track_and_by_data_set():
     tracks = ("any-bits", "fine-tuned", "one-shot")
     one = plot.pareto(contest(tracks=tracks))
@@ -78,6 +91,8 @@ def test_panels_by_track_and_by_data_set():
         "MNIST, one-shot", "Fashion-MNIST, one-shot",
     ]  # fmt: skip
     assert len(both.axes) == 6
+    assert [t.get_text() for t in both.axes[5].texts] == ["no results"]
+    assert [bool(axes.get_xlabel()) for axes in both.axes] == [False] * 3 + [True, True, False]
     chosen = plot.pareto(contest(tracks=tracks), tracks=["one-shot"], methods=["fisher"])
     assert [len(axes.get_lines()) for axes in chosen.axes] == [2]
     for figure in (one, both, chosen):
