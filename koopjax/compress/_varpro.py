@@ -190,7 +190,8 @@ def _steps(
         # One step in the direction of Adam, relative to the size of each array.
         updates: Any
         updates, inner = adam.update(slopes, inner)
-        move = lambda a, u, size: a - rate * size * u
+        # Where float64 is on, scalars would widen the float32 parameters.
+        move = lambda a, u, size: a - (rate * size * u).astype(a.dtype)
         state = jax.tree.map(move, state, updates, _sizes(state))
         return (state, inner), value
 

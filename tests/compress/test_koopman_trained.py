@@ -90,6 +90,7 @@ def made(network, calibration):
     return out, steps
 
 
+@pytest.mark.slow
 def test_it_is_better_than_the_closed_form_without_labels(made, digits):
     (model, report), steps = made
     scores = dict(part.split() for part in report.why.split(": ")[1].split(", "))
