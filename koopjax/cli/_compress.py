@@ -120,6 +120,8 @@ def compress(
                 nets, how, data, out, methods=chosen, budgets=sizes,
                 epochs=finetune_epochs or epochs, stage=stage,
             )  # fmt: skip
+            if set(chosen) != {"one-shot"}:
+                results["settings"]["fine_tuning"] = contest.told(data, finetune_epochs or epochs)
             contest.add(results, made, paths, study.parameters(nets[0], data))
         told = results["sentence"]
         ended = time.perf_counter()

@@ -51,6 +51,16 @@ def training(count: int, epochs: int | None) -> tuple[Any, Any]:
     return compress.Training(epochs=epochs), compress.Training(epochs=max(1, epochs // 2))
 
 
+def told(data: Any, epochs: int | None) -> str:
+    """The settings of the trained tracks, for the report."""
+    how, tuning = training(len(data.y_train), epochs)
+    return (
+        f"AdamW, cosine, warm-up {100 * how.warmup:g} %, {how.epochs} epochs of batches of "
+        f"{how.batch_size} ({tuning.epochs} while settings are chosen), distillation with "
+        f"{100 * how.label_weight:g} % of the loss for the labels where there are any"
+    )
+
+
 def run(
     nets: Sequence[Any],
     how: Any,
@@ -110,7 +120,7 @@ def run(
     for track, names in methods.items():
         offset = len(points)
 
-        def told(done: int, count: int, point: Any, offset: int = offset) -> None:
+        def show_point(done: int, count: int, point: Any, offset: int = offset) -> None:
             figure = "no form so small" if point.accuracy is None else f"{point.accuracy:.4f}"
             name = f"{point.track} {point.budget} {point.method} seed {point.seed}: {figure}"
             advance(offset + done, name)
@@ -118,8 +128,8 @@ def run(
         try:
             part = compress.pareto(
                 nets[0].model if how is None else network, data, names, budgets, list(by_seed),
-                tracks=(track,), training=settings, tuning=tuning, ledger=ledger, progress=told,
-                keep=keep,
+                tracks=(track,), training=settings, tuning=tuning, ledger=ledger, keep=keep,
+                progress=show_point,
             )  # fmt: skip
         except ValueError as error:
             if "ledger" not in str(error):
