@@ -226,6 +226,7 @@ def test_regression_and_a_score_of_ones_own(mlp):
     assert -1 < own.find("degree 2").accuracy < 0
 
 
+@pytest.mark.slow
 def test_feature_maps_are_replaced_position_by_position():
     model = models.CNN((8, 8, 1), 3, channels=(3, 4), hidden=8, rngs=nnx.Rngs(0))
     images = RNG.normal(size=(60, 8, 8, 1)).astype(np.float32)
@@ -368,6 +369,7 @@ def test_wrong_data_are_told(mlp):
         found.block("degree 2", 99)
 
 
+@pytest.mark.slow
 def test_embedded_digits_keep_their_accuracy():
     sets = data.load("digits").flat()
     x, y = sets.train_and_val()

@@ -11,12 +11,18 @@ from flax import nnx
 
 from koopjax import compress, export, models
 
+# Trains a projection for each call: a dozen seconds, and tests of its own.
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "koopman_trained" else name
+    for name in compress.METHODS
+]
+
 BUDGET = "6x"
 # What a fixed number of bits comes to, and no smaller.
 FIXED = {"int8": "4x", "int4": "7x"}
 
 
-@pytest.fixture(scope="module", params=list(compress.METHODS))
+@pytest.fixture(scope="module", params=NAMES)
 def compressed(request, network, calibration):
     """Every method's result at one budget."""
     method = compress.METHODS[request.param]
@@ -103,7 +109,7 @@ def test_the_same_key_gives_the_same_file(compressed, network, calibration):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-@pytest.mark.parametrize("name", list(compress.METHODS))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_budget_too_small_says_the_smallest(name, network, calibration):
     method = compress.METHODS[name]
     with pytest.raises(ValueError, match="expected a budget of at least") as caught:
@@ -125,7 +131,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("name", list(compress.METHODS))
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("spoil", "says"), BAD)
 def test_bad_calibration_gets_one_line(name, spoil, says, network, calibration):
     with pytest.raises(ValueError, match=says) as caught:

@@ -47,6 +47,7 @@ def contest(data, path, seeds=(0,), progress=None, **settings):
     )
 
 
+@pytest.mark.slow
 def test_points_are_true_of_their_files_and_a_second_call_makes_nothing_anew(small, tmp_path):
     path = tmp_path / "contest.jsonl"
     first = contest(small, path)
@@ -135,7 +136,17 @@ def test_another_contest_is_not_mixed_in(small, tmp_path):
         contest(other, path, **settings)
 
 
-@pytest.mark.parametrize("name", ["koopman", "koopman_chain", "small_network_pruned", "fisher"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "koopman",
+        "fisher",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("koopman_chain", "small_network_pruned")
+        ),
+    ],
+)
 def test_a_recipe_fills_its_budget_and_comes_back_from_its_file(network_, small, name, tmp_path):
     sizes = {
         "koopman": {"coordinates": 6, "factors": (4, 4)},

@@ -8,6 +8,11 @@ from flax import nnx
 
 from koopjax import compress, export, models, surgery
 
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "koopman_trained" else name
+    for name in compress.METHODS
+]
+
 X = jax.random.normal(jax.random.key(0), (180, 6))
 MIDDLE = ("layers.0/relu", "layers.1/relu")
 BUDGET = "1.4x"
@@ -36,7 +41,7 @@ def kernels(model):
     return [np.asarray(layer.kernel[...]) for layer in model.layers]
 
 
-@pytest.mark.parametrize("name", list(compress.METHODS))
+@pytest.mark.parametrize("name", NAMES)
 def test_only_the_span_changes(name):
     model = small()
     made = compress.METHODS[name](model, X, BUDGET, at=MIDDLE, key=jax.random.key(1))
@@ -115,7 +120,7 @@ def test_a_table_takes_one_span_for_all():
 
 
 @pytest.mark.parametrize("at", [pytest.param(None, marks=pytest.mark.slow), MIDDLE])
-@pytest.mark.parametrize("name", list(compress.METHODS))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_float64_model_stays_one(name, at, tmp_path):
     with jax.enable_x64(True):
         x = X.astype(jnp.float64)
