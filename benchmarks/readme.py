@@ -167,10 +167,14 @@ def pareto_table(results):
     if not parts:
         return "No results yet (`benchmarks/pareto.py` makes them)."
     seeds = sorted({w["seeds"] for r in results.values() for w in r["summary"] if w["seeds"]})
+    spread = f"mean ± standard deviation over {max(seeds)} seeds"
+    if min(seeds) == 1:
+        spread += ", of one network where no deviation is given"
+    if max(seeds) == 1:
+        spread = "of one network each"
     note = (
         "Test accuracy in % at the same bytes of the whole network's file, the best at each size "
-        f"in bold; mean ± standard deviation over {max(seeds)} seeds"
-        f"{', of one network where no deviation is given' if min(seeds) == 1 else ''}; a dash: not "
+        f"in bold; {spread}; a dash: not "
         "run, or no form so small. Settings are chosen on validation images, the same number of "
         "variants for every method (`benchmarks/pareto.py`)."
     )
