@@ -2,7 +2,8 @@
 
 Trains 784-100-100-100-10 as `compression_table.py` does, replaces layers 2 to 4 by products of the
 100 activations with chosen entries of K, and measures span ratios (bytes of the layers' own file
-over those of the block's) and pruning curves of the whole K, dense to 1 % of its entries:
+over those of the block's) and pruning curves of K on all 5,151 products, dense to 1 % of its
+entries:
 
     python benchmarks/koopman_matrix.py --dataset mnist --data-dir DIR --seeds 5 --cache DIR
     python benchmarks/koopman_matrix.py --plot
@@ -118,7 +119,7 @@ class Products:
     Args:
         h: `(n, d)` activations.
         logits: of the original.
-        size: how many of the `(d + 1)(d + 2) / 2` products.
+        size: how many of the `(d + 1)(d + 2) / 2` products; None for all.
         scaling: of the activations; none takes them as they are, which spares a file the scaling.
     """
 
@@ -126,8 +127,9 @@ class Products:
         target = centred(logits)
         first = scaling or observables.Identity()
         psi = observables.Compose(first, observables.Monomials(2))
-        size = min(size, psi.size(h.shape[1]))
-        index = screened(psi, h[:SAMPLES], target[:SAMPLES], size)
+        index = np.arange(psi.size(h.shape[1]))
+        if size is not None and size < len(index):
+            index = screened(psi, h[:SAMPLES], target[:SAMPLES], size)
         self.index = index.astype(np.uint16)
         self.psi = observables.Compose(first, observables.Select(psi.then, self.index))
         # Sums of float32 bear relative ridges from 1e-4 on, and take a third of the time.
@@ -345,7 +347,7 @@ def curves_of(args, dataset, seed, choice):
     model = trained(args.dataset, x, y, seed, dataset.classes, args.cache)
     head, span, _ = surgery.split(model, x[:2], at=CUTS)
     h, h_test = (jax.jit(head)(jnp.asarray(a)) for a in (x, dataset.x_test))
-    scaled = Products(h, jax.jit(span)(h), SCREENED, observables.Standardize.fit(h))
+    scaled = Products(h, jax.jit(span)(h), None, observables.Standardize.fit(h))
     ridges = {method: (ridge,) for method, ridge in choice["ridges"].items()}
     scores = curve_scores(scaled, h_test, dataset.y_test, ridges, SHARES)
     return {method: next(iter(by.values())) for method, by in scores.items()}
@@ -357,7 +359,7 @@ def choose_ridges(args, dataset):
                     dataset.classes, args.cache)  # fmt: skip
     head, span, _ = surgery.split(model, dataset.x_train[:2], at=CUTS)
     h, h_val = (jax.jit(head)(jnp.asarray(a)) for a in (dataset.x_train, dataset.x_val))
-    scaled = Products(h, jax.jit(span)(h), SCREENED, observables.Standardize.fit(h))
+    scaled = Products(h, jax.jit(span)(h), None, observables.Standardize.fit(h))
     curves = curve_scores(scaled, h_val, dataset.y_val, RIDGES, SHARES)
     best = {
         method: float(max(by, key=lambda ridge, by=by: np.mean(by[ridge])))
@@ -448,7 +450,7 @@ def main():
             "benchmark": "koopman_matrix", "dataset": args.dataset, "hidden": hidden,
             "epochs": epochs, "batch_size": batch, "budgets": budgets, "shares": SHARES,
             "ridge_of_selection": RIDGE,
-            "screened": SCREENED, "rows": ROWS, "dtype": "float32", "closed_form": True,
+            "screened": SCREENED, "observables_of_curves": "all", "rows": ROWS, "dtype": "float32", "closed_form": True,
             "versions": versions(), "device": jax.devices()[0].platform,
             "summary": summary(results["seeds"]), **results,
         }  # fmt: skip

@@ -18,8 +18,8 @@ from koopjax import export, models
 from koopjax._core import expected
 from koopjax.compress._budget import Budget, BudgetTooSmall
 from koopjax.compress._finetune import Training
-from koopjax.compress._methods import METHODS
-from koopjax.compress._recipes import RECIPES, Recipe, finetuned, recipe
+from koopjax.compress._methods import ANY_BITS, METHODS
+from koopjax.compress._recipes import RECIPES, Recipe, finetuned, one_shot, recipe
 from koopjax.compress._result import Compressed
 from koopjax.compress._rows import Rows
 
@@ -129,8 +129,9 @@ def pareto(
         model: `model(seed, x, y)` trains the original from a seed; or a trained model of any form,
             which is then the same for all seeds.
         data: `data.Dataset`, or anything with `x_train, y_train, x_val, y_val, x_test, y_test`.
-        methods: names in `compress.RECIPES` or `compress.METHODS`; without, all of `METHODS` in the
-            one-shot track and all of `RECIPES` in the others.
+        methods: names in `compress.RECIPES` or `compress.METHODS`; without, in the one-shot track
+            all of `METHODS` that store float32 (the others are in `compress.ANY_BITS`), and in the
+            other tracks all of `RECIPES`.
         budgets: see `Budget.parse`.
         seeds: of originals, students and draws.
         tracks: "one-shot" (closed form, no labels), "label-free" (distilled without labels),
@@ -190,7 +191,9 @@ def pareto(
 
 def _methods(track: str, methods: Sequence[str] | None, own: Mapping[str, Recipe]) -> list[str]:
     if methods is None:
-        return list(METHODS) if track == "one-shot" else list({**RECIPES, **own})
+        if track == "one-shot":
+            return [name for name in METHODS if name not in ANY_BITS]
+        return list({**RECIPES, **own})
     for name in methods:
         if track == "one-shot" and name not in METHODS:
             raise expected(f"one-shot methods among {', '.join(METHODS)}", repr(name))
@@ -214,6 +217,7 @@ class _Contest:
     def __post_init__(self) -> None:
         self.rows: Any = None
         self._models: dict[tuple[int, bool], Any] = {}
+        self._begun: tuple[Any, Any] = (None, None)
         as_arrays = lambda *names: tuple(jnp.asarray(getattr(self.data, n)) for n in names)
         self.train: Any = as_arrays("x_train", "y_train")
         self.val: Any = as_arrays("x_val", "y_val")
@@ -310,7 +314,7 @@ class _Contest:
         if held is not None:
             return held["settings"]
         variants = [dict(v) for v in self.recipe(method).variants]
-        if track == "any-bits":
+        if track == "any-bits" and method not in ANY_BITS:
             # The rate and the shape of the float track at a size with about as many entries.
             looser = str(Budget(ratio=max(self._ratio(place) / 4, 1.0)))
             known = self.rows.of("variant")
@@ -346,8 +350,25 @@ class _Contest:
         return finetuned(
             method, model, x, budget, labels=None if track == "label-free" else y,
             validation=self.val, key=key, variant=settings, value_bits=bits,
-            training=self.training if everything else self.tuning, how=self.recipe(method),
+            training=self.training if everything else self.tuning,
+            how=self._starting(method, budget, seed, everything),
         )  # fmt: skip
+
+    def _starting(self, method: str, budget: str, seed: int, everything: bool) -> Recipe:
+        """The method's recipe; a one-shot result to start from is made once for all variants."""
+        how = self.recipe(method)
+        if how.start is not None:
+            return how
+        which = (method, budget, seed, everything)
+
+        def begun(problem: Any, key: Array, **settings: Any) -> Any:
+            if settings:
+                raise expected(f"variants of {method} that set learning_rate alone", f"{settings}")
+            if self._begun[0] != which:
+                self._begun = (which, one_shot(method, problem, key))
+            return self._begun[1]
+
+        return dataclasses.replace(how, start=begun)
 
     def recipe(self, method: str) -> Recipe:
         """The caller's recipe of a method, or the library's."""

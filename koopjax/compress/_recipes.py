@@ -244,14 +244,19 @@ def start(
     """The student of a variant, or the method's one-shot result."""
     own = {k: v for k, v in settings.items() if k != "learning_rate"}
     if chosen.start is None:
-        validation = problem.x_val if problem.y_val is None else (problem.x_val, problem.y_val)
-        made = METHODS[name](
-            problem.model, problem.x, problem.budget, at=at, validation=validation, key=key
-        )
-        return made.model
+        return one_shot(name, problem, key, at)
     if at is not None and chosen.start is _koopman:
         own["at"] = at
     return chosen.start(problem, key, **own)
+
+
+def one_shot(name: str, problem: Problem, key: Array, at: Any = None) -> Any:
+    """The network that a method of `METHODS` makes of a problem, nothing trained."""
+    validation = problem.x_val if problem.y_val is None else (problem.x_val, problem.y_val)
+    made = METHODS[name](
+        problem.model, problem.x, problem.budget, at=at, validation=validation, key=key
+    )
+    return made.model
 
 
 def _with_rate(training: Training | None, settings: Mapping[str, Any]) -> Training:

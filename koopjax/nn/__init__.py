@@ -10,6 +10,7 @@ where it is stored sparse, by a codebook or in small integers.
 from koopjax.nn import functional as functional, linen as linen
 from koopjax.nn._block import KoopmanBlock as KoopmanBlock
 from koopjax.nn._clustered import Clustered as Clustered
+from koopjax.nn._decoded import decoded as decoded
 from koopjax.nn._dictionary import Structure as Structure, take_apart as take_apart
 from koopjax.nn._from_koopman import from_koopman as from_koopman
 from koopjax.nn._operators import Dense as Dense, LowRank as LowRank, Operator as Operator
@@ -37,6 +38,7 @@ __all__ = [
     "Stack",
     "Structure",
     "Tuned",
+    "decoded",
     "freeze",
     "from_koopman",
     "functional",

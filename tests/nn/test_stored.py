@@ -318,3 +318,82 @@ def test_errors_say_what_was_expected():
         with pytest.raises(ValueError, match=message) as caught:
             make()
         assert "\n" not in str(caught.value)
+
+
+class Nested(nnx.Module):
+    """Operators as an attribute, in a list and in a dict."""
+
+    def __init__(self, first, second, third):
+        self.first, self.others = first, nnx.List([second])
+        self.last = nnx.Dict(head=third)
+
+    def __call__(self, x):
+        return self.last.head(nnx.relu(self.others[0](nnx.relu(self.first(x)))))
+
+
+def test_decoded_is_the_same_map_in_dense_operators():
+    middle = nn.TT.create(jax.random.key(0), (7, 1), (2, 4), 2, use_bias=True)
+    last = nn.Quantized.from_dense(MATRIX[:8], 8, None, BIAS)
+    model = Nested(nn.Sparse.from_dense(MATRIX, BIAS), middle, last)
+    made = nn.decoded(model)
+    assert [type(op) for op in (made.first, made.others[0], made.last.head)] == [nn.Dense] * 3
+    np.testing.assert_allclose(made(X), model(X), rtol=2e-6, atol=2e-5)
+    assert type(model.first) is nn.Sparse and type(model.others[0]) is nn.TT  # given one untouched
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_operator_alone_is_decoded_and_keeps_its_dtype(form):
+    operator = operators(dtype=jnp.bfloat16)[form]
+    made = nn.decoded(operator)
+    assert type(made) is nn.Dense and made(X).dtype == jnp.bfloat16
+    np.testing.assert_allclose(made.matrix[...], wide_matrix(operator), rtol=1e-6, atol=1e-7)
+
+
+def wide_matrix(operator):
+    return np.asarray(operator.to_dense(), np.float64)
+
+
+def test_what_is_cheaper_or_too_large_stays_stored():
+    psi = observables.Product.of(observables.Monomials(1), 6)
+    block = nn.KoopmanBlock(psi, nn.TT.create(jax.random.key(0), psi.modes(), (1,) * 5 + (3,), 2))
+    thin = nn.LowRank.create(jax.random.key(0), P, Q, 2)
+    assert type(nn.decoded(block).operator) is nn.TT
+    assert type(nn.decoded(nn.Stack([thin], ())).operators[0]) is nn.LowRank
+    sparse = nn.Sparse.from_dense(MATRIX)
+    assert type(nn.decoded(sparse, largest=P * Q - 1)) is nn.Sparse
+    held = nn.decoded(nn.KoopmanBlock(observables.Identity(), sparse))
+    assert type(held.operator) is nn.Dense
+
+
+def test_decoded_takes_modules_with_numbers_alone():
+    with pytest.raises(ValueError, match=r"an nnx\.Module to decode"):
+        nn.decoded(jnp.ones(3))
+    sparse = nn.Sparse.from_dense(MATRIX)
+    with pytest.raises(ValueError, match="outside jit"):
+        jax.eval_shape(lambda op: nn.decoded(op)(X), sparse)
+
+
+def test_a_block_s_projections_are_multiplied_out_where_that_is_no_dearer():
+    keys = jax.random.split(jax.random.key(0), 5)
+    normal = lambda k, *shape: jax.random.normal(keys[k], shape) / shape[0] ** 0.5
+    axes = observables.Kronecker((normal(0, 6, 3), normal(1, 5, 2)))
+    psi = observables.Compose(axes, observables.Project(normal(2, 6, 4)))
+    psi = observables.Compose(psi, observables.Standardize(jnp.ones(4)))
+    psi = observables.Compose(psi, observables.Monomials(2))
+    block = nn.KoopmanBlock(psi, normal(3, 15, 3))
+    made = nn.decoded(block)
+    assert type(made.psi.first.first) is observables.Project
+    assert made.psi.first.first.matrix.shape == (30, 4)
+    np.testing.assert_allclose(made(X), block(X), rtol=1e-5, atol=1e-5)
+    # Two thin projections of a wide state are cheaper than one that is as wide as the last.
+    thin = observables.Compose(
+        observables.Project(normal(2, 30, 2), jnp.ones(30)), observables.Project(normal(4, 2, 20))
+    )
+    held = nn.decoded(nn.KoopmanBlock(thin, normal(0, 20, 3)))
+    assert type(held.psi) is observables.Compose
+    joined = observables.Compose(
+        observables.Project(normal(2, 30, 20), jnp.ones(30)), observables.Project(normal(4, 20, 4))
+    )
+    block = nn.KoopmanBlock(joined, normal(0, 4, 3))
+    assert type(nn.decoded(block).psi) is observables.Project
+    np.testing.assert_allclose(nn.decoded(block)(X), block(X), rtol=1e-5, atol=1e-5)
