@@ -8,11 +8,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from koopjax import export, nn, observables, surgery
+from koopjax import export, nn, observables
 from koopjax._core import expected
 from koopjax.compress._budget import too_small
 from koopjax.compress._koopman_span import Span
-from koopjax.compress._problem import Problem, cut, pose
+from koopjax.compress._problem import Problem, cut, placed, pose, run
 from koopjax.compress._setting import Setting
 
 
@@ -68,8 +68,6 @@ def states(problem: Problem, parts: Any, key: Array, deliver: Any = None) -> Spa
     """
     head, span, tail = parts
     shape, x = problem.x.shape, problem.x
-    rows = max(1, min(2000, len(x)))
-    run = lambda part, a: jnp.concatenate([part(a[i : i + rows]) for i in range(0, len(a), rows)])
     h, h_val = run(head, x), run(head, problem.x_val)
     y, y_val = run(span, h), run(span, h_val)
     if deliver is not None:
@@ -91,14 +89,10 @@ def states(problem: Problem, parts: Any, key: Array, deliver: Any = None) -> Spa
 
 def wrap(problem: Problem, span: Span, ends: tuple[str, str], block: nnx.Module) -> nnx.Module:
     """The block as a whole model."""
-    vector = span.raw.ndim == 2 and len(span.out_shape) == 1
-    # A spliced model hands on the original's dtype where promotion would give another.
-    same = jnp.result_type(span.raw.dtype, jnp.float32) == span.out_dtype
-    if vector and same and ends[0] == "input" and span.tail is None:
-        return block
-    sample = jax.ShapeDtypeStruct((2, *problem.x.shape[1:]), problem.x.dtype)
-    axes = None if vector else "flatten"
-    return surgery.splice(problem.model, sample, ends, block, sample_axes=axes)
+    return placed(
+        problem.model, problem.x, ends, block, before=span.raw, rank=1 + len(span.out_shape),
+        dtype=span.out_dtype, last=span.tail is None,
+    )  # fmt: skip
 
 
 def fixed_bytes(problem: Problem, span: Span, ends: tuple[str, str]) -> int:

@@ -346,10 +346,12 @@ class _Contest:
             return METHODS[method](model, x, budget, key=key)
         settings = dict(settings)
         bits = settings.pop("value_bits", None)
+        free = track == "label-free"
         # Validation data choose a variant; at the end there is nothing left to choose.
         return finetuned(
-            method, model, x, budget, labels=None if track == "label-free" else y,
-            validation=self.val, key=key, variant=settings, value_bits=bits,
+            method, model, x, budget, labels=None if free else y,
+            validation=self.val[0] if free else self.val, key=key, variant=settings,
+            value_bits=bits,
             training=self.training if everything else self.tuning,
             how=self._starting(method, budget, seed, everything),
         )  # fmt: skip

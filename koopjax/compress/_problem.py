@@ -103,6 +103,35 @@ def cut(model: Any, x: Array, at: Any) -> tuple[tuple[Any, Any, Any], tuple[str,
     return parts, (parts[1].segment.start, parts[1].segment.stop)
 
 
+def run(part: Any, x: Array) -> Array:
+    """A part of the model on samples, some thousand at a time."""
+    rows = max(1, min(2000, len(x)))
+    return jnp.concatenate([part(x[i : i + rows]) for i in range(0, len(x), rows)])
+
+
+def placed(
+    model: Any, x: Array, ends: tuple[str, str], block: Any, *, before: Array, rank: int,
+    dtype: Any, last: bool,
+) -> Any:  # fmt: skip
+    """A block as the whole model where it replaces all of it, else spliced into the original.
+
+    Args:
+        model, x, ends: the original, its samples, the names of the span's cuts.
+        block: float32, from rows of states to rows of states.
+        before: states at the first cut.
+        rank, dtype: of the states at the second cut, the axis of samples included.
+        last: the span ends at the model's output.
+    """
+    vectors = before.ndim == rank == 2
+    # A spliced model hands on the original's dtype where promotion would give another.
+    same = jnp.result_type(before.dtype, jnp.float32) == dtype
+    if vectors and same and ends[0] == "input" and last:
+        return block
+    sample = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
+    axes = None if vectors else "flatten"
+    return surgery.splice(model, sample, ends, block, sample_axes=axes)
+
+
 def span_name(path: tuple[Any, ...]) -> str:
     """The name that a part's parameters give to the array at a path of a model."""
     keys = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path]

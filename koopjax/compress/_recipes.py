@@ -7,20 +7,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from koopjax import export, models
+from koopjax import export, models, nn
 from koopjax._core import expected
 from koopjax.compress._budget import too_small
 from koopjax.compress._finetune import Training, train_students
-from koopjax.compress._methods import METHODS
+from koopjax.compress._layers import as_nnx, get, linear_paths, with_factors
+from koopjax.compress._methods import ANY_BITS, METHODS
 from koopjax.compress._problem import Problem, pose
 from koopjax.compress._result import Compressed, finish
 from koopjax.compress._students import koopman_student, small_student
 
 Student = Callable[..., Any]
+#: Share of the limit that a file of shared values may grow by while it trains, its biases and
+#: values being rounder at first, and bytes for small files.
+SLACK, FEW = 0.01, 16
+#: Most times that a smaller file is asked for.
+TRIES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,12 +258,60 @@ def start(
 
 
 def one_shot(name: str, problem: Problem, key: Array, at: Any = None) -> Any:
-    """The network that a method of `METHODS` makes of a problem, nothing trained."""
+    """The network that a method of `METHODS` makes of a problem, nothing trained.
+
+    Weights on a grid or of few values come as `nn.Quantized` and `nn.Clustered`, so that they stay
+    so while the scale or the values train.
+    """
     validation = problem.x_val if problem.y_val is None else (problem.x_val, problem.y_val)
-    made = METHODS[name](
-        problem.model, problem.x, problem.budget, at=at, validation=validation, key=key
-    )
-    return made.model
+
+    def made(budget: Any) -> Any:
+        return METHODS[name](
+            problem.model, problem.x, budget, at=at, validation=validation, key=key
+        ).model
+
+    if name not in ANY_BITS:
+        return made(problem.budget)
+    # Two files that hold the same: operators of shared values have other names in their header.
+    size, model = problem.limit, made(problem.budget)
+    for _ in range(TRIES):
+        shared = _sharing(model)
+        over = export.stored_bytes(shared) + int(SLACK * problem.limit) + FEW - problem.limit
+        if over <= 0:
+            break
+        size -= over
+        model = made(size)
+    return shared
+
+
+def _sharing(model: Any) -> nnx.Module:
+    """A network whose linear layers hold few values, as operators of shared values."""
+    twin = as_nnx(model)
+    paths, operators = linear_paths(twin), []
+    for path in paths:
+        layer = get(twin, path)
+        kernel = np.asarray(layer.kernel.get_value())
+        bias = None if layer.bias is None else layer.bias.get_value()
+        step = _step(kernel)
+        if step is None:
+            size = len(np.unique(kernel))
+            operators.append(nn.Clustered.from_dense(kernel, size, bias))
+        else:
+            codes = np.rint(kernel / step).astype(np.int8)
+            operators.append(nn.Quantized(codes, np.float32(step), bias))
+    return with_factors(twin, paths, operators)
+
+
+def _step(kernel: np.ndarray) -> float | None:
+    """The step of a grid of at most 127 multiples that holds a matrix, if there is one."""
+    sizes = np.unique(np.abs(kernel[kernel != 0])).astype(np.float64)
+    if not len(sizes):
+        return 1.0
+    for divisor in (1, 2, 3, 4):
+        ratio = sizes * divisor / sizes[0]
+        if ratio[-1] < 127.5 and np.all(np.abs(ratio - np.rint(ratio)) < 1e-3):
+            return float(sizes[-1] / np.rint(ratio[-1]))
+    return None
 
 
 def _with_rate(training: Training | None, settings: Mapping[str, Any]) -> Training:

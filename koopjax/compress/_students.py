@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from koopjax import edmd, models, nn, observables, surgery
 from koopjax._core import expected, matmul
-from koopjax.compress._problem import cut
+from koopjax.compress._problem import cut, placed, run
 from koopjax.compress._projection import active, jacobian_metric, moments, of_pilot
 
 #: Samples that a start is fitted to; training takes all.
@@ -66,9 +66,9 @@ def koopman_student(
     x = jnp.asarray(x)[:ROWS]
     (head, span, tail), ends = cut(model, x, at)
     spans = _between(model, x, ends, len(hidden)) if hidden else [span]
-    states = [_run(head, x)]
+    states = [run(head, x)]
     for one in spans:
-        states.append(_run(one, states[-1]))
+        states.append(run(one, states[-1]))
     parts = [*spans, *([] if tail.segment.start == tail.segment.stop else [tail])]
     outputs = model_outputs(parts, states[0])
     keys = jax.random.split(key, len(spans))
@@ -90,7 +90,10 @@ def koopman_student(
         further = observables.Compose(observables.Project(k), observables.Monomials(degree))
         psi = observables.Compose(psi, further)
     block = nn.KoopmanBlock(psi, nn.Dense(_least_squares(psi, state, targets[-1])))
-    return _placed(model, x, ends, block, states, tail)
+    return placed(
+        model, x, ends, block, before=states[0], rank=states[-1].ndim, dtype=states[-1].dtype,
+        last=tail.segment.start == tail.segment.stop,
+    )  # fmt: skip
 
 
 def small_student(
@@ -149,11 +152,6 @@ def _between(model: Any, x: Array, ends: tuple[str, str], count: int) -> list[An
         )
     places = [ends[0], *inside[len(inside) - count :], ends[1]]
     return [surgery.split(model, sample, pair)[1] for pair in pairwise(places)]
-
-
-def _run(part: Any, state: Array) -> Array:
-    rows = max(1, min(2000, len(state)))
-    return jnp.concatenate([part(state[i : i + rows]) for i in range(0, len(state), rows)])
 
 
 def _flat(state: Array) -> Array:
@@ -225,16 +223,3 @@ def _least_squares(psi: Any, state: Array, target: Array) -> Array:
     stats = edmd.accumulate(psi, state, target, target=observables.Identity())
     solution = edmd.solve(stats, edmd.Ridge(RIDGE * float(stats.count)))
     return jnp.asarray(edmd.unwrap(solution, allow=(1, 2, 3)), jnp.float32)
-
-
-def _placed(
-    model: Any, x: Array, ends: tuple[str, str], block: nnx.Module, states: list[Array], tail: Any
-) -> nnx.Module:
-    """The block as a whole model, or spliced into the original."""
-    vectors = states[0].ndim == 2 and states[-1].ndim == 2
-    whole = ends[0] == "input" and tail.segment.start == tail.segment.stop
-    if vectors and whole and states[-1].dtype == jnp.float32:
-        return block
-    sample = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
-    axes = None if vectors else "flatten"
-    return surgery.splice(model, sample, ends, block, sample_axes=axes)

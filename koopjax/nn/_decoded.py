@@ -95,9 +95,7 @@ def _joined(first: Any, then: Any) -> Any:
     if isinstance(first, Kronecker):
         rows, columns = zip(*(jnp.shape(factor) for factor in first.factors), strict=True)
         # The last axis is contracted first.
-        products = sum(
-            math.prod(rows[: k + 1]) * math.prod(columns[k:]) for k in range(len(rows))
-        )
+        products = sum(math.prod(rows[: k + 1]) * math.prod(columns[k:]) for k in range(len(rows)))
         wide = functools.partial(functools.reduce, np.kron, map(_float64, first.factors))
         width, mean = math.prod(rows), None
     elif isinstance(first, Project):
