@@ -117,6 +117,7 @@ def finetune(
     Raises:
         ValueError: data that do not fit, settings out of range; a `Compressed` whose file would
             no longer fit its budget.
+        BudgetTooSmall: the file is over `budget` with every entry gone that may go.
         NumericalError: the loss is no longer finite.
 
     Reference: Hinton, Vinyals & Dean (2015), arXiv 1503.02531 (distillation).

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from koopjax.compress._budget import too_small
 from koopjax.compress._constraint import Constraint, constrain, constraint_of, on_grid
 
 #: How entries compare; see `ToSize.saliency`.
@@ -42,6 +43,9 @@ class ToSize:
             array, matrices alone.
         value_bits: bits that a non-zero value may take besides its place, entropy-coded; None
             leaves values as they are.
+
+    Raises:
+        BudgetTooSmall: the file is over the limit with every entry gone that may go.
 
     Reference: Zhu & Gupta (2017), arXiv 1710.01878, equation 1 (schedule); LeCun, Denker & Solla
         (1990), "Optimal brain damage", equation 5, and Theis et al. (2018), arXiv 1801.05787,
@@ -102,7 +106,10 @@ class ToSize:
         width = max((leaf.dtype.itemsize for leaf, s in leaves if s is not None), default=4)
         value = 8 * width if self.value_bits is None else self.value_bits
         empty = [None if s is None else np.zeros(s.shape, bool) for s in scores]
-        room = 8 * (self.limit - self.measure(_masked(params, empty)))
+        least = self.measure(_masked(params, empty))
+        if least > self.limit:
+            raise too_small("finetune", self.limit, least, self.measure(params))
+        room = 8 * (self.limit - least)
         low, high = 0, total
         while low < high:  # the largest count whose values and places fit
             middle = (low + high + 1) // 2
@@ -129,8 +136,10 @@ class ToSize:
             if best is not None and (0 <= step < 2 or high - low <= 1):
                 break
             count = min(max(count + (step or -1), low + 1), high - 1)
-        if best is None:
+        if best is None:  # the guess was far off: what certainly fits
             best = _keep(scores, live, max(low, 1))
+            if (stored := self.measure(_masked(params, best))) > self.limit:
+                raise too_small("finetune", self.limit, stored, self.measure(params))
         return best
 
     def _quantise(self, params: Any, opt_state: Any) -> tuple[Any, Any]:

@@ -130,3 +130,12 @@ def test_gradients_reach_the_latent_values_straight_through():
     free = jnp.asarray([0.3, -0.2])
     np.testing.assert_array_equal(on_grid(free, jnp.asarray(0.0)), free)
     assert not np.any(np.signbit(on_grid(free, jnp.asarray(1.0))))  # no minus zero
+
+
+def test_a_size_below_what_cannot_go_is_refused():
+    _, state, params, _ = begun()
+    # Magnitude leaves biases whole: nothing is left of the matrices, and it is still too much.
+    least = bytes_of({**{k: jnp.zeros_like(v) for k, v in params.items()}, "b": params["b"]})
+    to_size = ToSize(4, bytes_of, limit=least - 1, saliency="magnitude")
+    with pytest.raises(compress.BudgetTooSmall, match=f"at least {least} bytes"):
+        to_size(1, params, state)
