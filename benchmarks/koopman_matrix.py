@@ -1,6 +1,6 @@
 """The Koopman matrix itself: the span from the first hidden layer to the logits in few bytes.
 
-Trains 784-100-100-100-10 as `compression_table.py` does, replaces layers 2 to 4 by products of the
+Trains 784-100-100-100-10, replaces layers 2 to 4 by products of the
 100 activations with chosen entries of K, and measures span ratios (bytes of the layers' own file
 over those of the block's) and pruning curves of K on all 5,151 products, dense to 1 % of its
 entries:
@@ -450,7 +450,8 @@ def main():
             "benchmark": "koopman_matrix", "dataset": args.dataset, "hidden": hidden,
             "epochs": epochs, "batch_size": batch, "budgets": budgets, "shares": SHARES,
             "ridge_of_selection": RIDGE,
-            "screened": SCREENED, "observables_of_curves": "all", "rows": ROWS, "dtype": "float32", "closed_form": True,
+            "screened": SCREENED, "observables_of_curves": "all",
+            "rows": ROWS, "dtype": "float32", "closed_form": True,
             "versions": versions(), "device": jax.devices()[0].platform,
             "summary": summary(results["seeds"]), **results,
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Writes the README's tables and picture from the JSON in `benchmarks/results`.
+"""Writes the README's tables and pictures, and all of the contest, from `benchmarks/results`.
 
 python benchmarks/readme.py          rewrite them
 python benchmarks/readme.py --check  say whether they are up to date, and exit 1 if not
@@ -11,14 +11,16 @@ import re
 import statistics
 import sys
 
+from _contest_tables import NAMES, full, measured, pareto_table, show_pareto
 from matplotlib.figure import Figure
 
-from koopjax.plot import COLOURS, pareto, plane
+from koopjax.plot import COLOURS, plane
 
 HERE = pathlib.Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 RESULTS = HERE / "results"
-NAMES = {"digits": "digits (8×8)", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+#: All tables of the contest.
+TABLES = RESULTS / "contest.md"
 ROWS = [
     ("identity", None, "none"),
     ("mean", None, "none"),
@@ -34,39 +36,6 @@ ROWS = [
     ("random fourier", None, "none"),
     ("degree 2, to the logits", None, "none"),
 ]
-#: One-shot methods of the first table.
-METHODS = {
-    "koopman": "Koopman (projection → dictionary → K)",
-    "koopman_span": "Koopman, first layer kept (chosen observables)",
-    "magnitude": "magnitude pruning",
-    "whitened_svd": "activation-whitened SVD",
-}
-#: Methods of the contest, in the order of the table; others follow under their own names.
-CONTEST = {
-    "koopman": "Koopman",
-    "koopman_chain": "Koopman, a chain of two",
-    "koopman_sparse": "Koopman, sparse projection",
-    "koopman_trained": "Koopman, projection trained through the solve",
-    "fisher": "gradual pruning by Fisher information",
-    "magnitude": "magnitude pruning",
-    "wanda": "Wanda pruning",
-    "obs": "OBS pruning",
-    "svd": "SVD",
-    "whitened_svd": "activation-whitened SVD",
-    "tensor_train": "tensor trains of the weights",
-    "kmeans": "k-means codebooks",
-    "int8": "int8",
-    "int4": "int4",
-    "deep_compression": "deep compression (pruned, codebook, coded)",
-    "small_network": "a smaller network, distilled",
-    "small_network_pruned": "a smaller network, distilled and pruned",
-}
-TRACKS = {
-    "one-shot": "one-shot, closed form: no labels, no training",
-    "label-free": "label-free: distilled without labels",
-    "fine-tuned": "fine-tuned, float32 values",
-    "any-bits": "fine-tuned, any bits",
-}
 
 
 def load(kind):
@@ -114,119 +83,6 @@ def nonlinearity_table(results):
         "(`benchmarks/nonlinearity.py`)."
     )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}"
-
-
-def compression_table(results):
-    """One-shot methods at equal bytes of the stored file; nothing where the contest has them."""
-    contests = load("pareto")
-    held = [n for n, r in contests.items() if any(w["track"] == "one-shot" for w in r["summary"])]
-    results = {name: result for name, result in results.items() if name not in held}
-    if not results:
-        return ""
-    budgets = sorted(
-        {row["budget"] for r in results.values() for row in r["summary"]},
-        key=lambda b: float(b.rstrip("x")),
-    )
-    budgets = [b for b in ("5x", "10x", "20x", "30x", "50x") if b in budgets]
-    parts = []
-    for name, result in results.items():
-        by_key = {(row["method"], row["budget"]): row for row in result["summary"]}
-        accuracies = [o["accuracy"] for o in result["originals"].values()]
-        whole = 100 * sum(accuracies) / len(accuracies)
-        lines = [
-            [f"{NAMES[name]} ({whole:.2f}, {len(accuracies)} seed(s))", *budgets],
-            ["---", *(["---:"] * len(budgets))],
-        ]
-        for method, title in METHODS.items():
-            if not any((method, b) in by_key for b in budgets):
-                continue
-            lines.append([title, *(_percent(by_key.get((method, b))) for b in budgets)])
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    note = (
-        "Test accuracy in % of the whole network stored in at most that part of the original's "
-        "bytes, one-shot: no labels, no fine-tuning (`benchmarks/compression_table.py`)."
-    )
-    return "\n\n".join([*parts, note])
-
-
-def pareto_table(results):
-    """The contest: a table for each track and data set, the best at each budget in bold."""
-    parts = []
-    present = [t for t in TRACKS if any(_rows(r, t) for r in results.values())]
-    for track in present:
-        ratios = {
-            row["budget"]: row["ratio"] for r in results.values() for row in _rows(r, track)
-            if row["ratio"] is not None
-        }  # fmt: skip
-        budgets = sorted(ratios, key=ratios.__getitem__)
-        parts.append(f"**{TRACKS[track][0].upper()}{TRACKS[track][1:]}**")
-        for name, result in results.items():
-            lines = _contest(NAMES[name], result, track, budgets)
-            if lines:
-                parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    if not parts:
-        return "No results yet (`benchmarks/pareto.py` makes them)."
-    seeds = sorted({w["seeds"] for r in results.values() for w in r["summary"] if w["seeds"]})
-    spread = f"mean ± standard deviation over {max(seeds)} seeds"
-    if min(seeds) == 1:
-        spread += ", of one network where no deviation is given"
-    if max(seeds) == 1:
-        spread = "of one network each"
-    note = (
-        "Test accuracy in % at the same bytes of the whole network's file, the best at each size "
-        f"in bold; {spread}; a dash: not "
-        "run, or no form so small. Settings are chosen on validation images, the same number of "
-        "variants for every method (`benchmarks/pareto.py`)."
-    )
-    drawn = [NAMES[name] for name in results if name != "digits"] or ["digits"]
-    image = (
-        f"![Accuracy against how many times smaller the file is, on {' and '.join(drawn)}]"
-        "(benchmarks/results/pareto.png)"
-    )
-    return "\n\n".join([image, *parts, note])
-
-
-def _rows(result, track):
-    return [row for row in result["summary"] if row["track"] == track]
-
-
-def _contest(title, result, track, budgets):
-    """Lines of one data set's table in a track."""
-    by_key = {(row["method"], row["budget"]): row for row in _rows(result, track)}
-    names = {method for method, _ in by_key}
-    if not names:
-        return []
-    best = {
-        budget: max((_points(by_key.get((name, budget))) or 0.0) for name in names)
-        for budget in budgets
-    }
-    whole = [100 * one["accuracy"] for one in result["originals"].values()]
-    spread = f" ± {statistics.stdev(whole):.1f}" if len(whole) > 1 else ""
-    lines = [
-        [f"{title} (original {statistics.mean(whole):.1f}{spread})", *budgets],
-        ["---", *(["---:"] * len(budgets))],
-    ]
-    for method in [m for m in CONTEST if m in names] + sorted(names - CONTEST.keys()):
-        cells = []
-        for budget in budgets:
-            row = by_key.get((method, budget))
-            first = _points(row) is not None and _points(row) == best[budget]
-            cells.append(f"**{_percent(row)}**" if first else _percent(row))
-        lines.append([CONTEST.get(method, method), *cells])
-    return lines
-
-
-def _points(row):
-    """Accuracy as it is printed, so that a tie is seen as one."""
-    known = row is not None and row["accuracy"] is not None
-    return round(100 * row["accuracy"], 1) if known else None
-
-
-def show_pareto(results):
-    """The contest's figure: MNIST and Fashion-MNIST side by side, digits where they are alone."""
-    chosen = [r for name, r in results.items() if name != "digits"] or list(results.values())
-    names = {method: CONTEST[method].split(" (")[0] for method in CONTEST}
-    return pareto(chosen, names=names)
 
 
 ORDERS = ("single coordinates", "pairs", "triples")
@@ -277,13 +133,6 @@ def tensor_train_table(results):
         "coordinates chosen on validation images (`benchmarks/tensor_trains.py`)."
     )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}"
-
-
-def _percent(row):
-    if row is None or row["accuracy"] is None:
-        return "–"
-    spread = "" if row["std"] is None else f" ± {100 * row['std']:.1f}"
-    return f"{100 * row['accuracy']:.1f}{spread}"
 
 
 def picture(results):
@@ -351,8 +200,8 @@ def render(text):
     """The README with its tables made anew."""
     tables = {
         "nonlinearity": (nonlinearity_table, load("nonlinearity")),
-        "compression": (compression_table, load("compression")),
         "pareto": (pareto_table, load("pareto")),
+        "measured": (measured, RESULTS),
         "tensor trains": (tensor_train_table, load("tensor_trains")),
     }
     for mark, (make, results) in tables.items():
@@ -371,13 +220,15 @@ def main():
     args = parser.parse_args()
     old = README.read_text(encoding="utf-8")
     new = render(old)
+    contests = load("pareto")
+    tables = full(contests)
     if args.check:
-        if new != old:
+        if new != old or TABLES.read_text(encoding="utf-8") != tables:
             sys.exit("README.md is not what the results say; run python benchmarks/readme.py")
         return
     README.write_text(new, encoding="utf-8")
+    TABLES.write_text(tables, encoding="utf-8")
     picture(load("nonlinearity")).savefig(RESULTS / "nonlinearity.png")
-    contests = load("pareto")
     if contests:
         show_pareto(contests).savefig(RESULTS / "pareto.png", dpi=150)
     planes = load("tensor_trains")

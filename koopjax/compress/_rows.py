@@ -7,6 +7,11 @@ from typing import Any
 
 from koopjax._core import expected
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 class Rows:
     """Rows of several kinds, appended one by one and found again by their fields.
@@ -19,7 +24,8 @@ class Rows:
         fingerprint: of the contest, plain JSON values.
 
     Raises:
-        ValueError: a file of another contest, or of another kind.
+        ValueError: a file of another contest, or of another kind, or one that another run is
+            writing to.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, fingerprint: dict[str, Any]):
@@ -30,12 +36,30 @@ class Rows:
         self._path = pathlib.Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         first = json.dumps({"contest": fingerprint})
-        end = self._read(first) if self._path.exists() else 0
-        self._file = open(self._path, "r+b" if end else "wb")  # noqa: SIM115 - closed on exit
+        # Closed on exit; two runs that write would each cut off what the other wrote.
+        self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            self._lock()
+            end = self._read(first)
+        except BaseException:
+            self._file.close()
+            raise
         self._file.truncate(end)
         self._file.seek(end)
         if not end:
             self._write(first)
+
+    def _lock(self) -> None:
+        """Keep other runs out until the file is closed, where the system has such locks."""
+        if fcntl is None or self._file is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise expected(
+                f"{self._path} for this run alone", "another run that is writing to it",
+                "another path, or waiting for it",
+            ) from None  # fmt: skip
 
     def _read(self, first: str) -> int:
         """Take whole lines; returns where they end."""

@@ -60,3 +60,13 @@ def test_without_a_path_rows_stay_in_memory():
     with Rows(None, CONTEST) as rows:
         rows.add("point", {"seed": 1})
         assert rows.of("point") == [{"seed": 1}]
+
+
+def test_two_runs_cannot_write_to_one_file(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    with Rows(path, {"a": 1}) as rows:
+        rows.add("point", {"x": 1})
+        with pytest.raises(ValueError, match="another run that is writing"):
+            Rows(path, {"a": 1})
+    with Rows(path, {"a": 1}) as again:
+        assert again.of("point") == [{"x": 1}]

@@ -338,14 +338,16 @@ def test_decoded_is_the_same_map_in_dense_operators():
     made = nn.decoded(model)
     assert [type(op) for op in (made.first, made.others[0], made.last.head)] == [nn.Dense] * 3
     np.testing.assert_allclose(made(X), model(X), rtol=2e-6, atol=2e-5)
-    assert type(model.first) is nn.Sparse and type(model.others[0]) is nn.TT  # given one untouched
+    assert type(model.first) is nn.Sparse  # the one that was given is as it was
+    assert type(model.others[0]) is nn.TT
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_an_operator_alone_is_decoded_and_keeps_its_dtype(form):
     operator = operators(dtype=jnp.bfloat16)[form]
     made = nn.decoded(operator)
-    assert type(made) is nn.Dense and made(X).dtype == jnp.bfloat16
+    assert type(made) is nn.Dense
+    assert made(X).dtype == jnp.bfloat16
     np.testing.assert_allclose(made.matrix[...], wide_matrix(operator), rtol=1e-6, atol=1e-7)
 
 
