@@ -25,6 +25,7 @@ CONTEST = {
     "deep_compression": "deep compression (pruned, codebook, coded)",
     "small_network": "a smaller network, distilled",
     "small_network_pruned": "a smaller network, distilled and pruned",
+    "small_network_axes": "the same behind the Koopman methods' projection",
 }
 TRACKS = {
     "one-shot": "one-shot: no labels, the network itself not trained",

@@ -7,6 +7,9 @@ interrupted run goes on and later ones add seeds, methods and budgets:
 
     python benchmarks/pareto.py --dataset mnist --data-dir DIR --tracks fine-tuned \
         --budgets 8x,10x,20x,30x,50x,100x,200x --seeds 1
+
+One rival is made here: `small_network_axes`, a small ReLU network behind the very projection that
+the Koopman methods have, so that one sees what the projection does and what the products.
 """
 
 import argparse
@@ -19,13 +22,51 @@ import flax
 import jax
 from flax import nnx
 
-from koopjax import compress, data, models
+from koopjax import compress, data, models, nn
 
 HERE = pathlib.Path(__file__).parent
 #: Hidden layers, epochs of the original, of a trained compression, and of one while choosing.
 HIDDEN, EPOCHS, TRAINED, CHOOSING = (100, 100, 100), 20, 20, 10
 #: Epochs and samples a step for the embedded digits, which are few.
 DIGITS = {"epochs": 60, "batch_size": 32}
+
+
+class BehindAxes(nnx.Module):
+    """A projection along the axes of an image, then ReLU layers."""
+
+    def __init__(self, first: nn.KoopmanBlock, rest: nn.Stack):
+        self.first, self.rest = first, rest
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits."""
+        return self.rest(nnx.relu(self.first(x)))
+
+
+def behind_axes(problem, key, *, coordinates, factors, width):
+    """A small network that begins as `koopman_student` does: its projection, in closed form."""
+    block = compress.koopman_student(
+        problem.model, problem.x, coordinates=coordinates, factors=factors, degree=1, key=key
+    )
+    projection = block.psi.first
+    keys = jax.random.split(key)
+    normal = jax.nn.initializers.he_normal()
+    rank, classes = projection.size(problem.x.shape[1]), problem.teacher.shape[-1]
+    zeros = lambda n: jax.numpy.zeros(n, jax.numpy.float32)
+    first = nn.Dense(normal(keys[0], (rank, width), jax.numpy.float32), zeros(width))
+    last = nn.Dense(normal(keys[1], (width, classes), jax.numpy.float32), zeros(classes))
+    return BehindAxes(nn.KoopmanBlock(projection, first), nn.Stack([last], ()))
+
+
+RIVALS = {
+    "small_network_axes": compress.Recipe(
+        "small network", behind_axes, "fisher",
+        tuple(
+            {"learning_rate": rate, "coordinates": k, "factors": factors, "width": 2 * k}
+            for k, factors in ((24, (10, 10)), (32, (14, 14)))
+            for rate in (1e-2, 2e-2)
+        ),
+    )
+}  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
@@ -70,7 +111,8 @@ def main() -> None:
         args.budgets.split(","), range(args.seeds), tracks=args.tracks.split(","),
         training=compress.Training(**kept),
         tuning=compress.Training(**(kept if few else {"epochs": CHOOSING})),
-        tune_at=args.tune_at.split(","), ledger=out / f"pareto_{args.dataset}.jsonl", progress=show,
+        tune_at=args.tune_at.split(","), recipes=RIVALS,
+        ledger=out / f"pareto_{args.dataset}.jsonl", progress=show,
     )  # fmt: skip
     path = out / f"pareto_{args.dataset}.json"
     old = json.loads(path.read_text()) if path.exists() else {}
