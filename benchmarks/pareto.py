@@ -22,7 +22,7 @@ import flax
 import jax
 from flax import nnx
 
-from koopjax import compress, data, models, nn
+from koopjax import compress, data, export, models, nn
 
 HERE = pathlib.Path(__file__).parent
 #: Hidden layers, epochs of the original, of a trained compression, and of one while choosing.
@@ -79,6 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tune-at", default="10x,30x,100x")
     parser.add_argument("--methods", default=None)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--cache", default=None, help="folder for trained networks")
     parser.add_argument("--out", default=str(HERE / "results"))
     return parser.parse_args()
 
@@ -91,9 +92,18 @@ def main() -> None:
     sizes = (dataset.shape[0], *HIDDEN, dataset.classes)
 
     def network(seed: int, x: jax.Array, y: jax.Array) -> nnx.Module:
+        path = None
+        if args.cache is not None:  # the same network again, whatever machine goes on
+            path = pathlib.Path(args.cache) / f"{args.dataset}_{seed}_{len(x)}.koopjax"
+            if path.exists():
+                return export.load(path)
         model = models.MLP(sizes, rngs=nnx.Rngs(seed))
         settings = DIGITS if few else {"epochs": EPOCHS}
-        return models.train(model, x, y, key=jax.random.key(seed), **settings).model
+        model = models.train(model, x, y, key=jax.random.key(seed), **settings).model
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            export.save(model, path)
+        return model
 
     kept: dict = DIGITS if few else {"epochs": TRAINED}
     out = pathlib.Path(args.out)

@@ -273,14 +273,13 @@ def one_shot(name: str, problem: Problem, key: Array, at: Any = None) -> Any:
     if name not in ANY_BITS:
         return made(problem.budget)
     # Two files that hold the same: operators of shared values have other names in their header.
-    size, model = problem.limit, made(problem.budget)
+    size, shared = problem.limit, _sharing(made(problem.budget))
     for _ in range(TRIES):
-        shared = _sharing(model)
         over = export.stored_bytes(shared) + int(SLACK * problem.limit) + FEW - problem.limit
         if over <= 0:
             break
         size -= over
-        model = made(size)
+        shared = _sharing(made(size))
     return shared
 
 
