@@ -122,3 +122,8 @@ def unrank(indices: Array, d: int, degree: int) -> Int[Array, "m degree"]:
 def pick(columns: Array, indices: np.ndarray | Array) -> Array:
     """Columns by indices that are known to be in range."""
     return columns.at[:, indices].get(mode="promise_in_bounds")
+
+
+def pick_rows(rows: Array, indices: np.ndarray | Array) -> Array:
+    """Rows by indices that are known to be in range."""
+    return rows.at[indices].get(mode="promise_in_bounds")

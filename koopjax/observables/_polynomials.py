@@ -13,6 +13,7 @@ from koopjax.observables._base import Observables, atom, input_names, require_in
 from koopjax.observables._graded import (
     graded_size,
     pick,
+    pick_rows,
     power_plan,
     require_addressable,
     table_plan,
@@ -89,12 +90,14 @@ class Monomials(Observables):
     def _evaluate(self, x: Float[Array, "n d"]) -> Array:
         n, d = x.shape
         require_addressable(self.size(d))
-        columns = [jnp.ones((n, 1), x.dtype)]
+        # Coordinates as rows: rows are gathered whole, and their gradients scattered whole, which
+        # takes half the time of columns on a CPU.
+        rows = [jnp.ones((1, n), x.dtype)]
         if self.degree >= 1:
-            columns.append(x)
+            rows.append(x.T)
         for left, right in power_plan(d, self.degree):
-            columns.append(pick(x, left) * pick(columns[-1], right))
-        return jnp.concatenate(columns, axis=1)
+            rows.append(pick_rows(x.T, left) * pick_rows(rows[-1], right))
+        return jnp.concatenate(rows, axis=0).T
 
     def _columns(self, x: Float[Array, "n d"], indices: Array) -> Array:
         n, d = x.shape
