@@ -35,10 +35,11 @@ def koopman(
 ) -> Compressed:
     """Replace a span by few coordinates, their products, and a Koopman matrix.
 
-    `block(h) = psi(W h[kept] - shift) K`: some entries of the state, projected by `W` to an active
-    subspace, lifted by the products of the coordinates up to a degree (or the most useful of them),
-    and mapped linearly to the span's output. How many entries, coordinates and products, which
-    degree, which rank of K and which ridge is chosen on validation data, such that the file fits.
+    `block(h) = psi(W h[kept] - shift) K`: some entries of the state, or of what directions of its
+    axes read from it (`observables.Kronecker`), projected by `W` to an active subspace, lifted by
+    the products of the coordinates up to a degree (or the most useful of them), and mapped linearly
+    to the span's output. How it is read, how many entries, coordinates and products, which degree,
+    which rank of K and which ridge is chosen on validation data, such that the file fits.
     No training and no labels: three passes for covariance, Jacobians and a pilot, then one pass for
     each number of entries, whose Gram matrix answers all numbers of coordinates, products, ranks
     and ridges as submatrices.
@@ -86,7 +87,7 @@ def koopman(
     problem = pose("koopman", model, calibration, budget, labels, validation, key)
     if pairs_of(at) is not None:
         return _account_several(problem, several(problem, pairs_of(at), bits, clock, key))
-    made: list[tuple[Task, Fitted]] = []
+    made: list[Fitted] = []
     small: BudgetTooSmall | None = None
     skipped = 0
     for ends in candidates(problem) if spans else [at]:
@@ -98,25 +99,26 @@ def koopman(
         except BudgetTooSmall as error:  # another span may leave less of the original in the file
             small = small or error
             continue
-        made.append((task, fit(task, bits, clock)))
+        made.append(fit(task, bits, clock))
     if not made:
         raise small or AssertionError("no span was tried")
-    task, (found, built) = max(made, key=lambda one: one[1].built.score)
-    tried = sum(fitted.found.tried for _, fitted in made)
-    found = dataclasses.replace(found, tried=tried, skipped=found.skipped + skipped)
-    return account("koopman", task, found, built)
+    best = max(made, key=lambda fitted: fitted.built.score)
+    tried = sum(fitted.found.tried for fitted in made)
+    skipped += sum(fitted.found.skipped for fitted in made)
+    found = dataclasses.replace(best.found, tried=tried, skipped=skipped)
+    return account("koopman", best.task, found, best.built)
 
 
-def _account_several(problem: Any, made: Any) -> Compressed:
+def _account_several(problem: Any, made: tuple[Any, list[Fitted], Any]) -> Compressed:
     model, blocks, score = made
-    settings: dict[str, Any] = {"at": [list(task.ends) for task, _ in blocks]}
-    for number, (task, (_, built)) in enumerate(blocks):
-        settings[f"span {number}"] = built.setting.as_dict(task.span.d)
+    settings: dict[str, Any] = {"at": [list(fitted.task.ends) for fitted in blocks]}
+    for number, (task, _, built) in enumerate(blocks):
+        settings[f"span {number}"] = task.span.reading() | built.setting.as_dict(task.span.d)
     return finish(
         model, method="koopman", budget=problem.budget, original_bytes=problem.original_bytes,
         settings=settings, why=f"each span by the best validation {problem.measure}, in order",
-        candidates=sum(fitted.found.tried for _, fitted in blocks),
-        result=max(fitted.built.code for _, fitted in blocks), **problem.account(score),
+        candidates=sum(fitted.found.tried for fitted in blocks),
+        result=max(fitted.built.code for fitted in blocks), **problem.account(score),
     )  # fmt: skip
 
 
@@ -147,7 +149,7 @@ def account(
         method=method,
         budget=problem.budget,
         original_bytes=problem.original_bytes,
-        settings={"at": list(task.ends), **setting.as_dict(span.d), **chosen},
+        settings={"at": list(task.ends), **span.reading(), **setting.as_dict(span.d), **chosen},
         why=why
         or (
             f"of {found.tried} settings that fit, the best validation {problem.measure}; "

@@ -50,7 +50,7 @@ def on_span(method: str, problem: Problem, at: Any, key: Array) -> Task:
     parts, ends = cut(problem.model, problem.x, at)
     span = states(problem, parts, jax.random.fold_in(key, 1))
     base = fixed_bytes(problem, span, ends)
-    smallest = base + Setting.least(span.d, span.q).bytes(span.d, span.q)
+    smallest = base + span.least
     if smallest > problem.limit:
         raise too_small(method, problem.limit, smallest, problem.original_bytes)
     return Task(problem, span, ends, problem.limit - base)
@@ -98,7 +98,7 @@ def wrap(problem: Problem, span: Span, ends: tuple[str, str], block: nnx.Module)
 def fixed_bytes(problem: Problem, span: Span, ends: tuple[str, str]) -> int:
     """What the file takes beside the block's own arrays, with a little room for their headers."""
     model = wrap(problem, span, ends, least_block(span))
-    return export.stored_bytes(model) - Setting.least(span.d, span.q).bytes(span.d, span.q) + 8
+    return export.stored_bytes(model) - span.least + 8
 
 
 def least_block(span: Span) -> nn.KoopmanBlock:
@@ -135,6 +135,8 @@ def koopman_block(
     if len(setting.kept) < span.d:
         some = observables.Select(observables.Identity(), small(setting.kept, span.d))
         coordinates = observables.Compose(some, coordinates)
+    if span.reader is not None:
+        coordinates = observables.Compose(span.reader, coordinates)
     lifted: Any = observables.Monomials(setting.degree)
     p = lifted.size(setting.coordinates)
     if setting.observables < p:

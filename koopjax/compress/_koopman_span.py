@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax.compress._problem import Score
-from koopjax.compress._projection import Entries, Moments
+from koopjax.compress._projection import Entries, Moments, jacobian_metric
 from koopjax.compress._setting import Setting
 
 
@@ -30,6 +30,8 @@ class Span:
         outputs: width of the model's output.
         logits: the span ends at the outputs of a classifier.
         key: for draws.
+        reader: dictionary that reads the state at the first cut before anything else does
+            (`observables.Kronecker`); `h` and `h_val` are what it reads. None: they are the state.
     """
 
     h: Array
@@ -45,6 +47,7 @@ class Span:
     outputs: int
     logits: bool
     key: Array
+    reader: Any = None
 
     @property
     def d(self) -> int:
@@ -57,6 +60,11 @@ class Span:
         return self.y.shape[1]
 
     @property
+    def least(self) -> int:
+        """Bytes of the arrays of the smallest block."""
+        return Setting.least(self.d, self.q).bytes(self.d, self.q)
+
+    @property
     def count(self) -> int:
         """Number of calibration samples."""
         return self.h.shape[0]
@@ -66,6 +74,22 @@ class Span:
         """Metric on the target: what all logits have in common hardly counts."""
         eye = np.eye(self.q)
         return eye - (1 - 1e-3) / self.q if self.logits and self.q > 1 else eye
+
+    def reading(self) -> dict[str, Any]:
+        """How the state is read, for the report: nothing to say where it is read as it is."""
+        if self.reader is None:
+            return {}
+        shapes = [jnp.shape(factor) for factor in self.reader.factors]
+        return {"directions": " x ".join(f"{r} of {n}" for n, r in shapes)}
+
+    def slopes(self, rows: int) -> np.ndarray:
+        """`(d, d)` mean square of the outputs' derivatives with respect to `h`, on some samples."""
+        metric = jacobian_metric(self.parts, self.raw[:rows], self.outputs, self.key)
+        if self.reader is None:
+            return metric
+        # Directions of an axis are orthonormal, so that what was read is put back by the same.
+        back = np.asarray(self.reader(jnp.eye(len(metric), dtype=jnp.float32)), np.float64)
+        return back.T @ metric @ back
 
     def outputs_of(self, y: np.ndarray | Array) -> Array:
         """The model's outputs for states at the second cut."""

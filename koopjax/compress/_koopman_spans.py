@@ -11,20 +11,26 @@ from jaxtyping import Array
 from koopjax import export, surgery
 from koopjax._core import expected
 from koopjax.compress._budget import too_small
-from koopjax.compress._koopman_block import Task, least_block, states, wrap
+from koopjax.compress._koopman_block import Task, fixed_bytes, least_block, states
 from koopjax.compress._koopman_build import Built, build
+from koopjax.compress._koopman_reader import readings
 from koopjax.compress._koopman_span import Clock, Found, Span
 from koopjax.compress._problem import Problem, Score, cut
 from koopjax.compress._search import search
-from koopjax.compress._setting import Setting
 
 #: Bits of an entry that are tried, and how many of them its entropy takes less.
 BITS, SPARED = (5, 4, 6), 0.5
 
 
 class Fitted(NamedTuple):
-    """What a search found, and the block made of it."""
+    """What a search found, and the block made of it.
 
+    Attributes:
+        task: the span, read as was best.
+        found, built: of it.
+    """
+
+    task: Task
     found: Found
     built: Built
 
@@ -46,21 +52,27 @@ def check_extras(bits: Any, seconds: Any, spans: Any, at: Any) -> None:
 
 
 def fit(task: Task, bits: str, clock: Clock) -> Fitted:
-    """The best block of a span: float32 first, then on grids of few bits where they are wanted."""
-    found = search(task.problem, task.span, task.room, clock)
-    best = Fitted(found, build(task, found))
-    tried, skipped = found.tried, found.skipped
-    for width in BITS if bits == "any" else ():
-        if clock.over():
-            skipped += 1
-            continue
-        room = int(task.room * 32 / (width - SPARED))
-        wide = search(task.problem, task.span, room, clock)
-        wide = dataclasses.replace(wide, setting=dataclasses.replace(wide.setting, bits=width))
-        tried, skipped = tried + wide.tried, skipped + wide.skipped
-        other = Fitted(wide, build(task, wide))
-        if other.built.fits and other.built.score > best.built.score:
-            best = other
+    """The best block of a span.
+
+    Its state as it is, then behind directions of its axes; float32 first, then on grids of few bits
+    where they are wanted.
+    """
+    best: Fitted | None = None
+    tried = skipped = 0
+    for width in (None, *(BITS if bits == "any" else ())):
+        for read in readings(task, width):
+            if best is not None and clock.over():
+                skipped += 1
+                break
+            room = read.room if width is None else int(read.room * 32 / (width - SPARED))
+            found = search(read.problem, read.span, room, clock)
+            setting = dataclasses.replace(found.setting, bits=width)
+            found = dataclasses.replace(found, setting=setting)
+            tried, skipped = tried + found.tried, skipped + found.skipped
+            other = Fitted(read, found, build(read, found))
+            if best is None or (other.built.fits and other.built.score > best.built.score):
+                best = other
+    assert best is not None
     return best._replace(found=dataclasses.replace(best.found, tried=tried, skipped=skipped))
 
 
@@ -83,7 +95,7 @@ def pairs_of(at: Any) -> list[tuple[Any, Any]] | None:
 
 def several(
     problem: Problem, pairs: Any, bits: str, clock: Clock, key: Array
-) -> tuple[nnx.Module, list[tuple[Task, Fitted]], Score]:
+) -> tuple[nnx.Module, list[Fitted], Score]:
     """A block for each of several spans, each fitted on what those before it deliver.
 
     Args:
@@ -93,7 +105,7 @@ def several(
         key: for draws.
 
     Returns:
-        The model, each span with its block, and the score of the whole.
+        The model, the fit of each span, and the score of the whole.
 
     Raises:
         ValueError: spans that overlap; `BudgetTooSmall`.
@@ -108,25 +120,22 @@ def several(
         if where(b)[0] > where(c)[0]:
             raise expected("koopman: spans that do not overlap", f"{ends}", "at=[(a, b), (c, d)]")
     spans = [states(problem, cut(problem.model, problem.x, e)[0], key) for e in ends]
-    least = sum(Setting.least(s.d, s.q).bytes(s.d, s.q) for s in spans)
+    least = sum(s.least for s in spans)
     empty = _together(problem, ends, spans, [least_block(s) for s in spans])
     base = export.stored_bytes(empty) - least + 12 * len(ends)
     if base + least > problem.limit:
         raise too_small("koopman", problem.limit, base + least, problem.original_bytes)
     weights = [max(1, where(b)[1] - where(a)[1]) for a, b in ends]
     room = problem.limit - base - least
-    shares = [
-        Setting.least(s.d, s.q).bytes(s.d, s.q) + room * w // sum(weights)
-        for s, w in zip(spans, weights, strict=True)
-    ]
+    shares = [s.least + room * w // sum(weights) for s, w in zip(spans, weights, strict=True)]
     while True:
-        made: list[tuple[Task, Fitted]] = []
+        made: list[Fitted] = []
         spare = 0  # what a span can make no use of goes to the next
         for names, share in zip(ends, shares, strict=True):
             made.append(_one(problem, names, share + spare, made, bits, clock, key))
-            task, fitted = made[-1]
-            spare = max(0, task.problem.limit - export.stored_bytes(fitted.built.model))
-        blocks = [_block_of(fitted.built.model) for _, fitted in made]
+            last = made[-1]
+            spare = max(0, last.task.problem.limit - export.stored_bytes(last.built.model))
+        blocks = [_block_of(fitted.built.model) for fitted in made]
         model = _together(problem, ends, spans, blocks)
         over = export.stored_bytes(model) - problem.limit
         if over <= 0:
@@ -135,29 +144,29 @@ def several(
 
 
 def _one(
-    problem: Problem, names: tuple[str, str], share: int, made: Any, bits: str, clock: Clock,
-    key: Array,
-) -> tuple[Task, Fitted]:  # fmt: skip
+    problem: Problem, names: tuple[str, str], share: int, made: list[Fitted], bits: str,
+    clock: Clock, key: Array,
+) -> Fitted:  # fmt: skip
     """One span, fed by the blocks before it; all that is behind it is the original's."""
     parts, names = cut(problem.model, problem.x, names)
     deliver = None
     if made:
         chain: list[Any] = []
         start = "input"
-        for task, fitted in made:
-            if task.ends[0] != start:
-                chain.append(cut(problem.model, problem.x, (start, task.ends[0]))[0][1])
-            chain.append(_rowwise(task.span, _block_of(fitted.built.model)))
-            start = task.ends[1]
+        for fitted in made:
+            ends = fitted.task.ends
+            if ends[0] != start:
+                chain.append(cut(problem.model, problem.x, (start, ends[0]))[0][1])
+            chain.append(_rowwise(fitted.task.span, _block_of(fitted.built.model)))
+            start = ends[1]
         if names[0] != start:
             chain.append(cut(problem.model, problem.x, (start, names[0]))[0][1])
         deliver = lambda x: _through(chain, x)
     span = states(problem, parts, jax.random.fold_in(key, 1), deliver)
-    alone = wrap(problem, span, names, least_block(span))
-    fixed = export.stored_bytes(alone) - Setting.least(span.d, span.q).bytes(span.d, span.q) + 8
     # The rest of the original is in this file and must not count: only the block's share does.
-    task = Task(dataclasses.replace(problem, limit=fixed + share), span, names, share)
-    return task, fit(task, bits, clock)
+    limit = fixed_bytes(problem, span, names) + share
+    task = Task(dataclasses.replace(problem, limit=limit), span, names, share)
+    return fit(task, bits, clock)
 
 
 def _through(chain: list[Any], x: Any) -> Any:

@@ -17,6 +17,7 @@ from koopjax.compress import _varpro
 from koopjax.compress._koopman import account
 from koopjax.compress._koopman_block import Task, koopman_block, prepare, wrap
 from koopjax.compress._koopman_build import Built, build, build_from
+from koopjax.compress._koopman_reader import readings
 from koopjax.compress._koopman_span import Clock, Found
 from koopjax.compress._problem import Score
 from koopjax.compress._result import Compressed
@@ -83,8 +84,7 @@ def koopman_trained(
         )
     clock = Clock(seconds)
     task = prepare("koopman_trained", model, calibration, budget, at, labels, validation, key)
-    found = search(task.problem, task.span, task.room, clock)
-    starts = [_Stage.of(task, f, build(task, f)) for f in _apart(found)]
+    starts, found = _starts(task, clock)
     made = {"start": starts[0]}
     if (steps or together) and not clock.over():
         draw = jax.random.split(jax.random.fold_in(key, 2), 3)
@@ -96,7 +96,7 @@ def koopman_trained(
         if together and not clock.over():
             told = _from_step(steps, progress)
             made["together"] = start.keep(start.train(together, rate, False, draw[2], told))
-    return _finish(task, found, made)
+    return _finish(found, made)
 
 
 class _Stage(NamedTuple):
@@ -193,6 +193,22 @@ def _teacher(task: Task) -> Array:
     return out.astype(jnp.float32)
 
 
+def _starts(task: Task, clock: Clock) -> tuple[list["_Stage"], Found]:
+    """Where training may begin, the best first, and the account of all that was tried for it."""
+    starts: list[_Stage] = []
+    tried = skipped = 0
+    for read in readings(task):
+        if starts and clock.over():
+            skipped += 1
+            break
+        found = search(read.problem, read.span, read.room, clock)
+        tried, skipped = tried + found.tried, skipped + found.skipped
+        starts += [_Stage.of(read, f, build(read, f)) for f in _apart(found)]
+    starts.sort(key=lambda stage: stage.built.score, reverse=True)
+    found = dataclasses.replace(starts[0].found, tried=tried, skipped=skipped)
+    return starts[: STARTS + 1], found
+
+
 def _apart(found: Found) -> list[Found]:
     """The best setting, and others that read clearly more or fewer entries."""
     chosen = [found]
@@ -222,10 +238,11 @@ def _from_step(first: int, progress: Callable[[int, dict[str, float]], None] | N
     return progress and (lambda step, metrics: progress(first + step, metrics))
 
 
-def _finish(task: Task, found: Found, made: dict[str, _Stage]) -> Compressed:
+def _finish(found: Found, made: dict[str, _Stage]) -> Compressed:
     """The stage that is best on validation; the earlier one where they tie."""
     scores = {name: stage.built.score for name, stage in made.items()}
     name = max(scores, key=lambda n: scores[n])
+    task = made[name].task
     shown = ", ".join(f"{n} {score.value:.4f}" for n, score in scores.items())
     why = f"the best validation {task.problem.measure} of these stages: {shown}"
     whole = dataclasses.replace(made[name].found, tried=found.tried, skipped=found.skipped)

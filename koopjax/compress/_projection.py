@@ -1,6 +1,8 @@
 """Few coordinates of a state that matter to what follows, read from few of its entries."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -233,3 +235,13 @@ def entries(moment: Moments, directions: Directions, rank: int, sizes: Any) -> E
     ridge = 1e-4 * np.trace(s) / d
     found = backward(s, s @ targets, sizes, ridge)
     return Entries(moment, {size: kept for size, (kept, _) in found.items()})
+
+
+def axes_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """Axes of a state: its own longer than one, or the nearest to a square where it is flat."""
+    own = tuple(n for n in shape if n > 1)
+    if len(own) != 1:
+        return own or (1,)
+    (d,) = own
+    low = next(n for n in range(math.isqrt(d), 0, -1) if d % n == 0)
+    return (low, d // low)

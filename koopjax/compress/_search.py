@@ -17,7 +17,6 @@ from koopjax.compress._projection import (
     Moments,
     active,
     entries,
-    jacobian_metric,
     lift,
     moments,
     of_pilot,
@@ -27,8 +26,9 @@ from koopjax.compress._setting import Setting, array_bytes, most_observables
 
 #: Most samples that the search looks at; the last fit takes all.
 ROWS = 24_000
-#: Samples an observable in the search, and the least number of them.
-PER_OBSERVABLE, FEWEST = 20, 6_000
+#: Samples an observable in the search, and the numbers of them that are taken where they are
+#: enough (few different ones, since each is compiled for).
+PER_OBSERVABLE, FEWER = 20, (6_000, 12_000)
 #: Most coordinates: their quadratic dictionary has a thousand products.
 MOST_COORDINATES = 44
 #: Ridges tried, relative to the number of samples (the products have about unit variance).
@@ -118,7 +118,8 @@ class Search:
         """One pass over the data."""
         full = ent.read(directions, m)[:, :r]
         psi = lift(full, self.moment.mean, degree)
-        rows = max(FEWEST, PER_OBSERVABLE * math.comb(r + degree, degree))
+        wanted = PER_OBSERVABLE * math.comb(r + degree, degree)
+        rows = next((n for n in FEWER if n >= wanted), ROWS)
         stats = edmd.accumulate(psi, self.h[:rows], self.y[:rows], target=observables.Identity())
         gram, cross = (
             np.asarray(a, np.float64) for a in (stats.to_gram().gram, stats.to_gram().cross)
@@ -215,7 +216,7 @@ def search(problem: Problem, span: Span, limit: int, clock: Clock | None = None)
     the time is over, the best so far is returned, of one pass at least.
     """
     state = Search(problem, span, limit, clock or Clock())
-    metric = jacobian_metric(span.parts, span.raw[:ROWS], span.outputs, span.key)
+    metric = span.slopes(ROWS)
     most = state.most_coordinates()
     first = active(state.moment, metric, min(span.d, max(most, 32)))
     pilot = of_pilot(state.moment, first, state.h, state.y, span.metric)
@@ -223,7 +224,7 @@ def search(problem: Problem, span: Span, limit: int, clock: Clock | None = None)
         pilot = _extend(state.moment, pilot, first)
     sizes = _sizes(span, limit)
     ent = entries(state.moment, pilot, min(most, 24), sizes)
-    line = Setting.least(span.d, span.q).bytes(span.d, span.q)
+    line = span.least
     if limit >= 1.5 * line + 60:  # else another form's header may be more than there is room for
         for m in _middle_first(sizes):
             state.attempt(ent, pilot, m, most, 2)

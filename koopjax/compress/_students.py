@@ -1,6 +1,5 @@
 """Where gradual methods start: students somewhat too large, which lose entries while they train."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,7 +13,7 @@ from jaxtyping import Array
 from koopjax import edmd, models, nn, observables, surgery
 from koopjax._core import expected, matmul
 from koopjax.compress._problem import cut, placed, run
-from koopjax.compress._projection import active, jacobian_metric, moments, of_pilot
+from koopjax.compress._projection import active, axes_of, jacobian_metric, moments, of_pilot
 
 #: Samples that a start is fitted to; training takes all.
 ROWS = 20_000
@@ -184,16 +183,6 @@ def _projection(
     pilot = of_pilot(moment, own, state, target, np.eye(target.shape[1])).matrix
     matrix = np.concatenate([pilot, own.matrix[:, pilot.shape[1] :]], axis=1)[:, :rank]
     return jnp.asarray(matrix, jnp.float32), jnp.asarray(moment.mean @ matrix, jnp.float32)
-
-
-def axes_of(shape: Sequence[int]) -> tuple[int, ...]:
-    """Axes of a state: its own longer than one, or the nearest to a square where it is flat."""
-    own = tuple(n for n in shape if n > 1)
-    if len(own) != 1:
-        return own or (1,)
-    (d,) = own
-    low = next(n for n in range(math.isqrt(d), 0, -1) if d % n == 0)
-    return (low, d // low)
 
 
 def _behind_axes(
