@@ -59,7 +59,7 @@ def build_from(task: Task, setting: Setting, matrix: np.ndarray, shift: np.ndarr
     problem, span = task.problem, task.span
     some = lambda columns: observables.Select(psi, jnp.asarray(columns))
     read = lambda h: h[:, setting.kept]
-    psi = _dictionary(matrix, shift, setting.degree)
+    psi = dictionary(matrix, shift, setting.degree)
     chosen = some(setting.columns)
     identity = observables.Identity()
     stats: Any = edmd.accumulate(chosen, read(span.h), span.y, target=identity)
@@ -86,7 +86,7 @@ def build_from(task: Task, setting: Setting, matrix: np.ndarray, shift: np.ndarr
     return Built(model, setting, matrix, shift, k, clean, score, code, over <= 0)
 
 
-def _dictionary(matrix: np.ndarray, shift: np.ndarray, degree: int) -> Any:
+def dictionary(matrix: np.ndarray, shift: np.ndarray, degree: int) -> Any:
     """All products of the coordinates `h[kept] @ matrix - shift`."""
     mean = jnp.asarray(shift, jnp.float32)
     first = observables.Compose(

@@ -16,6 +16,8 @@ from koopjax.compress._projection import axes_of
 SHARES = (0.5, 0.36)
 #: Of the room, what the directions may take: mixing them and K take the rest.
 MOST = 0.3
+#: Axes with less entries than this hold nothing that fewer directions could stand for.
+SHORT = 4
 #: Samples that the directions are found on.
 ROWS = 20_000
 #: Bits that an entry of a direction has more than the entries behind it.
@@ -36,7 +38,7 @@ def readings(task: Task, bits: int | None = None) -> Iterator[Task]:
     shape = task.span.raw.shape[1:]
     axes = axes_of(shape)
     arranged = sum(n > 1 for n in shape) > 1 or task.ends[0] == "input"
-    if not arranged or len(axes) < 2 or min(axes) < 2:
+    if not arranged or len(axes) < 2 or min(axes) < SHORT:
         return
     number = 32 / ((bits or 30) + FINER)
     most = MOST * number * (task.room / 4) / sum(n * n for n in axes)

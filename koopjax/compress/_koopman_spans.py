@@ -13,6 +13,7 @@ from koopjax._core import expected
 from koopjax.compress._budget import too_small
 from koopjax.compress._koopman_block import Task, fixed_bytes, least_block, states
 from koopjax.compress._koopman_build import Built, build
+from koopjax.compress._koopman_entries import with_entries
 from koopjax.compress._koopman_reader import readings
 from koopjax.compress._koopman_span import Clock, Found, Span
 from koopjax.compress._problem import Problem, Score, cut
@@ -55,7 +56,7 @@ def fit(task: Task, bits: str, clock: Clock) -> Fitted:
     """The best block of a span.
 
     Its state as it is, then behind directions of its axes; float32 first, then on grids of few bits
-    where they are wanted.
+    where they are wanted; of the best in float32 also one whose K keeps single entries.
     """
     best: Fitted | None = None
     tried = skipped = 0
@@ -73,6 +74,10 @@ def fit(task: Task, bits: str, clock: Clock) -> Fitted:
             if best is None or (other.built.fits and other.built.score > best.built.score):
                 best = other
     assert best is not None
+    if best.found.setting.bits is None and not clock.over():
+        built, tried = with_entries(best.task, best.found), tried + 1
+        if built is not None and built.score > best.built.score:
+            best = best._replace(built=built)
     return best._replace(found=dataclasses.replace(best.found, tried=tried, skipped=skipped))
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from koopjax import edmd, observables
 from koopjax._core import blocks, matmul
 from koopjax.compress._eliminate import backward
+from koopjax.observables._graded import tuples
 
 #: Eigenvalues of the covariance below this share of the largest are damped when whitening.
 FLOOR = 1e-3
@@ -189,6 +190,24 @@ def lift(matrix: np.ndarray, mean: np.ndarray, degree: int, dtype: Any = jnp.flo
         observables.Standardize(shift, jnp.ones_like(shift)),
     )
     return observables.Compose(first, observables.Monomials(degree))
+
+
+def product_factors(r: int, degree: int) -> Int[np.ndarray, "degree p"]:
+    """The factors of the products in `Monomials(degree)` of `r` coordinates, as places in `[1, z]`.
+
+    Products of fewer factors have ones behind them, at place 0.
+    """
+    factors = [[i + 1 for i in one] for one in tuples(r, degree)]
+    return np.array([one + [0] * (degree - len(one)) for one in factors]).T
+
+
+def products(z: Float[np.ndarray, "n r"], table: Int[np.ndarray, "degree p"]) -> np.ndarray:
+    """`(n, p)` products of coordinates, on the host; `table` from `product_factors`."""
+    ones = np.concatenate([np.ones((len(z), 1), z.dtype), z], axis=1)
+    out = ones[:, table[0]]
+    for places in table[1:]:
+        out = out * ones[:, places]
+    return out
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from koopjax import edmd, observables
 from koopjax.compress._eliminate import backward
 from koopjax.compress._koopman_span import Clock, Found, Span
 from koopjax.compress._problem import Problem, Score
@@ -17,18 +16,18 @@ from koopjax.compress._projection import (
     Moments,
     active,
     entries,
-    lift,
     moments,
     of_pilot,
+    product_factors,
+    products,
     root_of,
 )
 from koopjax.compress._setting import Setting, array_bytes, most_observables
 
 #: Most samples that the search looks at; the last fit takes all.
 ROWS = 24_000
-#: Samples an observable in the search, and the numbers of them that are taken where they are
-#: enough (few different ones, since each is compiled for).
-PER_OBSERVABLE, FEWER = 20, (6_000, 12_000)
+#: Samples an observable in the search, and the least number of them.
+PER_OBSERVABLE, FEWEST = 20, 6_000
 #: Most coordinates: their quadratic dictionary has a thousand products.
 MOST_COORDINATES = 44
 #: Ridges tried, relative to the number of samples (the products have about unit variance).
@@ -41,7 +40,10 @@ RANKS = (0.9, 0.8, 0.6)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Pass:
-    """Statistics of one number of entries: answers all smaller settings by submatrices."""
+    """Statistics of one number of entries: answers all smaller settings by submatrices.
+
+    `last` is the largest index of a coordinate in each product, -1 for the constant.
+    """
 
     entries: Entries
     directions: Directions
@@ -51,13 +53,13 @@ class _Pass:
     gram: np.ndarray
     cross: np.ndarray
     lifted_val: np.ndarray
-    factors: np.ndarray
+    last: np.ndarray
     count: float
     ridge: float
 
     def columns(self, coordinates: int) -> np.ndarray:
         """The products of the leading coordinates alone."""
-        return np.flatnonzero(self.factors < coordinates)
+        return np.flatnonzero(self.last < coordinates)
 
 
 class Search:
@@ -66,6 +68,8 @@ class Search:
     def __init__(self, problem: Problem, span: Span, limit: int, clock: Clock):
         self.problem, self.span, self.limit, self.clock = problem, span, limit, clock
         self.h, self.y = span.h[:ROWS], span.y[:ROWS]
+        self.rows, self.rows_val = np.asarray(self.h), np.asarray(span.h_val)
+        self.targets = np.asarray(self.y, np.float64)
         self.moment = moments(self.h)
         self.root = root_of(span.metric)
         self.best: Found | None = None
@@ -101,9 +105,8 @@ class Search:
         self.slowest = max(self.slowest, time.monotonic() - start)
 
     def _wide(self, m: int, most: int, degree: int) -> int:
-        """So many coordinates as `explore` looks at, in steps of four to compile less often."""
-        wide = math.ceil(FACTORS[-1] * self._whole(m, most, degree, self.span.q))
-        return min(most, -(-wide // 4) * 4)
+        """So many coordinates as `explore` looks at."""
+        return min(most, math.ceil(FACTORS[-1] * self._whole(m, most, degree, self.span.q)))
 
     def _whole(self, m: int, most: int, degree: int, rank: int) -> int:
         """So many coordinates as leave room for all their products."""
@@ -117,18 +120,17 @@ class Search:
     def run(self, ent: Entries, directions: Directions, m: int, r: int, degree: int) -> _Pass:
         """One pass over the data."""
         full = ent.read(directions, m)[:, :r]
-        psi = lift(full, self.moment.mean, degree)
-        wanted = PER_OBSERVABLE * math.comb(r + degree, degree)
-        rows = next((n for n in FEWER if n >= wanted), ROWS)
-        stats = edmd.accumulate(psi, self.h[:rows], self.y[:rows], target=observables.Identity())
-        gram, cross = (
-            np.asarray(a, np.float64) for a in (stats.to_gram().gram, stats.to_gram().cross)
-        )
-        lifted, count = np.asarray(psi(self.span.h_val)), float(stats.count)
-        ridge = self._best_ridge(gram, cross, lifted, count)
-        factors = _last_factor(r, degree)
+        shift, table = self.moment.mean @ full, product_factors(r, degree)
+        rows = max(FEWEST, PER_OBSERVABLE * table.shape[1])
+        # On the host: every pass has shapes of its own, which would each be compiled for.
+        matrix, shift = full.astype(np.float32), shift.astype(np.float32)
+        lift = lambda h: products(h @ matrix - shift, table)
+        psi, y = lift(self.rows[:rows]).astype(np.float64), self.targets[:rows]
+        gram, cross, lifted = psi.T @ psi, psi.T @ y, lift(self.rows_val)
+        ridge = self._best_ridge(gram, cross, lifted, len(psi))
+        last = table.max(axis=0) - 1
         return _Pass(
-            ent, directions, m, r, degree, gram, cross, lifted, factors, count, ridge
+            ent, directions, m, r, degree, gram, cross, lifted, last, len(psi), ridge
         )  # fmt: skip
 
     def explore(self, done: _Pass, ranks: tuple[int, ...] | None = None) -> None:
@@ -198,13 +200,6 @@ class Search:
         _, vectors = np.linalg.eigh(weighted.T @ gram @ weighted)
         leading = vectors[:, -rank:]
         return weighted @ leading @ leading.T @ np.linalg.inv(self.root)
-
-
-def _last_factor(r: int, degree: int) -> np.ndarray:
-    """For each product the largest index of a coordinate in it; -1 for the constant."""
-    names = observables.Monomials(degree).names(r, [str(i) for i in range(r)])
-    factors = [[int(f.split("^")[0]) for f in name.split("*")] for name in names[1:]]
-    return np.array([-1, *map(max, factors)])
 
 
 def search(problem: Problem, span: Span, limit: int, clock: Clock | None = None) -> Found:

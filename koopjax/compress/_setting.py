@@ -22,6 +22,7 @@ class Setting:
         rank: of K.
         ridge: relative to the number of samples.
         bits: of an entry of projection and K where they lie on a grid; None for float32.
+        entries: of K that are kept; None for all of the kept products.
     """
 
     directions: Any
@@ -32,6 +33,7 @@ class Setting:
     rank: int
     ridge: float
     bits: int | None = None
+    entries: int | None = None
 
     @classmethod
     def least(cls, d: int, q: int) -> "Setting":
@@ -74,6 +76,7 @@ class Setting:
             "rank": self.rank,
             "ridge": self.ridge,
             **({} if self.bits is None else {"bits": self.bits}),
+            **({} if self.entries is None else {"entries of K": self.entries}),
         }
 
 

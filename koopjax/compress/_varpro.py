@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from koopjax import observables
 from koopjax._core import matmul, pytree
+from koopjax.compress._projection import product_factors
 
 #: Ridge of the solve on a batch, relative to its samples.
 RIDGE = 1e-3
@@ -80,14 +80,9 @@ def frame(moment: Any, kept: np.ndarray, columns: np.ndarray, degree: int, mask:
 
 def factors_of(r: int, degree: int, columns: np.ndarray) -> Float[np.ndarray, "degree r1 p"]:
     """Selectors of the factors of some products of `r` coordinates; see `Frame`."""
-    names = observables.Monomials(degree).names(r, [str(i + 1) for i in range(r)])
     out = np.zeros((degree, r + 1, len(columns)))
-    for j, column in enumerate(columns):
-        parts = [] if column == 0 else names[column].split("*")  # the constant comes first
-        powers = [[*part.split("^"), "1"][:2] for part in parts]
-        places = [int(i) for i, power in powers for _ in range(int(power))]
-        for k, place in enumerate(places + [0] * (degree - len(places))):
-            out[k, place, j] = 1
+    for k, places in enumerate(product_factors(r, degree)[:, columns]):
+        out[k, places, np.arange(len(columns))] = 1
     return out
 
 
