@@ -5,6 +5,11 @@ import itertools
 import os
 import pathlib
 
+# Nearly all of a test's time is compilation; what is compiled here runs once or twice.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+)
+
 import jax
 import pytest
 

@@ -22,7 +22,8 @@ from koopjax.compress._output_metric import (
     select_entries as select_entries,
     softmax_moments as softmax_moments,
 )
-from koopjax.compress._pareto import Pareto as Pareto, Point as Point, pareto as pareto
+from koopjax.compress._pareto import pareto as pareto
+from koopjax.compress._points import Pareto as Pareto, Point as Point
 from koopjax.compress._pruning import obs as obs, wanda as wanda
 from koopjax.compress._recipes import RECIPES as RECIPES, Recipe as Recipe, finetuned as finetuned
 from koopjax.compress._result import Compressed as Compressed, Report as Report

@@ -222,7 +222,7 @@ def finetuned(
         (tuned,) = train_students(
             [student], problem.x, teachers=[teacher], labels=y,
             keys=[jax.random.fold_in(key, number)],
-            training=_with_rate(training, settings),
+            training=with_variant(training, settings),
             limits=[problem.limit if chosen.saliency or value_bits else None],
             saliency=chosen.saliency or "fisher", value_bits=[value_bits],
             progress=progress, checkpoint=checkpoint,
@@ -232,15 +232,33 @@ def finetuned(
             best = (score, tuned, settings)
     assert best is not None
     score, tuned, settings = best
+    return finished(
+        name,
+        problem,
+        tuned,
+        settings,
+        score,
+        training=training,
+        value_bits=value_bits,
+        labelled=y is not None,
+        candidates=len(variants),
+    )
+
+
+def finished(
+    name: str, problem: Problem, model: Any, settings: Mapping[str, Any], score: Any, *,
+    training: Training | None, value_bits: float | None, labelled: bool, candidates: int,
+) -> Compressed:  # fmt: skip
+    """A trained student with its report."""
     epochs = (training or Training()).epochs
     return finish(
-        tuned, method=name, budget=problem.budget, original_bytes=problem.original_bytes,
+        model, method=name, budget=problem.budget, original_bytes=problem.original_bytes,
         settings={
             **settings, **({} if value_bits is None else {"value_bits": value_bits}),
-            "finetuned": f"{epochs} epochs, distillation{'' if y is None else ' with labels'}",
+            "finetuned": f"{epochs} epochs, distillation{' with labels' if labelled else ''}",
         },
-        why=f"of {len(variants)} variants, the best validation {problem.measure}",
-        candidates=len(variants), **problem.account(score),
+        why=f"of {candidates} variants, the best validation {problem.measure}",
+        candidates=candidates, **problem.account(score),
     )  # fmt: skip
 
 
@@ -313,7 +331,8 @@ def _step(kernel: np.ndarray) -> float | None:
     return None
 
 
-def _with_rate(training: Training | None, settings: Mapping[str, Any]) -> Training:
+def with_variant(training: Training | None, settings: Mapping[str, Any]) -> Training:
+    """Training at the rate of a variant."""
     training = training or Training()
     if "learning_rate" not in settings:
         return training

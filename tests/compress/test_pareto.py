@@ -181,3 +181,23 @@ def test_students_refuse_what_does_not_fit(network_, small):
         compress.small_student(
             network_, small.x_train, widths=(3, 4), linear=(True,), key=jax.random.key(0)
         )
+
+
+def test_seeds_as_lanes_are_points_of_the_same_contest(small, tmp_path):
+    path = tmp_path / "contest.jsonl"
+    settings = {"methods": ["magnitude"], "tracks": ["label-free"]}
+    together = contest(small, path, seeds=(0, 1), lanes=True, **settings)
+    assert [p.seed for p in together.points] == [0, 1]
+    for point in together.points:
+        original = together.originals[point.seed]
+        assert point.original_accuracy == original["accuracy"]
+        assert point.stored_bytes <= original["stored_bytes"] / 2
+        assert "distillation" in point.settings["finetuned"]
+    # Both were made at once, and one after another they come out much the same.
+    assert together.points[0].seconds == together.points[1].seconds
+    alone = contest(small, None, seeds=(0, 1), lanes=False, **settings)
+    for one, other in zip(together.points, alone.points, strict=True):
+        assert abs(one.accuracy - other.accuracy) < 0.15
+    # What is in the ledger is not made again, with or without lanes.
+    again = contest(small, path, seeds=(0, 1), lanes=False, **settings)
+    assert [p.as_dict() for p in again.points] == [p.as_dict() for p in together.points]

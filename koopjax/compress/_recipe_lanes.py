@@ -1,0 +1,87 @@
+"""Fine-tuned compression of several networks at once, as lanes of one vmapped scan."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from koopjax import models
+from koopjax.compress._finetune import Training, train_students
+from koopjax.compress._problem import pose
+from koopjax.compress._recipes import Recipe, finished, recipe, start, with_variant
+from koopjax.compress._result import Compressed
+
+
+def finetuned_lanes(
+    name: str,
+    originals: Sequence[Any],
+    calibration: ArrayLike,
+    budget: Any,
+    *,
+    keys: Sequence[Array],
+    variant: Mapping[str, Any],
+    validation: Any,
+    labels: ArrayLike | None = None,
+    how: Recipe | None = None,
+    training: Training | None = None,
+    value_bits: float | None = None,
+    progress: Callable[[int, Any], None] | None = None,
+) -> list[Compressed]:
+    """`finetuned` of several networks by one variant of a method, trained together.
+
+    All lanes see the samples in one order. Students of different structure (such as layers cut to
+    ranks of their own) are trained one after another.
+
+    Args:
+        name, calibration, budget, labels, how, training, value_bits: as for `finetuned`.
+        originals, keys: one a lane.
+        variant: settings of the method, for all lanes.
+        validation: as for `finetuned`; it must be given, so that all lanes see the same samples.
+        progress: called as `progress(epoch, [metrics of each lane])`.
+
+    Returns:
+        A `Compressed` a lane.
+
+    Raises:
+        ValueError: as `finetuned`.
+    """
+    chosen = recipe(name) if how is None else how
+    x = jnp.asarray(calibration)
+    problems, students = [], []
+    for model, key in zip(originals, keys, strict=True):
+        problems.append(pose(name, model, x, budget, labels, validation, key))
+        students.append(start(chosen, name, problems[-1], variant, key))
+    rows = [models.predict(model, x) for model in originals]
+    teachers = [one.reshape(len(one), -1) for one in rows]
+    sized = chosen.saliency or value_bits
+    common: Any = {
+        "labels": None if labels is None else jnp.asarray(labels),
+        "training": with_variant(training, variant), "saliency": chosen.saliency or "fisher",
+        "progress": progress,
+    }  # fmt: skip
+    groups = [range(len(students))] if _alike(students) else [[k] for k in range(len(students))]
+    tuned: list[Any] = []
+    for group in groups:
+        tuned += train_students(
+            [students[k] for k in group], x, teachers=[teachers[k] for k in group],
+            keys=[jax.random.fold_in(keys[k], 0) for k in group],
+            limits=[problems[k].limit if sized else None for k in group],
+            value_bits=[value_bits] * len(group), **common,
+        )  # fmt: skip
+    return [
+        finished(
+            name, problem, model, variant, problem.score_model(model), training=training,
+            value_bits=value_bits, labelled=labels is not None, candidates=1,
+        )
+        for problem, model in zip(problems, tuned, strict=True)
+    ]  # fmt: skip
+
+
+def _alike(students: Sequence[Any]) -> bool:
+    """Whether all have one structure, so that they can be stacked."""
+    formed = [models.form_of(student) for student in students]
+    shapes = [jax.tree.map(jnp.shape, arrays) for _, *arrays in formed]
+    return all(f[0] == formed[0][0] and s == shapes[0] for f, s in zip(formed, shapes, strict=True))
