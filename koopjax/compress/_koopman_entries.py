@@ -17,11 +17,13 @@ from koopjax.compress._koopman_span import Found
 from koopjax.compress._output_metric import select_entries, softmax_moments
 
 #: Entries that are looked at, at most; choosing among them takes the cube of their number.
-MOST = 2000
+MOST = 1500
 #: Coordinates tried, as multiples of those of a K that is stored whole.
 WIDER = (1.0, 1.3)
 #: Kept entries tried, as shares of the numbers that the bytes have room for.
 SHARES = np.arange(0.6, 1.0, 0.02)
+#: Of the entries left, what goes in one step.
+SHARE = 0.05
 #: Ridge of the refit, relative to each diagonal entry.
 ALPHA = 1e-4
 
@@ -58,7 +60,9 @@ def _of_width(task: Task, found: Found, matrix: np.ndarray) -> Built | None:
     hessian, cross = softmax_moments(lifted(span.h), span.y)
     most = min(len(columns) * span.q, room // 4)
     sizes = sorted({max(span.q, int(share * most)) for share in SHARES})
-    clean = dict(zip(sizes, select_entries(hessian, cross, sizes, alpha=ALPHA), strict=True))
+    clean = dict(
+        zip(sizes, select_entries(hessian, cross, sizes, alpha=ALPHA, share=SHARE), strict=True)
+    )
     if problem.held_out:
         held = softmax_moments(lifted(span.h_val), span.y_val)
         hessian, cross = hessian + held[0], cross + held[1]

@@ -40,8 +40,8 @@ def readings(task: Task, bits: int | None = None) -> Iterator[Task]:
     arranged = sum(n > 1 for n in shape) > 1 or task.ends[0] == "input"
     if not arranged or len(axes) < 2 or min(axes) < SHORT:
         return
-    number = 32 / ((bits or 30) + FINER)
-    most = MOST * number * (task.room / 4) / sum(n * n for n in axes)
+    width = 32 if bits is None else bits + FINER
+    most = MOST * (8 * task.room / width) / sum(n * n for n in axes)
     chosen = dict.fromkeys(
         tuple(max(1, round(min(share, share / SHARES[0] * most) * n)) for n in axes)
         for share in SHARES
