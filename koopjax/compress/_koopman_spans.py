@@ -61,15 +61,19 @@ def fit(task: Task, bits: str, clock: Clock) -> Fitted:
     best: Fitted | None = None
     tried = skipped = 0
     for width in (None, *(BITS if bits == "any" else ())):
+        made: list[tuple[Task, Found]] = []
         for read in readings(task, width):
-            if best is not None and clock.over():
+            if (best is not None or made) and clock.over():
                 skipped += 1
                 break
             room = read.room if width is None else int(read.room * 32 / (width - SPARED))
-            found = search(read.problem, read.span, room, clock)
+            made.append((read, search(read.problem, read.span, room, clock)))
+        tried += sum(found.tried for _, found in made)
+        skipped += sum(found.skipped for _, found in made)
+        if made:
+            read, found = max(made, key=lambda one: one[1].score)
             setting = dataclasses.replace(found.setting, bits=width)
             found = dataclasses.replace(found, setting=setting)
-            tried, skipped = tried + found.tried, skipped + found.skipped
             other = Fitted(read, found, build(read, found))
             if best is None or (other.built.fits and other.built.score > best.built.score):
                 best = other
