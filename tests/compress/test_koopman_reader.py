@@ -125,6 +125,7 @@ def test_refit_solves_on_the_entries_that_are_left():
     np.testing.assert_allclose(left[mask], 0, atol=1e-3 * np.abs(r).max())
 
 
+@pytest.mark.slow
 def test_the_report_says_how_the_state_was_read(network, calibration):
     made = compress.koopman(network, calibration, "20x", key=KEY)
     assert made.report.stored_bytes <= made.report.budget_bytes
