@@ -17,7 +17,7 @@ from koopjax.compress._koopman_span import Found
 from koopjax.compress._output_metric import select_entries, softmax_moments
 
 #: Entries that are looked at, at most; choosing among them takes the cube of their number.
-MOST = 1500
+MOST = 1000
 #: Coordinates tried, as multiples of those of a K that is stored whole.
 WIDER = (1.0, 1.3)
 #: Kept entries tried, as shares of the numbers that the bytes have room for.

@@ -16,8 +16,8 @@ from koopjax.compress._projection import axes_of
 SHARES = (0.5, 0.36)
 #: Of the room, what the directions may take: mixing them and K take the rest.
 MOST = 0.3
-#: Axes with less entries than this hold nothing that fewer directions could stand for.
-SHORT = 4
+#: Axes with less entries than this hold little that fewer directions could stand for.
+SHORT = 12
 #: Samples that the directions are found on.
 ROWS = 20_000
 #: Bits that an entry of a direction has more than the entries behind it.
