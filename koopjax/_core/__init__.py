@@ -6,6 +6,7 @@ from koopjax._core._arrays import (
     expected as expected,
     has_float64 as has_float64,
     is_tracing as is_tracing,
+    on_device as on_device,
 )
 from koopjax._core._inference import inference_arguments as inference_arguments
 from koopjax._core._linalg import (
@@ -62,6 +63,7 @@ __all__ = [
     "matmul",
     "merge_r",
     "message",
+    "on_device",
     "precise",
     "precise_as",
     "pytree",

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
@@ -20,6 +21,14 @@ def expected(what: str, got: str, suggestion: str = "") -> ValueError:
     return ValueError(f"{text}; try {suggestion}" if suggestion else text)
 
 
+def on_device(array: Any, dtype: Any) -> Array:
+    """`jnp.asarray(array, dtype)`, of NumPy without a program compiled for each shape."""
+    there = isinstance(array, np.ndarray) and dtype is not None
+    if there and jax.dtypes.canonicalize_dtype(dtype) == np.dtype(dtype):
+        return jax.device_put(array.astype(dtype))
+    return jnp.asarray(array, dtype)
+
+
 def is_tracing(*trees: Any) -> bool:
     """Whether any leaf of the trees is a tracer, so that values can't be looked at."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
@@ -28,6 +37,11 @@ def is_tracing(*trees: Any) -> bool:
 def has_float64() -> bool:
     """Whether the default backend computes in float64 (CPU and GPU do, TPU does not)."""
     return jax.default_backend() != "tpu"
+
+
+@jax.jit
+def _all_finite(array: Array) -> Array:
+    return jnp.all(jnp.isfinite(array))
 
 
 def check_finite(name: str, array: Any) -> None:
@@ -39,9 +53,10 @@ def check_finite(name: str, array: Any) -> None:
     """
     if is_tracing(array) or not jnp.issubdtype(jnp.asarray(array).dtype, jnp.inexact):
         return
-    bad = ~jnp.isfinite(jnp.asarray(array))
-    count = int(jnp.sum(bad))
-    if count:
+    array = jnp.asarray(array)
+    if not _all_finite(array):
+        bad = ~jnp.isfinite(array)
+        count = int(jnp.sum(bad))
         first = tuple(int(i) for i in jnp.unravel_index(jnp.argmax(bad), bad.shape))
         raise ValueError(
             f"expected finite numbers in {name}, got {count} NaN or infinite entries, the first at "

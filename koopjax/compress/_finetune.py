@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from koopjax import export, models
-from koopjax._core import check_finite, expected
+from koopjax._core import check_finite, expected, on_device
 from koopjax.compress._budget import Budget
 from koopjax.compress._constraint import at_rate, constrained, with_rate
 from koopjax.compress._result import Compressed, finish
@@ -263,7 +263,7 @@ def _size_of(budget: Any) -> int:
 def _teacher_outputs(teacher: Any, x: Array) -> Float[Array, "n q"]:
     """The original's outputs, run or given."""
     outputs = teacher if hasattr(teacher, "ndim") else models.predict(teacher, x)
-    outputs = jnp.asarray(outputs, jnp.float32)
+    outputs = on_device(outputs, jnp.float32)
     if outputs.ndim != 2 or outputs.shape[0] != x.shape[0]:
         raise expected(
             f"finetune: teacher outputs of shape ({x.shape[0]}, q)", f"shape {outputs.shape}",

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from koopjax import export, nn, observables
-from koopjax._core import expected
+from koopjax._core import expected, on_device
 from koopjax.compress._budget import too_small
 from koopjax.compress._koopman_span import Span
 from koopjax.compress._problem import Problem, cut, placed, pose, run
@@ -127,9 +127,9 @@ def koopman_block(
         shift: `(r,)`, taken off the coordinates.
         k: `(p, q)`, or its two factors.
     """
-    shift = jnp.asarray(shift, jnp.float32)
+    shift = on_device(shift, jnp.float32)
     coordinates: Any = observables.Compose(
-        observables.Project(jnp.asarray(matrix, jnp.float32)),
+        observables.Project(on_device(matrix, jnp.float32)),
         observables.Standardize(shift, jnp.ones_like(shift)),
     )
     if len(setting.kept) < span.d:

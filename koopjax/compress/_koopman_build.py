@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from koopjax import edmd, export, observables
-from koopjax._core import SUCCESS
+from koopjax._core import SUCCESS, on_device
 from koopjax.compress._koopman_block import Task, koopman_block, wrap
 from koopjax.compress._koopman_formats import quantized
 from koopjax.compress._koopman_span import Found, Span
@@ -88,9 +88,9 @@ def build_from(task: Task, setting: Setting, matrix: np.ndarray, shift: np.ndarr
 
 def dictionary(matrix: np.ndarray, shift: np.ndarray, degree: int) -> Any:
     """All products of the coordinates `h[kept] @ matrix - shift`."""
-    mean = jnp.asarray(shift, jnp.float32)
+    mean = on_device(shift, jnp.float32)
     first = observables.Compose(
-        observables.Project(jnp.asarray(matrix, jnp.float32)),
+        observables.Project(on_device(matrix, jnp.float32)),
         observables.Standardize(mean, jnp.ones_like(mean)),
     )
     return observables.Compose(first, observables.Monomials(degree))

@@ -73,7 +73,7 @@ def _of_width(task: Task, found: Found, matrix: np.ndarray) -> Built | None:
         chosen = dataclasses.replace(
             setting, coordinates=matrix.shape[1], columns=columns[live], rank=span.q, entries=size
         )
-        block = koopman_block(span, chosen, matrix, shift, jnp.asarray(k[live], jnp.float32))
+        block = koopman_block(span, chosen, matrix, shift, jnp.asarray(k[live].astype(np.float32)))
         return wrap(problem, span, task.ends, block), chosen, k[live]
 
     size = _largest(sizes, lambda n: export.stored_bytes(make(n)[0]) <= problem.limit)

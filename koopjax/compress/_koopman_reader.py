@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from koopjax import observables
+from koopjax._core import on_device
 from koopjax.compress._koopman_block import Task, fixed_bytes
 from koopjax.compress._koopman_formats import quantized
 from koopjax.compress._projection import axes_of
@@ -79,4 +80,4 @@ def _on_grid(factor: Any, bits: int) -> Any:
     """Directions whose entries are small multiples of a step a column."""
     a = np.asarray(factor)
     codes, scale = quantized(np.eye(len(a)), a, min(bits, 8))
-    return jnp.asarray(codes * scale, jnp.float32)
+    return on_device(codes * scale, jnp.float32)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from koopjax._core import on_device
 from koopjax.compress._problem import Score
 from koopjax.compress._projection import Entries, Moments, jacobian_metric
 from koopjax.compress._setting import Setting
@@ -93,7 +94,7 @@ class Span:
 
     def outputs_of(self, y: np.ndarray | Array) -> Array:
         """The model's outputs for states at the second cut."""
-        out = jnp.asarray(y, self.out_dtype).reshape(len(y), *self.out_shape)
+        out = on_device(y, self.out_dtype).reshape(len(y), *self.out_shape)
         return out if self.tail is None else self.tail(out)
 
 

@@ -11,7 +11,7 @@ from flax import linen, nnx
 from jaxtyping import Array
 
 from koopjax import models, nn
-from koopjax._core import expected, matmul
+from koopjax._core import expected, matmul, on_device
 from koopjax.compress._problem import Problem, cut, span_name
 
 Path = tuple[Any, ...]
@@ -105,9 +105,9 @@ def with_kernels(
     copy = nnx.clone(model)
     for path, kernel, bias in zip(paths, kernels, biases, strict=True):
         layer = get(copy, path)
-        layer.kernel.set_value(jnp.asarray(kernel, layer.kernel.get_value().dtype))
+        layer.kernel.set_value(on_device(kernel, layer.kernel.get_value().dtype))
         if bias is not None and layer.bias is not None:
-            layer.bias.set_value(jnp.asarray(bias, layer.bias.get_value().dtype))
+            layer.bias.set_value(on_device(bias, layer.bias.get_value().dtype))
     return copy
 
 

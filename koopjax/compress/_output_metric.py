@@ -60,18 +60,16 @@ def softmax_moments(
     if not (temperature > 0 and floor > 0):
         raise expected("a temperature and a floor above 0", f"{temperature} and {floor}")
     p, q = x.shape[1], t.shape[1]
-    t = t - jnp.mean(t, axis=1, keepdims=True)
-    probability = jax.nn.softmax(t / temperature, axis=1)
+    t, probability, surest = _answers(t, temperature)
     gram, cross = _plain(x, t)
     first, second = np.triu_indices(q)
     pairs, r = np.zeros((len(first), p, p)), floor * cross
-    unsure = np.flatnonzero(np.asarray(jnp.max(probability, axis=1)) <= certain)
+    unsure = np.flatnonzero(np.asarray(surest) <= certain)
     for start in range(0, len(unsure), ROWS):
         rows = unsure[start : start + ROWS]
         # One shape for all blocks: rows beyond the last count nothing.
         rows = np.pad(rows, (0, -len(rows) % min(ROWS, len(unsure))), constant_values=-1)
-        live = jnp.asarray(rows >= 0, jnp.float32)
-        part, moved = _fisher(x[rows], t[rows], probability[rows] * live[:, None])
+        part, moved = _fisher(x, t, probability, rows)
         pairs += np.asarray(part, np.float64)
         r += np.asarray(moved, np.float64)
     h = np.empty((p, q, p, q))
@@ -84,15 +82,33 @@ def softmax_moments(
 def _plain(x: Array, t: Array) -> tuple[np.ndarray, np.ndarray]:
     gram, cross = np.zeros((x.shape[1],) * 2), np.zeros((x.shape[1], t.shape[1]))
     for start in range(0, len(x), ROWS):
-        rows = x[start : start + ROWS]
-        gram += np.asarray(matmul(rows.T, rows), np.float64)
-        cross += np.asarray(matmul(rows.T, t[start : start + ROWS]), np.float64)
+        part, moved = _products(x[start : start + ROWS], t[start : start + ROWS])
+        gram += np.asarray(part, np.float64)
+        cross += np.asarray(moved, np.float64)
     return gram, cross
 
 
 @jax.jit
-def _fisher(x: Array, t: Array, probability: Array) -> tuple[Array, Array]:
-    """Sums over one block: a Gram matrix `(p, p)` for each pair of classes, and `(p, q)`."""
+def _answers(t: Array, temperature: float) -> tuple[Array, Array, Array]:
+    """Logits without their mean, the softmax's probabilities, and the largest of each sample."""
+    t = t - jnp.mean(t, axis=1, keepdims=True)
+    probability = jax.nn.softmax(t / temperature, axis=1)
+    return t, probability, jnp.max(probability, axis=1)
+
+
+@jax.jit
+def _products(x: Array, t: Array) -> tuple[Array, Array]:
+    return matmul(x.T, x), matmul(x.T, t)
+
+
+@jax.jit
+def _fisher(x: Array, t: Array, probability: Array, rows: Array) -> tuple[Array, Array]:
+    """Sums over some rows: a Gram matrix `(p, p)` for each pair of classes, and `(p, q)`.
+
+    Row -1 counts nothing.
+    """
+    x, t = x[rows], t[rows]
+    probability = probability[rows] * (rows >= 0)[:, None]
     first, second = np.triu_indices(t.shape[1])
     weights = -probability[:, first] * probability[:, second]
     weights = weights.at[:, first == second].add(probability)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import export, models, surgery
-from koopjax._core import check_finite, expected
+from koopjax._core import check_finite, expected, on_device
 from koopjax.compress._budget import Budget
 
 #: Share of the calibration samples held out where the caller gives no validation data.
@@ -66,7 +66,7 @@ class Problem:
 
     def score(self, outputs: Float[Array, "m q"]) -> Score:
         """Compare outputs on `x_val` with the labels, or with the original where there are none."""
-        outputs = jnp.asarray(outputs, self.teacher.dtype).reshape(self.teacher.shape)
+        outputs = on_device(outputs, self.teacher.dtype).reshape(self.teacher.shape)
         if self.measure == "r2":
             value = float(_r2(outputs, self.teacher))
             return Score(value if np.isfinite(value) else -np.inf, value)

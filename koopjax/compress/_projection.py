@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from koopjax import edmd, observables
-from koopjax._core import blocks, matmul
+from koopjax._core import blocks, matmul, on_device
 from koopjax.compress._eliminate import backward
 from koopjax.observables._graded import tuples
 
@@ -184,9 +184,9 @@ def root_of(metric: np.ndarray) -> np.ndarray:
 
 def lift(matrix: np.ndarray, mean: np.ndarray, degree: int, dtype: Any = jnp.float32) -> Any:
     """Dictionary of coordinates `(h - mean) @ matrix`; the mean is taken off behind the product."""
-    shift = jnp.asarray(mean @ matrix, dtype)
+    shift = on_device(mean @ matrix, dtype)
     first = observables.Compose(
-        observables.Project(jnp.asarray(matrix, dtype)),
+        observables.Project(on_device(matrix, dtype)),
         observables.Standardize(shift, jnp.ones_like(shift)),
     )
     return observables.Compose(first, observables.Monomials(degree))

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from koopjax import edmd, models, nn, observables, surgery
-from koopjax._core import expected, matmul
+from koopjax._core import expected, matmul, on_device
 from koopjax.compress._problem import cut, placed, run
 from koopjax.compress._projection import active, axes_of, jacobian_metric, moments, of_pilot
 
@@ -167,7 +167,7 @@ def _coordinates(
     flat = _flat(state)
     moment = moments(flat)
     matrix = active(moment, metric, min(width, flat.shape[1])).matrix
-    mean, matrix = (jnp.asarray(a, jnp.float32) for a in (moment.mean, matrix))
+    mean, matrix = (on_device(a, jnp.float32) for a in (moment.mean, matrix))
     return matmul(flat - mean[None, :], matrix)
 
 
@@ -182,7 +182,7 @@ def _projection(
     own = active(moment, metric, min(state.shape[1], max(rank, 32)))
     pilot = of_pilot(moment, own, state, target, np.eye(target.shape[1])).matrix
     matrix = np.concatenate([pilot, own.matrix[:, pilot.shape[1] :]], axis=1)[:, :rank]
-    return jnp.asarray(matrix, jnp.float32), jnp.asarray(moment.mean @ matrix, jnp.float32)
+    return on_device(matrix, jnp.float32), on_device(moment.mean @ matrix, jnp.float32)
 
 
 def _behind_axes(
@@ -203,8 +203,8 @@ def _behind_axes(
     mix = np.linalg.solve(moment.covariance + ridge * np.eye(len(cross)), cross)
     deviation = np.sqrt(np.einsum("ir,ij,jr->r", mix, moment.covariance, mix))
     mix = mix / np.maximum(deviation, 1e-6)
-    shift = jnp.asarray(moment.mean @ mix, jnp.float32)
-    project = observables.Project(jnp.asarray(mix, jnp.float32))
+    shift = on_device(moment.mean @ mix, jnp.float32)
+    project = observables.Project(on_device(mix, jnp.float32))
     return observables.Compose(kronecker, project), shift
 
 

@@ -5,13 +5,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export, nn, tt
+from koopjax._core import on_device
 from koopjax.compress._affine import AffineLayers
 from koopjax.compress._allocation import Ladders, Rung, frontier
 from koopjax.compress._layers import with_factors
@@ -264,10 +264,10 @@ class _Trains:
 
     def _operator(self, i: int, kernel: np.ndarray, cores: Any) -> nn.Operator:
         dtype, biased = self.layers.dtypes[i], self.layers.biased[i]
-        bias = jnp.asarray(kernel[0], dtype) if biased else None
+        bias = on_device(kernel[0], dtype) if biased else None
         if cores is None:
-            return nn.Dense(jnp.asarray(kernel[1:], dtype), bias)
-        return nn.TT([jnp.asarray(core) for core in cores], bias)
+            return nn.Dense(on_device(kernel[1:], dtype), bias)
+        return nn.TT([on_device(core, dtype) for core in cores], bias)
 
     def build(self, rungs: list[Rung]) -> nnx.Module:
         """The model to store."""

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from koopjax._core import matmul, pytree
+from koopjax._core import matmul, on_device, pytree
 from koopjax.compress._projection import product_factors
 
 #: Ridge of the solve on a batch, relative to its samples.
@@ -75,7 +75,7 @@ def frame(moment: Any, kept: np.ndarray, columns: np.ndarray, degree: int, mask:
     arrays = (
         moment.mean[kept], scale, covariance, mask, factors_of(np.shape(mask)[1], degree, columns)
     )  # fmt: skip
-    return Frame(*(jnp.asarray(a, jnp.float32) for a in arrays))
+    return Frame(*(on_device(a, jnp.float32) for a in arrays))
 
 
 def factors_of(r: int, degree: int, columns: np.ndarray) -> Float[np.ndarray, "degree r1 p"]:
@@ -99,9 +99,9 @@ def begin(frame: Frame, matrix: np.ndarray, shift: np.ndarray, k: Any) -> Traine
         k: `(p, q)`, or two factors.
     """
     operator = k if isinstance(k, tuple) else (k,)
-    rows = jnp.asarray(matrix, jnp.float32) * frame.scale[:, None]
+    rows = on_device(matrix, jnp.float32) * frame.scale[:, None]
     beyond = np.asarray(shift) - np.asarray(frame.mean, np.float64) @ np.asarray(matrix)
-    arrays = [jnp.asarray(a, jnp.float32) for a in (beyond, *operator)]
+    arrays = [on_device(a, jnp.float32) for a in (beyond, *operator)]
     return Trained(rows, arrays[0], tuple(arrays[1:]))
 
 
@@ -245,7 +245,7 @@ def train(
     schedule = np.asarray(rate * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / max(steps, 1))))
     chunk = max(1, -(-steps // LOOKS))
     for first in range(0, steps, chunk):
-        rates = jnp.asarray(schedule[first : first + chunk], jnp.float32)
+        rates = on_device(schedule[first : first + chunk], jnp.float32)
         keys = jax.random.split(jax.random.fold_in(key, first), len(rates))
         (state, inner), values = _steps(
             (state, inner), frame, tail, data, keys, rates, through=through, rows=rows, shape=shape

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export, nn
+from koopjax._core import on_device
 from koopjax.compress._budget import too_small
 from koopjax.compress._layers import (
     Path,
@@ -333,7 +333,7 @@ class _Layers:
         """The compressed model."""
         operators = []
         for f, dtype, path in zip(factors, self.dtypes, self.paths, strict=True):
-            cast = lambda a, dtype=dtype: jnp.asarray(a, dtype)
+            cast = lambda a, dtype=dtype: on_device(a, dtype)
             bias = cast(f.bias)
             if get(self.model, path).bias is None and not f.thin:
                 bias = None

@@ -8,7 +8,7 @@ from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from koopjax._core import check_finite, expected, is_tracing
+from koopjax._core import check_finite, expected, is_tracing, on_device
 from koopjax.nn import functional
 from koopjax.nn._operators import Operator, check_bias, check_matrix
 
@@ -54,7 +54,7 @@ class Clustered(Operator):
         param_dtype: DTypeLike | None = None,
         precision: Any = functional.PRECISION,
     ):
-        book = jnp.asarray(codebook, param_dtype)
+        book = on_device(codebook, param_dtype)
         if book.ndim != 1 or not 1 <= book.shape[0] <= MOST_VALUES:
             raise expected(f"a codebook of 1 to {MOST_VALUES} values", f"shape {book.shape}")
         check_matrix("codes", codes)

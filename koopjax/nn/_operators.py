@@ -9,7 +9,7 @@ from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from koopjax._core import expected
+from koopjax._core import expected, on_device
 from koopjax.nn import functional
 from koopjax.nn._variables import Frozen
 
@@ -40,7 +40,7 @@ class Operator(nnx.Module):
         constants: dict[str, Any] | None = None,
     ) -> None:
         for name, value in values.items():
-            array = None if value is None else jnp.asarray(value, param_dtype)
+            array = None if value is None else on_device(value, param_dtype)
             setattr(self, name, nnx.data(None) if array is None else nnx.Param(array))
         for name, value in (constants or {}).items():
             setattr(self, name, Frozen(jnp.asarray(value)))

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from koopjax import tt
-from koopjax._core import check_finite, expected
+from koopjax._core import check_finite, expected, on_device
 from koopjax.nn import functional
 from koopjax.nn._operators import Operator, check_bias, default_bias_init
 
@@ -58,7 +58,7 @@ class TT(Operator):
         precision: Any = functional.PRECISION,
         form: str = "auto",
     ):
-        train = tt.TTMatrix(tuple(jnp.asarray(core, param_dtype) for core in cores)).validate()
+        train = tt.TTMatrix(tuple(on_device(core, param_dtype) for core in cores)).validate()
         check_bias(bias, train.shape[1])
         if form not in tt.FORMS:
             raise expected(f"a form among {list(tt.FORMS)}", repr(form))

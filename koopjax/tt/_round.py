@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import check_finite, expected, traced
+from koopjax._core import check_finite, expected, on_device, traced
 from koopjax.tt._padded import PaddedTT, pad, unpad
 from koopjax.tt._precision import precise_as
 from koopjax.tt._ranks import RoundInfo, as_ranks, feasible_ranks, was_clipped
@@ -77,7 +77,7 @@ def wide(array: Any) -> Host:
 def to_device(cores: Sequence[Host], dtype: Any) -> tuple[Any, ...]:
     """Host cores as arrays of a dtype."""
     with precise_as(dtype):
-        return tuple(jnp.asarray(np.ascontiguousarray(core), dtype) for core in cores)
+        return tuple(on_device(core, dtype) for core in cores)
 
 
 def _info(budget: Budget, ranks: Sequence[int], modes: Sequence[int], max_rank: Any) -> RoundInfo:

@@ -45,29 +45,41 @@ def test_an_unknown_cut_names_the_nearest(network, calibration):
         compress.koopman(network, calibration, "5x", at="layer.9", key=jax.random.key(0))
 
 
-def test_linen_and_nnx_twins_agree(network, digits, calibration):
+def linen_twin(network):
+    """The same network in Linen."""
     params = {
         f"layers_{k}": {"kernel": layer.kernel.get_value(), "bias": layer.bias.get_value()}
         for k, layer in enumerate(network.layers)
     }
-    twin = (models.linen.MLP((64, 40, 40, 10)), {"params": params})
-    made = compress.koopman(twin, calibration, 3000, key=jax.random.key(2))
+    return (models.linen.MLP((64, 40, 40, 10)), {"params": params})
+
+
+def test_a_linen_network_becomes_an_nnx_module(network, digits, calibration):
+    made = compress.koopman(linen_twin(network), calibration, 3000, key=jax.random.key(2))
     assert isinstance(made.model, nnx.Module)
     assert made.report.stored_bytes <= 3000
     assert models.accuracy(made.model, digits.x_test, digits.y_test) > 0.9
+
+
+@pytest.mark.slow
+def test_conventional_methods_take_linen_networks(network, digits, calibration):
+    twin = linen_twin(network)
     svd = compress.whitened_svd(twin, calibration, 6000, key=jax.random.key(2))
     assert svd.report.stored_bytes <= 6000
     pruned = compress.magnitude(twin, calibration, "3x", key=jax.random.key(2))
     assert models.accuracy(pruned.model, digits.x_test, digits.y_test) > 0.3
 
 
-def test_images_go_in_as_images(digits):
+SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in ("magnitude", "whitened_svd")]
+
+
+@pytest.mark.parametrize("name", ["koopman", *SLOWLY])
+def test_images_go_in_as_images(digits, name):
     cnn = models.CNN((8, 8, 1), 10, channels=(4,), hidden=16, rngs=nnx.Rngs(0))
     x = np.asarray(digits.x_train).reshape(-1, 8, 8, 1)[:400]
-    for name in ("koopman", "magnitude", "whitened_svd"):
-        made = compress.METHODS[name](cnn, x, "2x", key=jax.random.key(0))
-        assert made.report.stored_bytes <= made.report.original_bytes / 2
-        assert made.model(x[:7]).shape == (7, 10)
+    made = compress.METHODS[name](cnn, x, "2x", key=jax.random.key(0))
+    assert made.report.stored_bytes <= made.report.original_bytes / 2
+    assert made.model(x[:7]).shape == (7, 10)
 
 
 def test_a_regression_model_is_scored_by_r2():

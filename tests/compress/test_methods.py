@@ -17,6 +17,13 @@ NAMES = [
     for name in compress.METHODS
 ]
 
+# Seconds to search even small networks: some of their tests are slow ones.
+LONG = {"koopman_trained", "deep_compression", "tensor_train", "obs", "wanda"}
+FEWER = [
+    pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+    for name in compress.METHODS
+]
+
 BUDGET = "6x"
 # What a fixed number of bits comes to, and no smaller.
 FIXED = {"int8": "4x", "int4": "7x"}
@@ -100,6 +107,7 @@ def test_it_is_better_than_chance_and_the_score_is_honest(compressed, digits, ne
         assert models.accuracy(model, digits.x_test, digits.y_test) > original - 0.04
 
 
+@pytest.mark.parametrize("compressed", FEWER, indirect=True)
 def test_the_same_key_gives_the_same_file(compressed, network, calibration):
     name, (model, _) = compressed
     budget = FIXED.get(name, BUDGET)

@@ -74,7 +74,7 @@ def test_degree_eight_in_float32_needs_r_factors():
     by_choice, error = degree_eight("auto", None)
     assert r_error < 1e-4  # 3e-6
     assert error < 1e-4
-    assert gram_error > 3e-3  # 1e-2
+    assert gram_error > 100 * r_error  # 1e-2 or 1e-3, as the processor rounds
     assert int(by_r.result) == SUCCESS
     assert int(by_choice.result) == SUCCESS
     assert int(by_gram.result) == ILL_CONDITIONED
