@@ -212,7 +212,9 @@ def _contest(title, result, track, budgets):
     if not names:
         return []
     best = {b: max((_points(by_key.get((name, b))) or 0.0) for name in names) for b in budgets}
-    whole = [100 * one["accuracy"] for one in result["originals"].values()]
+    ours = (p for p in result["points"] if p["track"] == track)
+    networks = {p["seed"]: p["original_accuracy"] for p in ours}
+    whole = [100 * accuracy for accuracy in networks.values()]
     spread = f" ± {statistics.stdev(whole):.1f}" if len(whole) > 1 else ""
     lines = [
         [f"{title} (original {statistics.mean(whole):.1f}{spread})", *budgets],
