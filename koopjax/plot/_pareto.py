@@ -23,6 +23,8 @@ _MARKERS = "svD^vPX<>"
 # A method that falls this many times as far as the best one leaves the panel at its lower edge:
 # a collapsed curve must not press the others into one line.
 _DEEP = 2.5
+# The best conventional method is followed so far down.
+_FAR = 0.2
 
 
 def pareto(
@@ -158,13 +160,22 @@ def _panel(
 
 
 def _limits(rows: Sequence[Row], original: float | None) -> tuple[float, float]:
-    """The accuracies worth the room: from the best methods' loss, `_DEEP` times over."""
+    """The accuracies worth the room: from the best methods' loss, `_DEEP` times over.
+
+    And down to the best conventional method at the middle size, where that is not too far.
+    """
     values = [float(row["accuracy"]) for row in rows]
     top: float = max([*values, *([] if original is None else [original])])
     best: dict[str, float] = {}
     for row in rows:
         best[row["budget"]] = max(best.get(row["budget"], 0.0), float(row["accuracy"]))
     deepest = top - max(_DEEP * (top - min(best.values())), 0.04)
+    others: dict[str, float] = {}
+    for row in sorted(rows, key=lambda row: row["ratio"]):
+        if not row["method"].startswith("koopman"):
+            others[row["budget"]] = max(others.get(row["budget"], 0.0), float(row["accuracy"]))
+    rival = list(others.values())[(len(others) - 1) // 2] if others else top
+    deepest = min(deepest, rival) if rival > top - _FAR else deepest
     low = min(max(min(values), deepest), top - 0.02, top if original is None else original)
     margin = 0.05 * (top - low) + 1e-3
     return low - margin, top + margin
