@@ -116,7 +116,12 @@ def _span(results):
         f"of test accuracy lost, mean ± standard deviation over {_seeds(results)} networks "
         "(`benchmarks/koopman_matrix.py`)."
     )
-    return f"{note}\n\n{_markdown(lines)}"
+    curves = any("curves" in seed for result in results.values() for seed in result["seeds"])
+    picture = (
+        "![Accuracy against the share of K's entries that are kept, by OBS, Wanda and magnitude]"
+        "(benchmarks/results/koopman_matrix.png)"
+    )
+    return "\n\n".join([note, _markdown(lines), *([picture] if curves else [])])
 
 
 def _residual(results):

@@ -399,6 +399,9 @@ def plot(out):
         for name in ("mnist", "fashion_mnist")
         if (path := out / f"koopman_matrix_{name}.json").exists()
     ]
+    found = [one for one in found if any("curves" in seed for seed in one["seeds"])]
+    if not found:
+        raise SystemExit(f"expected results with pruning curves in {out}, got none; run it first")
     titles = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
     colours = {"magnitude": COLOURS["magnitude"], "wanda": COLOURS["whitened_svd"],
                "obs": COLOURS["koopman"]}  # fmt: skip
