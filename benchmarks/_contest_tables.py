@@ -148,7 +148,8 @@ def _architectures(results):
     titles = {"cnn": "CNN", "vit": "ViT"}
     columns = [(name, budget) for name, r in results.items() for budget in _in_order(r["summary"])]
     whole = {
-        name: statistics.mean(100 * one["accuracy"] for one in r["originals"].values())
+        name: 100
+        * statistics.mean({p["seed"]: p["original_accuracy"] for p in r["points"]}.values())
         for name, r in results.items()
     }
     head = [f"{titles[name]} ({whole[name]:.1f}), {budget}" for name, budget in columns]
@@ -167,9 +168,11 @@ def _architectures(results):
         ]
         lines.append([CONTEST[method], *(_cell(c, b) for c, b in zip(cells, best, strict=True))])
     images = next(iter(results.values()))["images"]
+    kinds = {"cnn": "convolutional networks", "vit": "small vision transformers"}
+    counts = sorted({row["seeds"] for row in rows.values()})
     note = (
-        f"A convolutional network and a small vision transformer, trained in minutes on {images:,} "
-        f"images, fine-tuned, {_seeds(results, key='originals')} networks of each "
+        f"{' and '.join(kinds[name] for name in results).capitalize()}, trained in minutes on "
+        f"{images:,} images, fine-tuned, {'/'.join(map(str, counts))} networks of each "
         "(`benchmarks/architectures.py`; `--full` trains on all images)."
     )
     return f"{note}\n\n{_markdown(lines)}"
@@ -247,8 +250,8 @@ def _in_order(rows):
     return sorted({row["budget"] for row in rows}, key=lambda b: float(b.rstrip("x")))
 
 
-def _seeds(results, key="seeds"):
-    return "/".join(map(str, sorted({len(r[key]) for r in results.values()})))
+def _seeds(results):
+    return "/".join(map(str, sorted({len(r["seeds"]) for r in results.values()})))
 
 
 def _lost(row):
