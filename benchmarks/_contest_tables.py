@@ -110,10 +110,11 @@ def _span(results):
         for form, title in titles.items():
             rows = [by_key.get((form, b)) for b in budgets]
             lines.append([f"{NAMES[name]}, {title}", *map(_lost, rows)])
+    counts = " and ".join(f"{len(r['seeds'])} ({NAMES[name]})" for name, r in results.items())
     note = (
         "The span alone, from the first hidden layer's activations to the logits, at so many times "
         "fewer bytes than its layers take: a quadratic K by least squares, nothing trained; points "
-        f"of test accuracy lost, mean ± standard deviation over {_seeds(results)} networks "
+        f"of test accuracy lost, mean ± standard deviation over {counts} networks "
         "(`benchmarks/koopman_matrix.py`)."
     )
     curves = any("curves" in seed for result in results.values() for seed in result["seeds"])
@@ -248,10 +249,6 @@ def _rows(result, track):
 
 def _in_order(rows):
     return sorted({row["budget"] for row in rows}, key=lambda b: float(b.rstrip("x")))
-
-
-def _seeds(results):
-    return "/".join(map(str, sorted({len(r["seeds"]) for r in results.values()})))
 
 
 def _lost(row):

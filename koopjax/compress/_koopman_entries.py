@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from koopjax import edmd, export, observables
+from koopjax._core import on_device
 from koopjax.compress._eliminate import backward
 from koopjax.compress._koopman_block import Task, koopman_block, wrap
 from koopjax.compress._koopman_build import Built, dictionary
@@ -73,7 +74,7 @@ def _of_width(task: Task, found: Found, matrix: np.ndarray) -> Built | None:
         chosen = dataclasses.replace(
             setting, coordinates=matrix.shape[1], columns=columns[live], rank=span.q, entries=size
         )
-        block = koopman_block(span, chosen, matrix, shift, jnp.asarray(k[live].astype(np.float32)))
+        block = koopman_block(span, chosen, matrix, shift, on_device(k[live], jnp.float32))
         return wrap(problem, span, task.ends, block), chosen, k[live]
 
     size = _largest(sizes, lambda n: export.stored_bytes(make(n)[0]) <= problem.limit)
