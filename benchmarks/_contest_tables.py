@@ -111,6 +111,8 @@ def _span(results):
             rows = [by_key.get((form, b)) for b in budgets]
             lines.append([f"{NAMES[name]}, {title}", *map(_lost, rows)])
     counts = " and ".join(f"{len(r['seeds'])} ({NAMES[name]})" for name, r in results.items())
+    if len({len(r["seeds"]) for r in results.values()}) == 1:
+        counts = str(len(next(iter(results.values()))["seeds"]))
     note = (
         "The span alone, from the first hidden layer's activations to the logits, at so many times "
         "fewer bytes than its layers take: a quadratic K by least squares, nothing trained; points "

@@ -90,11 +90,6 @@ def compress(
     sizes = budgets_from(budgets)
     chosen = contest.choose(names_from("--tracks", tracks, list(contest.TRACKS)), methods)
     plain = list(chosen) == ["one-shot"] and seeds == 1
-    if not plain and (start or stop):
-        raise UserError(
-            "--from, --to: expected none with --tracks or --seeds, where the whole network is "
-            "compressed, try without"
-        )
     begun = time.perf_counter()
     with show.progress() as stage:
         one = [seed] if model_file is not None else range(seed, seed + seeds)
@@ -105,10 +100,10 @@ def compress(
             nets = [dataclasses.replace(nets[0], seed=seed + k) for k in range(seeds)]
         trained = time.perf_counter()
         results = study.begin(data, [network.seed for network in nets], how, nets[0], full)
+        at = None
+        if start or stop:
+            at = find_span(nets[0].model, data.x_test[:1], start or "input", stop or "output")
         if plain:
-            at = None
-            if start or stop:
-                at = find_span(nets[0].model, data.x_test[:1], start or "input", stop or "output")
             advance = stage("compressing", len(sizes) * len(chosen["one-shot"]))
             study.add_compressed(
                 results, nets[0], data, out, budgets=sizes, methods=chosen["one-shot"], at=at,
@@ -117,7 +112,7 @@ def compress(
             results["sentence"] = compression_sentence(results)
         else:
             made, paths = contest.run(
-                nets, how, data, out, methods=chosen, budgets=sizes,
+                nets, how, data, out, methods=chosen, budgets=sizes, at=at,
                 epochs=finetune_epochs or epochs, stage=stage,
             )  # fmt: skip
             if set(chosen) != {"one-shot"}:

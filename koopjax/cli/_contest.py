@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -69,6 +70,7 @@ def run(
     *,
     methods: Mapping[str, Sequence[str]],
     budgets: Sequence[str],
+    at: tuple[str, str] | None,
     epochs: int | None,
     stage: Callable[..., Any],
 ) -> tuple[Any, dict[tuple[Any, ...], str]]:
@@ -81,6 +83,7 @@ def run(
         nets: of each seed; one that was given is the same for all.
         how: their recipe, None for one that was given.
         methods: of each track.
+        at: the span that the Koopman methods replace; None for the whole network.
         epochs: of a trained compression; None for as many as suit the data set.
 
     Returns:
@@ -93,7 +96,8 @@ def run(
     stem = nets[0].path.stem.removesuffix(f"-seed{nets[0].seed}")
     if how is None:
         stem += f"-{zlib.crc32(nets[0].path.read_bytes()):08x}"
-    ledger = out / LEDGER / f"{stem}-{settings.epochs}-epochs.jsonl"
+    span = [] if at is None else [re.sub(r"[^\w.]+", "_", "_to_".join(at))]
+    ledger = out / LEDGER / f"{'-'.join([stem, *span, str(settings.epochs)])}-epochs.jsonl"
     by_seed = {network.seed: network for network in nets}
     total = sum(map(len, methods.values())) * len(budgets) * len(nets)
     advance = stage("compressing", total, each=True)
@@ -105,7 +109,7 @@ def run(
 
     def path_of(point: Any) -> Path:
         trained = [] if point.track == "one-shot" else [f"{settings.epochs}-epochs"]
-        kind = [point.track, *trained, point.method, point.budget.replace(" ", "")]
+        kind = [*span, point.track, *trained, point.method, point.budget.replace(" ", "")]
         return out / f"{'-'.join([stem, f'seed{point.seed}', *kind])}.koopjax"
 
     def keep(point: Any, made: Any) -> None:
@@ -128,7 +132,7 @@ def run(
         try:
             part = compress.pareto(
                 nets[0].model if how is None else network, data, names, budgets, list(by_seed),
-                tracks=(track,), training=settings, tuning=tuning, ledger=ledger, keep=keep,
+                at=at, tracks=(track,), training=settings, tuning=tuning, ledger=ledger, keep=keep,
                 progress=show_point,
             )  # fmt: skip
         except ValueError as error:

@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax import export, models
-from koopjax._core import expected
 from koopjax.compress._budget import Budget, BudgetTooSmall
 from koopjax.compress._finetune import Training
 from koopjax.compress._methods import ANY_BITS, METHODS
 from koopjax.compress._points import Point
+from koopjax.compress._problem import cut
 from koopjax.compress._recipe_lanes import finetuned_lanes
-from koopjax.compress._recipes import Recipe, finetuned, one_shot, recipe
+from koopjax.compress._recipes import Recipe, finetuned, recipe, start
 from koopjax.compress._result import Compressed
 
 FLOAT = "fine-tuned"
@@ -36,6 +36,7 @@ class Contest:
     value_bits: tuple[float, ...]
     keep: Callable[[Point, Compressed], None] | None = None
     recipes: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)
+    at: Any = None
 
     def __post_init__(self) -> None:
         self.rows: Any = None
@@ -53,11 +54,15 @@ class Contest:
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a ledger to go on."""
         arrays = [np.ascontiguousarray(a) for a in (*self.train, *self.val, *self.test)]
+        span = {}
+        if self.at is not None:
+            ends = self.at if isinstance(self.at, list | tuple) else (self.at, "output")
+            span["at"] = [getattr(end, "name", end) for end in ends]
         return {
             "data": [[list(a.shape), a.dtype.name, zlib.crc32(a.tobytes())] for a in arrays],
             "training": dataclasses.asdict(self.training),
-            "tuning": dataclasses.asdict(self.tuning),
-        }
+            "tuning": dataclasses.asdict(self.tuning), **span,
+        }  # fmt: skip
 
     def original(self, seed: int, everything: bool) -> Any:
         """The network of a seed, trained on the training images with or without validation's."""
@@ -112,6 +117,8 @@ class Contest:
     ) -> None:
         """Compress the networks of some seeds, measure, and put the points into the ledger."""
         track, method, budget = at["track"], at["method"], at["budget"]
+        if self.at is not None:  # an unknown cut before anything is compressed
+            cut(self.original(seeds[0], True), self.val[0], self.at)
         originals = [self.account(seed) for seed in seeds]
         settings: dict[str, Any] = {}
         made: Sequence[Compressed | None]
@@ -177,7 +184,7 @@ class Contest:
         x, y = self.all if everything else self.train
         keys: list[Array] = [jax.random.key(1000 + seed) for seed in seeds]
         if track == "one-shot":
-            return [METHODS[method](originals[0], x, budget, key=keys[0])]
+            return [METHODS[method](originals[0], x, budget, at=self.at, key=keys[0])]
         settings = dict(settings)
         bits = settings.pop("value_bits", None)
         free = track == "label-free"
@@ -189,22 +196,20 @@ class Contest:
         }  # fmt: skip
         if len(seeds) > 1:
             how = self.recipe(method)
-            return finetuned_lanes(method, originals, x, budget, keys=keys, how=how, **common)
+            return finetuned_lanes(
+                method, originals, x, budget, at=self.at, keys=keys, how=how, **common
+            )
         how = self._starting(method, budget, seeds[0], everything)
         return [finetuned(method, originals[0], x, budget, key=keys[0], how=how, **common)]
 
     def _starting(self, method: str, budget: str, seed: int, everything: bool) -> Recipe:
-        """The method's recipe; a one-shot result to start from is made once for all variants."""
+        """The method's recipe; variants that differ in how they train share where they start."""
         how = self.recipe(method)
-        if how.start is not None:
-            return how
-        which = (method, budget, seed, everything)
 
         def begun(problem: Any, key: Array, **settings: Any) -> Any:
-            if settings:
-                raise expected(f"variants of {method} that set learning_rate alone", f"{settings}")
+            which = (method, budget, seed, everything, repr(sorted(settings.items())))
             if self._begun[0] != which:
-                self._begun = (which, one_shot(method, problem, key))
+                self._begun = (which, start(how, method, problem, settings, key, self.at))
             return self._begun[1]
 
         return dataclasses.replace(how, start=begun)

@@ -27,6 +27,7 @@ def pareto(
     budgets: Sequence[Any] = ("10x", "30x", "100x"),
     seeds: Iterable[int] = (0,),
     *,
+    at: Any = None,
     tracks: Sequence[str] = ("fine-tuned",),
     training: Training | None = None,
     tuning: Training | None = None,
@@ -53,6 +54,8 @@ def pareto(
             other tracks all of `RECIPES`.
         budgets: see `Budget.parse`.
         seeds: of originals, students and draws.
+        at: a cut or a pair of cuts that bounds what the Koopman methods replace, as for
+            `surgery.split`; from the input to the output without.
         tracks: "one-shot" (closed form, no labels), "label-free" (distilled without labels),
             "fine-tuned" (distilled with labels), "any-bits" (the same, values quantised).
         training: shared settings of the trained tracks.
@@ -90,7 +93,7 @@ def pareto(
         raise expected("at least one budget and one seed", f"{len(parsed)} and {len(seeds)}")
     training = training or Training()
     lanes = jax.default_backend() != "cpu" if lanes is None else lanes
-    contest = Contest(model, data, training, tuning or training, tuple(value_bits), keep, own)
+    contest = Contest(model, data, training, tuning or training, tuple(value_bits), keep, own, at)
     contest.together = seeds if lanes else []
     with Rows(ledger, contest.fingerprint()) as rows:
         contest.rows = rows

@@ -21,6 +21,7 @@ def finetuned_lanes(
     calibration: ArrayLike,
     budget: Any,
     *,
+    at: Any = None,
     keys: Sequence[Array],
     variant: Mapping[str, Any],
     validation: Any,
@@ -36,7 +37,7 @@ def finetuned_lanes(
     ranks of their own) are trained one after another.
 
     Args:
-        name, calibration, budget, labels, how, training, value_bits: as for `finetuned`.
+        name, calibration, budget, at, labels, how, training, value_bits: as for `finetuned`.
         originals, keys: one a lane.
         variant: settings of the method, for all lanes.
         validation: as for `finetuned`; it must be given, so that all lanes see the same samples.
@@ -53,7 +54,7 @@ def finetuned_lanes(
     problems, students = [], []
     for model, key in zip(originals, keys, strict=True):
         problems.append(pose(name, model, x, budget, labels, validation, key))
-        students.append(start(chosen, name, problems[-1], variant, key))
+        students.append(start(chosen, name, problems[-1], variant, key, at))
     rows = [models.predict(model, x) for model in originals]
     teachers = [one.reshape(len(one), -1) for one in rows]
     sized = chosen.saliency or value_bits

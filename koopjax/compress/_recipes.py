@@ -269,9 +269,11 @@ def start(
     """The student of a variant, or the method's one-shot result."""
     own = {k: v for k, v in settings.items() if k != "learning_rate"}
     if chosen.start is None:
+        if own:
+            raise expected(f"variants of {name} that set learning_rate alone", f"{own}")
         return one_shot(name, problem, key, at)
     if at is not None and chosen.start is _koopman:
-        own["at"] = at
+        own.setdefault("at", at)
     return chosen.start(problem, key, **own)
 
 

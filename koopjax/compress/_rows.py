@@ -86,7 +86,7 @@ class Rows:
         if not isinstance(stored, dict) or "contest" not in stored:
             raise self._foreign("a file of another kind")
         ours, theirs = wanted["contest"], stored["contest"]
-        other = [name for name in ours if theirs.get(name) != ours[name]]
+        other = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
         if other:
             raise self._foreign(f"one with other {' and '.join(other)}")
 

@@ -128,6 +128,18 @@ def test_an_interrupted_contest_goes_on_with_nothing_lost(model, calls, tmp_path
     assert json.loads((out / "results.json").read_text())["pareto"] == first["pareto"]
 
 
+def test_a_span_has_a_ledger_and_files_of_its_own(model, calls, tmp_path):
+    common = ("--tracks", "label-free", *CONTEST[:4], "--finetune-epochs", 2, "--out", tmp_path)
+    for _ in range(2):
+        koopjax("compress", "--model", model, *common)
+        koopjax("compress", "--model", model, *common, "--from", "layers.0/relu")
+    assert len(calls) == 8  # a variant and a point of two methods for each span, nothing twice
+    assert len(list((tmp_path / "pareto").glob("*.jsonl"))) == 2
+    assert len(list(tmp_path.glob("*layers.0_relu_to_output-label-free-*.koopjax"))) == 2
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert all("layers.0_relu" in path for row in results["compressed"] for path in row["paths"])
+
+
 def test_mistakes_are_one_line_before_any_work(model, tmp_path):
     def refused(*arguments):
         result = run("compress", "--model", model, "--out", tmp_path, *arguments)
@@ -141,7 +153,7 @@ def test_mistakes_are_one_line_before_any_work(model, tmp_path):
     line = refused("--tracks", "one-shot,fine-tuned", "--methods", "fisher")
     assert "track one-shot" in line
     assert "magnitude" in line
-    assert "whole network" in refused("--seeds", 2, "--from", "layers.0/relu")
+    assert "layers.9" in refused("--seeds", 2, "--from", "layers.9/relu")
     assert "the unit 'y'" in refused("--budget", "4x,10y")
     assert "--budget" in refused("--budget", ",")
 

@@ -201,3 +201,49 @@ def test_seeds_as_lanes_are_points_of_the_same_contest(small, tmp_path):
     # What is in the ledger is not made again, with or without lanes.
     again = contest(small, path, seeds=(0, 1), lanes=False, **settings)
     assert [p.as_dict() for p in again.points] == [p.as_dict() for p in together.points]
+
+
+def deeper(seed, x, y):
+    model = models.MLP((64, 8, 16, 10), rngs=nnx.Rngs(seed))
+    return models.train(model, x, y, key=jax.random.key(seed), epochs=2, batch_size=64).model
+
+
+def test_a_span_bounds_what_the_koopman_methods_replace(small, tmp_path):
+    path, cut, made = tmp_path / "contest.jsonl", "layers.0/relu", []
+
+    def spanned(ledger, at, tracks, methods=("koopman", "magnitude")):
+        own = compress.RECIPES["koopman"]
+        few = [{"learning_rate": rate, "coordinates": 4} for rate in (1e-3, 1e-2)]
+        return compress.pareto(
+            deeper, small, methods, ["1.2x"], at=at, tracks=[tracks], training=QUICK,
+            recipes={"koopman": dataclasses.replace(own, variants=tuple(few))}, ledger=ledger,
+            keep=lambda point, compressed: made.append(compressed.model),
+        )  # fmt: skip
+
+    point = spanned(path, cut, "one-shot").points[0]
+    assert point.settings["at"][0] == cut
+    assert point.settings["entries"].endswith("of 8")
+    spanned(path, (cut, "output"), "fine-tuned")
+    pruned, kept = made[1], made[2]
+    assert isinstance(pruned, models.MLP)
+    # What lies before the span is still the network's first layer.
+    shapes = sorted(np.shape(array[...]) for array in kept.head.parameters.values())
+    assert shapes == [(8,), (64, 8)]
+    with pytest.raises(ValueError, match="contest"):
+        spanned(path, None, "one-shot")
+    with pytest.raises(ValueError, match=r"layers\.7"):
+        spanned(None, "layers.7", "one-shot", ["magnitude"])
+
+
+def test_variants_that_differ_in_how_they_train_share_where_they_start(small):
+    made = []
+
+    def start(problem, key, **settings):
+        made.append(settings)
+        return _recipes._small_exact(problem, key, bottleneck=settings["bottleneck"])
+
+    variants = [{"bottleneck": b, "learning_rate": r} for b in (1.0, 2.0) for r in (1e-3, 1e-2)]
+    own = compress.Recipe("small network", start, None, tuple(variants))
+    contest(small, None, methods=["mine"], recipes={"mine": own})
+    assert made[:2] == [{"bottleneck": 1.0}, {"bottleneck": 2.0}]
+    assert len(made) == 3  # and the chosen one, from the network of all samples
