@@ -103,7 +103,7 @@ def finetune(
         budget: prune on the way until the file takes at most so many bytes: bytes, `"64KiB"`, or a
             `Budget` of a size. A `Compressed` knows its own: `True`.
         density: prune on the way until this share of entries is left; instead of a budget.
-        saliency: which entries go, "fisher" or "magnitude".
+        saliency: which entries go, "fisher", "magnitude" or "lamp" (layer-adaptive magnitude).
         value_bits: with a budget, quantise: bits a non-zero value takes, entropy-coded.
         x_val, y_val: samples and labels on which a `Compressed` is scored anew.
         progress: called as `progress(epoch, metrics)`, four times a pass where entries go.

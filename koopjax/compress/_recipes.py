@@ -124,7 +124,7 @@ RECIPES: dict[str, Recipe] = {
         "koopman", _koopman,
         variants=_grid(_HIGH, {"coordinates": 24, "hidden": (12,)}, {"coordinates": 24}),
     ),
-    "magnitude": Recipe("pruning", _original, "magnitude", _grid(_ALL, {})),
+    "magnitude": Recipe("pruning", _original, "lamp", _grid(_ALL, {})),
     "fisher": Recipe("pruning", _original, "fisher", _grid(_ALL, {})),
     "small_network": Recipe(
         "small network", _small_exact, None,

@@ -14,7 +14,7 @@ from koopjax.compress._budget import too_small
 from koopjax.compress._constraint import Constraint, constrain, constraint_of, on_grid
 
 #: How entries compare; see `ToSize.saliency`.
-SALIENCIES = ("fisher", "magnitude")
+SALIENCIES = ("fisher", "magnitude", "lamp")
 #: Share of the limit that a quantised file aims at, since codes still change while it trains.
 AIM = 0.985
 #: Entries left for the exact count to choose from, since real files code places below the entropy.
@@ -39,8 +39,10 @@ class ToSize:
         until: share of the epochs in which entries go.
         saliency: "fisher", `|w| √E[g²]` with Adam's second moment (the expected change of the loss,
             up to a constant, where the gradient's square stands for the curvature; comparable
-            between arrays, biases included), or "magnitude", `|w|` over its root mean square in the
-            array, matrices alone.
+            between arrays, biases included); "magnitude", `|w|` over its root mean square in the
+            array; or "lamp", `w²` over the sum of the squares in its array that are not smaller,
+            which empties no array. The last two are for matrices, and for vectors too where these
+            would fill more than half of the file.
         value_bits: bits that a non-zero value may take besides its place, entropy-coded; None
             leaves values as they are.
 
@@ -49,7 +51,8 @@ class ToSize:
 
     Reference: Zhu & Gupta (2017), arXiv 1710.01878, equation 1 (schedule); LeCun, Denker & Solla
         (1990), "Optimal brain damage", equation 5, and Theis et al. (2018), arXiv 1801.05787,
-        equation 3 (squared gradients in place of the curvature).
+        equation 3 (squared gradients in place of the curvature); Lee, Park, Mo, Ahn & Shin (2021),
+        arXiv 2010.07611, section 2 (LAMP).
     """
 
     epochs: int
@@ -83,19 +86,29 @@ class ToSize:
     def scores(self, params: Any, opt_state: Any) -> list[np.ndarray | None]:
         """Saliency of each entry, a leaf at a time; None for leaves that stay whole."""
         leaves = jax.tree.leaves(params)
+        whole = self._whole(leaves)
         seconds = jax.tree.leaves(optax.tree_utils.tree_get(opt_state, "nu"))
         out: list[np.ndarray | None] = []
         for leaf, second in zip(leaves, seconds, strict=True):
             size = np.abs(np.asarray(leaf, np.float32))
             if self.saliency == "fisher":
                 out.append(size * np.sqrt(np.asarray(second, np.float32) + 1e-16))
-            elif leaf.ndim < 2:
+            elif leaf.ndim < 2 and whole:
                 out.append(None)
+            elif self.saliency == "lamp":
+                out.append(lamp(size))
             else:
                 # Of the entries that live, or a pruned matrix would seem to grow small.
                 mean = math.sqrt(float(np.sum(size**2)) / max(int(np.count_nonzero(size)), 1))
                 out.append(size / (mean or 1.0))
         return out
+
+    def _whole(self, leaves: list[Any]) -> bool:
+        """Whether vectors stay whole."""
+        bits = [self.value_bits or 8 * leaf.dtype.itemsize for leaf in leaves]
+        pairs = zip(leaves, bits, strict=True)
+        filled = sum(leaf.size * bit for leaf, bit in pairs if leaf.ndim < 2) / 8
+        return self.limit is None or 2 * filled <= self.limit
 
     def final_count(self, params: Any, scores: list[np.ndarray | None]) -> int:
         """How many entries stay in the end, by the entropy of their places."""
@@ -193,6 +206,15 @@ class ToSize:
             masks = _keep(scores, live, count)
             stored = self.measure(_masked(params, masks))
         return _with_masks(params, opt_state, masks)
+
+
+def lamp(size: np.ndarray) -> np.ndarray:
+    """The square of each entry over the sum of the squares that are not smaller, in its array."""
+    order = np.argsort(-size, axis=None, kind="stable")
+    squares = size.ravel()[order].astype(np.float64) ** 2
+    out = np.empty(size.size)
+    out[order] = squares / np.maximum(np.cumsum(squares), np.finfo(np.float64).tiny)
+    return out.reshape(size.shape)
 
 
 def _entropy(share: float) -> float:

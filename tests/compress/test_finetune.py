@@ -109,7 +109,7 @@ def test_one_output_is_a_regression(calibration):
         ({"budget": True}, "budget=True with a Compressed"),
         ({"budget": 4000, "density": 0.5}, "a budget or a density"),
         ({"value_bits": 4.0}, "value_bits from 1 to 32 with a budget"),
-        ({"density": 0.5, "saliency": "luck"}, "saliency among fisher, magnitude"),
+        ({"density": 0.5, "saliency": "luck"}, "saliency among fisher, magnitude, lamp"),
         ({"labels": np.zeros(3, np.int32)}, "labels as"),
         ({"labels": np.full(1317, 12)}, "labels from 0 to 9"),
         ({"teacher": np.zeros((3, 10))}, "teacher outputs of shape"),

@@ -8,7 +8,7 @@ import pytest
 
 from koopjax import compress, export
 from koopjax.compress._constraint import constrain, constraint_of, on_grid
-from koopjax.compress._to_size import ToSize
+from koopjax.compress._to_size import ToSize, lamp
 
 PARAMS = {
     "w": jnp.asarray(np.random.default_rng(0).normal(size=(20, 15)), jnp.float32),
@@ -89,6 +89,27 @@ def test_magnitude_leaves_vectors_whole():
     assert count({"w": kept["w"], "v": kept["v"]}) == round(0.1 * 360)
 
 
+def test_magnitude_lets_vectors_go_where_they_fill_more_than_half_of_the_file():
+    _, state, params, _ = begun()
+    wide = {**params, "b": jnp.linspace(0.1, 1.0, 200)}
+    state = optax.chain(optax.scale_by_adam(), compress.constrained()).init(wide)
+    for limit, whole in ((1700, True), (1000, False)):
+        for saliency in ("magnitude", "lamp"):
+            to_size = ToSize(1, bytes_of, limit=limit, until=0.5, saliency=saliency)
+            kept, _ = to_size(1, wide, state)
+            assert (np.count_nonzero(kept["b"]) == 200) == whole
+            assert bytes_of(kept) <= limit
+
+
+def test_lamp_divides_a_square_by_the_sum_of_those_that_are_not_smaller():
+    size = np.abs(np.random.default_rng(0).normal(size=(5, 7)))
+    found = lamp(size)
+    for score, entry in zip(found.ravel(), size.ravel(), strict=True):
+        assert score == pytest.approx(entry**2 / np.sum(size[size >= entry] ** 2))
+    assert found.max() == 1.0  # so that no array is emptied
+    np.testing.assert_array_equal(lamp(np.zeros((2, 3))), 0)
+
+
 @pytest.mark.parametrize("limit", [500, 800, 1200])
 def test_the_file_fills_the_budget(limit):
     _, state, params, _ = begun()
@@ -134,7 +155,7 @@ def test_gradients_reach_the_latent_values_straight_through():
 
 def test_a_size_below_what_cannot_go_is_refused():
     _, state, params, _ = begun()
-    # Magnitude leaves biases whole: nothing is left of the matrices, and it is still too much.
+    # Magnitude leaves few biases whole: nothing is left of the matrices, and it is still too much.
     least = bytes_of({**{k: jnp.zeros_like(v) for k, v in params.items()}, "b": params["b"]})
     to_size = ToSize(4, bytes_of, limit=least - 1, saliency="magnitude")
     with pytest.raises(compress.BudgetTooSmall, match=f"at least {least} bytes"):
