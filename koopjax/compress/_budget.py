@@ -99,13 +99,23 @@ class Budget:
 
 
 class BudgetTooSmall(ValueError):
-    """No form of a method fits the budget; the one-line message says the smallest that it has."""
+    """No form of a method fits the budget; the one-line message says the smallest that it has.
+
+    Attributes:
+        smallest: bytes of that form.
+    """
+
+    smallest: int
 
 
-def too_small(method: str, budget: int, smallest: int, original: int) -> BudgetTooSmall:
-    """The error where no form of a method fits."""
-    return BudgetTooSmall(
-        f"expected a budget of at least {smallest} bytes ({original / smallest:.4g}x) for "
-        f"{method}, the smallest form that it has for this model, got {budget} bytes; try a "
-        "larger budget or another method"
+def too_small(
+    method: str, budget: int, smallest: int, original: int | None = None
+) -> BudgetTooSmall:
+    """The error where no form of a method fits; without the original's bytes it names no ratio."""
+    ratio = "" if original is None else f" ({original / smallest:.4g}x)"
+    error = BudgetTooSmall(
+        f"expected a budget of at least {smallest} bytes{ratio} for {method}, the smallest form "
+        f"that it has for this model, got {budget} bytes; try a larger budget or another method"
     )
+    error.smallest = smallest
+    return error

@@ -129,6 +129,10 @@ class Contest:
             made = self._run(track, method, budget, seeds, settings, everything=True)
             seconds = (time.perf_counter() - began) / len(seeds)
         except BudgetTooSmall as error:
+            if len(seeds) > 1:  # one lane's file may be some bytes longer than the others'
+                for seed in seeds:
+                    self._make(at, [seed], first, places)
+                return
             made, seconds, note = [None] * len(seeds), 0.0, str(error)
         for seed, original, one in zip(seeds, originals, made, strict=True):
             report = None if one is None else one.report
@@ -163,14 +167,22 @@ class Contest:
             variants = [{**base, "value_bits": bits} for bits in self.value_bits]
         best: tuple[float, float] | None = None
         chosen: dict[str, Any] = {}
-        scores = []
+        scores: list[float | None] = []
+        small: list[BudgetTooSmall] = []
         for settings in variants:
-            (made,) = self._run(track, method, place, [first], settings, everything=False)
+            try:
+                (made,) = self._run(track, method, place, [first], settings, everything=False)
+            except BudgetTooSmall as error:  # another variant may have a smaller form
+                scores.append(None)
+                small.append(error)
+                continue
             report = made.report
             score = (report.score, -(report.divergence or 0.0))
             scores.append(report.score)
             if best is None or score > best:
                 best, chosen = score, settings
+        if best is None:
+            raise min(small, key=lambda error: error.smallest)
         row = {"track": track, "method": method, "budget": place, "settings": chosen}
         self.rows.add("variant", {**row, "tried": variants, "scores": scores})
         return chosen

@@ -57,10 +57,11 @@ def finetuned_lanes(
         students.append(start(chosen, name, problems[-1], variant, key, at))
     rows = [models.predict(model, x) for model in originals]
     teachers = [one.reshape(len(one), -1) for one in rows]
-    sized = chosen.saliency or value_bits
+    saliency = variant.get("saliency", chosen.saliency)
+    sized = saliency or value_bits
     common: Any = {
         "labels": None if labels is None else jnp.asarray(labels),
-        "training": with_variant(training, variant), "saliency": chosen.saliency or "fisher",
+        "training": with_variant(training, variant), "saliency": saliency or "fisher",
         "progress": progress,
     }  # fmt: skip
     groups = [range(len(students))] if _alike(students) else [[k] for k in range(len(students))]

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from koopjax import export, models, nn
 from koopjax._core import expected
-from koopjax.compress._budget import too_small
+from koopjax.compress._budget import BudgetTooSmall, too_small
 from koopjax.compress._finetune import Training, train_students
 from koopjax.compress._layers import as_nnx, get, linear_paths, with_factors
 from koopjax.compress._methods import ANY_BITS, METHODS
@@ -40,7 +40,8 @@ class Recipe:
             result in `METHODS`, whose zeros stay.
         saliency: which entries go while it trains; None where the student has its size already.
         variants: settings to choose from on validation data; the same number for every method.
-            `learning_rate` is one of them, the others go to `start`.
+            `learning_rate` may be one of them and `saliency`, in place of the recipe's, another;
+            the rest go to `start`.
     """
 
     family: str
@@ -124,7 +125,10 @@ RECIPES: dict[str, Recipe] = {
         "koopman", _koopman,
         variants=_grid(_HIGH, {"coordinates": 24, "hidden": (12,)}, {"coordinates": 24}),
     ),
-    "magnitude": Recipe("pruning", _original, "lamp", _grid(_ALL, {})),
+    "magnitude": Recipe(
+        "pruning", _original, "magnitude",
+        _grid(_HIGH, {"saliency": "magnitude"}, {"saliency": "lamp"}),
+    ),
     "fisher": Recipe("pruning", _original, "fisher", _grid(_ALL, {})),
     "small_network": Recipe(
         "small network", _small_exact, None,
@@ -214,23 +218,30 @@ def finetuned(
     y = None if labels is None else _kept_labels(problem, labels, calibration, validation, key)
     variants = chosen.variants if variant is None else (variant,)
     best: tuple[Any, Any, Mapping[str, Any]] | None = None
+    small: list[int] = []
     teacher = _outputs(problem)
     for number, settings in enumerate(variants):
         if checkpoint is not None and len(variants) > 1:
             raise expected("a variant with a checkpoint", "several variants", "variant=...")
-        student = start(chosen, name, problem, settings, key, at)
-        (tuned,) = train_students(
-            [student], problem.x, teachers=[teacher], labels=y,
-            keys=[jax.random.fold_in(key, number)],
-            training=with_variant(training, settings),
-            limits=[problem.limit if chosen.saliency or value_bits else None],
-            saliency=chosen.saliency or "fisher", value_bits=[value_bits],
-            progress=progress, checkpoint=checkpoint,
-        )  # fmt: skip
+        saliency = settings.get("saliency", chosen.saliency)
+        try:
+            student = start(chosen, name, problem, settings, key, at)
+            (tuned,) = train_students(
+                [student], problem.x, teachers=[teacher], labels=y,
+                keys=[jax.random.fold_in(key, number)],
+                training=with_variant(training, settings),
+                limits=[problem.limit if saliency or value_bits else None],
+                saliency=saliency or "fisher", value_bits=[value_bits],
+                progress=progress, checkpoint=checkpoint,
+            )  # fmt: skip
+        except BudgetTooSmall as error:  # another variant may have a smaller form
+            small.append(error.smallest)
+            continue
         score = problem.score_model(tuned)
         if best is None or score > best[0]:
             best = (score, tuned, settings)
-    assert best is not None
+    if best is None:
+        raise too_small(name, problem.limit, min(small), problem.original_bytes)
     score, tuned, settings = best
     return finished(
         name,
@@ -267,7 +278,7 @@ def start(
     at: Any = None,
 ) -> Any:  # fmt: skip
     """The student of a variant, or the method's one-shot result."""
-    own = {k: v for k, v in settings.items() if k != "learning_rate"}
+    own = {k: v for k, v in settings.items() if k not in ("learning_rate", "saliency")}
     if chosen.start is None:
         if own:
             raise expected(f"variants of {name} that set learning_rate alone", f"{own}")

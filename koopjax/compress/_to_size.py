@@ -121,7 +121,7 @@ class ToSize:
         empty = [None if s is None else np.zeros(s.shape, bool) for s in scores]
         least = self.measure(_masked(params, empty))
         if least > self.limit:
-            raise too_small("finetune", self.limit, least, self.measure(params))
+            raise too_small("finetune", self.limit, least)
         room = 8 * (self.limit - least)
         low, high = 0, total
         while low < high:  # the largest count whose values and places fit
@@ -152,7 +152,7 @@ class ToSize:
         if best is None:  # the guess was far off: what certainly fits
             best = _keep(scores, live, max(low, 1))
             if (stored := self.measure(_masked(params, best))) > self.limit:
-                raise too_small("finetune", self.limit, stored, self.measure(params))
+                raise too_small("finetune", self.limit, stored)
         return best
 
     def _quantise(self, params: Any, opt_state: Any) -> tuple[Any, Any]:

@@ -1,6 +1,8 @@
 """The contest: fair, resumable, and true to the files that it measures."""
 
 import dataclasses
+import functools
+import importlib
 import json
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ from flax import nnx
 
 from koopjax import compress, export, models
 from koopjax.compress import _recipes
+from koopjax.compress._budget import too_small
 
 QUICK = compress.Training(epochs=2, batch_size=64)
 
@@ -247,3 +250,60 @@ def test_variants_that_differ_in_how_they_train_share_where_they_start(small):
     contest(small, None, methods=["mine"], recipes={"mine": own})
     assert made[:2] == [{"bottleneck": 1.0}, {"bottleneck": 2.0}]
     assert len(made) == 3  # and the chosen one, from the network of all samples
+
+
+def test_a_variant_that_is_too_large_leaves_the_others(small):
+    def start(problem, key, *, width):
+        if width is None:
+            return _recipes._small_exact(problem, key, bottleneck=None)
+        raise too_small("mine", problem.limit, 10 * width, problem.original_bytes)
+
+    def run(*widths):
+        variants = tuple({"width": width, "learning_rate": 1e-2} for width in widths)
+        own = compress.Recipe("small network", start, None, variants)
+        (point,) = contest(small, None, methods=["mine"], recipes={"mine": own}).points
+        call = functools.partial(
+            compress.finetuned, "mine", network(0, small.x_train, small.y_train), small.x_train,
+            "2x", labels=small.y_train, validation=(small.x_val, small.y_val), how=own,
+            training=QUICK, key=jax.random.key(0),
+        )  # fmt: skip
+        return point, call
+
+    point, call = run(900, None, 800)
+    assert point.accuracy is not None
+    assert call().report.settings["width"] is None
+    point, call = run(900, 800)
+    assert point.accuracy is None
+    assert "at least 8000 bytes" in point.note
+    assert "for mine" in point.note
+    with pytest.raises(compress.BudgetTooSmall, match="at least 8000 bytes") as error:
+        call()
+    assert error.value.smallest == 8000
+
+
+def test_too_small_a_budget_names_the_method_and_a_true_ratio(small):
+    model = network(0, small.x_train, small.y_train)
+    with pytest.raises(compress.BudgetTooSmall, match=r"for fisher.*got 20 bytes") as error:
+        compress.finetuned(
+            "fisher", model, small.x_train, "20B", training=QUICK, key=jax.random.key(0)
+        )
+    ratio = export.stored_bytes(model) / error.value.smallest
+    assert f"({ratio:.4g}x)" in str(error.value)
+
+
+def test_a_variant_may_name_its_saliency(small, monkeypatch):
+    recipe = importlib.import_module("koopjax.compress._recipes")
+    asked, train = [], recipe.train_students
+
+    def noted(students, *positional, saliency, **named):
+        asked.append(saliency)
+        return train(students, *positional, saliency=saliency, **named)
+
+    monkeypatch.setattr(recipe, "train_students", noted)
+    own = compress.Recipe(
+        "pruning", lambda problem, key: problem.model, "fisher",
+        ({"saliency": "lamp"}, {"saliency": "magnitude"}, {"learning_rate": 1e-3}),
+    )  # fmt: skip
+    result = contest(small, None, methods=["mine"], recipes={"mine": own})
+    (settings,) = result.variants.values()
+    assert asked == ["lamp", "magnitude", "fisher", settings.get("saliency", "fisher")]
