@@ -240,7 +240,8 @@ def _contest(title, result, track, budgets):
 
 def _note(results):
     seeds = sorted({w["seeds"] for r in results.values() for w in r["summary"] if w["seeds"]})
-    spread = f"mean ± standard deviation over {max(seeds)} networks"
+    several = [str(count) for count in seeds if count > 1]
+    spread = f"mean ± standard deviation over {' or '.join(several)} networks"
     if min(seeds) == 1:
         spread += ", of one where no deviation is given"
     return NOTE.format(spread="of one network each" if max(seeds) == 1 else spread)

@@ -191,7 +191,7 @@ def add(results: dict[str, Any], contest: Any, paths: Mapping[Any, str], paramet
     for row in summary:
         same = [p for p in contest.points if all(getattr(p, key) == row[key] for key in keys)]
         done = [p for p in same if p.accuracy is not None]
-        wholes = [p.original_accuracy for p in same]
+        wholes = [p.original_accuracy for p in done or same]
         results["compressed"].append(
             {
                 **{key: value for key, value in row.items() if key not in ("seeds", "std")},
@@ -233,7 +233,7 @@ def sentence(summary: Sequence[Mapping[str, Any]]) -> str:
         if not own:
             parts.append(f"{track.capitalize()}: no method has a form so small.")
             continue
-        budget = max(own, key=lambda row: row["ratio"])["budget"]
+        budget = max(own, key=_times)["budget"]
         own = [row for row in own if row["budget"] == budget]
         own.sort(key=lambda row: -row["accuracy"])
         told = f"{track.capitalize()} at {budget}: {own[0]['method']} keeps {_figure(own[0])}"
@@ -243,6 +243,16 @@ def sentence(summary: Sequence[Mapping[str, Any]]) -> str:
             told += f", the best {kind} method, {other['method']}, {_figure(other)}"
         parts.append(f"{told}.")
     return " ".join(parts)
+
+
+def _times(row: Mapping[str, Any]) -> float:
+    """How many times smaller than the original the budget of a row is."""
+    from koopjax import compress
+
+    budget = compress.Budget.parse(row["budget"])
+    if budget.ratio is not None:
+        return budget.ratio
+    return row["ratio"] * row["stored_bytes"] / (budget.size or 1)
 
 
 def _figure(row: Mapping[str, Any]) -> str:

@@ -102,10 +102,19 @@ class BudgetTooSmall(ValueError):
     """No form of a method fits the budget; the one-line message says the smallest that it has.
 
     Attributes:
-        smallest: bytes of that form.
+        smallest: bytes of that form, where they are known.
     """
 
-    smallest: int
+    smallest: int | None = None
+
+
+class Inapplicable(ValueError):
+    """A method that doesn't take a model of this kind, whatever the budget."""
+
+
+def inapplicable(what: str, got: str, suggestion: str) -> Inapplicable:
+    """The error in the house form."""
+    return Inapplicable(str(expected(what, got, suggestion)))
 
 
 def too_small(

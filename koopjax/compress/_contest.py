@@ -1,6 +1,7 @@
 """What the contest is made of: originals, variants, and one point after another."""
 
 import dataclasses
+import json
 import math
 import time
 import zlib
@@ -13,13 +14,14 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax import export, models
-from koopjax.compress._budget import Budget, BudgetTooSmall
+from koopjax._core import check_finite
+from koopjax.compress._budget import Budget, BudgetTooSmall, Inapplicable
 from koopjax.compress._finetune import Training
 from koopjax.compress._methods import ANY_BITS, METHODS
 from koopjax.compress._points import Point
 from koopjax.compress._problem import cut
 from koopjax.compress._recipe_lanes import finetuned_lanes
-from koopjax.compress._recipes import Recipe, finetuned, recipe, start
+from koopjax.compress._recipes import Recipe, finetuned, recipe, smallest_of, start
 from koopjax.compress._result import Compressed
 
 FLOAT = "fine-tuned"
@@ -40,6 +42,8 @@ class Contest:
 
     def __post_init__(self) -> None:
         self.rows: Any = None
+        #: Whether the networks are trained by a function, rather than one given.
+        self.made = not isinstance(self.model, tuple) and _is_maker(self.model)
         self._models: dict[tuple[int, bool], Any] = {}
         self._begun: tuple[Any, Any] = (None, None)
         #: Seeds that are trained at once.
@@ -50,40 +54,45 @@ class Contest:
         self.test: Any = as_arrays("x_test", "y_test")
         pairs = zip(self.train, self.val, strict=True)
         self.all: Any = tuple(jnp.concatenate(pair) for pair in pairs)
+        for name in ("x_train", "x_val", "x_test"):
+            check_finite(f"{name} (pareto)", getattr(self.data, name))
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a ledger to go on."""
         arrays = [np.ascontiguousarray(a) for a in (*self.train, *self.val, *self.test)]
-        span = {}
+        own: dict[str, Any] = {}
         if self.at is not None:
             ends = self.at if isinstance(self.at, list | tuple) else (self.at, "output")
-            span["at"] = [getattr(end, "name", end) for end in ends]
+            own["at"] = [getattr(end, "name", end) for end in ends]
+        if not self.made:
+            leaves = [np.asarray(a) for a in jax.tree.leaves(models.form_of(self.model)[1])]
+            own["model"] = [[list(a.shape), zlib.crc32(a.tobytes())] for a in leaves]
         return {
             "data": [[list(a.shape), a.dtype.name, zlib.crc32(a.tobytes())] for a in arrays],
             "training": dataclasses.asdict(self.training),
-            "tuning": dataclasses.asdict(self.tuning), **span,
+            "tuning": dataclasses.asdict(self.tuning), **own,
         }  # fmt: skip
 
     def original(self, seed: int, everything: bool) -> Any:
         """The network of a seed, trained on the training images with or without validation's."""
-        given = isinstance(self.model, tuple) or not _is_maker(self.model)
-        key = (0, True) if given else (seed, everything)
+        key = (seed, everything) if self.made else (0, True)
         if key not in self._models:
             # A contest goes seed by seed, or through all of them again and again.
             self._models = {} if len(self._models) > len(self.together) + 1 else self._models
             data = self.all if everything else self.train
             maker: Any = self.model
-            self._models[key] = self.model if given else maker(seed, *data)
+            self._models[key] = maker(seed, *data) if self.made else self.model
         return self._models[key]
 
-    def originals(self) -> dict[int, dict[str, Any]]:
-        """Accuracy and bytes of the networks, by seed."""
-        return {row["seed"]: row for row in self.rows.of("original")}
+    def originals(self, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Accuracy and bytes of the networks of these seeds."""
+        return {row["seed"]: row for row in self.rows.of("original") if row["seed"] in seeds}
 
     def chosen(self) -> dict[tuple[str, str, str], Any]:
         """The settings chosen on validation data."""
         found = self.rows.of("variant")
-        return {(r["track"], r["method"], r["budget"]): r["settings"] for r in found}
+        named = lambda row: (row["track"], row["method"], row["budget"])
+        return {named(row): row["settings"] for row in found if row["settings"] is not None}
 
     def account(self, seed: int) -> dict[str, Any]:
         """The original's row, made once."""
@@ -102,15 +111,22 @@ class Contest:
     ) -> Point:
         """One point: from the ledger, or made, where lanes are wanted with those of all seeds."""
         at: dict[str, Any] = {"track": track, "method": method, "budget": budget}
-        if self.rows.find("point", **at, seed=seed) is None:
+        if self._held(at, seed) is None:
             seeds = [seed]
             if track != "one-shot":
-                lacking = [
-                    s for s in self.together if self.rows.find("point", **at, seed=s) is None
-                ]
-                seeds = lacking or seeds
+                seeds = [s for s in self.together if self._held(at, s) is None] or seeds
             self._make(at, seeds, first, places)
         return Point(**self.rows.find("point", **at, seed=seed))
+
+    def _held(self, at: Mapping[str, str], seed: int) -> dict[str, Any] | None:
+        """The point in the ledger; None where it was made with settings that are tried no more."""
+        row = self.rows.find("point", **at, seed=seed)
+        if row is None or row["accuracy"] is None or at["track"] == "one-shot":
+            return row
+        variants = _plain(self.recipe(at["method"]).variants)
+        names = {name for variant in variants for name in variant}
+        own = {name: value for name, value in row["settings"].items() if name in names}
+        return row if own in variants else None
 
     def _make(
         self, at: Mapping[str, str], seeds: Sequence[int], first: int, places: Sequence[str]
@@ -128,7 +144,7 @@ class Contest:
             began, note = time.perf_counter(), ""
             made = self._run(track, method, budget, seeds, settings, everything=True)
             seconds = (time.perf_counter() - began) / len(seeds)
-        except BudgetTooSmall as error:
+        except (BudgetTooSmall, Inapplicable) as error:
             if len(seeds) > 1:  # one lane's file may be some bytes longer than the others'
                 for seed in seeds:
                     self._make(at, [seed], first, places)
@@ -152,11 +168,25 @@ class Contest:
     def variant(
         self, track: str, method: str, budget: str, first: int, places: Sequence[str]
     ) -> dict[str, Any]:
-        """The settings chosen on the validation split of the first seed, at the nearest budget."""
+        """The settings chosen on the validation split of the first seed, at the nearest budget.
+
+        Where the method has no form at that budget, they are chosen at the point's own.
+
+        Raises:
+            BudgetTooSmall: it has none there either.
+        """
         place = min(places, key=lambda other: abs(self._logarithm(other) - self._logarithm(budget)))
-        held = self.rows.find("variant", track=track, method=method, budget=place)
-        if held is not None:
-            return held["settings"]
+        try:
+            return self._variant_at(track, method, place, first, places)
+        except BudgetTooSmall:
+            if place == budget:
+                raise
+        return self._variant_at(track, method, budget, first, places)
+
+    def _variant_at(
+        self, track: str, method: str, place: str, first: int, places: Sequence[str]
+    ) -> dict[str, Any]:
+        """The settings chosen at a budget; from the ledger where the same were tried for them."""
         variants = [dict(v) for v in self.recipe(method).variants]
         if track == "any-bits" and method not in ANY_BITS:
             # The rate and the shape of the float track at a size with about as many entries.
@@ -165,8 +195,13 @@ class Contest:
             known = [r["budget"] for r in known if (r["track"], r["method"]) == (FLOAT, method)]
             base = self.variant(FLOAT, method, looser, first, known or places)
             variants = [{**base, "value_bits": bits} for bits in self.value_bits]
+        held = self.rows.find("variant", track=track, method=method, budget=place)
+        if held is not None and held["tried"] == _plain(variants):
+            if held["settings"] is None:
+                raise BudgetTooSmall(held["note"])
+            return held["settings"]
         best: tuple[float, float] | None = None
-        chosen: dict[str, Any] = {}
+        chosen: dict[str, Any] | None = None
         scores: list[float | None] = []
         small: list[BudgetTooSmall] = []
         for settings in variants:
@@ -181,10 +216,14 @@ class Contest:
             scores.append(report.score)
             if best is None or score > best:
                 best, chosen = score, settings
-        if best is None:
-            raise min(small, key=lambda error: error.smallest)
         row = {"track": track, "method": method, "budget": place, "settings": chosen}
-        self.rows.add("variant", {**row, "tried": variants, "scores": scores})
+        row |= {"tried": variants, "scores": scores}
+        if chosen is None:
+            limit = Budget.parse(place).bytes(self.account(first)["stored_bytes"])
+            error = smallest_of(small, method, limit, self.account(first)["stored_bytes"])
+            self.rows.add("variant", {**row, "note": str(error)})
+            raise error
+        self.rows.add("variant", row)
         return chosen
 
     def _run(
@@ -195,8 +234,10 @@ class Contest:
         originals = [self.original(seed, everything) for seed in seeds]
         x, y = self.all if everything else self.train
         keys: list[Array] = [jax.random.key(1000 + seed) for seed in seeds]
+        how = self.recipe(method)
+        at = self.at if how.family == "koopman" else None
         if track == "one-shot":
-            return [METHODS[method](originals[0], x, budget, at=self.at, key=keys[0])]
+            return [METHODS[method](originals[0], x, budget, at=at, key=keys[0])]
         settings = dict(settings)
         bits = settings.pop("value_bits", None)
         free = track == "label-free"
@@ -207,21 +248,19 @@ class Contest:
             "training": self.training if everything else self.tuning,
         }  # fmt: skip
         if len(seeds) > 1:
-            how = self.recipe(method)
             return finetuned_lanes(
-                method, originals, x, budget, at=self.at, keys=keys, how=how, **common
+                method, originals, x, budget, at=at, keys=keys, how=how, **common
             )
-        how = self._starting(method, budget, seeds[0], everything)
+        how = self._starting(how, (track, method, budget, seeds[0], everything), at, bits)
         return [finetuned(method, originals[0], x, budget, key=keys[0], how=how, **common)]
 
-    def _starting(self, method: str, budget: str, seed: int, everything: bool) -> Recipe:
-        """The method's recipe; variants that differ in how they train share where they start."""
-        how = self.recipe(method)
+    def _starting(self, how: Recipe, which: tuple[Any, ...], at: Any, bits: Any) -> Recipe:
+        """A recipe whose variants share where they start if they differ in how they train."""
 
         def begun(problem: Any, key: Array, **settings: Any) -> Any:
-            which = (method, budget, seed, everything, repr(sorted(settings.items())))
-            if self._begun[0] != which:
-                self._begun = (which, start(how, method, problem, settings, key, self.at))
+            asked = (*which, bits, repr(sorted(settings.items())))
+            if self._begun[0] != asked:
+                self._begun = (asked, start(how, which[1], problem, settings, key, at, bits))
             return self._begun[1]
 
         return dataclasses.replace(how, start=begun)
@@ -245,5 +284,11 @@ def _is_maker(model: Any) -> bool:
     """Whether it is a function that trains models rather than a model."""
     from flax import nnx
 
-    is_model = isinstance(model, nnx.Module) or bool(jax.tree.leaves(model) != [model])
-    return callable(model) and not is_model
+    leaves = jax.tree.leaves(model)
+    alone = len(leaves) == 1 and leaves[0] is model  # no pytree, but a function
+    return callable(model) and alone and not isinstance(model, nnx.Module)
+
+
+def _plain(settings: Any) -> Any:
+    """As the ledger's JSON gives it back."""
+    return json.loads(json.dumps(list(settings)))

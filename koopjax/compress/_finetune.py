@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from koopjax import export, models
 from koopjax._core import check_finite, expected, on_device
 from koopjax.compress._budget import Budget
 from koopjax.compress._constraint import at_rate, constrained, with_rate
+from koopjax.compress._problem import pose
 from koopjax.compress._result import Compressed, finish
 from koopjax.compress._to_size import SALIENCIES, ToSize
 
@@ -23,6 +25,8 @@ from koopjax.compress._to_size import SALIENCIES, ToSize
 LABEL_WEIGHT = 0.2
 #: Looks at the parameters in a pass over the data, where a run prunes or quantises on the way.
 ROUNDS = 4
+#: Note of a report whose score was never measured.
+UNMEASURED = "nothing was measured after fine-tuning: a score needs x_val, with y_val for accuracy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,7 @@ def finetune(
     training: Training | None = None,
     budget: Any = None,
     density: float | None = None,
-    saliency: str = "fisher",
+    saliency: str | None = None,
     value_bits: float | None = None,
     x_val: ArrayLike | None = None,
     y_val: ArrayLike | None = None,
@@ -103,16 +107,19 @@ def finetune(
         budget: prune on the way until the file takes at most so many bytes: bytes, `"64KiB"`, or a
             `Budget` of a size. A `Compressed` knows its own: `True`.
         density: prune on the way until this share of entries is left; instead of a budget.
-        saliency: which entries go, "fisher", "magnitude" or "lamp" (layer-adaptive magnitude).
+        saliency: which entries go, "fisher" (the default), "magnitude" or "lamp" (layer-adaptive
+            magnitude); with a budget or a density.
         value_bits: with a budget, quantise: bits a non-zero value takes, entropy-coded.
-        x_val, y_val: samples and labels on which a `Compressed` is scored anew.
+        x_val, y_val: samples and labels on which a `Compressed` is scored anew: by accuracy, or
+            without labels by agreement with the teacher. One output is scored by r2 against the
+            teacher, labels or not.
         progress: called as `progress(epoch, metrics)`, four times a pass where entries go.
         checkpoint, resume: as in `models.train`; an interrupted run goes on.
 
     Returns:
-        What came: a `Compressed`, its report telling the new file and validation score (where
-        there are `x_val` and `y_val`), or the model of the form given. The one given is left as it
-        was.
+        What came: a `Compressed`, its report telling the new file and validation score, or the
+        model of the form given. Without `x_val` the score is NaN, and a note says so. The one given
+        is left as it was.
 
     Raises:
         ValueError: data that do not fit, settings out of range; a `Compressed` whose file would
@@ -128,7 +135,18 @@ def finetune(
             raise expected("budget=True with a Compressed", "a bare model", "a number of bytes")
         budget = compressed.report.budget_bytes
     limit = None if budget is None else _size_of(budget)
-    model = compressed.model if isinstance(compressed, Compressed) else compressed
+    if saliency is None:
+        saliency = "fisher"
+    elif limit is None and density is None:
+        raise expected(
+            "finetune: a saliency with a budget or a density", f"{saliency!r} alone", "budget=True"
+        )
+    if y_val is not None and x_val is None:
+        raise expected("finetune: y_val with x_val", "y_val alone", "x_val=..., the samples of it")
+    model, judge = compressed, None
+    if isinstance(compressed, Compressed):
+        model = compressed.model
+        judge = _judge(compressed, teacher, calibration, x_val, y_val, key)
     (tuned,) = train_students(
         [model], calibration, teachers=[teacher], labels=labels, keys=[key], training=training,
         limits=[limit], densities=[density], saliency=saliency, value_bits=[value_bits],
@@ -136,7 +154,7 @@ def finetune(
     )  # fmt: skip
     if not isinstance(compressed, Compressed):
         return tuned
-    return account(compressed, tuned, x_val, y_val, training.epochs, labels is not None)
+    return account(compressed, tuned, judge, training.epochs, labels is not None)
 
 
 def train_students(
@@ -326,10 +344,39 @@ def _optimizer(decay: float, warmup: int, steps: int, clip: float) -> optax.Grad
     )  # fmt: skip
 
 
-def account(
-    given: Compressed, model: Any, x_val: Any, y_val: Any, epochs: int, labelled: bool
-) -> Compressed:
-    """The fine-tuned model with a report that is true of it."""
+def _judge(
+    given: Compressed, teacher: Any, calibration: Any, x_val: Any, y_val: Any, key: Array
+) -> Callable[[Any], dict[str, Any]] | None:
+    """What scores a model on validation samples as the methods do; None where there are none.
+
+    Returns:
+        A function from the model to the fields of a `Report` about its score.
+
+    Raises:
+        ValueError: data that do not fit; samples on which the teacher's outputs are not known.
+    """
+    if x_val is None:
+        return None
+    if given.report.measure == "r2":
+        y_val = None
+    if y_val is not None:  # labels that do not fit are told here, not when all is trained
+        models.accuracy(given.model, x_val, y_val)
+    if not hasattr(teacher, "ndim"):
+        budget, few = Budget(size=given.report.budget_bytes), jnp.asarray(calibration)[:2]
+        problem = pose("finetune", teacher, few, budget, None, (x_val, y_val), key)
+        return lambda model: problem.account(problem.score_model(model))
+    if y_val is None:
+        raise expected(
+            "finetune: the original model as the teacher, whose outputs on x_val the score needs",
+            "its outputs on the calibration samples", "teacher=model, or no x_val",
+        )  # fmt: skip
+    return lambda model: {
+        "score": models.accuracy(model, x_val, y_val), "measure": "accuracy", "divergence": None
+    }  # fmt: skip
+
+
+def account(given: Compressed, model: Any, judge: Any, epochs: int, labelled: bool) -> Compressed:
+    """The fine-tuned model with a report that is true of it; `judge` from `_judge`."""
     report = given.report
     stored = export.stored_bytes(model)
     if stored > report.budget_bytes:
@@ -338,14 +385,14 @@ def account(
             "a slightly smaller budget for the method, since entropy-coded values have changed, "
             "or budget=True",
         )  # fmt: skip
-    score = report.score
-    if x_val is not None and y_val is not None:
-        score = models.accuracy(model, x_val, y_val)
-    kept = {"method", "settings", "why", "measure", "candidates", "result", "notes"}
-    fields = {f.name: getattr(report, f.name) for f in dataclasses.fields(report) if f.name in kept}
+    # The score before the training is no longer one of this model.
+    measured = {"score": math.nan, "measure": report.measure} if judge is None else judge(model)
+    notes = tuple(note for note in report.notes if note != UNMEASURED)
     what = "distillation with labels" if labelled else "distillation"
-    fields["settings"] = {**report.settings, "finetuned": f"{epochs} epochs, {what}"}
     return finish(
-        model, budget=Budget(size=report.budget_bytes), original_bytes=report.original_bytes,
-        score=score, **fields,
+        model, method=report.method, budget=Budget(size=report.budget_bytes),
+        original_bytes=report.original_bytes, result=report.result,
+        notes=notes if judge else (*notes, UNMEASURED),
+        settings={**report.settings, "finetuned": f"{epochs} epochs, {what}"}, why=report.why,
+        candidates=report.candidates, **measured,
     )  # fmt: skip

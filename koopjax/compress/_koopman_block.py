@@ -127,10 +127,10 @@ def koopman_block(
         shift: `(r,)`, taken off the coordinates.
         k: `(p, q)`, or its two factors.
     """
-    shift = on_device(shift, jnp.float32)
+    # A scale would say what the projection says already, and fill the file once it is trained.
     coordinates: Any = observables.Compose(
         observables.Project(on_device(matrix, jnp.float32)),
-        observables.Standardize(shift, jnp.ones_like(shift)),
+        observables.Standardize(on_device(shift, jnp.float32)),
     )
     if len(setting.kept) < span.d:
         some = observables.Select(observables.Identity(), small(setting.kept, span.d))

@@ -88,10 +88,9 @@ def build_from(task: Task, setting: Setting, matrix: np.ndarray, shift: np.ndarr
 
 def dictionary(matrix: np.ndarray, shift: np.ndarray, degree: int) -> Any:
     """All products of the coordinates `h[kept] @ matrix - shift`."""
-    mean = on_device(shift, jnp.float32)
     first = observables.Compose(
         observables.Project(on_device(matrix, jnp.float32)),
-        observables.Standardize(mean, jnp.ones_like(mean)),
+        observables.Standardize(on_device(shift, jnp.float32)),
     )
     return observables.Compose(first, observables.Monomials(degree))
 

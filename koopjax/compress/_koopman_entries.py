@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from koopjax import edmd, export, observables
 from koopjax._core import on_device
@@ -57,7 +58,7 @@ def _of_width(task: Task, found: Found, matrix: np.ndarray) -> Built | None:
     shift = found.moment.mean[kept] @ matrix
     psi = dictionary(matrix, shift, setting.degree)
     columns = _useful(task, setting, psi)
-    lifted = jax.jit(lambda h: observables.Select(psi, jnp.asarray(columns))(h[:, kept]))
+    lifted = lambda h: _lifted(psi, columns, kept, h)
     hessian, cross = softmax_moments(lifted(span.h), span.y)
     most = min(len(columns) * span.q, room // 4)
     sizes = sorted({max(span.q, int(share * most)) for share in SHARES})
@@ -84,6 +85,14 @@ def _of_width(task: Task, found: Found, matrix: np.ndarray) -> Built | None:
     score = problem.score(span.outputs_of(np.asarray(lifted(span.h_val)) @ clean[size]))
     live = np.any(clean[size] != 0, axis=1)
     return Built(model, chosen, matrix, shift, k, clean[size][live], score, 0)
+
+
+@jax.jit
+def _lifted(
+    psi: Any, columns: Int[Array, " p"], kept: Int[Array, " m"], h: Float[Array, "n d"]
+) -> Float[Array, "n p"]:
+    """Some products of the coordinates of some entries; indices are arguments, not constants."""
+    return observables.Select(psi, columns)(h[:, kept])
 
 
 def _useful(task: Task, setting: Any, psi: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from koopjax import models, nn
 from koopjax._core import expected, matmul, on_device
+from koopjax.compress._budget import inapplicable
 from koopjax.compress._problem import Problem, cut, span_name
 
 Path = tuple[Any, ...]
@@ -38,7 +39,7 @@ def as_nnx(model: Any) -> nnx.Module:
     """An NNX model, or the NNX twin of a Linen MLP.
 
     Raises:
-        ValueError: any other form.
+        Inapplicable: any other form.
     """
     if isinstance(model, nnx.Module):
         return model
@@ -52,7 +53,7 @@ def as_nnx(model: Any) -> nnx.Module:
         return twin
     kind = type(model[0] if isinstance(model, tuple) and model else model)
     name = f"a Linen {kind.__name__}" if issubclass(kind, linen.Module) else kind.__name__
-    raise expected(
+    raise inapplicable(
         "an nnx.Module (or koopjax.models.linen.MLP) for a method that changes linear layers",
         name, "magnitude or koopman, which take any model",
     )  # fmt: skip

@@ -32,5 +32,21 @@ METHODS: dict[str, Callable[..., Compressed]] = {
     "deep_compression": deep_compression,
 }
 
+#: What kind of method each is.
+FAMILIES = {
+    "koopman": "koopman",
+    "koopman_trained": "koopman",
+    "magnitude": "pruning",
+    "wanda": "pruning",
+    "obs": "pruning",
+    "svd": "factorising",
+    "whitened_svd": "factorising",
+    "tensor_train": "factorising",
+    "kmeans": "clustering",
+    "int8": "quantising",
+    "int4": "quantising",
+    "deep_compression": "clustering",
+}
+
 #: Methods whose weights are not float32 numbers each: codebooks and grids, coded by entropy.
 ANY_BITS = frozenset({"kmeans", "int8", "int4", "deep_compression"})

@@ -1,7 +1,7 @@
 """The contest: methods × budgets × seeds, one-shot and fine-tuned, resumable, under one account."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ def pareto(
     data: Any,
     methods: Sequence[str] | None = None,
     budgets: Sequence[Any] = ("10x", "30x", "100x"),
-    seeds: Iterable[int] = (0,),
+    seeds: Sequence[int] = (0,),
     *,
     at: Any = None,
     tracks: Sequence[str] = ("fine-tuned",),
@@ -53,9 +53,10 @@ def pareto(
             all of `METHODS` that store float32 (the others are in `compress.ANY_BITS`), and in the
             other tracks all of `RECIPES`.
         budgets: see `Budget.parse`.
-        seeds: of originals, students and draws.
+        seeds: of originals, students and draws; a list or a range.
         at: a cut or a pair of cuts that bounds what the Koopman methods replace, as for
-            `surgery.split`; from the input to the output without.
+            `surgery.split`; from the input to the output without. The others compress the whole
+            network, whose bytes are counted for all.
         tracks: "one-shot" (closed form, no labels), "label-free" (distilled without labels),
             "fine-tuned" (distilled with labels), "any-bits" (the same, values quantised).
         training: shared settings of the trained tracks.
@@ -66,7 +67,9 @@ def pareto(
         recipes: of one's own, by name: methods to compare with, or other variants of the library's
             (such as the cuts of another network). They may be named in `methods`.
         ledger: file to keep every finished piece in (JSON lines); an interrupted run goes on from
-            it, and one with more budgets, methods or seeds adds to it.
+            it, and one with more budgets, methods or seeds adds to it. What was made with variants
+            that a recipe has no more is made anew; whether a function trains the networks that it
+            trained before, a ledger can't know.
         progress: called as `progress(done, total, point)` after each point.
         keep: called with a new point and the compressed network, to save the one that is wanted,
             before the point goes to the ledger; not for points that are in the ledger already.
@@ -81,16 +84,19 @@ def pareto(
         ValueError: an unknown method or track, a malformed budget (before anything is run), bad
             data, or a ledger of another contest.
     """
-    seeds = list(seeds)
+    own = dict(recipes or {})
+    lists = {"tracks": tracks, "budgets": budgets, "seeds": seeds, "value_bits": value_bits}
+    lists |= {"methods": methods, "tune_at": tune_at}
+    for name, values in lists.items():
+        if values is not None and (isinstance(values, str) or not _counted(values)):
+            raise expected(f"pareto: {name} as a list of at least one", repr(values))
+    seeds = list(dict.fromkeys(int(seed) for seed in seeds))
     for track in tracks:
         if track not in TRACKS:
             raise expected(f"tracks among {', '.join(TRACKS)}", repr(track))
-    own = dict(recipes or {})
     wanted = {track: _methods(track, methods, own) for track in tracks}
-    parsed = [str(Budget.parse(budget)) for budget in budgets]
+    parsed = list(dict.fromkeys(str(Budget.parse(budget)) for budget in budgets))
     places = parsed if tune_at is None else [str(Budget.parse(budget)) for budget in tune_at]
-    if not seeds or not parsed:
-        raise expected("at least one budget and one seed", f"{len(parsed)} and {len(seeds)}")
     training = training or Training()
     lanes = jax.default_backend() != "cpu" if lanes is None else lanes
     contest = Contest(model, data, training, tuning or training, tuple(value_bits), keep, own, at)
@@ -113,7 +119,12 @@ def pareto(
         order = {key: k for k, key in enumerate(jobs)}
         place = lambda p: order[p.track, p.method, p.budget, p.seed]
         points.sort(key=lambda p: (tracks.index(p.track), parsed.index(p.budget), place(p)))
-        return Pareto(points, contest.chosen(), contest.originals())
+        return Pareto(points, contest.chosen(), contest.originals(seeds))
+
+
+def _counted(values: Any) -> bool:
+    """Whether there is something in it to go through, more than once."""
+    return hasattr(values, "__len__") and len(values) > 0
 
 
 def _methods(track: str, methods: Sequence[str] | None, own: Mapping[str, Recipe]) -> list[str]:

@@ -56,7 +56,10 @@ class Pareto:
     originals: Mapping[int, Mapping[str, Any]]
 
     def summary(self) -> list[dict[str, Any]]:
-        """A row for each track, budget and method: mean and standard deviation over seeds."""
+        """A row for each track, budget and method: mean and standard deviation over seeds.
+
+        Over those seeds whose network has a form so small; the note says for how many it has none.
+        """
         rows = []
         for group in dict.fromkeys((p.track, p.budget, p.method) for p in self.points):
             same = [p for p in self.points if (p.track, p.budget, p.method) == group]
@@ -73,11 +76,19 @@ class Pareto:
                     "ratio": statistics.mean([p.ratio or 0.0 for p in done]) if done else None,
                     "stored_bytes": _mean([p.stored_bytes for p in done]),
                     "parameters": _mean([p.parameters for p in done]),
-                    "seconds": statistics.mean([p.seconds for p in same]),
-                    "note": "" if done else same[0].note,
+                    "seconds": statistics.mean([p.seconds for p in done or same]),
+                    "note": _lacking(same),
                 }
             )  # fmt: skip
         return rows
+
+
+def _lacking(points: Sequence[Point]) -> str:
+    """Why there is no result, and for how many networks where some have one."""
+    without = [p for p in points if p.accuracy is None]
+    if not without or len(without) == len(points):
+        return without[0].note if without else ""
+    return f"none for {len(without)} of {len(points)} networks: {without[0].note}"
 
 
 def _mean(values: Sequence[int | None]) -> float | None:

@@ -184,10 +184,9 @@ def root_of(metric: np.ndarray) -> np.ndarray:
 
 def lift(matrix: np.ndarray, mean: np.ndarray, degree: int, dtype: Any = jnp.float32) -> Any:
     """Dictionary of coordinates `(h - mean) @ matrix`; the mean is taken off behind the product."""
-    shift = on_device(mean @ matrix, dtype)
     first = observables.Compose(
         observables.Project(on_device(matrix, dtype)),
-        observables.Standardize(shift, jnp.ones_like(shift)),
+        observables.Standardize(on_device(mean @ matrix, dtype)),
     )
     return observables.Compose(first, observables.Monomials(degree))
 

@@ -54,7 +54,7 @@ def finetuned_lanes(
     problems, students = [], []
     for model, key in zip(originals, keys, strict=True):
         problems.append(pose(name, model, x, budget, labels, validation, key))
-        students.append(start(chosen, name, problems[-1], variant, key, at))
+        students.append(start(chosen, name, problems[-1], variant, key, at, value_bits))
     rows = [models.predict(model, x) for model in originals]
     teachers = [one.reshape(len(one), -1) for one in rows]
     saliency = variant.get("saliency", chosen.saliency)

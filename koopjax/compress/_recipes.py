@@ -14,10 +14,10 @@ from jaxtyping import Array
 
 from koopjax import export, models, nn
 from koopjax._core import expected
-from koopjax.compress._budget import BudgetTooSmall, too_small
+from koopjax.compress._budget import Budget, BudgetTooSmall, too_small
 from koopjax.compress._finetune import Training, train_students
 from koopjax.compress._layers import as_nnx, get, linear_paths, with_factors
-from koopjax.compress._methods import ANY_BITS, METHODS
+from koopjax.compress._methods import ANY_BITS, FAMILIES, METHODS
 from koopjax.compress._problem import Problem, pose
 from koopjax.compress._result import Compressed, finish
 from koopjax.compress._students import koopman_student, small_student
@@ -26,6 +26,8 @@ Student = Callable[..., Any]
 #: Share of the limit that a file of shared values may grow by while it trains, its biases and
 #: values being rounder at first, and bytes for small files.
 SLACK, FEW = 0.01, 16
+#: Bits that the place of an entry takes among values of few bits.
+PLACE = 1.0
 #: Most times that a smaller file is asked for.
 TRIES = 4
 
@@ -41,13 +43,16 @@ class Recipe:
         saliency: which entries go while it trains; None where the student has its size already.
         variants: settings to choose from on validation data; the same number for every method.
             `learning_rate` may be one of them and `saliency`, in place of the recipe's, another;
-            the rest go to `start`.
+            the rest go to `start`. None given: one variant, that sets nothing.
     """
 
     family: str
     start: Student | None = None
     saliency: str | None = "fisher"
-    variants: tuple[Mapping[str, Any], ...] = ()
+    variants: tuple[Mapping[str, Any], ...] = ({},)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "variants", tuple(self.variants) or ({},))
 
 
 def _original(problem: Problem, key: Array) -> Any:
@@ -151,26 +156,9 @@ def recipe(name: str) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     if name in METHODS:
-        return Recipe(FAMILIES.get(name, "conventional"), None, None, _grid(_ALL, {}))
+        return Recipe(FAMILIES[name], None, None, _grid(_ALL, {}))
     known = ", ".join(sorted({*RECIPES, *METHODS}))
     raise expected(f"a method among {known}", repr(name))
-
-
-#: What kind of method each of `METHODS` is.
-FAMILIES = {
-    "koopman": "koopman",
-    "koopman_trained": "koopman",
-    "magnitude": "pruning",
-    "wanda": "pruning",
-    "obs": "pruning",
-    "svd": "factorising",
-    "whitened_svd": "factorising",
-    "tensor_train": "factorising",
-    "kmeans": "clustering",
-    "int8": "quantising",
-    "int4": "quantising",
-    "deep_compression": "clustering",
-}
 
 
 def finetuned(
@@ -218,14 +206,14 @@ def finetuned(
     y = None if labels is None else _kept_labels(problem, labels, calibration, validation, key)
     variants = chosen.variants if variant is None else (variant,)
     best: tuple[Any, Any, Mapping[str, Any]] | None = None
-    small: list[int] = []
+    small: list[BudgetTooSmall] = []
     teacher = _outputs(problem)
     for number, settings in enumerate(variants):
         if checkpoint is not None and len(variants) > 1:
             raise expected("a variant with a checkpoint", "several variants", "variant=...")
         saliency = settings.get("saliency", chosen.saliency)
         try:
-            student = start(chosen, name, problem, settings, key, at)
+            student = start(chosen, name, problem, settings, key, at, value_bits)
             (tuned,) = train_students(
                 [student], problem.x, teachers=[teacher], labels=y,
                 keys=[jax.random.fold_in(key, number)],
@@ -235,13 +223,13 @@ def finetuned(
                 progress=progress, checkpoint=checkpoint,
             )  # fmt: skip
         except BudgetTooSmall as error:  # another variant may have a smaller form
-            small.append(error.smallest)
+            small.append(error)
             continue
         score = problem.score_model(tuned)
         if best is None or score > best[0]:
             best = (score, tuned, settings)
     if best is None:
-        raise too_small(name, problem.limit, min(small), problem.original_bytes)
+        raise smallest_of(small, name, problem.limit, problem.original_bytes)
     score, tuned, settings = best
     return finished(
         name,
@@ -254,6 +242,14 @@ def finetuned(
         labelled=y is not None,
         candidates=len(variants),
     )
+
+
+def smallest_of(
+    errors: Sequence[BudgetTooSmall], name: str, limit: int, original_bytes: int
+) -> BudgetTooSmall:
+    """The error of all variants, by that which needs least."""
+    known = [error.smallest for error in errors if error.smallest is not None]
+    return too_small(name, limit, min(known), original_bytes) if known else errors[0]
 
 
 def finished(
@@ -275,9 +271,17 @@ def finished(
 
 def start(
     chosen: Recipe, name: str, problem: Problem, settings: Mapping[str, Any], key: Array,
-    at: Any = None,
+    at: Any = None, value_bits: float | None = None,
 ) -> Any:  # fmt: skip
-    """The student of a variant, or the method's one-shot result."""
+    """The student of a variant, or the method's one-shot result.
+
+    One that has its size from the start gets as much room as float32 takes for the numbers that the
+    file will hold in few bits, their places included.
+    """
+    if value_bits is not None and (chosen.start is None or chosen.saliency is None):
+        room = int(problem.limit * 32 / (value_bits + PLACE))
+        room = min(room, problem.original_bytes)
+        problem = dataclasses.replace(problem, limit=room, budget=Budget(size=room))
     own = {k: v for k, v in settings.items() if k not in ("learning_rate", "saliency")}
     if chosen.start is None:
         if own:

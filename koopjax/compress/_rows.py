@@ -112,8 +112,8 @@ class Rows:
         return [row for k, row in self._rows if k == kind]
 
     def find(self, kind: str, **fields: Any) -> dict[str, Any] | None:
-        """The row of a kind with these fields, or None."""
-        for row in self.of(kind):
+        """The last row of a kind with these fields, or None."""
+        for row in reversed(self.of(kind)):
             if all(row.get(name) == value for name, value in fields.items()):
                 return row
         return None

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from koopjax import edmd, models, nn, observables, surgery
 from koopjax._core import expected, matmul, on_device
+from koopjax.compress._budget import inapplicable
 from koopjax.compress._problem import cut, placed, run
 from koopjax.compress._projection import active, axes_of, jacobian_metric, moments, of_pilot
 
@@ -115,7 +116,9 @@ def small_student(
         raise expected("a flag for each width", f"{len(linear)} for {len(widths)}")
     sample = jnp.asarray(x[:2])
     if sample.ndim != 2:
-        raise expected("samples (n, d) for a small perceptron", f"shape {x.shape}", "flat samples")
+        raise inapplicable(
+            "samples (n, d) for a small perceptron", f"shape {x.shape}", "flat samples"
+        )
     sizes = [sample.shape[1], *widths, models.predict(model, sample).shape[-1]]
     operators = []
     for k, (p, q) in enumerate(pairwise(sizes)):
@@ -146,7 +149,7 @@ def _between(model: Any, x: Array, ends: tuple[str, str], count: int) -> list[An
     high = names.index(ends[1]) if ends[1] in names else len(names)
     inside = [p.name for k, p in enumerate(points) if p.hidden and low < k < high]
     if len(inside) < count:
-        raise expected(
+        raise inapplicable(
             f"a span {ends} with {count} hidden states", f"{len(inside)}", "fewer hidden widths"
         )
     places = [ends[0], *inside[len(inside) - count :], ends[1]]

@@ -53,7 +53,8 @@ def calls(monkeypatch, pruned):
 
     def quick(name, network, x, budget, *, labels, validation, key, variant, training, **rest):
         asked.append((name, len(x), labels is not None, training.epochs))
-        return pruned
+        report = dataclasses.replace(pruned.report, settings=variant)
+        return pruned._replace(report=report)
 
     monkeypatch.setattr("koopjax.compress._contest.finetuned", quick)
     for name in ("fisher", "magnitude"):

@@ -97,6 +97,97 @@ def test_one_output_is_a_regression(calibration):
     assert error(tuned) < 0.2 * error(student)
 
 
+def test_what_koopman_returned_still_fits_when_it_is_trained(network, digits):
+    x, y = digits.train_and_val()
+    made = compress.koopman(network, x, "8x", key=jax.random.key(0), seconds=0)
+    tuned = compress.finetune(made, x, teacher=network, labels=y, key=jax.random.key(0), epochs=2)
+    assert tuned.report.stored_bytes <= made.report.budget_bytes
+    # Of the float32 numbers nothing is left that takes more of the file once it has moved.
+    assert abs(tuned.report.stored_bytes - made.report.stored_bytes) <= 4
+
+
+def test_the_report_says_what_was_measured(pruned, network, calibration, digits):
+    x, y = digits.x_test, digits.y_test
+    settings = {"key": jax.random.key(1), "epochs": 2}
+    assert pruned.report.measure == "agreement"
+    labelled = compress.finetune(
+        pruned, calibration, teacher=network, x_val=x, y_val=y, **settings
+    ).report  # fmt: skip
+    tuned = compress.finetune(pruned, calibration, teacher=network, x_val=x, **settings)
+    alone = tuned.report
+    assert (labelled.measure, alone.measure) == ("accuracy", "agreement")
+    np.testing.assert_allclose(labelled.score, models.accuracy(tuned.model, x, y), atol=1e-6)
+    np.testing.assert_allclose(alone.score, agreement(tuned.model, network, x), atol=1e-6)
+    logs = [jax.nn.log_softmax(models.predict(m, x)) for m in (network, tuned.model)]
+    divergence = np.mean(np.sum(np.exp(logs[0]) * (logs[0] - logs[1]), axis=-1))
+    np.testing.assert_allclose([labelled.divergence, alone.divergence], [divergence] * 2, rtol=1e-4)
+    given = compress.finetune(
+        pruned, calibration, teacher=models.predict(network, calibration), x_val=x, y_val=y,
+        **settings,
+    ).report  # fmt: skip
+    assert given.divergence is None
+    assert (given.measure, given.score) == ("accuracy", pytest.approx(labelled.score))
+
+
+def test_no_score_outlives_the_training(pruned, network, calibration):
+    settings = {"teacher": network, "key": jax.random.key(1), "epochs": 1}
+    ruined = compress.finetune(pruned, calibration, learning_rate=30.0, clip=1e9, **settings)
+    assert np.isnan(ruined.report.score)
+    assert ruined.report.divergence is None
+    assert "nothing was measured after fine-tuning" in str(ruined.report)
+    again = compress.finetune(ruined, calibration, x_val=calibration, **settings).report
+    assert again.score == pytest.approx(
+        agreement(compress.finetune(ruined, calibration, **settings).model, network, calibration)
+    )
+    assert again.notes == pruned.report.notes
+
+
+def test_a_regression_is_scored_by_r2_whatever_the_labels():
+    x = jax.random.normal(jax.random.key(0), (400, 5))
+    model = (lambda p, a: (a @ p)[:, None] ** 2 + a[:, :1], jnp.array([1.0, -2.0, 0.5, 0.0, 1.5]))
+    made = compress.koopman(model, x, 600, key=jax.random.key(1))
+    settings = {"teacher": model, "key": jax.random.key(2), "epochs": 1}
+    reports = [
+        compress.finetune(made, x, x_val=x, y_val=y, **settings).report
+        for y in (None, np.zeros(len(x), np.int32))
+    ]
+    out = models.predict(compress.finetune(made, x, **settings).model, x)
+    wanted = models.predict(model, x)
+    r2 = 1 - jnp.sum((out - wanted) ** 2) / jnp.sum((wanted - jnp.mean(wanted)) ** 2)
+    for report in reports:
+        assert (report.measure, report.divergence) == ("r2", None)
+        assert report.score == pytest.approx(float(r2), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"y_val": np.zeros(9, np.int32)}, "y_val with x_val, got y_val alone"),
+        ({"x_val": np.zeros((9, 64), np.float32), "y_val": np.zeros(8, np.int32)}, "9 targets"),
+        ({"x_val": np.zeros((9, 64), np.float32), "y_val": np.zeros((9, 2), np.int32)}, r"\(9,\)"),
+        ({"x_val": np.zeros((9, 63), np.float32)}, r"validation samples of shape \(64,\)"),
+        ({"x_val": np.zeros((9, 64), np.float32), "outputs": True}, "model as the teacher"),
+    ],
+)
+def test_validation_that_does_not_fit_is_told_before_the_training(
+    pruned, network, calibration, wrong, words
+):
+    teacher = network
+    if "outputs" in wrong:
+        wrong = {"x_val": wrong["x_val"]}
+        teacher = models.predict(network, calibration)
+
+    def trained(*_):
+        raise AssertionError("trained")
+
+    with pytest.raises(ValueError, match=words) as caught:
+        compress.finetune(
+            pruned, calibration, teacher=teacher, key=jax.random.key(0), epochs=1,
+            progress=trained, **wrong,
+        )  # fmt: skip
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -109,6 +200,7 @@ def test_one_output_is_a_regression(calibration):
         ({"budget": True}, "budget=True with a Compressed"),
         ({"budget": 4000, "density": 0.5}, "a budget or a density"),
         ({"value_bits": 4.0}, "value_bits from 1 to 32 with a budget"),
+        ({"saliency": "fisher"}, "saliency with a budget or a density"),
         ({"density": 0.5, "saliency": "luck"}, "saliency among fisher, magnitude, lamp"),
         ({"labels": np.zeros(3, np.int32)}, "labels as"),
         ({"labels": np.full(1317, 12)}, "labels from 0 to 9"),

@@ -1,5 +1,6 @@
 """The Koopman method beyond the contract: cuts, model forms, few samples, regression."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from koopjax import compress, export, models, surgery
+from koopjax import compress, export, models, nn, observables, surgery
 from koopjax._core import UNDERDETERMINED
 from koopjax.compress._projection import active, jacobian_metric, moments
 from koopjax.compress._setting import Setting, array_bytes, most_observables
+
+EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def test_few_samples_are_flagged_and_say_so(network, calibration):
@@ -123,6 +126,39 @@ def test_active_directions_are_uncorrelated_and_find_the_plane():
     y = np.asarray(x, np.float64) @ a
     fit = z @ np.linalg.lstsq(z, y, rcond=None)[0]
     assert np.sum((fit - y) ** 2) < 2e-2 * np.sum(y**2)
+
+
+def with_scale(psi):
+    """The dictionary with a scale of ones in every `Standardize`, as older files have it."""
+    if isinstance(psi, observables.Standardize):
+        return observables.Standardize(psi.mean, jnp.ones_like(psi.mean))
+    if not dataclasses.is_dataclass(psi):
+        return psi
+    parts = {f.name: with_scale(getattr(psi, f.name)) for f in dataclasses.fields(psi)}
+    return type(psi)(**parts)
+
+
+def test_a_block_has_no_scale_and_older_files_with_one_are_read(network, calibration, tmp_path):
+    made = compress.koopman(network, calibration, "8x", key=jax.random.key(0), seconds=0).model
+    old = nn.KoopmanBlock(with_scale(made.psi), made.operator)
+    count = lambda model: len(jax.tree.leaves(nnx.state(model)))
+    assert count(old) == count(made) + 1
+    export.save(old, tmp_path / "old")
+    read = export.load(tmp_path / "old")
+    np.testing.assert_array_equal(read(calibration[:50]), made(calibration[:50]))
+
+
+def test_a_second_call_compiles_nothing(network, calibration):
+    compiled = []
+    listen = lambda event, _, **about: event == EVENT and compiled.append(about.get("fun_name"))
+    make = lambda: compress.koopman(network, calibration[:300], 1500, key=jax.random.key(0))
+    make()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        make()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
 
 
 def test_the_count_of_bytes_is_that_of_the_arrays():

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from koopjax import compress, export, models
 from koopjax.compress import _recipes
@@ -120,8 +120,15 @@ def test_a_budget_that_no_form_fits_is_a_row_with_a_note(small):
         ({"methods": ["magic"]}, "a method among"),
         ({"methods": ["fisher"], "tracks": ["one-shot"]}, "one-shot methods among"),
         ({"budgets": ["30y"]}, "x, B, kB"),
-        ({"budgets": []}, "at least one budget"),
-        ({"seeds": ()}, "one seed"),
+        ({"budgets": []}, "budgets as a list"),
+        ({"seeds": ()}, "seeds as a list"),
+        ({"seeds": 3}, "seeds as a list"),
+        ({"methods": []}, "methods as a list"),
+        ({"methods": "magnitude"}, "methods as a list"),
+        ({"tracks": ()}, "tracks as a list"),
+        ({"tracks": "one-shot"}, "tracks as a list"),
+        ({"tune_at": ()}, "tune_at as a list"),
+        ({"value_bits": ()}, "value_bits as a list"),
     ],
 )
 def test_wrong_settings_are_one_clear_error_before_anything_runs(small, wrong, words):
@@ -307,3 +314,112 @@ def test_a_variant_may_name_its_saliency(small, monkeypatch):
     result = contest(small, None, methods=["mine"], recipes={"mine": own})
     (settings,) = result.variants.values()
     assert asked == ["lamp", "magnitude", "fisher", settings.get("saliency", "fisher")]
+
+
+def _all(small):
+    return (np.concatenate([small.x_train, small.x_val]),
+            np.concatenate([small.y_train, small.y_val]))  # fmt: skip
+
+
+ONE_SHOT = {"methods": ["magnitude"], "tracks": ["one-shot"]}
+
+
+def test_a_ledger_belongs_to_the_model_that_was_given(small, tmp_path):
+    first, second = (network(seed, small.x_train, small.y_train) for seed in (0, 1))
+    run = lambda model: compress.pareto(
+        model, small, budgets=["2x"], ledger=tmp_path / "ledger.jsonl", **ONE_SHOT
+    )
+    assert run(first).points == run(first).points
+    with pytest.raises(ValueError, match="other model"):
+        run(second)
+
+
+def test_what_was_made_with_variants_that_are_no_more_is_made_anew(small, tmp_path):
+    def run(rate, settings=()):
+        own = compress.Recipe(
+            "pruning", lambda problem, key: problem.model, "magnitude",
+            ({"learning_rate": rate, **dict(settings)},),
+        )  # fmt: skip
+        made = []
+        result = contest(
+            small, tmp_path / "ledger.jsonl", methods=["mine"], recipes={"mine": own},
+            keep=lambda *one: made.append(one),
+        )  # fmt: skip
+        return result.points[0].settings["learning_rate"], len(made)
+
+    assert run(1e-3) == (1e-3, 1)
+    assert run(1e-3) == (1e-3, 0)
+    assert run(1e-2) == (1e-2, 1)
+    assert run(1e-2) == (1e-2, 0)
+
+
+def test_a_span_is_nothing_to_conventional_methods(small):
+    model = deeper(0, *_all(small))
+    whole, spanned = (
+        compress.pareto(model, small, budgets=["2x"], at=at, **ONE_SHOT).points[0].as_dict()
+        for at in (None, ("layers.0/relu", "output"))
+    )
+    assert {**whole, "seconds": 0} == {**spanned, "seconds": 0}
+    (row,) = compress.table(
+        model, small.x_train, (small.x_test, small.y_test), ["2x"], ["magnitude"],
+        at=("layers.0/relu", "output"), key=jax.random.key(0),
+    )  # fmt: skip
+    assert row.ratio >= 2
+
+
+def test_settings_are_chosen_at_the_own_budget_where_there_is_no_form_at_the_other(small):
+    own = compress.Recipe("pruning", lambda problem, key: problem.model, "fisher")
+    result = contest(small, None, methods=["mine"], recipes={"mine": own}, tune_at=["1000x"])
+    assert result.points[0].accuracy is not None
+    assert list(result.variants) == [("fine-tuned", "mine", "2x")]
+
+
+def test_a_method_that_does_not_take_the_model_is_a_row_with_a_note(small):
+    class Own(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(10)(linen.relu(linen.Dense(16)(x)))
+
+    module = Own()
+    pair = (module, module.init(jax.random.key(0), small.x_train[:1]))
+    methods = ["svd", "magnitude"]
+    result = compress.pareto(pair, small, methods, ["2x"], tracks=["one-shot"])
+    svd, magnitude = result.points
+    assert svd.accuracy is None
+    assert "a Linen Own" in svd.note
+    assert magnitude.accuracy is not None
+
+
+def test_nan_in_the_test_data_is_refused(small):
+    broken = SimpleNamespace(**{**vars(small), "x_test": np.full_like(small.x_test, np.nan)})
+    with pytest.raises(ValueError, match="x_test"):
+        contest(broken, None, **ONE_SHOT)
+
+
+def test_the_same_seed_or_budget_twice_counts_once(small, tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    result = contest(small, path, seeds=np.asarray([0, 1, 0]), budgets=["2x", "2.0x"], **ONE_SHOT)
+    assert [(p.budget, p.seed) for p in result.points] == [("2x", 0), ("2x", 1)]
+    assert list(contest(small, path, **ONE_SHOT).originals) == [0]
+
+
+def test_the_summary_says_for_how_many_networks_there_is_no_form():
+    one = compress.Point("one-shot", "svd", "9x", 0, "factorising", 0.5, 9.1, 10, 2, 0.9, 4.0)
+    none = dataclasses.replace(
+        one, seed=1, accuracy=None, ratio=None, stored_bytes=None, seconds=0.0, note="too small"
+    )
+    (row,) = compress.Pareto([one, none], {}, {}).summary()
+    assert row["seeds"] == 1
+    assert row["note"] == "none for 1 of 2 networks: too small"
+    assert row["seconds"] == 4.0
+
+
+def test_few_bits_fill_the_file_of_a_method_that_has_its_size_from_the_start(small):
+    size = export.stored_bytes(network(0, *_all(small)))
+    for bits, spare in ((None, 0.75), (4.0, 0.8)):
+        made = compress.finetuned(
+            "small_network", network(0, *_all(small)), small.x_train, "3x", training=QUICK,
+            variant={"bottleneck": None, "learning_rate": 1e-2}, value_bits=bits,
+            key=jax.random.key(0),
+        )  # fmt: skip
+        assert spare * size / 3 < made.report.stored_bytes <= size / 3
