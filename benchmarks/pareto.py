@@ -133,7 +133,8 @@ def main() -> None:
     )
     results = {
         "dataset": args.dataset, "sizes": list(sizes), "epochs": EPOCHS, "trained": kept,
-        "originals": {str(s): dict(o) for s, o in result.originals.items()},
+        "originals": old.get("originals", {})
+        | {str(s): dict(o) for s, o in result.originals.items()},
         "summary": merged.summary(), "points": [p.as_dict() for p in merged.points],
         "variants": [
             {"track": t, "method": m, "budget": b, "settings": dict(s)}
