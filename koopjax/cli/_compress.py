@@ -80,11 +80,13 @@ def compress(
 ) -> None:  # fmt: skip
     """Make the network smaller; without --tracks one-shot: no labels, no training.
 
-    Every result is saved, loaded again and measured. --from and --to bound what the Koopman methods
-    replace; without, the whole network from its input to its logits.
+    Every result is saved, loaded again and measured. --from and --to bound the span that all
+    methods compress, leaving the rest as it is; without, the whole network from its input to its
+    logits.
 
     With a trained track or several seeds, methods compete at equal bytes: each one's settings are
-    chosen on validation images, the test images are used once. That takes long; an interrupted
+    chosen on validation images, the test images are used once. --from and --to then bound what the
+    Koopman methods replace; the others have the whole network. That takes long; an interrupted
     contest goes on when the same command is given again.
     """
     sizes = budgets_from(budgets)

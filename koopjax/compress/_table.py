@@ -12,7 +12,7 @@ from jaxtyping import Array
 from koopjax import models
 from koopjax._core import expected
 from koopjax.compress._budget import Budget, BudgetTooSmall
-from koopjax.compress._methods import FAMILIES, METHODS
+from koopjax.compress._methods import METHODS
 from koopjax.compress._result import Compressed, Report
 
 
@@ -70,8 +70,8 @@ def table(
         test: `(x_test, y_test)`.
         budgets: see `Budget.parse`.
         methods: names in `METHODS`; all of them without.
-        at: a cut or pair of cuts that bounds what the Koopman methods replace; the others compress
-            the whole model, whose bytes are counted for all.
+        at: a cut or pair of cuts, as every method takes it: all compress the same span, and leave
+            the rest of the model as it is.
         progress: called as `progress(done, total, row)` after each.
         keep: called with the row and the compressed model, to save the one that is wanted.
 
@@ -94,9 +94,8 @@ def table(
         for name in names:
             start = time.perf_counter()
             try:
-                span = at if FAMILIES[name] == "koopman" else None
                 made = METHODS[name](
-                    model, calibration, budget, at=span, labels=labels, validation=validation,
+                    model, calibration, budget, at=at, labels=labels, validation=validation,
                     key=key,
                 )  # fmt: skip
             except BudgetTooSmall as error:
