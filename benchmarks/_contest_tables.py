@@ -43,7 +43,8 @@ PICTURED = ("mnist", "fashion_mnist")
 NOTE = (
     "Test accuracy in % at the same bytes of the whole network's file, the best at each size in "
     "bold; {spread}; a dash: not run, or no form so small. Settings are chosen on validation "
-    "images, the same number of variants for every method (`benchmarks/pareto.py`). Trained, "
+    "images, of four variants for every method, in any bits of three for those whose values are "
+    "put on grids as they train (`benchmarks/pareto.py`). Trained, "
     "magnitude pruning goes by plain or by layer-adaptive (LAMP) scores, as validation has it."
 )
 

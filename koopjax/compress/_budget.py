@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from koopjax._core import expected
@@ -128,3 +129,11 @@ def too_small(
     )
     error.smallest = smallest
     return error
+
+
+def smallest_of(
+    errors: Sequence[BudgetTooSmall], name: str, limit: int, original_bytes: int
+) -> BudgetTooSmall:
+    """The error of all variants, by that which needs least."""
+    known = [error.smallest for error in errors if error.smallest is not None]
+    return too_small(name, limit, min(known), original_bytes) if known else errors[0]

@@ -15,13 +15,13 @@ from jaxtyping import Array
 
 from koopjax import export, models
 from koopjax._core import check_finite
-from koopjax.compress._budget import Budget, BudgetTooSmall, Inapplicable
+from koopjax.compress._budget import Budget, BudgetTooSmall, Inapplicable, smallest_of
 from koopjax.compress._finetune import Training
 from koopjax.compress._methods import ANY_BITS, METHODS
 from koopjax.compress._points import Point
 from koopjax.compress._problem import cut
 from koopjax.compress._recipe_lanes import finetuned_lanes
-from koopjax.compress._recipes import Recipe, finetuned, recipe, smallest_of, start
+from koopjax.compress._recipes import Recipe, finetuned, recipe, start
 from koopjax.compress._result import Compressed
 
 FLOAT = "fine-tuned"
@@ -54,8 +54,8 @@ class Contest:
         self.test: Any = as_arrays("x_test", "y_test")
         pairs = zip(self.train, self.val, strict=True)
         self.all: Any = tuple(jnp.concatenate(pair) for pair in pairs)
-        for name in ("x_train", "x_val", "x_test"):
-            check_finite(f"{name} (pareto)", getattr(self.data, name))
+        for name, (x, _) in {"train": self.train, "val": self.val, "test": self.test}.items():
+            check_finite(f"x_{name} (pareto)", x)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a ledger to go on."""
@@ -99,6 +99,8 @@ class Contest:
         row = self.rows.find("original", seed=seed)
         if row is None:
             model = self.original(seed, True)
+            if self.at is not None:  # an unknown cut before anything is compressed
+                cut(model, self.val[0], self.at)
             row = {
                 "seed": seed, "accuracy": models.accuracy(model, *self.test),
                 "stored_bytes": export.stored_bytes(model),
@@ -126,15 +128,14 @@ class Contest:
         variants = _plain(self.recipe(at["method"]).variants)
         names = {name for variant in variants for name in variant}
         own = {name: value for name, value in row["settings"].items() if name in names}
-        return row if own in variants else None
+        bits = row["settings"].get("value_bits")
+        return row if own in variants and bits in (None, *self.value_bits) else None
 
     def _make(
         self, at: Mapping[str, str], seeds: Sequence[int], first: int, places: Sequence[str]
     ) -> None:
         """Compress the networks of some seeds, measure, and put the points into the ledger."""
         track, method, budget = at["track"], at["method"], at["budget"]
-        if self.at is not None:  # an unknown cut before anything is compressed
-            cut(self.original(seeds[0], True), self.val[0], self.at)
         originals = [self.account(seed) for seed in seeds]
         settings: dict[str, Any] = {}
         made: Sequence[Compressed | None]
@@ -255,12 +256,15 @@ class Contest:
         return [finetuned(method, originals[0], x, budget, key=keys[0], how=how, **common)]
 
     def _starting(self, how: Recipe, which: tuple[Any, ...], at: Any, bits: Any) -> Recipe:
-        """A recipe whose variants share where they start if they differ in how they train."""
+        """A recipe whose variants share where they start if they differ in how they train.
+
+        The problem that it is given has the room that few bits allow for already.
+        """
 
         def begun(problem: Any, key: Array, **settings: Any) -> Any:
             asked = (*which, bits, repr(sorted(settings.items())))
             if self._begun[0] != asked:
-                self._begun = (asked, start(how, which[1], problem, settings, key, at, bits))
+                self._begun = (asked, start(how, which[1], problem, settings, key, at))
             return self._begun[1]
 
         return dataclasses.replace(how, start=begun)

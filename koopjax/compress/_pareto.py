@@ -42,8 +42,9 @@ def pareto(
     """Compress a network by several methods to several sizes, from several seeds, and compare.
 
     In each track and for each method, a variant of the method's settings is chosen on the
-    validation split of the first seed, from as many variants for every method; then the network of
-    each seed is compressed with all training data, and measured once on the test data.
+    validation split of the first seed, from four variants for every method of the library (from
+    `value_bits` in the any-bits track, but for `ANY_BITS`); then the network of each seed is
+    compressed with all training data, and measured once on the test data.
 
     Args:
         model: `model(seed, x, y)` trains the original from a seed; or a trained model of any form,
@@ -85,11 +86,10 @@ def pareto(
             data, or a ledger of another contest.
     """
     own = dict(recipes or {})
-    lists = {"tracks": tracks, "budgets": budgets, "seeds": seeds, "value_bits": value_bits}
-    lists |= {"methods": methods, "tune_at": tune_at}
-    for name, values in lists.items():
-        if values is not None and (isinstance(values, str) or not _counted(values)):
-            raise expected(f"pareto: {name} as a list of at least one", repr(values))
+    _check_lists(
+        tracks=tracks, budgets=budgets, seeds=seeds, value_bits=value_bits, methods=methods,
+        tune_at=tune_at,
+    )  # fmt: skip
     seeds = list(dict.fromkeys(int(seed) for seed in seeds))
     for track in tracks:
         if track not in TRACKS:
@@ -122,9 +122,13 @@ def pareto(
         return Pareto(points, contest.chosen(), contest.originals(seeds))
 
 
-def _counted(values: Any) -> bool:
-    """Whether there is something in it to go through, more than once."""
-    return hasattr(values, "__len__") and len(values) > 0
+def _check_lists(**lists: Any) -> None:
+    """Refuse what is neither None nor a list of at least one."""
+    for name, values in lists.items():
+        if values is not None and (
+            isinstance(values, str) or not hasattr(values, "__len__") or not len(values)
+        ):
+            raise expected(f"pareto: {name} as a list of at least one", repr(values))
 
 
 def _methods(track: str, methods: Sequence[str] | None, own: Mapping[str, Recipe]) -> list[str]:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from koopjax import export, models, nn
 from koopjax._core import expected
-from koopjax.compress._budget import Budget, BudgetTooSmall, too_small
+from koopjax.compress._budget import Budget, BudgetTooSmall, smallest_of, too_small
 from koopjax.compress._finetune import Training, train_students
 from koopjax.compress._layers import as_nnx, get, linear_paths, with_factors
 from koopjax.compress._methods import ANY_BITS, FAMILIES, METHODS
@@ -49,7 +49,7 @@ class Recipe:
     family: str
     start: Student | None = None
     saliency: str | None = "fisher"
-    variants: tuple[Mapping[str, Any], ...] = ({},)
+    variants: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "variants", tuple(self.variants) or ({},))
@@ -244,14 +244,6 @@ def finetuned(
     )
 
 
-def smallest_of(
-    errors: Sequence[BudgetTooSmall], name: str, limit: int, original_bytes: int
-) -> BudgetTooSmall:
-    """The error of all variants, by that which needs least."""
-    known = [error.smallest for error in errors if error.smallest is not None]
-    return too_small(name, limit, min(known), original_bytes) if known else errors[0]
-
-
 def finished(
     name: str, problem: Problem, model: Any, settings: Mapping[str, Any], score: Any, *,
     training: Training | None, value_bits: float | None, labelled: bool, candidates: int,
@@ -278,7 +270,7 @@ def start(
     One that has its size from the start gets as much room as float32 takes for the numbers that the
     file will hold in few bits, their places included.
     """
-    if value_bits is not None and (chosen.start is None or chosen.saliency is None):
+    if value_bits is not None and chosen.saliency is None:
         room = int(problem.limit * 32 / (value_bits + PLACE))
         room = min(room, problem.original_bytes)
         problem = dataclasses.replace(problem, limit=room, budget=Budget(size=room))

@@ -418,3 +418,17 @@ def test_few_bits_fill_the_file_of_a_method_that_has_its_size_from_the_start(sma
             key=jax.random.key(0),
         )  # fmt: skip
         assert spare * size / 3 < made.report.stored_bytes <= size / 3
+
+
+def test_few_bits_give_room_once(small):
+    rooms = []
+
+    def begin(problem, key):
+        rooms.append(problem.limit)
+        return _recipes._small_exact(problem, key, bottleneck=None)
+
+    own = compress.Recipe("small network", begin, None)
+    contest(small, None, methods=["mine"], recipes={"mine": own}, tracks=["any-bits"],
+            budgets=["8x"], value_bits=[7.0])  # fmt: skip
+    original = export.stored_bytes(network(0, *_all(small)))
+    assert rooms[-1] == int(original // 8 * 32 / 8)
