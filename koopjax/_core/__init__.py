@@ -37,6 +37,7 @@ from koopjax._core._precision import (
     leave as leave,
     precise as precise,
     precise_as as precise_as,
+    precise_for as precise_for,
     traced as traced,
     working_dtype as working_dtype,
 )
@@ -54,6 +55,11 @@ from koopjax._core._results import (
     message as message,
     worst as worst,
 )
+from koopjax._core._settings import (
+    as_dtype as as_dtype,
+    as_whole as as_whole,
+    check_number as check_number,
+)
 
 __all__ = [
     "ILL_CONDITIONED",
@@ -65,14 +71,17 @@ __all__ = [
     "UNDERDETERMINED",
     "NumericalError",
     "as_array",
+    "as_dtype",
     "as_integers",
     "as_numbers",
     "as_states",
+    "as_whole",
     "at_least_float32",
     "blocks",
     "cast",
     "check",
     "check_finite",
+    "check_number",
     "expected",
     "gram",
     "has_float64",
@@ -92,6 +101,7 @@ __all__ = [
     "on_device",
     "precise",
     "precise_as",
+    "precise_for",
     "pytree",
     "qr_r",
     "read",

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import expected, is_tracing, pytree
+from koopjax._core import (
+    as_whole,
+    check_finite,
+    check_number,
+    expected,
+    is_tracing,
+    pytree,
+    read_numbers,
+)
 from koopjax.edmd._factor import Diagnosis, cut, diagnose, energy
 from koopjax.edmd._smooth import reduced, ridge_values, root_metric, truncated
 from koopjax.edmd._statistics import Statistics
@@ -37,21 +45,25 @@ class Outcome:
 
 
 def check_alpha(alpha: Any, relative: Any) -> None:
-    for name, value in (("alpha", alpha), ("relative", relative)):
-        if is_tracing(value):
-            continue
-        known = np.asarray(value)
-        if not bool((np.isfinite(known) & (known >= 0)).all()):
-            raise expected(f"{name} of at least 0, and finite", f"{value}")
+    check_number("alpha", alpha)
+    check_number("relative", relative)
 
 
 def _check_rank(rank: Any, largest: int) -> None:
-    if is_tracing(rank):
-        return
-    values = np.asarray(rank)
-    whole = (values >= 1) & (values <= largest) & (values == np.floor(values))
-    if not bool(whole.all()):
-        raise expected(f"a rank from 1 to {largest}", f"{rank}", f"rank={largest}")
+    if not is_tracing(rank):
+        as_whole("rank", rank, 1, largest)
+
+
+def _check_metric(metric: Any, q: int) -> None:
+    """Raise unless a metric is of the targets' size, and symmetric and finite if that is seen."""
+    metric = read_numbers("the metric", metric)
+    if metric.shape != (q, q):
+        raise expected(f"a metric of shape {(q, q)}", f"{metric.shape}")
+    check_finite("the metric", metric)
+    if not is_tracing(metric):
+        known = np.asarray(metric, np.float64)
+        if np.abs(known - known.T).max(initial=0) > 1e-3 * np.abs(known).max(initial=0):
+            raise expected("a symmetric metric", "one that is not", "(metric + metric.T) / 2")
 
 
 def penalty(stats: Statistics, alpha: Any, relative: Any) -> Array:
@@ -189,9 +201,8 @@ class ReducedRank:
         """Raise `ValueError` if settings that are known can't be met."""
         check_alpha(self.alpha, self.relative)
         _check_rank(self.rank, min(sizes))
-        shape = None if self.metric is None else jnp.shape(self.metric)
-        if shape not in (None, (sizes[1], sizes[1])):
-            raise expected(f"a metric of shape {(sizes[1], sizes[1])}", f"{shape}")
+        if self.metric is not None:
+            _check_metric(self.metric, sizes[1])
 
     def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
         """The solution from finite statistics."""

@@ -19,7 +19,7 @@ from koopjax._core import (
     held_leaves,
     is_wide,
     leave,
-    precise_as,
+    precise_for,
 )
 
 
@@ -51,7 +51,7 @@ class Observables(abc.ABC):
                 "states of shape (n, d) or (d,)", "a scalar", "x[None] for one coordinate"
             )
         self.size(x.shape[-1])
-        with precise_as(_working(self, x.dtype)):
+        with precise_for(x, self):
             out = _evaluate(held_leaves(self), jnp.asarray(x))
         return leave(out)
 
