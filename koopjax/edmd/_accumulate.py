@@ -1,6 +1,7 @@
 """One pass over the data: arrays in blocks, streams, folds, the devices of a mesh."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -72,8 +73,12 @@ def block_rows(n: int | None, numbers: int, kind: type, folds: int | None) -> in
     return -(-rows // (folds or 1)) * (folds or 1)
 
 
-def _empty(kind: type, p: int, q: int, dtype: Any, folds: int | None) -> Any:
-    unit = kind.empty(p, q, dtype)
+def _empty(kind: type, lift: Lift, x: Any, y: Any, dtype: Any, folds: int | None) -> Any:
+    """The statistics of no samples, which know the dtype that the observables come in."""
+    before, after = jax.eval_shape(lift, x[:1], y[:1])
+    unit = kind.empty(before.shape[1], after.shape[1], dtype)
+    if jnp.finfo(before.dtype).eps > jnp.finfo(dtype).eps:
+        unit = dataclasses.replace(unit, observed=jnp.dtype(before.dtype).name)
     if folds is None:
         return unit
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (folds, *a.shape)), unit)
@@ -126,8 +131,7 @@ def _scan(
     """Fold blocks of rows into the statistics; memory is one block, whatever n."""
     n = x.shape[0]
     count = -(-n // batch)
-    probe = jax.eval_shape(lift, x[:1], y[:1])
-    carry = _empty(kind, probe[0].shape[1], probe[1].shape[1], dtype, folds)
+    carry = _empty(kind, lift, x, y, dtype, folds)
 
     def step(carry: Any, start: Any) -> tuple[Any, None]:
         rows = start + jnp.arange(batch)
@@ -237,7 +241,7 @@ def accumulate_stream(
         if carry is None:
             p, q = lift.sizes(x.shape[1], y.shape[1])
             check_memory(lift, x.shape, y.shape, kind, dtype, len(weights), folds, memory_limit)
-            carry = _empty(kind, p, q, dtype, folds)
+            carry = _empty(kind, lift, x, y, dtype, folds)
         weights = jnp.asarray(weights, dtype)
         if mesh is None:
             carry = _absorb_batch(carry, lift, x, y, weights, folds=folds)

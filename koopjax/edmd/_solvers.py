@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax._core import expected, is_tracing, pytree
-from koopjax.edmd._factor import Diagnosis, cut, diagnose, energy
-from koopjax.edmd._smooth import reduced, ridge_values, root_metric, truncated
+from koopjax.edmd._factor import Diagnosis, diagnose, energy
+from koopjax.edmd._smooth import decides, reduced, ridge, root_metric, truncated
 from koopjax.edmd._statistics import Statistics
 
 
@@ -64,16 +64,11 @@ def regularised(stats: Statistics, diagnosis: Diagnosis, alpha: Any) -> Array:
     """Condition number of the ridge problem: the smaller of two bounds on the amplification."""
     high = diagnosis.largest**2
     # Where columns depend on each other and the ridge decides, it is all there is at the low end.
-    alone = diagnosis.tied & decides(stats, diagnosis, alpha)
+    alone = diagnosis.tied & decides(stats, diagnosis.largest, alpha)
     low = jnp.where(alone, 0, (diagnosis.largest / diagnosis.condition) ** 2)
     total = low + alpha
     raw = jnp.where(total > 0, jnp.sqrt((high + alpha) / jnp.where(total > 0, total, 1)), 1)
     return jnp.where(alone, raw, jnp.minimum(raw, diagnosis.scaled))
-
-
-def decides(stats: Statistics, diagnosis: Diagnosis, alpha: Any) -> Array:
-    """Whether a ridge stands out from rounding, so that the solution is unique with it."""
-    return alpha > cut(stats) * diagnosis.largest**2
 
 
 @pytree
@@ -105,12 +100,12 @@ class Ridge:
     def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
         """The solution from finite statistics; `diagnosis` where it is there already."""
         alpha = penalty(stats, self.alpha, self.relative)
-        value, met = ridge_values(stats, alpha)
+        value = ridge(stats, alpha)
         if diagnosis is None:
-            diagnosis = diagnose(stats, jax.lax.stop_gradient(met))
+            diagnosis = diagnose(stats)
         # A ridge that decides needs no rank, and no more samples than there are.
         count = jnp.minimum(diagnosis.rank, stats.count.astype(jnp.int32))
-        needed = jnp.where(decides(stats, diagnosis, alpha), count, stats.sizes[0])
+        needed = jnp.where(decides(stats, diagnosis.largest, alpha), count, stats.sizes[0])
         return Outcome(
             value=value,
             rank=diagnosis.rank,
