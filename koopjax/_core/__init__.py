@@ -19,6 +19,7 @@ from koopjax._core._door import (
 )
 from koopjax._core._inference import inference_arguments as inference_arguments
 from koopjax._core._linalg import (
+    check_metric as check_metric,
     gram as gram,
     masked_qr as masked_qr,
     matmul as matmul,
@@ -66,6 +67,7 @@ __all__ = [
     "cast",
     "check",
     "check_finite",
+    "check_metric",
     "expected",
     "gram",
     "has_float64",

@@ -15,6 +15,7 @@ from koopjax._core import expected, has_float64, is_tracing, pytree, static, tra
 from koopjax.edmd._inputs import batches_of, check_arrays, check_dictionary, fold_layout, peek
 from koopjax.edmd._memory import check_memory
 from koopjax.edmd._statistics import KINDS, Gram, RFactor, Statistics, merge_stacked
+from koopjax.observables import Observables, require_rowwise
 
 # Rows in a block hold about this many numbers: large enough for the product to run at full rate,
 # small enough that a block stays a small part of memory.
@@ -40,10 +41,10 @@ class Lift:
 
     def __call__(self, x: Any, y: Any) -> tuple[Any, Any]:
         """Lifted snapshots before and after, `(n, p)` and `(n, q)`."""
-        psi_x = self.psi(x)
+        psi_x = _lifted(self.psi, x)
         if self.same and self.target is None and not self.state:
             return psi_x, psi_x
-        psi_y = self.psi(y) if self.target is None else self.target(y)
+        psi_y = _lifted(self.psi if self.target is None else self.target, y)
         if self.state:
             extra = x if self.state == "x" else y
             psi_y = jnp.concatenate([psi_y, extra.astype(psi_y.dtype)], axis=1)
@@ -54,6 +55,17 @@ class Lift:
         extra = {"": 0, "x": d, "y": d_out}[self.state]
         after = self.psi if self.target is None else self.target
         return int(self.psi.size(d)), int(after.size(d_out)) + extra
+
+
+def _lifted(psi: Any, x: Any) -> Any:
+    """`psi(x)`, of a callable of the user's own as of an `Observables`: each row by itself."""
+    if not isinstance(psi, Observables):
+        require_rowwise(psi, _call, x)
+    return psi(x)
+
+
+def _call(psi: Any, x: Any) -> Any:
+    return psi(x)
 
 
 def narrow_integers(lift: Lift) -> Lift:

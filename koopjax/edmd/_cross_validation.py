@@ -9,11 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import NONFINITE_DATA, expected, is_tracing, matmul, precise, pytree, static
+from koopjax._core import (
+    NONFINITE_DATA,
+    check_metric,
+    expected,
+    matmul,
+    precise,
+    pytree,
+    static,
+)
 from koopjax.edmd._factor import is_finite, spectral
 from koopjax.edmd._smooth import root_metric
 from koopjax.edmd._solve import Solution, check_statistics, compute
-from koopjax.edmd._solvers import ReducedRank, Ridge, TruncatedSVD, check_alpha, penalty
+from koopjax.edmd._solvers import (
+    ReducedRank,
+    Ridge,
+    TruncatedSVD,
+    check_alpha,
+    check_ranks,
+    check_ridges,
+    penalty,
+)
 from koopjax.edmd._statistics import Gram, Statistics, leave_one_out, merge_stacked
 
 RULES = ("min", "one_se")
@@ -52,30 +68,25 @@ class CrossValidated:
             )
         if self.rule not in RULES:
             raise expected(f"a rule in {RULES}", repr(self.rule))
+        if not isinstance(self.folds, int | np.integer) or self.folds < 2:
+            raise expected("folds as a whole number of at least 2", repr(self.folds))
         if not isinstance(self.solver, TruncatedSVD):
             check_alpha(self.solver.alpha, self.solver.relative)
+        if isinstance(self.solver, ReducedRank):
+            check_metric("metric", self.solver.metric, sizes[1])
         own = _parameters(self.solver)
         grid = self.grid if isinstance(self.grid, dict) else {own[-1]: self.grid}
         for name, values in grid.items():
             if name not in own:
                 raise expected(f"a grid over {own}", repr(name))
-            if values is not None and (np.ndim(values) != 1 or np.size(values) == 0):
-                raise expected("a vector of grid values", f"shape {np.shape(values)}")
-            if values is not None and not is_tracing(values):
+            if values is None:
+                continue
+            if name == "rank":
                 # A rank beyond what is there would score like the largest one, silently.
-                known = np.asarray(values)
                 limit = sizes[0] if isinstance(self.solver, TruncatedSVD) else min(sizes)
-                if name == "rank":
-                    sound = (known >= 1) & (known <= limit) & (known == np.floor(known))
-                else:
-                    sound = np.isfinite(known) & (known >= 0)
-                if not sound.all():
-                    raise expected(
-                        f"ranks from 1 to {limit}"
-                        if name == "rank"
-                        else "finite ridges of at least 0",
-                        f"{values}",
-                    )
+                check_ranks("rank in the grid", values, limit, ndim=1)
+            else:
+                check_ridges("alpha in the grid", values, ndim=1)
 
     def choose(self, statistics: Statistics, dtype: Any = None) -> Solution:
         """The solution at the chosen grid point, from the statistics of all folds together."""

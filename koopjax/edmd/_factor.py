@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import masked_qr, matmul, pytree, qr_r
+from koopjax._core import matmul, pytree, qr_r
 from koopjax.edmd._statistics import Gram, Statistics
 
 # Up to this many observables the singular values are computed for the diagnosis; above, a block
@@ -167,34 +167,33 @@ def triangle(stats: Statistics, alpha: Any) -> tuple[Array, Array, Array]:
     return r[:p, :p], r[:p, p:], d
 
 
-def least_norm(stats: Statistics, alpha: Any, t: Array, rhs: Array) -> tuple[Array, Array]:
-    """The ridge solution on the numerical rank of scaled columns, the one of least norm.
+def least_norm(stats: Statistics, alpha: Any) -> tuple[Array, Array]:
+    """The ridge solution on the numerical rank of Ψx, the one of least norm, and its prediction.
 
-    Args:
-        stats: of the lifted snapshots.
-        alpha: ridge, too small to make the solution unique.
-        t, rhs: as `triangle` gives them; of a Gram matrix they are not used, for they may be NaN.
+    The rank is that of columns scaled to unit norm: units say nothing on which of them depend on
+    each other. With `Ψx ≈ U S Vᵀ D⁻¹` on it, `K = D⁻¹V (VᵀD⁻²V + α S⁻²)⁻¹ S⁻¹ UᵀΨy`, whose
+    inverse is taken by QR, so that neither S nor D is squared.
 
     Returns:
-        `(p, q)` solution K, and the kept part of its prediction `(p, q)` in some basis, b with
-        `bᵀb = Kᵀ (G + αI) K`.
+        K `(p, q)`, and `(p, q)` coordinates of `Ψx K` in the basis U.
     """
-    d = column_scale(stats, alpha)
+    d = column_scale(stats)
+    g, rhs = blocks_of(stats)
     if isinstance(stats, Gram):
-        a = d[:, None] * stats.gram * d[None, :] + jnp.diag(alpha * d * d)
-        values, v = jnp.linalg.eigh(a)
-        s = jnp.sqrt(jnp.maximum(values, 0))
-        keep = (values > cut(stats) * values[-1]) & (s > noise(stats))
-        c = matmul(v.T, d[:, None] * stats.cross) / jnp.where(keep, s, 1)[:, None]
+        values, v = jnp.linalg.eigh(d[:, None] * g * d[None, :])
+        s, v = jnp.sqrt(jnp.maximum(values, 0))[::-1], v[:, ::-1]
+        c = matmul(v.T, d[:, None] * rhs) / jnp.where(s > 0, s, 1)[:, None]
     else:
-        u, s, vt = jnp.linalg.svd(t)
+        u, s, vt = jnp.linalg.svd(g * d[None, :])
         v, c = vt.T, matmul(u.T, rhs)
-        keep = (s > cut(stats) * s[0]) & (s > noise(stats))
-    b = jnp.where(keep[:, None], c, 0)
-    k = d[:, None] * matmul(v, b / jnp.where(keep, s, 1)[:, None])
-    # What changes no prediction is taken off, in the units of K itself.
-    q, _ = masked_qr(d[:, None] * v, (~keep).astype(v.dtype))
-    return k - matmul(q, matmul(q.T, k)), b
+    keep = jnp.arange(s.shape[0]) < independent(stats, s)
+    inverse = jnp.where(keep, 1 / jnp.where(keep, s, 1), 0)
+    basis = jnp.where(keep[None, :], v / d[:, None], 0)
+    below = jnp.where(keep, jnp.sqrt(alpha) * inverse, 1)
+    r = qr_r(jnp.concatenate([basis, jnp.diag(below)]))
+    solve = jax.scipy.linalg.solve_triangular
+    k = matmul(basis, solve(r, solve(r, inverse[:, None] * c, trans=1)))
+    return k, jnp.where(keep, s, 0)[:, None] * matmul(basis.T, k)
 
 
 def column_scale_dead(stats: Statistics, alpha: Any) -> Array:

@@ -50,7 +50,7 @@ def _ridge_primal(stats: Statistics, alpha: Any) -> Array:
     return jax.lax.cond(
         _healthy(stats, alpha, t),
         lambda: d[:, None] * jax.scipy.linalg.solve_triangular(t, rhs),
-        lambda: least_norm(stats, alpha, t, rhs)[0],
+        lambda: least_norm(stats, alpha)[0],
     )
 
 
@@ -149,10 +149,13 @@ def _across(values: Array, keep: Array) -> Array:
 
 
 def prediction_root(stats: Statistics, alpha: Any) -> Array:
-    """A `(p, q)` matrix b with `bᵀb = Kᵀ (G + αI) K`: the ridge prediction up to a rotation."""
+    """A `(p, q)` matrix b with `bᵀb = Kᵀ (G + αI) K`: the ridge prediction up to a rotation.
+
+    Where Ψ is deficient the ridge is below rounding, and b is the prediction alone.
+    """
     t, rhs, _ = triangle(stats, alpha)
     return jax.lax.cond(
-        _healthy(stats, alpha, t), lambda: rhs, lambda: least_norm(stats, alpha, t, rhs)[1]
+        _healthy(stats, alpha, t), lambda: rhs, lambda: least_norm(stats, alpha)[1]
     )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import expected, is_tracing, pytree
+from koopjax._core import check_metric, expected, is_tracing, pytree, read_numbers
 from koopjax.edmd._factor import Diagnosis, diagnose, energy
 from koopjax.edmd._smooth import decides, reduced, ridge, root_metric, truncated
 from koopjax.edmd._statistics import Statistics
@@ -36,22 +36,31 @@ class Outcome:
     alpha: Any
 
 
+def check_ridges(name: str, value: Any, ndim: int = 0) -> None:
+    """Raise unless these are ridges: finite, at least 0, so many axes; tracers by their shape."""
+    known = value if is_tracing(value) else np.asarray(read_numbers(name, value), np.float64)
+    if known.ndim != ndim:
+        what = "one number" if ndim == 0 else "a vector of numbers"
+        raise expected(f"{what} as {name}", f"an array of shape {known.shape}")
+    if not is_tracing(value) and not (known.size and (np.isfinite(known) & (known >= 0)).all()):
+        raise expected(f"{name} of at least 0, and finite", f"{value}")
+
+
+def check_ranks(name: str, value: Any, largest: int, ndim: int = 0) -> None:
+    """Raise unless these are whole numbers from 1 to the largest rank; tracers by their shape."""
+    known = value if is_tracing(value) else np.asarray(read_numbers(name, value), np.float64)
+    if known.ndim != ndim:
+        what = "one whole number" if ndim == 0 else "a vector of whole numbers"
+        raise expected(f"{what} as {name}", f"an array of shape {known.shape}")
+    sound = lambda: (known >= 1) & (known <= largest) & (known == np.floor(known))
+    if not is_tracing(value) and not (known.size and sound().all()):
+        raise expected(f"a {name} from 1 to {largest}", f"{value}", f"rank={largest}")
+
+
 def check_alpha(alpha: Any, relative: Any) -> None:
-    for name, value in (("alpha", alpha), ("relative", relative)):
-        if is_tracing(value):
-            continue
-        known = np.asarray(value)
-        if not bool((np.isfinite(known) & (known >= 0)).all()):
-            raise expected(f"{name} of at least 0, and finite", f"{value}")
-
-
-def _check_rank(rank: Any, largest: int) -> None:
-    if is_tracing(rank):
-        return
-    values = np.asarray(rank)
-    whole = (values >= 1) & (values <= largest) & (values == np.floor(values))
-    if not bool(whole.all()):
-        raise expected(f"a rank from 1 to {largest}", f"{rank}", f"rank={largest}")
+    """Raise unless both are ridges."""
+    check_ridges("alpha", alpha)
+    check_ridges("relative", relative)
 
 
 def penalty(stats: Statistics, alpha: Any, relative: Any) -> Array:
@@ -132,7 +141,7 @@ class TruncatedSVD:
 
     def validate(self, sizes: tuple[int, int]) -> None:
         """Raise `ValueError` if settings that are known can't be met."""
-        _check_rank(self.rank, sizes[0])
+        check_ranks("rank", self.rank, sizes[0])
 
     def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
         """The solution from finite statistics."""
@@ -183,10 +192,8 @@ class ReducedRank:
     def validate(self, sizes: tuple[int, int]) -> None:
         """Raise `ValueError` if settings that are known can't be met."""
         check_alpha(self.alpha, self.relative)
-        _check_rank(self.rank, min(sizes))
-        shape = None if self.metric is None else jnp.shape(self.metric)
-        if shape not in (None, (sizes[1], sizes[1])):
-            raise expected(f"a metric of shape {(sizes[1], sizes[1])}", f"{shape}")
+        check_ranks("rank", self.rank, min(sizes))
+        check_metric("metric", self.metric, sizes[1])
 
     def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
         """The solution from finite statistics."""

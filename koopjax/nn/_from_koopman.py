@@ -1,20 +1,23 @@
 """From a fitted Koopman operator to a layer."""
 
+import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from koopjax import tt
 from koopjax._core import expected, has_float64, is_tracing, matmul
+from koopjax.edmd import Koopman
 from koopjax.nn import functional
 from koopjax.nn._block import KoopmanBlock
 from koopjax.nn._operators import Dense, LowRank
 from koopjax.nn._tt import TT
-from koopjax.tensor_edmd import TensorKoopman
+from koopjax.tensor_edmd import KernelKoopman, TensorKoopman
 
 
 def from_koopman(
@@ -54,8 +57,8 @@ def from_koopman(
     Numerics: powers, product and SVD are computed in float64 where the backend has it and nothing
     is traced, and rounded once to the fit's dtype.
     """
-    if steps < 1:
-        raise expected("steps of at least 1", str(steps))
+    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
+        raise expected("steps as a whole number of at least 1", repr(steps))
     if isinstance(fit, TensorKoopman):
         if steps > 1 or lifted:
             raise expected(
@@ -67,18 +70,24 @@ def from_koopman(
         return KoopmanBlock(
             fit.psi, operator, trainable=trainable, dtype=dtype, param_dtype=param_dtype
         )
-    matrix, readout = fit.matrix, fit.readout
-    if steps > 1 and matrix.shape[0] != matrix.shape[1]:
+    if not isinstance(fit, Koopman | KernelKoopman):
         raise expected(
-            "a square K to take several steps",
-            f"K of shape {tuple(matrix.shape)}",
-            "steps=1, or a fit whose target is its own dictionary",
+            "an edmd.Koopman, tensor_edmd.TensorKoopman or tensor_edmd.KernelKoopman",
+            type(fit).__name__,
+            "edmd.fit, or generator.koopman(time)",
         )
+    if steps > 1 and not getattr(fit, "square", False):
+        raise expected(
+            "a square K on one dictionary to take several steps",
+            f"K of shape {tuple(fit.matrix.shape)} onto another dictionary",
+            "steps=1, or a fit without target",
+        )
+    matrix, readout = fit.matrix, fit.readout
     folded_readout = None if lifted else readout
     q = matrix.shape[1] if folded_readout is None else folded_readout.shape[1]
-    if rank is not None and not 1 <= rank <= min(matrix.shape[0], q):
+    if rank is not None and not _is_rank(rank, min(matrix.shape[0], q)):
         raise expected(
-            f"a rank between 1 and {min(matrix.shape[0], q)}", str(rank), "rank=None for all of it"
+            f"a rank from 1 to {min(matrix.shape[0], q)}", repr(rank), "rank=None for all of it"
         )
     kind = matrix.dtype
     if not is_tracing(matrix, readout) and has_float64():
@@ -99,9 +108,14 @@ def _rounded(train: Any, rank: int | None) -> Any:
     """A train of at most this rank; the error is that of TT rounding, in the plain norm."""
     if rank is None:
         return train
-    if isinstance(rank, bool) or rank < 1:
-        raise expected("a rank of at least 1", str(rank), "rank=None for all of it")
+    if not _is_rank(rank):
+        raise expected("a rank of at least 1", repr(rank), "rank=None for all of it")
     return train if max(train.ranks) <= rank else tt.round(train, max_rank=rank)
+
+
+def _is_rank(rank: Any, largest: float = math.inf) -> bool:
+    whole = isinstance(rank, int | np.integer) and not isinstance(rank, bool)
+    return whole and 1 <= rank <= largest
 
 
 @partial(jax.jit, static_argnames=("steps", "rank"))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from koopjax._core import check_finite, expected
+from koopjax.observables._rowwise import require_rowwise
 
 
 class Observables(abc.ABC):
@@ -66,8 +67,13 @@ class Observables(abc.ABC):
 def _evaluate(psi: Observables, x: Array) -> Array:
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     wide = rows.astype(jnp.promote_types(x.dtype, jnp.float32))
+    require_rowwise(psi, _rows, wide)
     out = psi._evaluate(wide)
     return out.astype(x.dtype).reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _rows(psi: Observables, x: Array) -> Array:
+    return psi._evaluate(x)
 
 
 def as_float(x: Any) -> Array:
