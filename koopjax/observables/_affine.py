@@ -38,18 +38,19 @@ class Standardize(Observables):
     scale: Any = None
 
     @classmethod
-    def fit(cls, x: Any, *, limit: float = 10.0, floor: float = 1e-6) -> "Standardize":
-        """Zero mean and unit variance, safe for dead, constant and rarely active units.
+    def fit(cls, x: Any, *, limit: float = 10.0, floor: float = 0.0) -> "Standardize":
+        """Zero mean and unit variance in any units, safe for dead and rarely active coordinates.
 
-        The scale of a coordinate is its standard deviation, raised to
-        `max |x - mean| / limit` and to `floor` times the largest standard deviation. A unit that
-        is silent but for one sample in a million would else send that sample to a thousand, and
-        its square to a million. A unit that is constant to rounding gets scale 1.
+        The scale of a coordinate is its standard deviation, raised to `max |x - mean| / limit`: a
+        unit that is silent but for one sample in a million would else send that sample to a
+        thousand, and its square to a million. A coordinate that is constant to the rounding of
+        its own numbers gets scale 1.
 
         Args:
             x: `(n, d)` data, or an iterable of such batches (one pass, constant memory).
             limit: no sample of `x` is mapped beyond `± limit`; infinity switches this off.
-            floor: least scale relative to the widest coordinate's; 0 switches this off.
+            floor: least scale relative to the widest coordinate's, for coordinates in one unit of
+                which those that hardly vary are to stay small.
 
         Returns:
             `Standardize` with leaves in the dtype of `x`.
@@ -76,7 +77,7 @@ class Standardize(Observables):
         extent: Any = None,
         *,
         limit: float = 10.0,
-        floor: float = 1e-6,
+        floor: float = 0.0,
     ) -> "Standardize":
         """From moments that are known already, with the safeguards of `fit`.
 
@@ -89,7 +90,7 @@ class Standardize(Observables):
         """
         mean, variance = as_float(mean), as_float(variance)
         extent = jnp.zeros_like(mean) if extent is None else as_float(extent)
-        return _finish((mean, variance, extent), limit, floor, mean.dtype)
+        return _finish((mean, jnp.sqrt(variance), extent), limit, floor, mean.dtype)
 
     @classmethod
     def fit_range(cls, x: Any, lower: float = -1.0, upper: float = 1.0) -> "Standardize":
@@ -247,22 +248,25 @@ def _check_rank(rank: int, d: int) -> None:
 def _moments(x: Array) -> tuple[Array, Array, Array]:
     mean = jnp.mean(x, axis=0)
     centred = x - mean[None, :]
-    return mean, jnp.mean(centred**2, axis=0), jnp.max(jnp.abs(centred), axis=0)
+    extent = jnp.max(jnp.abs(centred), axis=0)
+    # In units of the extent, for squares of small or large numbers leave the range of float32.
+    unit = jnp.where(extent > 0, extent, 1)
+    return mean, unit * jnp.sqrt(jnp.mean((centred / unit[None, :]) ** 2, axis=0)), extent
 
 
 def _finish(moments: Any, limit: float, floor: float, dtype: Any = None) -> Standardize:
-    mean, variance, extent = moments
-    np_ = jnp if is_tracing(mean, variance, extent) else np
+    mean, deviation, extent = moments
+    np_ = jnp if is_tracing(mean, deviation, extent) else np
     if np_ is np:
-        mean, variance, extent = (np.asarray(m, np.float64) for m in moments)
+        mean, deviation, extent = (np.asarray(m, np.float64) for m in moments)
     dtype = jnp.result_type(float) if dtype is None else dtype
-    # Data come rounded to their own dtype: what varies by less than that does not vary.
-    rounding = 4 * float(jnp.finfo(dtype).eps)
-    deviation = np_.sqrt(variance)
-    dead = deviation <= rounding * np_.abs(mean)
+    # Data come rounded to their own dtype: what varies by less than that does not vary, nor what
+    # is below its normal numbers, which are zero to the backend.
+    own = jnp.finfo(dtype)
+    dead = deviation <= np_.maximum(4 * float(own.eps) * np_.abs(mean), float(own.tiny))
     widest = np_.max(deviation) if np.size(deviation) else 0.0
     scale = np_.maximum(np_.maximum(deviation, extent / limit), floor * widest)
-    scale = np_.where(dead | (scale <= 0), 1.0, scale)
+    scale = np_.where(dead, 1.0, scale)
     return Standardize(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype))
 
 
@@ -295,7 +299,7 @@ def _stream(batches: Iterable[Any]) -> Any:
         least, most = np.minimum(least, x.min(axis=0)), np.maximum(most, x.max(axis=0))
     if mean is None:
         raise expected("at least one batch in Standardize.fit", "an empty stream")
-    return mean, squares / count, np.maximum(most - mean, mean - least), dtype
+    return mean, np.sqrt(squares / count), np.maximum(most - mean, mean - least), dtype
 
 
 def _precisely(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -347,7 +351,10 @@ def _directions(x: Array, metric: Array | None, *, whiten: bool) -> tuple[Array,
         matrix = jnp.where(seen[None, :], matrix / jnp.where(seen, norm, 1)[None, :], 0)
     if whiten:
         variance = jnp.sum(matrix * matmul(covariance, matrix), axis=0)
-        carries = variance > x.shape[1] * jnp.finfo(x.dtype).eps * jnp.max(variance)
+        # Beside what its own terms leave by rounding, not beside directions in other units.
+        eps = jnp.finfo(x.dtype).eps
+        rounding = x.shape[1] * eps * jnp.diagonal(covariance) + (8 * eps * mean) ** 2
+        carries = variance > jnp.sum(matrix**2 * rounding[:, None], axis=0)
         scale = jnp.sqrt(jnp.where(carries, variance, 1))
         matrix = matrix / scale[None, :]
     return mean, matrix

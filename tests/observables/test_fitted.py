@@ -39,7 +39,7 @@ def test_rarely_active_units_do_not_blow_up():
     psi = ob.Standardize.fit(x)
     assert np.max(np.abs(psi(x))) <= 10.001
     assert np.abs(psi(np.ones(3, np.float32))[1]) <= 10.001
-    free = ob.Standardize.fit(x, limit=np.inf, floor=0.0)
+    free = ob.Standardize.fit(x, limit=np.inf)
     np.testing.assert_allclose(np.std(np.asarray(free(x)), axis=0), 1, atol=1e-3)
 
 
