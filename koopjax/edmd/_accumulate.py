@@ -8,11 +8,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from koopjax._core import expected, has_float64, is_tracing, pytree, static, traced, working_dtype
-from koopjax.edmd._inputs import batches_of, check_arrays, check_dictionary, fold_layout, peek
+from koopjax._core import (
+    expected,
+    has_float64,
+    held_leaves,
+    is_tracing,
+    precise_as,
+    pytree,
+    static,
+    traced,
+    working_dtype,
+)
+from koopjax.edmd._inputs import (
+    batches_of,
+    check_arrays,
+    check_batch_size,
+    check_dictionary,
+    fold_layout,
+    peek,
+)
 from koopjax.edmd._memory import check_memory
 from koopjax.edmd._statistics import KINDS, Gram, RFactor, Statistics, merge_stacked
 from koopjax.observables import Observables, require_rowwise
@@ -47,7 +63,8 @@ class Lift:
         psi_y = _lifted(self.psi if self.target is None else self.target, y)
         if self.state:
             extra = x if self.state == "x" else y
-            psi_y = jnp.concatenate([psi_y, extra.astype(psi_y.dtype)], axis=1)
+            dtype = jnp.promote_types(psi_y.dtype, extra.dtype)
+            psi_y = jnp.concatenate([psi_y.astype(dtype), extra.astype(dtype)], axis=1)
         return psi_x, psi_y
 
     def sizes(self, d: int, d_out: int) -> tuple[int, int]:
@@ -66,12 +83,6 @@ def _lifted(psi: Any, x: Any) -> Any:
 
 def _call(psi: Any, x: Any) -> Any:
     return psi(x)
-
-
-def narrow_integers(lift: Lift) -> Lift:
-    """NumPy's 64-bit indices in 32 bits: a local float64 context and its caller read them alike."""
-    is_wide = lambda leaf: isinstance(leaf, np.ndarray) and leaf.dtype in (np.int64, np.uint64)
-    return jax.tree.map(lambda leaf: leaf.astype(np.int32) if is_wide(leaf) else leaf, lift)
 
 
 def block_rows(n: int | None, numbers: int, kind: type, folds: int | None) -> int:
@@ -249,14 +260,16 @@ def accumulate_stream(
 ) -> Statistics:
     """Statistics of a stream of pairs (or triples with weights), in constant memory."""
     carry = None
-    for x, y, weights in batches_of(pairs, batch_size, (folds or 1) * (mesh.size if mesh else 1)):
+    quantum = (folds or 1) * (mesh.size if mesh else 1)
+    for x, y, weights in batches_of(pairs, batch_size, quantum, lift):
         if carry is None:
             p, q = lift.sizes(x.shape[1], y.shape[1])
             check_memory(lift, x.shape, y.shape, kind, dtype, len(weights), folds, memory_limit)
             carry = _empty(kind, lift, x, y, dtype, folds)
         weights = jnp.asarray(weights, dtype)
         if mesh is None:
-            carry = _absorb_batch(carry, lift, x, y, weights, folds=folds)
+            with precise_as(x.dtype):
+                carry = _absorb_batch(carry, lift, x, y, weights, folds=folds)
         else:
             part = _on_mesh(
                 lift, x, y, weights, kind=kind, dtype=dtype, batch_size=None, folds=folds,
@@ -275,7 +288,7 @@ def run(
 ) -> Statistics:
     """Dispatch to arrays or stream, with float64 asked for locally where the sums need it."""
     wide = dtype == jnp.float64 and not is_tracing(lift, y, weights)
-    lift = narrow_integers(lift)
+    lift = held_leaves(lift)
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
         if y is None:
             return accumulate_stream(
@@ -317,7 +330,8 @@ def observed_dtype(lift: Lift, x: Any, y: Any, memory_limit: Any = None) -> Any:
     # Before tracing, because a dictionary of absurd size may build its index tables there.
     check_memory(lift, x.shape, y.shape, Gram, jnp.float32, 1, None, memory_limit)
     row = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)
-    before, after = jax.eval_shape(lift, row(x), row(y))
+    with precise_as(jnp.promote_types(x.dtype, y.dtype)):
+        before, after = jax.eval_shape(held_leaves(lift), row(x), row(y))
     p, q = lift.sizes(x.shape[1], y.shape[1])
     if before.shape != (1, p) or after.shape != (1, q):
         raise expected(
@@ -325,7 +339,7 @@ def observed_dtype(lift: Lift, x: Any, y: Any, memory_limit: Any = None) -> Any:
             f"{before.shape} and {after.shape}",
             "correcting size(d) of the dictionary",
         )
-    return jnp.result_type(before.dtype, after.dtype)
+    return jnp.promote_types(before.dtype, after.dtype)
 
 
 def accumulate(
@@ -384,8 +398,7 @@ def accumulate(
     check_dictionary("psi", psi)
     if target is not None:
         check_dictionary("target", target)
-    if batch_size is not None and batch_size < 1:
-        raise expected("a batch_size of at least 1", f"{batch_size}")
+    check_batch_size(batch_size)
     streamed = y is None
     if streamed:
         if weights is not None or (folds is not None and not isinstance(folds, int)):
@@ -394,17 +407,18 @@ def accumulate(
                 "them beside a stream",
                 "triples (x, y, weights) and a number of folds",
             )
-        x, probe = peek(x)
         lift = Lift(psi, target)
+        x, probe = peek(x, lift)
         dtype = observed_dtype(lift, *probe, memory_limit)
     else:
-        x, y, weights, same = check_arrays(x, y, weights, target)
+        x, y, weights, same = check_arrays(x, y, weights, target, psi)
         lift = Lift(psi, target, same=same)
         dtype = observed_dtype(lift, x, y, memory_limit)
         folds, x, y, weights = fold_layout(folds, x, y, weights)
     staged = traced(lift, None if streamed else x, y, weights)
     acc = sum_dtype(dtype, accumulate_dtype, staged)
-    return run(
-        lift, x, y, weights, kind=kind, dtype=acc, batch_size=batch_size, folds=folds, mesh=mesh,
-        memory_limit=memory_limit,
-    )  # fmt: skip
+    with precise_as(dtype):
+        return run(
+            lift, x, y, weights, kind=kind, dtype=acc, batch_size=batch_size, folds=folds,
+            mesh=mesh, memory_limit=memory_limit,
+        )  # fmt: skip

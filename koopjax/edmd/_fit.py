@@ -15,12 +15,19 @@ from koopjax._core import (
     has_float64,
     is_tracing,
     precise,
+    precise_as,
     traced,
     worst,
 )
 from koopjax.edmd._accumulate import Lift, kind_of, observed_dtype, run, sum_dtype
 from koopjax.edmd._factor import is_finite
-from koopjax.edmd._inputs import check_arrays, check_dictionary, fold_layout, peek
+from koopjax.edmd._inputs import (
+    check_arrays,
+    check_batch_size,
+    check_dictionary,
+    fold_layout,
+    peek,
+)
 from koopjax.edmd._koopman import Koopman
 from koopjax.edmd._memory import available_bytes, planned_bytes
 from koopjax.edmd._solve import Solution, compute, solve
@@ -138,10 +145,10 @@ def prepare(
                 "them beside a stream",
                 "triples (x, y, weights) and a number of folds",
             )
-        source, probe = peek(x)
+        source, probe = peek(x, lift)
         again = None if iter(x) is x else x
     else:
-        x, y, weights, _ = check_arrays(x, y, weights, lift.target)
+        x, y, weights, _ = check_arrays(x, y, weights, lift.target, lift)
         source, probe, again = x, (x, y), x
     widths = probe[0].shape[1], probe[1].shape[1]
     lift, columns = _without_regression(lift, widths)
@@ -214,6 +221,19 @@ def estimate(problem: Problem, solver: Any, statistics: Any) -> tuple[Solution, 
     return Solution(solution.value, worst(solution.result, ILL_CONDITIONED), info), readout
 
 
+def check_settings(solver: Any, folds: Any, batch_size: Any) -> tuple[Any, Any]:
+    """The solver and its folds where none are given; raises unless they go together."""
+    solver = Ridge() if solver is None else solver
+    if isinstance(solver, type) or not hasattr(solver, "validate"):
+        raise expected("a solver such as edmd.Ridge(1e-6)", f"{solver!r:.60}")
+    check_batch_size(batch_size)
+    if not hasattr(solver, "choose") and folds is not None:
+        raise expected("folds beside CrossValidated", type(solver).__name__)
+    if hasattr(solver, "choose") and folds is None:
+        folds = solver.folds
+    return solver, folds
+
+
 def fit(
     psi: Any,
     x: Any,
@@ -255,7 +275,8 @@ def fit(
         memory_limit: bytes for statistics and blocks; None: what the machine has free.
 
     Returns:
-        Koopman: in the dtype of the observables.
+        Koopman: in the dtype of the observables. That is float64, whatever JAX's default, where
+        NumPy's float64 data lie so far from the origin that float32 would lose their spread.
 
     Raises:
         ValueError: wrong shapes, no samples, NaN or infinity, a dictionary too large for memory,
@@ -273,15 +294,7 @@ def fit(
     Reference: Williams, Kevrekidis & Rowley (2015), J. Nonlinear Sci. 25; Sugishita, Kinjo &
     Ohkubo (2024), arXiv 2402.11740.
     """
-    solver = Ridge() if solver is None else solver
-    if not hasattr(solver, "validate"):
-        raise expected("a solver such as edmd.Ridge(1e-6)", f"{type(solver).__name__}")
-    if batch_size is not None and batch_size < 1:
-        raise expected("a batch_size of at least 1", f"{batch_size}")
-    if not hasattr(solver, "choose") and folds is not None:
-        raise expected("folds beside CrossValidated", type(solver).__name__)
-    if hasattr(solver, "choose") and folds is None:
-        folds = solver.folds
+    solver, folds = check_settings(solver, folds, batch_size)
     state = "x" if target is None else ("" if isinstance(target, Identity) else "y")
     options = {
         "batch_size": batch_size,
@@ -291,8 +304,9 @@ def fit(
     }
     problem = prepare(Lift(psi, target, state), x, y, weights, folds, options)
     solver.validate(problem.sizes)
-    solution, readout = estimate(problem, solver, statistics)
     dtype = problem.dtype
+    with precise_as(dtype):
+        solution, readout = estimate(problem, solver, statistics)
     return Koopman(
         psi=psi,
         target=target,

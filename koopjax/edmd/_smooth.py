@@ -154,9 +154,7 @@ def prediction_root(stats: Statistics, alpha: Any) -> Array:
     Where Ψ is deficient the ridge is below rounding, and b is the prediction alone.
     """
     t, rhs, _ = triangle(stats, alpha)
-    return jax.lax.cond(
-        _healthy(stats, alpha, t), lambda: rhs, lambda: least_norm(stats, alpha)[1]
-    )
+    return jax.lax.cond(_healthy(stats, alpha, t), lambda: rhs, lambda: least_norm(stats, alpha)[1])
 
 
 def leading_vectors(stats: Statistics, alpha: Any, rank: Any, roots: Any) -> Array:

@@ -9,14 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, has_float64, is_tracing, matmul, pytree
+from koopjax._core import (
+    as_states,
+    check_finite,
+    expected,
+    has_float64,
+    is_tracing,
+    matmul,
+    needs_float64,
+    precise_as,
+    pytree,
+    read_numbers,
+)
 from koopjax.observables._base import (
     Observables,
-    as_float,
+    check_rows,
     data_rows,
     input_names,
     like,
     require_dimension,
+    require_integer,
 )
 
 
@@ -53,7 +65,8 @@ class Standardize(Observables):
                 which those that hardly vary are to stay small.
 
         Returns:
-            `Standardize` with leaves in the dtype of `x`.
+            `Standardize` with leaves in the dtype of `x`; in float64, whatever JAX's default, where
+            float32 would lose the spread of NumPy's float64 data (they lie far from the origin).
 
         Numerics:
             Two passes in float64 where the backend has it; batches are merged with the pairwise
@@ -66,7 +79,7 @@ class Standardize(Observables):
         if is_tracing(x) or not has_float64():
             return _finish(_moments(x), limit, floor, x.dtype)
         with jax.enable_x64(True):
-            moments = _moments(x.astype(jnp.float64))
+            moments = _moments(jnp.asarray(x, jnp.float64))
         return _finish(tuple(np.asarray(m) for m in moments), limit, floor, x.dtype)
 
     @classmethod
@@ -88,9 +101,15 @@ class Standardize(Observables):
             limit: see `fit`.
             floor: see `fit`.
         """
-        mean, variance = as_float(mean), as_float(variance)
-        extent = jnp.zeros_like(mean) if extent is None else as_float(extent)
-        return _finish((mean, jnp.sqrt(variance), extent), limit, floor, mean.dtype)
+        given = {"the mean": mean, "the variance": variance, "the extent": extent}
+        moments = [read_numbers(name, x) for name, x in given.items() if x is not None]
+        if len({x.shape for x in moments}) != 1 or moments[0].ndim != 1:
+            raise expected("moments of one shape (d,)", f"shapes {[x.shape for x in moments]}")
+        if extent is None:
+            moments.append(np.zeros(moments[0].shape))
+        moments[1] = (jnp if is_tracing(moments[1]) else np).sqrt(moments[1])
+        dtype = _leaf_dtype(moments[0], moments[1])
+        return _finish(moments, limit, floor, dtype)
 
     @classmethod
     def fit_range(cls, x: Any, lower: float = -1.0, upper: float = 1.0) -> "Standardize":
@@ -106,13 +125,14 @@ class Standardize(Observables):
         if not lower < upper:
             raise expected("lower < upper", f"{lower} and {upper}")
         x = data_rows("the data of Standardize.fit_range", x)
-        least, most = jnp.min(x, axis=0), jnp.max(x, axis=0)
-        half = (upper - lower) / 2
-        middle = least / 2 + most / 2
-        radius = most / 2 - least / 2
-        dead = radius <= 4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(least), jnp.abs(most))
-        scale = jnp.where(dead, 1, radius / half)
-        return cls(middle - scale * (lower + half), scale)
+        with precise_as(x.dtype):
+            least, most = jnp.min(x, axis=0), jnp.max(x, axis=0)
+            half = (upper - lower) / 2
+            middle = least / 2 + most / 2
+            radius = most / 2 - least / 2
+            dead = radius <= 4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(least), jnp.abs(most))
+            scale = jnp.where(dead, 1, radius / half)
+            return cls(middle - scale * (lower + half), scale)
 
     def size(self, d: int) -> int:
         """`d`."""
@@ -167,8 +187,11 @@ class Project(Observables):
         """
         x = data_rows("the data of Project.pca", x)
         _check_rank(rank, x.shape[1])
-        if metric is not None and jnp.shape(metric) != (x.shape[1],) * 2:
-            raise expected(f"a metric of shape {(x.shape[1],) * 2}", f"{jnp.shape(metric)}")
+        if metric is not None:
+            metric = read_numbers("the metric", metric)
+            if metric.shape != (x.shape[1],) * 2:
+                raise expected(f"a metric of shape {(x.shape[1],) * 2}", f"{metric.shape}")
+            check_finite("the metric", metric)
         mean, matrix = _precisely(_directions, x, metric, whiten=whiten)
         return cls(matrix[:, :rank], mean)
 
@@ -195,7 +218,7 @@ class Project(Observables):
         Reference:
             P. G. Constantine, "Active Subspaces", SIAM 2015.
         """
-        gradients = as_float(gradients)
+        gradients = as_states("the gradients", gradients)
         if gradients.ndim not in (2, 3) or gradients.shape[0] == 0:
             raise expected("gradients (n, d) or Jacobians (n, q, d)", f"shape {gradients.shape}")
         d = gradients.shape[-1]
@@ -206,15 +229,18 @@ class Project(Observables):
         if weighted:
             if x is None:
                 raise expected("states x for a weighted active subspace", "None", "weighted=False")
-            if jnp.shape(x)[-1] != d:
-                raise expected(f"states with {d} coordinates", f"shape {jnp.shape(x)}")
+            x = data_rows("the states", x)
+            if x.shape[1] != d:
+                raise expected(f"states with {d} coordinates", f"shape {x.shape}")
             return cls.pca(x, rank, metric=metric, whiten=whiten)
         if whiten:
             raise expected("weighted=True for whitened directions", "weighted=False")
         matrix = _precisely(_eigenvectors, metric)[:, :rank]
         if x is None:
             return cls(matrix)
-        return cls(matrix, jnp.mean(data_rows("the states", x), axis=0))
+        x = data_rows("the states", x)
+        with precise_as(x.dtype):
+            return cls(matrix, jnp.mean(jnp.asarray(x), axis=0))
 
     def size(self, d: int) -> int:
         """The number of directions."""
@@ -240,7 +266,8 @@ class Project(Observables):
 
 
 def _check_rank(rank: int, d: int) -> None:
-    if not 1 <= rank <= d:
+    require_integer("the rank", rank, 1)
+    if rank > d:
         raise expected(f"a rank from 1 to {d}, the number of coordinates", f"{rank}")
 
 
@@ -267,7 +294,8 @@ def _finish(moments: Any, limit: float, floor: float, dtype: Any = None) -> Stan
     widest = np_.max(deviation) if np.size(deviation) else 0.0
     scale = np_.maximum(np_.maximum(deviation, extent / limit), floor * widest)
     scale = np_.where(dead, 1.0, scale)
-    return Standardize(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype))
+    with precise_as(dtype):
+        return Standardize(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype))
 
 
 def _is_nested(x: Any) -> bool:
@@ -283,7 +311,8 @@ def _stream(batches: Iterable[Any]) -> Any:
     least: Any = None
     most: Any = None
     for batch in batches:
-        rows = data_rows("a batch of Standardize.fit", batch)
+        rows = read_numbers("a batch of Standardize.fit", batch)
+        check_rows("a batch of Standardize.fit", rows)
         dtype = rows.dtype
         x = np.asarray(rows, np.float64)
         m, centre = len(x), x.mean(axis=0)
@@ -299,7 +328,18 @@ def _stream(batches: Iterable[Any]) -> Any:
         least, most = np.minimum(least, x.min(axis=0)), np.maximum(most, x.max(axis=0))
     if mean is None:
         raise expected("at least one batch in Standardize.fit", "an empty stream")
-    return mean, np.sqrt(squares / count), np.maximum(most - mean, mean - least), dtype
+    deviation = np.sqrt(squares / count)
+    extent = np.maximum(most - mean, mean - least)
+    return mean, deviation, extent, _leaf_dtype(mean.astype(dtype), deviation)
+
+
+def _leaf_dtype(mean: Any, deviation: Any) -> Any:
+    """The dtype of the mean, which JAX may cut where data of these moments lose nothing by it."""
+    dtype = jax.dtypes.canonicalize_dtype(mean.dtype)
+    if is_tracing(mean, deviation) or dtype == mean.dtype:
+        return dtype
+    two = np.stack([mean - deviation, mean + deviation])
+    return mean.dtype if needs_float64("the mean", two) else dtype
 
 
 def _precisely(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -312,7 +352,8 @@ def _precisely(function: Any, *args: Any, **kwargs: Any) -> Any:
     with jax.enable_x64(True):
         args = tuple(jnp.asarray(a, jnp.float64) if hasattr(a, "shape") else a for a in args)
         out = jax.tree.map(np.asarray, function(*args, **kwargs))
-    return jax.tree.map(lambda a: jnp.asarray(a, dtype), out)
+    with precise_as(dtype):
+        return jax.tree.map(lambda a: jnp.asarray(a, dtype), out)
 
 
 @jax.jit

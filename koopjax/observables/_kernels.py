@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from koopjax._core import expected, is_tracing, matmul, pytree, static
 from koopjax.observables._base import (
     Observables,
-    data_rows,
     input_names,
     like,
+    near_rows,
     require_dimension,
     require_integer,
 )
@@ -64,7 +64,7 @@ class GaussianRBF(Observables):
         Numerics:
             `O(m n_centers d)` for seeding and for each step, in scans.
         """
-        x = data_rows("the data of GaussianRBF.fit", x)
+        x = near_rows("the data of GaussianRBF.fit", x)
         n = x.shape[0]
         require_integer("n_centers", n_centers, 1)
         if n_centers > n:
