@@ -77,7 +77,7 @@ def check_metric(name: str, metric: Any, size: int) -> None:
         return
     metric = metric if is_tracing(metric) else read_numbers(name, metric)
     if metric.shape != (size, size):
-        raise expected(f"{name} of shape ({size}, {size})", f"shape {metric.shape}")
+        raise expected(f"a {name} of shape ({size}, {size})", f"shape {metric.shape}")
     if is_tracing(metric):
         return
     check_finite(name, metric)

@@ -263,7 +263,6 @@ def accumulate_stream(
     quantum = (folds or 1) * (mesh.size if mesh else 1)
     for x, y, weights in batches_of(pairs, batch_size, quantum, lift):
         if carry is None:
-            p, q = lift.sizes(x.shape[1], y.shape[1])
             check_memory(lift, x.shape, y.shape, kind, dtype, len(weights), folds, memory_limit)
             carry = _empty(kind, lift, x, y, dtype, folds)
         weights = jnp.asarray(weights, dtype)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from koopjax._core import (
     as_states,
-    check_finite,
+    check_metric,
     expected,
     has_float64,
     is_tracing,
@@ -130,7 +130,9 @@ class Standardize(Observables):
             half = (upper - lower) / 2
             middle = least / 2 + most / 2
             radius = most / 2 - least / 2
-            dead = radius <= 4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(least), jnp.abs(most))
+            own = jnp.finfo(x.dtype)
+            largest = jnp.maximum(jnp.abs(least), jnp.abs(most))
+            dead = radius <= jnp.maximum(4 * own.eps * largest, half * own.tiny)
             scale = jnp.where(dead, 1, radius / half)
             return cls(middle - scale * (lower + half), scale)
 
@@ -187,11 +189,8 @@ class Project(Observables):
         """
         x = data_rows("the data of Project.pca", x)
         _check_rank(rank, x.shape[1])
-        if metric is not None:
-            metric = read_numbers("the metric", metric)
-            if metric.shape != (x.shape[1],) * 2:
-                raise expected(f"a metric of shape {(x.shape[1],) * 2}", f"{metric.shape}")
-            check_finite("the metric", metric)
+        check_metric("metric", metric, x.shape[1])
+        metric = None if metric is None else read_numbers("the metric", metric)
         mean, matrix = _precisely(_directions, x, metric, whiten=whiten)
         return cls(matrix[:, :rank], mean)
 
