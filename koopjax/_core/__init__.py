@@ -55,6 +55,11 @@ from koopjax._core._results import (
     message as message,
     worst as worst,
 )
+from koopjax._core._settings import (
+    as_dtype as as_dtype,
+    as_whole as as_whole,
+    check_number as check_number,
+)
 
 __all__ = [
     "ILL_CONDITIONED",
@@ -66,15 +71,18 @@ __all__ = [
     "UNDERDETERMINED",
     "NumericalError",
     "as_array",
+    "as_dtype",
     "as_integers",
     "as_numbers",
     "as_states",
+    "as_whole",
     "at_least_float32",
     "blocks",
     "cast",
     "check",
     "check_finite",
     "check_metric",
+    "check_number",
     "expected",
     "gram",
     "has_float64",

@@ -11,11 +11,14 @@ from jaxtyping import Array
 
 from koopjax._core import (
     NONFINITE_DATA,
+    as_whole,
     check_metric,
     expected,
+    is_tracing,
     matmul,
     precise,
     pytree,
+    read_numbers,
     static,
 )
 from koopjax.edmd._factor import is_finite, spectral
@@ -26,8 +29,6 @@ from koopjax.edmd._solvers import (
     Ridge,
     TruncatedSVD,
     check_alpha,
-    check_ranks,
-    check_ridges,
     penalty,
 )
 from koopjax.edmd._statistics import Gram, Statistics, leave_one_out, merge_stacked
@@ -68,8 +69,7 @@ class CrossValidated:
             )
         if self.rule not in RULES:
             raise expected(f"a rule in {RULES}", repr(self.rule))
-        if not isinstance(self.folds, int | np.integer) or self.folds < 2:
-            raise expected("folds as a whole number of at least 2", repr(self.folds))
+        as_whole("folds", self.folds, 2)
         if not isinstance(self.solver, TruncatedSVD):
             check_alpha(self.solver.alpha, self.solver.relative)
         if isinstance(self.solver, ReducedRank):
@@ -81,12 +81,24 @@ class CrossValidated:
                 raise expected(f"a grid over {own}", repr(name))
             if values is None:
                 continue
-            if name == "rank":
+            values = read_numbers(f"the grid of {name}", values)
+            if values.ndim != 1 or values.size == 0:
+                raise expected("a vector of grid values", f"shape {values.shape}")
+            if not is_tracing(values):
                 # A rank beyond what is there would score like the largest one, silently.
+                known = np.asarray(values)
                 limit = sizes[0] if isinstance(self.solver, TruncatedSVD) else min(sizes)
-                check_ranks("rank in the grid", values, limit, ndim=1)
-            else:
-                check_ridges("alpha in the grid", values, ndim=1)
+                if name == "rank":
+                    sound = (known >= 1) & (known <= limit) & (known == np.floor(known))
+                else:
+                    sound = np.isfinite(known) & (known >= 0)
+                if not sound.all():
+                    raise expected(
+                        f"ranks from 1 to {limit}"
+                        if name == "rank"
+                        else "finite ridges of at least 0",
+                        f"{values}",
+                    )
 
     def choose(self, statistics: Statistics, dtype: Any = None) -> Solution:
         """The solution at the chosen grid point, from the statistics of all folds together."""

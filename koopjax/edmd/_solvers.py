@@ -3,10 +3,15 @@
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import check_metric, expected, is_tracing, pytree, read_numbers
+from koopjax._core import (
+    as_whole,
+    check_metric,
+    check_number,
+    is_tracing,
+    pytree,
+)
 from koopjax.edmd._factor import Diagnosis, diagnose, energy
 from koopjax.edmd._smooth import decides, reduced, ridge, root_metric, truncated
 from koopjax.edmd._statistics import Statistics
@@ -35,31 +40,14 @@ class Outcome:
     alpha: Any
 
 
-def check_ridges(name: str, value: Any, ndim: int = 0) -> None:
-    """Raise unless these are ridges: finite, at least 0, so many axes; tracers by their shape."""
-    known = value if is_tracing(value) else np.asarray(read_numbers(name, value), np.float64)
-    if known.ndim != ndim:
-        what = "one number" if ndim == 0 else "a vector of numbers"
-        raise expected(f"{what} as {name}", f"an array of shape {known.shape}")
-    if not is_tracing(value) and not (known.size and (np.isfinite(known) & (known >= 0)).all()):
-        raise expected(f"{name} of at least 0, and finite", f"{value}")
-
-
-def check_ranks(name: str, value: Any, largest: int, ndim: int = 0) -> None:
-    """Raise unless these are whole numbers from 1 to the largest rank; tracers by their shape."""
-    known = value if is_tracing(value) else np.asarray(read_numbers(name, value), np.float64)
-    if known.ndim != ndim:
-        what = "one whole number" if ndim == 0 else "a vector of whole numbers"
-        raise expected(f"{what} as {name}", f"an array of shape {known.shape}")
-    sound = lambda: (known >= 1) & (known <= largest) & (known == np.floor(known))
-    if not is_tracing(value) and not (known.size and sound().all()):
-        raise expected(f"a {name} from 1 to {largest}", f"{value}", f"rank={largest}")
-
-
 def check_alpha(alpha: Any, relative: Any) -> None:
-    """Raise unless both are ridges."""
-    check_ridges("alpha", alpha)
-    check_ridges("relative", relative)
+    check_number("alpha", alpha)
+    check_number("relative", relative)
+
+
+def _check_rank(rank: Any, largest: int) -> None:
+    if not is_tracing(rank):
+        as_whole("rank", rank, 1, largest)
 
 
 def penalty(stats: Statistics, alpha: Any, relative: Any) -> Array:
@@ -140,7 +128,7 @@ class TruncatedSVD:
 
     def validate(self, sizes: tuple[int, int]) -> None:
         """Raise `ValueError` if settings that are known can't be met."""
-        check_ranks("rank", self.rank, sizes[0])
+        _check_rank(self.rank, sizes[0])
 
     def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
         """The solution from finite statistics."""
@@ -191,7 +179,7 @@ class ReducedRank:
     def validate(self, sizes: tuple[int, int]) -> None:
         """Raise `ValueError` if settings that are known can't be met."""
         check_alpha(self.alpha, self.relative)
-        check_ranks("rank", self.rank, min(sizes))
+        _check_rank(self.rank, min(sizes))
         check_metric("metric", self.metric, sizes[1])
 
     def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:

@@ -1,17 +1,15 @@
 """From a fitted Koopman operator to a layer."""
 
-import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from koopjax import tt
-from koopjax._core import expected, has_float64, is_tracing, matmul
+from koopjax._core import as_whole, expected, has_float64, is_tracing, matmul
 from koopjax.edmd import Koopman
 from koopjax.nn import functional
 from koopjax.nn._block import KoopmanBlock
@@ -57,8 +55,7 @@ def from_koopman(
     Numerics: powers, product and SVD are computed in float64 where the backend has it and nothing
     is traced, and rounded once to the fit's dtype.
     """
-    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
-        raise expected("steps as a whole number of at least 1", repr(steps))
+    steps = as_whole("steps", steps, 1)
     if isinstance(fit, TensorKoopman):
         if steps > 1 or lifted:
             raise expected(
@@ -85,10 +82,7 @@ def from_koopman(
     matrix, readout = fit.matrix, fit.readout
     folded_readout = None if lifted else readout
     q = matrix.shape[1] if folded_readout is None else folded_readout.shape[1]
-    if rank is not None and not _is_rank(rank, min(matrix.shape[0], q)):
-        raise expected(
-            f"a rank from 1 to {min(matrix.shape[0], q)}", repr(rank), "rank=None for all of it"
-        )
+    rank = None if rank is None else as_whole("rank", rank, 1, min(matrix.shape[0], q))
     kind = matrix.dtype
     if not is_tracing(matrix, readout) and has_float64():
         with jax.enable_x64(True):
@@ -108,14 +102,8 @@ def _rounded(train: Any, rank: int | None) -> Any:
     """A train of at most this rank; the error is that of TT rounding, in the plain norm."""
     if rank is None:
         return train
-    if not _is_rank(rank):
-        raise expected("a rank of at least 1", repr(rank), "rank=None for all of it")
+    rank = as_whole("rank", rank, 1)
     return train if max(train.ranks) <= rank else tt.round(train, max_rank=rank)
-
-
-def _is_rank(rank: Any, largest: float = math.inf) -> bool:
-    whole = isinstance(rank, int | np.integer) and not isinstance(rank, bool)
-    return whole and 1 <= rank <= largest
 
 
 @partial(jax.jit, static_argnames=("steps", "rank"))
