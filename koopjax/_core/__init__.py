@@ -22,6 +22,7 @@ from koopjax._core._door import (
 )
 from koopjax._core._inference import inference_arguments as inference_arguments
 from koopjax._core._linalg import (
+    check_metric as check_metric,
     gram as gram,
     masked_qr as masked_qr,
     matmul as matmul,
@@ -81,6 +82,7 @@ __all__ = [
     "cast",
     "check",
     "check_finite",
+    "check_metric",
     "check_number",
     "expected",
     "gram",

@@ -1,5 +1,6 @@
 """One pass over the data: arrays in blocks, streams, folds, the devices of a mesh."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -34,6 +35,7 @@ from koopjax.edmd._inputs import (
 )
 from koopjax.edmd._memory import check_memory, observed_dtype
 from koopjax.edmd._statistics import KINDS, Gram, RFactor, Statistics, merge_stacked
+from koopjax.observables import Observables, require_rowwise
 
 # Rows in a block hold about this many numbers: large enough for the product to run at full rate,
 # small enough that a block stays a small part of memory.
@@ -59,10 +61,10 @@ class Lift:
 
     def __call__(self, x: Any, y: Any) -> tuple[Any, Any]:
         """Lifted snapshots before and after, `(n, p)` and `(n, q)`."""
-        psi_x = self.psi(x)
+        psi_x = _lifted(self.psi, x)
         if self.same and self.target is None and not self.state:
             return psi_x, psi_x
-        psi_y = self.psi(y) if self.target is None else self.target(y)
+        psi_y = _lifted(self.psi if self.target is None else self.target, y)
         if self.state:
             extra = x if self.state == "x" else y
             dtype = jnp.promote_types(psi_y.dtype, extra.dtype)
@@ -76,6 +78,17 @@ class Lift:
         return int(self.psi.size(d)), int(after.size(d_out)) + extra
 
 
+def _lifted(psi: Any, x: Any) -> Any:
+    """`psi(x)`, of a callable of the user's own as of an `Observables`: each row by itself."""
+    if not isinstance(psi, Observables):
+        require_rowwise(psi, _call, x)
+    return psi(x)
+
+
+def _call(psi: Any, x: Any) -> Any:
+    return psi(x)
+
+
 def block_rows(n: int | None, numbers: int, kind: type, folds: int | None) -> int:
     """Rows in a block: near `BLOCK_NUMBERS` numbers; equal blocks; a multiple of the folds."""
     rows = min(max(BLOCK_NUMBERS // max(numbers, 1), 256), 65536)
@@ -87,8 +100,12 @@ def block_rows(n: int | None, numbers: int, kind: type, folds: int | None) -> in
     return -(-rows // (folds or 1)) * (folds or 1)
 
 
-def _empty(kind: type, p: int, q: int, dtype: Any, folds: int | None) -> Any:
-    unit = kind.empty(p, q, dtype)
+def _empty(kind: type, lift: Lift, x: Any, y: Any, dtype: Any, folds: int | None) -> Any:
+    """The statistics of no samples, which know the dtype that the observables come in."""
+    before, after = jax.eval_shape(lift, x[:1], y[:1])
+    unit = kind.empty(before.shape[1], after.shape[1], dtype)
+    if jnp.finfo(before.dtype).eps > jnp.finfo(dtype).eps:
+        unit = dataclasses.replace(unit, observed=jnp.dtype(before.dtype).name)
     if folds is None:
         return unit
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (folds, *a.shape)), unit)
@@ -141,8 +158,7 @@ def _scan(
     """Fold blocks of rows into the statistics; memory is one block, whatever n."""
     n = x.shape[0]
     count = -(-n // batch)
-    probe = jax.eval_shape(lift, x[:1], y[:1])
-    carry = _empty(kind, probe[0].shape[1], probe[1].shape[1], dtype, folds)
+    carry = _empty(kind, lift, x, y, dtype, folds)
 
     def step(carry: Any, start: Any) -> tuple[Any, None]:
         rows = start + jnp.arange(batch)
@@ -251,9 +267,8 @@ def accumulate_stream(
     quantum = (folds or 1) * (mesh.size if mesh else 1)
     for x, y, weights in batches_of(pairs, batch_size, quantum, lift):
         if carry is None:
-            p, q = lift.sizes(x.shape[1], y.shape[1])
             check_memory(lift, x.shape, y.shape, kind, dtype, len(weights), folds, memory_limit)
-            carry = _empty(kind, p, q, dtype, folds)
+            carry = _empty(kind, lift, x, y, dtype, folds)
         weights = jnp.asarray(weights, dtype)
         if mesh is None:
             with precise_as(x.dtype):

@@ -13,6 +13,7 @@ from koopjax._core import (
     NONFINITE_DATA,
     as_dtype,
     as_whole,
+    check_metric,
     expected,
     held_leaves,
     is_tracing,
@@ -25,7 +26,13 @@ from koopjax._core import (
 from koopjax.edmd._factor import is_finite, spectral
 from koopjax.edmd._smooth import root_metric
 from koopjax.edmd._solve import Solution, check_statistics, compute
-from koopjax.edmd._solvers import ReducedRank, Ridge, TruncatedSVD, check_alpha, penalty
+from koopjax.edmd._solvers import (
+    ReducedRank,
+    Ridge,
+    TruncatedSVD,
+    check_alpha,
+    penalty,
+)
 from koopjax.edmd._statistics import Gram, Statistics, leave_one_out, merge_stacked
 
 RULES = ("min", "one_se")
@@ -64,9 +71,11 @@ class CrossValidated:
             )
         if self.rule not in RULES:
             raise expected(f"a rule in {RULES}", repr(self.rule))
+        as_whole("folds", self.folds, 2)
         if not isinstance(self.solver, TruncatedSVD):
             check_alpha(self.solver.alpha, self.solver.relative)
-        as_whole("folds", self.folds, 2)
+        if isinstance(self.solver, ReducedRank):
+            check_metric("metric", self.solver.metric, sizes[1])
         own = _parameters(self.solver)
         grid = self.grid if isinstance(self.grid, dict) else {own[-1]: self.grid}
         for name, values in grid.items():

@@ -37,7 +37,8 @@ from koopjax.edmd._statistics import Gram, RFactor, Statistics, total
 from koopjax.observables import Identity, contains_state
 
 REQUESTED = "requested"
-TRACED = "traced: Gram in the caller's dtype, which is differentiable"
+TRACED = "traced: Gram, which is differentiable"
+ASKED = "Gram: one pass in the accumulate_dtype that was asked for"
 NO_FLOAT64 = "R factors: the backend has no float64"
 GRAM_ENOUGH = "float64 Gram: the condition is low enough"
 GRAM_REFUSED = "R factors: the condition was too high for a float64 Gram"
@@ -199,7 +200,7 @@ def _attempt(
 
 def estimate(problem: Problem, solver: Any, statistics: Any) -> tuple[Solution, Any]:
     """The solution and the readout, by the statistics asked for or those that it takes."""
-    kind, reason = _first_kind(statistics, problem.staged)
+    kind, reason = _first_kind(problem, statistics)
     solution, readout = _attempt(problem, solver, kind, problem.source, reason)
     if reason != GRAM_ENOUGH or is_tracing(solution):
         return solution, readout
@@ -256,9 +257,11 @@ def fit(
             `ReducedRank(rank, metric)`, `CrossValidated(solver, grid)`.
         statistics: "auto", "gram" or "rfactor" (or the classes). "auto" accumulates a Gram matrix
             in float64; if the condition is too high for it (estimated rounding error above 1e-6
-            for float32 results, 1e-11 for float64), it takes a second pass with R factors. A
-            backend without float64 gets R factors at once. Under jit, vmap or grad it is a Gram
-            matrix in the caller's dtype. `info.statistics` and `info.reason` say which and why.
+            for float32 results, 1e-11 for float64), it takes a second pass with R factors, which
+            costs several times as much; "gram" refuses it. A backend without float64 gets R
+            factors at once. Under jit, vmap or grad, and where `accumulate_dtype` asks for less
+            than float64, it is a Gram matrix, in one pass, and the result code says if it is not
+            enough. `info.statistics` and `info.reason` say which and why.
         weights: `(n,)`, not negative.
         folds: for `CrossValidated`: as in `accumulate`; None takes the solver's number.
         batch_size: rows lifted at a time; None chooses by size.
@@ -309,10 +312,13 @@ def fit(
     )
 
 
-def _first_kind(statistics: Any, staged: bool) -> tuple[type, str]:
+def _first_kind(problem: Problem, statistics: Any) -> tuple[type, str]:
     """Which statistics to begin with, and why."""
     if not isinstance(statistics, str) or statistics != "auto":
         return kind_of(statistics), REQUESTED
-    if staged:
+    if problem.staged:
         return Gram, TRACED
+    asked = problem.options["accumulate_dtype"]
+    if asked is not None and jnp.dtype(asked) != jnp.float64:
+        return Gram, ASKED
     return (Gram, GRAM_ENOUGH) if has_float64() else (RFactor, NO_FLOAT64)

@@ -2,22 +2,18 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from koopjax._core import (
     as_whole,
-    check_finite,
+    check_metric,
     check_number,
-    expected,
     is_tracing,
     pytree,
-    read_numbers,
 )
-from koopjax.edmd._factor import Diagnosis, cut, diagnose, energy
-from koopjax.edmd._smooth import reduced, ridge_values, root_metric, truncated
+from koopjax.edmd._factor import Diagnosis, diagnose, energy
+from koopjax.edmd._smooth import decides, reduced, ridge, root_metric, truncated
 from koopjax.edmd._statistics import Statistics
 
 
@@ -54,18 +50,6 @@ def _check_rank(rank: Any, largest: int) -> None:
         as_whole("rank", rank, 1, largest)
 
 
-def _check_metric(metric: Any, q: int) -> None:
-    """Raise unless a metric is of the targets' size, and symmetric and finite if that is seen."""
-    metric = read_numbers("the metric", metric)
-    if metric.shape != (q, q):
-        raise expected(f"a metric of shape {(q, q)}", f"{metric.shape}")
-    check_finite("the metric", metric)
-    if not is_tracing(metric):
-        known = np.asarray(metric, np.float64)
-        if np.abs(known - known.T).max(initial=0) > 1e-3 * np.abs(known).max(initial=0):
-            raise expected("a symmetric metric", "one that is not", "(metric + metric.T) / 2")
-
-
 def penalty(stats: Statistics, alpha: Any, relative: Any) -> Array:
     """The absolute ridge: `α + relative · tr(G) / p`."""
     mean = energy(stats) / stats.sizes[0]
@@ -76,16 +60,11 @@ def regularised(stats: Statistics, diagnosis: Diagnosis, alpha: Any) -> Array:
     """Condition number of the ridge problem: the smaller of two bounds on the amplification."""
     high = diagnosis.largest**2
     # Where columns depend on each other and the ridge decides, it is all there is at the low end.
-    alone = diagnosis.tied & decides(stats, diagnosis, alpha)
+    alone = diagnosis.tied & decides(stats, diagnosis.largest, alpha)
     low = jnp.where(alone, 0, (diagnosis.largest / diagnosis.condition) ** 2)
     total = low + alpha
     raw = jnp.where(total > 0, jnp.sqrt((high + alpha) / jnp.where(total > 0, total, 1)), 1)
     return jnp.where(alone, raw, jnp.minimum(raw, diagnosis.scaled))
-
-
-def decides(stats: Statistics, diagnosis: Diagnosis, alpha: Any) -> Array:
-    """Whether a ridge stands out from rounding, so that the solution is unique with it."""
-    return alpha > cut(stats) * diagnosis.largest**2
 
 
 @pytree
@@ -117,12 +96,12 @@ class Ridge:
     def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
         """The solution from finite statistics; `diagnosis` where it is there already."""
         alpha = penalty(stats, self.alpha, self.relative)
-        value, met = ridge_values(stats, alpha)
+        value = ridge(stats, alpha)
         if diagnosis is None:
-            diagnosis = diagnose(stats, jax.lax.stop_gradient(met))
+            diagnosis = diagnose(stats)
         # A ridge that decides needs no rank, and no more samples than there are.
         count = jnp.minimum(diagnosis.rank, stats.count.astype(jnp.int32))
-        needed = jnp.where(decides(stats, diagnosis, alpha), count, stats.sizes[0])
+        needed = jnp.where(decides(stats, diagnosis.largest, alpha), count, stats.sizes[0])
         return Outcome(
             value=value,
             rank=diagnosis.rank,
@@ -201,8 +180,7 @@ class ReducedRank:
         """Raise `ValueError` if settings that are known can't be met."""
         check_alpha(self.alpha, self.relative)
         _check_rank(self.rank, min(sizes))
-        if self.metric is not None:
-            _check_metric(self.metric, sizes[1])
+        check_metric("metric", self.metric, sizes[1])
 
     def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
         """The solution from finite statistics."""

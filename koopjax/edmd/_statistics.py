@@ -37,6 +37,12 @@ def _check_mergeable(first: Any, second: Any) -> None:
         )
 
 
+def _narrower(first: Any, second: Any) -> str:
+    """The dtype of less precision of two that observables came in."""
+    names = [s.observed for s in (first, second) if s.observed]
+    return max(names, key=lambda name: jnp.finfo(name).eps, default="")
+
+
 def weighted(
     psi_x: Array, psi_y: Array, weights: Array | None, dtype: Any
 ) -> tuple[Array, Array, Array]:
@@ -76,6 +82,8 @@ class Gram:
         cross: `(p, q)`.
         target_gram: `(q, q)`.
         count: `()`, samples of non-zero weight, as a float so that it can't overflow.
+        observed: dtype of the observables where it is narrower than that of the sums, else empty
+            (static): columns that depend on each other to its rounding are dependent.
 
     Reference: Williams, Kevrekidis & Rowley (2015), J. Nonlinear Sci. 25 (EDMD).
     """
@@ -84,6 +92,7 @@ class Gram:
     cross: Any
     target_gram: Any
     count: Any
+    observed: str = static(default="")
 
     @classmethod
     def empty(cls, p: int, q: int, dtype: Any = jnp.float32) -> "Gram":
@@ -138,15 +147,19 @@ class Gram:
     def merge(self, other: "Gram") -> "Gram":
         """The statistic of both sets of samples together."""
         _check_mergeable(self, other)
+        observed = _narrower(self, other)
+        other = dataclasses.replace(other, observed=self.observed)
         with precise(self, other):
-            return jax.tree.map(lambda a, b: a + b, self, other)
+            merged = jax.tree.map(lambda a, b: a + b, self, other)
+        return dataclasses.replace(merged, observed=observed)
 
     def scale(self, factor: Any) -> "Gram":
         """The statistic with all sample weights multiplied by a factor (`count` stays)."""
         check_number("factor", factor)
         with precise(self):
             f = jnp.asarray(factor).astype(self.dtype)
-            return Gram(f * self.gram, f * self.cross, f * self.target_gram, self.count)
+            moments = f * self.gram, f * self.cross, f * self.target_gram
+            return Gram(*moments, self.count, self.observed)
 
     def select(
         self, indices: Int[Array, " s"] | None = None, targets: Int[Array, " t"] | None = None
@@ -163,7 +176,7 @@ class Gram:
             gram = jnp.take(jnp.take(self.gram, rows, -2), rows, -1)
             cross = jnp.take(jnp.take(self.cross, rows, -2), cols, -1)
             target = jnp.take(jnp.take(self.target_gram, cols, -2), cols, -1)
-            return Gram(gram, cross, target, self.count)
+            return Gram(gram, cross, target, self.count, self.observed)
 
     def astype(self, dtype: Any) -> "Gram":
         """The statistic in another dtype (for use outside a float64 context, say)."""
@@ -177,7 +190,7 @@ class Gram:
         """Regress the targets after column `p` on the `p` targets before it."""
         t = self.target_gram
         with precise(self):
-            return Gram(t[:p, :p], t[:p, p:], t[p:, p:], self.count)
+            return Gram(t[:p, :p], t[:p, p:], t[p:, p:], self.count, self.observed)
 
 
 @pytree
@@ -194,11 +207,13 @@ class RFactor:
         r: `(p + q, p + q)`, upper triangular.
         count: `()`, samples of non-zero weight.
         p: number of observables before (static).
+        observed: as for `Gram` (static).
     """
 
     r: Any
     count: Any
     p: int = static()
+    observed: str = static(default="")
 
     @classmethod
     def empty(cls, p: int, q: int, dtype: Any = jnp.float32) -> "RFactor":
@@ -229,7 +244,7 @@ class RFactor:
             rows_x, rows_y, count = weighted(psi_x, psi_y, weights, self.dtype)
             rows = jnp.concatenate([rows_x, rows_y], axis=1)
             r = qr_r(jnp.concatenate([self.r, rows]))
-            return RFactor(r, self.count + count, self.p)
+            return dataclasses.replace(self, r=r, count=self.count + count)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -251,7 +266,8 @@ class RFactor:
         _check_mergeable(self, other)
         with precise(self, other):
             r = qr_r(jnp.concatenate([self.r, other.r], axis=-2))
-            return RFactor(r, self.count + other.count, self.p)
+            count = self.count + other.count
+        return RFactor(r, count, self.p, _narrower(self, other))
 
     def scale(self, factor: Any) -> "RFactor":
         """The statistic with all sample weights multiplied by a factor (`count` stays)."""
@@ -269,7 +285,8 @@ class RFactor:
         keep = jnp.concatenate([rows, p + cols])
         with precise(self):
             r = qr_r(jnp.take(self.r, keep, axis=-1))
-            return RFactor(_square(r, keep.shape[0]), self.count, rows.shape[0])
+            r = _square(r, keep.shape[0])
+            return RFactor(r, self.count, rows.shape[0], self.observed)
 
     def astype(self, dtype: Any) -> "RFactor":
         """The statistic in another dtype."""
@@ -280,15 +297,15 @@ class RFactor:
         p = self.p
         with precise(self):
             moments = matmul(jnp.swapaxes(self.r, -1, -2), self.r)
-            return Gram(
-                moments[..., :p, :p], moments[..., :p, p:], moments[..., p:, p:], self.count
-            )
+            blocks = moments[..., :p, :p], moments[..., :p, p:], moments[..., p:, p:]
+            return Gram(*blocks, self.count, self.observed)
 
     def of_targets(self, p: int) -> "RFactor":
         """Regress the targets after column `p` on the `p` targets before it."""
         with precise(self):
             columns = self.r[:, self.p :]
-            return RFactor(_square(qr_r(columns), columns.shape[1]), self.count, p)
+            r = _square(qr_r(columns), columns.shape[1])
+            return RFactor(r, self.count, p, self.observed)
 
 
 Statistics: TypeAlias = Gram | RFactor
@@ -380,8 +397,8 @@ def leave_one_out(stacked: Statistics) -> Statistics:
         if isinstance(stacked, Gram):
             return jax.tree.map(lambda a: jnp.sum(a, axis=0)[None] - a, stacked)
         folds, size = stacked.r.shape[0], stacked.r.shape[-1]
-        unit = RFactor(
-            jnp.zeros((size, size), stacked.dtype), jnp.zeros((), stacked.dtype), stacked.p
+        unit = dataclasses.replace(
+            stacked, r=jnp.zeros((size, size), stacked.dtype), count=jnp.zeros((), stacked.dtype)
         )
 
         def step(carry: RFactor, fold: RFactor) -> tuple[RFactor, RFactor]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from koopjax._core import (
     as_states,
-    check_finite,
+    check_metric,
     expected,
     has_float64,
     is_tracing,
@@ -50,18 +50,19 @@ class Standardize(Observables):
     scale: Any = None
 
     @classmethod
-    def fit(cls, x: Any, *, limit: float = 10.0, floor: float = 1e-6) -> "Standardize":
-        """Zero mean and unit variance, safe for dead, constant and rarely active units.
+    def fit(cls, x: Any, *, limit: float = 10.0, floor: float = 0.0) -> "Standardize":
+        """Zero mean and unit variance in any units, safe for dead and rarely active coordinates.
 
-        The scale of a coordinate is its standard deviation, raised to
-        `max |x - mean| / limit` and to `floor` times the largest standard deviation. A unit that
-        is silent but for one sample in a million would else send that sample to a thousand, and
-        its square to a million. A unit that is constant to rounding gets scale 1.
+        The scale of a coordinate is its standard deviation, raised to `max |x - mean| / limit`: a
+        unit that is silent but for one sample in a million would else send that sample to a
+        thousand, and its square to a million. A coordinate that is constant to the rounding of
+        its own numbers gets scale 1.
 
         Args:
             x: `(n, d)` data, or an iterable of such batches (one pass, constant memory).
             limit: no sample of `x` is mapped beyond `± limit`; infinity switches this off.
-            floor: least scale relative to the widest coordinate's; 0 switches this off.
+            floor: least scale relative to the widest coordinate's, for coordinates in one unit of
+                which those that hardly vary are to stay small.
 
         Returns:
             `Standardize` with leaves in the dtype of `x`; in float64, whatever JAX's default, where
@@ -89,7 +90,7 @@ class Standardize(Observables):
         extent: Any = None,
         *,
         limit: float = 10.0,
-        floor: float = 1e-6,
+        floor: float = 0.0,
     ) -> "Standardize":
         """From moments that are known already, with the safeguards of `fit`.
 
@@ -106,6 +107,7 @@ class Standardize(Observables):
             raise expected("moments of one shape (d,)", f"shapes {[x.shape for x in moments]}")
         if extent is None:
             moments.append(np.zeros(moments[0].shape))
+        moments[1] = (jnp if is_tracing(moments[1]) else np).sqrt(moments[1])
         dtype = _leaf_dtype(moments[0], moments[1])
         return _finish(moments, limit, floor, dtype)
 
@@ -128,7 +130,9 @@ class Standardize(Observables):
             half = (upper - lower) / 2
             middle = least / 2 + most / 2
             radius = most / 2 - least / 2
-            dead = radius <= 4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(least), jnp.abs(most))
+            own = jnp.finfo(x.dtype)
+            largest = jnp.maximum(jnp.abs(least), jnp.abs(most))
+            dead = radius <= jnp.maximum(4 * own.eps * largest, half * own.tiny)
             scale = jnp.where(dead, 1, radius / half)
             return cls(middle - scale * (lower + half), scale)
 
@@ -185,11 +189,8 @@ class Project(Observables):
         """
         x = data_rows("the data of Project.pca", x)
         _check_rank(rank, x.shape[1])
-        if metric is not None:
-            metric = read_numbers("the metric", metric)
-            if metric.shape != (x.shape[1],) * 2:
-                raise expected(f"a metric of shape {(x.shape[1],) * 2}", f"{metric.shape}")
-            check_finite("the metric", metric)
+        check_metric("metric", metric, x.shape[1])
+        metric = None if metric is None else read_numbers("the metric", metric)
         mean, matrix = _precisely(_directions, x, metric, whiten=whiten)
         return cls(matrix[:, :rank], mean)
 
@@ -273,22 +274,25 @@ def _check_rank(rank: int, d: int) -> None:
 def _moments(x: Array) -> tuple[Array, Array, Array]:
     mean = jnp.mean(x, axis=0)
     centred = x - mean[None, :]
-    return mean, jnp.mean(centred**2, axis=0), jnp.max(jnp.abs(centred), axis=0)
+    extent = jnp.max(jnp.abs(centred), axis=0)
+    # In units of the extent, for squares of small or large numbers leave the range of float32.
+    unit = jnp.where(extent > 0, extent, 1)
+    return mean, unit * jnp.sqrt(jnp.mean((centred / unit[None, :]) ** 2, axis=0)), extent
 
 
 def _finish(moments: Any, limit: float, floor: float, dtype: Any = None) -> Standardize:
-    mean, variance, extent = moments
-    np_ = jnp if is_tracing(mean, variance, extent) else np
+    mean, deviation, extent = moments
+    np_ = jnp if is_tracing(mean, deviation, extent) else np
     if np_ is np:
-        mean, variance, extent = (np.asarray(m, np.float64) for m in moments)
+        mean, deviation, extent = (np.asarray(m, np.float64) for m in moments)
     dtype = jnp.result_type(float) if dtype is None else dtype
-    # Data come rounded to their own dtype: what varies by less than that does not vary.
-    rounding = 4 * float(jnp.finfo(dtype).eps)
-    deviation = np_.sqrt(variance)
-    dead = deviation <= rounding * np_.abs(mean)
+    # Data come rounded to their own dtype: what varies by less than that does not vary, nor what
+    # is below its normal numbers, which are zero to the backend.
+    own = jnp.finfo(dtype)
+    dead = deviation <= np_.maximum(4 * float(own.eps) * np_.abs(mean), float(own.tiny))
     widest = np_.max(deviation) if np.size(deviation) else 0.0
     scale = np_.maximum(np_.maximum(deviation, extent / limit), floor * widest)
-    scale = np_.where(dead | (scale <= 0), 1.0, scale)
+    scale = np_.where(dead, 1.0, scale)
     with precise_as(dtype):
         return Standardize(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype))
 
@@ -323,17 +327,16 @@ def _stream(batches: Iterable[Any]) -> Any:
         least, most = np.minimum(least, x.min(axis=0)), np.maximum(most, x.max(axis=0))
     if mean is None:
         raise expected("at least one batch in Standardize.fit", "an empty stream")
-    variance = squares / count
+    deviation = np.sqrt(squares / count)
     extent = np.maximum(most - mean, mean - least)
-    return mean, variance, extent, _leaf_dtype(mean.astype(dtype), variance)
+    return mean, deviation, extent, _leaf_dtype(mean.astype(dtype), deviation)
 
 
-def _leaf_dtype(mean: Any, variance: Any) -> Any:
+def _leaf_dtype(mean: Any, deviation: Any) -> Any:
     """The dtype of the mean, which JAX may cut where data of these moments lose nothing by it."""
     dtype = jax.dtypes.canonicalize_dtype(mean.dtype)
-    if is_tracing(mean, variance) or dtype == mean.dtype:
+    if is_tracing(mean, deviation) or dtype == mean.dtype:
         return dtype
-    deviation = np.sqrt(np.maximum(np.asarray(variance, np.float64), 0))
     two = np.stack([mean - deviation, mean + deviation])
     return mean.dtype if needs_float64("the mean", two) else dtype
 
@@ -388,7 +391,10 @@ def _directions(x: Array, metric: Array | None, *, whiten: bool) -> tuple[Array,
         matrix = jnp.where(seen[None, :], matrix / jnp.where(seen, norm, 1)[None, :], 0)
     if whiten:
         variance = jnp.sum(matrix * matmul(covariance, matrix), axis=0)
-        carries = variance > x.shape[1] * jnp.finfo(x.dtype).eps * jnp.max(variance)
+        # Beside what its own terms leave by rounding, not beside directions in other units.
+        eps = jnp.finfo(x.dtype).eps
+        rounding = x.shape[1] * eps * jnp.diagonal(covariance) + (8 * eps * mean) ** 2
+        carries = variance > jnp.sum(matrix**2 * rounding[:, None], axis=0)
         scale = jnp.sqrt(jnp.where(carries, variance, 1))
         matrix = matrix / scale[None, :]
     return mean, matrix

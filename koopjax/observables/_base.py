@@ -21,6 +21,7 @@ from koopjax._core import (
     leave,
     precise_for,
 )
+from koopjax.observables._rowwise import require_rowwise
 
 
 class Observables(abc.ABC):
@@ -86,8 +87,14 @@ def _working(psi: Any, dtype: Any) -> Any:
 @functools.partial(jax.jit, inline=True)
 def _evaluate(psi: Observables, x: Array) -> Array:
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    out = psi._evaluate(rows.astype(_working(psi, x.dtype)))
+    wide = rows.astype(_working(psi, x.dtype))
+    require_rowwise(psi, _of_rows, wide)
+    out = psi._evaluate(wide)
     return out.astype(x.dtype).reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _of_rows(psi: Observables, x: Array) -> Array:
+    return psi._evaluate(x)
 
 
 def evaluate(psi: Any, x: Array) -> Array:
