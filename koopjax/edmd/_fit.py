@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from koopjax._core import (
     ILL_CONDITIONED,
+    as_dtype,
     cast,
     expected,
     has_float64,
@@ -319,6 +320,6 @@ def _first_kind(problem: Problem, statistics: Any) -> tuple[type, str]:
     if problem.staged:
         return Gram, TRACED
     asked = problem.options["accumulate_dtype"]
-    if asked is not None and jnp.dtype(asked) != jnp.float64:
+    if asked is not None and as_dtype("accumulate_dtype", asked) != jnp.float64:
         return Gram, ASKED
     return (Gram, GRAM_ENOUGH) if has_float64() else (RFactor, NO_FLOAT64)

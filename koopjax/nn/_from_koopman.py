@@ -76,7 +76,7 @@ def from_koopman(
     same = not isinstance(fit, KernelKoopman) and fit.matrix.shape[0] == fit.matrix.shape[1]
     if steps > 1 and not getattr(fit, "square", same):
         raise expected(
-            "a square K on one dictionary to take several steps",
+            "a square K to take several steps",
             f"K of shape {tuple(fit.matrix.shape)} onto another dictionary",
             "steps=1, or a fit without target",
         )

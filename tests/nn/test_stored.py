@@ -310,7 +310,7 @@ def test_errors_say_what_was_expected():
         (lambda: nn.Quantized(np.full((2, 2), 8), 0.1, bits=4), "codes from -7 to 7, got 8 to 8"),
         (lambda: nn.Quantized(np.ones((2, 3), int), ones), "a scale of shape"),
         (lambda: nn.Quantized(np.ones((2, 2)), 1.0), "codes of integers, got float64"),
-        (lambda: nn.Quantized.from_dense(MATRIX, 9), "bits from 2 to 8, got 9"),
+        (lambda: nn.Quantized.from_dense(MATRIX, 9), "bits as a whole number from 2 to 8, got 9"),
         (lambda: nn.Quantized.from_dense(MATRIX, 8, "rows"), "an axis among"),
         (lambda: jax.jit(nn.Sparse.from_dense)(MATRIX), "a concrete matrix, got a traced one"),
     ]
