@@ -15,12 +15,12 @@ COUPLED = {
     "largest": lambda z: z / jnp.max(jnp.abs(z)),
     "softmax": lambda z: jax.nn.softmax(z, axis=0),
     "ranks": lambda z: jnp.argsort(jnp.argsort(z, axis=0), axis=0),
-    "centred a little": lambda z: z - 1e-3 * jnp.mean(z, axis=0),
+    "centred a little": lambda z: z - 1e-3 * jnp.mean(z, axis=0, keepdims=True),
     "sum so far": lambda z: jnp.cumsum(z, axis=0),
     "sum to come": lambda z: jnp.cumsum(z[::-1], axis=0)[::-1],
     "neighbour": lambda z: jnp.roll(z, 1, axis=0),
     "number of rows": lambda z: z / z.shape[0],
-    "of positive numbers": lambda z: jnp.log(z) - jnp.log(z.sum(axis=0)),
+    "of positive numbers": lambda z: jnp.log(z) - jnp.log(z.sum(axis=0, keepdims=True)),
 }
 OF_STATES = {
     "elementwise": jnp.tanh,
