@@ -8,6 +8,11 @@ from koopjax._core._arrays import (
     is_tracing as is_tracing,
     on_device as on_device,
 )
+from koopjax._core._fingerprint import (
+    digest as digest,
+    fingerprint as fingerprint,
+    run_equation as run_equation,
+)
 from koopjax._core._inference import inference_arguments as inference_arguments
 from koopjax._core._linalg import (
     gram as gram,
@@ -54,7 +59,9 @@ __all__ = [
     "cast",
     "check",
     "check_finite",
+    "digest",
     "expected",
+    "fingerprint",
     "gram",
     "has_float64",
     "inference_arguments",
@@ -68,6 +75,7 @@ __all__ = [
     "precise_as",
     "pytree",
     "qr_r",
+    "run_equation",
     "static",
     "tol",
     "traced",

@@ -209,19 +209,22 @@ def _separating(equations: list[Any], dependent: set[Any], x: Any, output: Any) 
 def _whole(found: dict[Any, int], nodes: tuple[Node, ...], naming: Naming) -> dict[Any, int]:
     """Leave out what lies inside a function without parameters, such as an activation.
 
-    A tagged value stands for the value that was tagged, and a tag inside opens the function.
+    A tag inside opens the function, unless it has a rule of its own; a tagged value stands for the
+    value that was tagged.
     """
-    hidden = {source for source, tag in naming.tagged.items() if tag in found}
+    hidden: set[Any] = set()
     pending = list(nodes)
     while pending:
         node = pending.pop()
         if node.inner is None:
             continue
-        if naming.is_atomic(node):
+        if node.sealed or naming.is_atomic(node):
             hidden |= node.defined - set(node.equation.outvars)
         else:
             pending.extend(node.inner)
-    return {variable: position for variable, position in found.items() if variable not in hidden}
+    found = {variable: position for variable, position in found.items() if variable not in hidden}
+    tagged = {source for source, tag in naming.tagged.items() if tag in found}
+    return {variable: position for variable, position in found.items() if variable not in tagged}
 
 
 def _places(
