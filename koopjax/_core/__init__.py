@@ -25,7 +25,13 @@ from koopjax._core._precision import (
     traced as traced,
     working_dtype as working_dtype,
 )
-from koopjax._core._pytree import pytree as pytree, static as static
+from koopjax._core._pytree import (
+    Outline as Outline,
+    is_array as is_array,
+    pytree as pytree,
+    static as static,
+    take_apart as take_apart,
+)
 from koopjax._core._results import (
     ILL_CONDITIONED as ILL_CONDITIONED,
     NONFINITE_DATA as NONFINITE_DATA,
@@ -49,6 +55,7 @@ __all__ = [
     "SUCCESS",
     "UNDERDETERMINED",
     "NumericalError",
+    "Outline",
     "at_least_float32",
     "blocks",
     "cast",
@@ -58,6 +65,7 @@ __all__ = [
     "gram",
     "has_float64",
     "inference_arguments",
+    "is_array",
     "is_tracing",
     "masked_qr",
     "matmul",
@@ -69,6 +77,7 @@ __all__ = [
     "pytree",
     "qr_r",
     "static",
+    "take_apart",
     "tol",
     "traced",
     "working_dtype",
