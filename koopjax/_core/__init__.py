@@ -36,6 +36,8 @@ from koopjax._core._precision import (
 )
 from koopjax._core._pytree import (
     Outline as Outline,
+    Static as Static,
+    firsts as firsts,
     is_array as is_array,
     pytree as pytree,
     static as static,
@@ -65,6 +67,7 @@ __all__ = [
     "UNDERDETERMINED",
     "NumericalError",
     "Outline",
+    "Static",
     "as_array",
     "as_integers",
     "as_numbers",
@@ -74,6 +77,7 @@ __all__ = [
     "check",
     "check_finite",
     "expected",
+    "firsts",
     "gram",
     "has_float64",
     "held",

@@ -1,6 +1,7 @@
 """Frozen dataclasses that are pytrees: arrays are leaves, what changes a shape is static."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -48,8 +49,8 @@ def pytree(cls: type[T]) -> type[T]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Static:
-    """A leaf that is no array: equal for the same value of the same type, or the same object."""
+class Static:
+    """Any object as a static argument: equal for the same value of one type, or the same object."""
 
     value: Any
 
@@ -60,7 +61,7 @@ class _Static:
             return id(self.value)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Static) or type(other.value) is not type(self.value):
+        if not isinstance(other, Static) or type(other.value) is not type(self.value):
             return False
         # What has no hash may be changed in place.
         return self.value is other.value or (_is_hashable(self.value) and self.value == other.value)
@@ -80,7 +81,7 @@ class Outline:
     """A pytree without its arrays, hashable; see `take_apart`."""
 
     treedef: Any
-    statics: tuple[_Static | None, ...]
+    statics: tuple[Static | None, ...]
 
     def fill(self, arrays: Any, *, statics: bool = True) -> Any:
         """The tree again, with these arrays in their order; `None` for all else where not asked."""
@@ -107,5 +108,16 @@ def take_apart(tree: Any) -> tuple[Outline, list[tuple[Any, Any]]]:
         tree: any pytree.
     """
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    statics = tuple(None if is_array(leaf) else _Static(leaf) for _, leaf in pairs)
+    statics = tuple(None if is_array(leaf) else Static(leaf) for _, leaf in pairs)
     return Outline(treedef, statics), [pair for pair in pairs if is_array(pair[1])]
+
+
+def firsts(arrays: Sequence[Any]) -> list[int]:
+    """For each array, the place of the first that is the same memory: its own, unless tied."""
+    held = [np.asarray(array) for array in arrays]  # all at once, or memory would be used again
+    seen: dict[Any, int] = {}
+    out = []
+    for place, array in enumerate(held):
+        key = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype)
+        out.append(seen.setdefault(key, place) if array.size else place)
+    return out

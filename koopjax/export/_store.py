@@ -10,11 +10,12 @@ import msgpack
 import numpy as np
 from flax import nnx
 
+from koopjax._core import firsts
 from koopjax.export._arrays import Record, get_array, put_array, put_same
 from koopjax.export._examples import Unknown
 from koopjax.export._file import FileError, frame, read, unframe, write
 from koopjax.export._nodes import TEMPLATE, build_node, describe_node
-from koopjax.export._walk import Entry, Path, arrays_of, fill, firsts, spell, to_jax, to_numpy
+from koopjax.export._walk import Entry, Path, arrays_of, fill, spell, to_jax, to_numpy
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
+from koopjax import models
 from koopjax._core import expected, is_array, is_tracing
 
 Path = tuple[Any, ...]
@@ -71,16 +72,6 @@ def fill(model: Any, arrays: dict[str, np.ndarray]) -> Any:
     return build(leaves)
 
 
-def firsts(arrays: Sequence[np.ndarray]) -> list[int]:
-    """For each array, the place of the first that is the same memory: its own, unless tied."""
-    seen: dict[Any, int] = {}
-    out = []
-    for place, array in enumerate(arrays):
-        key = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype)
-        out.append(seen.setdefault(key, place) if array.size else place)
-    return out
-
-
 def to_numpy(name: str, value: Any) -> np.ndarray:
     """A leaf as a NumPy array, or one line that says why it can't be stored."""
     if is_tracing(value):
@@ -101,10 +92,6 @@ def to_jax(array: np.ndarray) -> jax.Array:
         return jnp.asarray(array)
 
 
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
-
-
 def _take_apart(model: Any) -> tuple[list[tuple[Path | None, Any]], Callable[[list[Any]], Any]]:
     """All leaves of a model, those of its file with their paths, and the way back."""
     if isinstance(model, nnx.Module):
@@ -115,12 +102,10 @@ def _take_apart(model: Any) -> tuple[list[tuple[Path | None, Any]], Callable[[li
         build = (lambda filled: filled) if code is None else (lambda filled: (code, filled))
         has_code = code is not None or callable(tree)
     named: list[tuple[Path | None, Any]] = []
-    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)[0]:
-        # A Variable is a node too, and what it holds may be a tree.
-        for inner, leaf in jax.tree_util.tree_flatten_with_path(node)[0]:
-            # Functions and strings of a model are code, as its class is.
-            kept = _kept(node) and (is_array(leaf) or isinstance(leaf, int) or not has_code)
-            named.append((tuple(map(_name, (*path, *inner[1:]))) if kept else None, leaf))
+    for path, leaf, holder in models.named_leaves(tree):
+        # Functions and strings of a model are code, as its class is.
+        kept = _kept(holder) and (is_array(leaf) or isinstance(leaf, int) or not has_code)
+        named.append((tuple(map(_name, path)) if kept else None, leaf))
     treedef = jax.tree.structure(tree)
     return named, lambda leaves: build(jax.tree.unflatten(treedef, leaves))
 

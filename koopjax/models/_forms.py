@@ -11,7 +11,23 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from koopjax._core import Outline, expected, inference_arguments, take_apart
+from koopjax._core import Outline, Static, expected, inference_arguments, take_apart
+
+
+def named_leaves(tree: Any) -> list[tuple[tuple[Any, ...], Any, nnx.Variable | None]]:
+    """The leaves of a tree in its order, each with its path and the Variable that holds it.
+
+    Args:
+        tree: any pytree; a Variable in it, such as in the state of an `nnx.Module`, is no level of
+            the path, and what it holds may be a tree itself.
+    """
+    found = []
+    is_variable = lambda node: isinstance(node, nnx.Variable)
+    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_variable)[0]:
+        holder = node if is_variable(node) else None
+        for inner, leaf in jax.tree_util.tree_flatten_with_path(node)[0]:
+            found.append(((*path, *inner[1:]), leaf, holder))  # inner[0] is a Variable's `value`
+    return found
 
 
 def trained(path: Any, variable: Any) -> bool:
@@ -30,7 +46,7 @@ def _is_floating(leaf: Any) -> bool:
 class NNXForm:
     """An `nnx.Module`; parameters are its floating `nnx.Param`s, the rest everything else."""
 
-    graphdef: Any
+    graphdef: Static
 
     def merge(self, params: Any, rest: Any) -> Any:
         """The model again, with Variables of its own.
@@ -39,7 +55,7 @@ class NNXForm:
         what a call writes (counts of random streams, statistics, `nnx.jit` all it was given) is an
         error.
         """
-        return nnx.merge(self.graphdef, params, rest, copy=True)
+        return nnx.merge(self.graphdef.value, params, rest, copy=True)
 
     def forward(self, params: Any, rest: Any, x: Any) -> Any:
         """Output in inference mode."""
@@ -60,23 +76,23 @@ class NNXForm:
 class LinenForm:
     """A pair `(linen_module, variables)`; the rest are the collections beside `params`."""
 
-    module: Any
+    module: Static
 
     def _mode(self, train: bool) -> dict[str, bool]:
-        names = inference_arguments(type(self.module).__call__)
+        names = inference_arguments(type(self.module.value).__call__)
         return {name: still is not train for name, still in names.items()}
 
     def merge(self, params: Any, rest: Any) -> Any:
         """The pair again."""
-        return self.module, {**rest, "params": params}
+        return self.module.value, {**rest, "params": params}
 
     def forward(self, params: Any, rest: Any, x: Any) -> Any:
         """Output in inference mode."""
-        return self.module.apply({**rest, "params": params}, x, **self._mode(False))
+        return self.module.value.apply({**rest, "params": params}, x, **self._mode(False))
 
     def forward_train(self, params: Any, rest: Any, x: Any, key: Any) -> tuple[Any, Any]:
         """Output in training mode, and the other collections as the call left them."""
-        out, updated = self.module.apply(
+        out, updated = self.module.value.apply(
             {**rest, "params": params},
             x,
             **self._mode(True),
@@ -99,14 +115,14 @@ class TreeForm:
         floating: which of its arrays are parameters.
     """
 
-    function: Any
+    function: Static | None
     outline: Outline
     floating: tuple[bool, ...]
 
     def merge(self, params: Any, rest: Any) -> Any:
         """The callable or the pair again."""
         tree = self._tree(params, rest)
-        return tree if self.function is None else (self.function, tree)
+        return tree if self.function is None else (self.function.value, tree)
 
     def _tree(self, params: Any, rest: Any) -> Any:
         floats, others = iter(jax.tree.leaves(params)), iter(rest)
@@ -117,29 +133,19 @@ class TreeForm:
         tree = self._tree(params, rest)
         if self.function is None:
             return tree(x, **inference_arguments(type(tree).__call__))
-        return self.function(tree, x, **inference_arguments(self.function))
+        function = self.function.value
+        return function(tree, x, **inference_arguments(function))
 
     def forward_train(self, params: Any, rest: Any, x: Any, key: Any) -> tuple[Any, Any]:
         """The value; nothing else changes."""
         tree = self._tree(params, rest)
-        return (tree(x) if self.function is None else self.function(tree, x)), rest
+        return (tree(x) if self.function is None else self.function.value(tree, x)), rest
 
 
 Form = NNXForm | LinenForm | TreeForm
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plain:
-    """`f(x)` as `f(params, x)`, equal for one and the same `f`."""
-
-    function: Any
-
-    def __call__(self, params: Any, x: Any) -> Any:
-        del params  # a plain function has none
-        return self.function(x)
-
-
-def _tree_form(function: Any, tree: Any) -> tuple[Form, Any, Any]:
+def _tree_form(function: Static | None, tree: Any) -> tuple[Form, Any, Any]:
     outline, pairs = take_apart(tree)
     floating = tuple(_is_floating(leaf) for _, leaf in pairs)
     each = [(leaf, is_float) for (_, leaf), is_float in zip(pairs, floating, strict=True)]
@@ -161,7 +167,7 @@ def form_of(model: Any) -> tuple[Form, Any, Any]:
     """
     if isinstance(model, nnx.Module):
         graphdef, params, rest = nnx.split(model, trained, ...)
-        return NNXForm(graphdef), params, rest
+        return NNXForm(Static(graphdef)), params, rest
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], linen.Module):
         module, variables = model
         if "params" not in variables:
@@ -171,9 +177,9 @@ def form_of(model: Any) -> tuple[Form, Any, Any]:
                 "variables = module.init(key, x)",
             )
         rest = {name: value for name, value in variables.items() if name != "params"}
-        return LinenForm(module), variables["params"], rest
+        return LinenForm(Static(module)), variables["params"], rest
     if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
-        return _tree_form(*model)
+        return _tree_form(Static(model[0]), model[1])
     if callable(model):
         return _tree_form(None, model)
     raise expected(
