@@ -1,4 +1,4 @@
-"""Array types, result codes, products at a stated precision, masked QR, merging of R factors."""
+"""The door for arrays, result codes, products at a stated precision, masked QR, R factors."""
 
 from koopjax._core._arrays import (
     blocks as blocks,
@@ -7,6 +7,15 @@ from koopjax._core._arrays import (
     has_float64 as has_float64,
     is_tracing as is_tracing,
     on_device as on_device,
+)
+from koopjax._core._door import (
+    as_array as as_array,
+    as_integers as as_integers,
+    as_numbers as as_numbers,
+    held as held,
+    loses_spread as loses_spread,
+    read as read,
+    read_numbers as read_numbers,
 )
 from koopjax._core._fingerprint import (
     digest as digest,
@@ -30,7 +39,15 @@ from koopjax._core._precision import (
     traced as traced,
     working_dtype as working_dtype,
 )
-from koopjax._core._pytree import pytree as pytree, static as static
+from koopjax._core._pytree import (
+    Outline as Outline,
+    Static as Static,
+    firsts as firsts,
+    is_array as is_array,
+    pytree as pytree,
+    static as static,
+    take_apart as take_apart,
+)
 from koopjax._core._results import (
     ILL_CONDITIONED as ILL_CONDITIONED,
     NONFINITE_DATA as NONFINITE_DATA,
@@ -44,6 +61,11 @@ from koopjax._core._results import (
     message as message,
     worst as worst,
 )
+from koopjax._core._watch import (
+    note as note,
+    trace_context as trace_context,
+    version as version,
+)
 
 __all__ = [
     "ILL_CONDITIONED",
@@ -54,6 +76,11 @@ __all__ = [
     "SUCCESS",
     "UNDERDETERMINED",
     "NumericalError",
+    "Outline",
+    "Static",
+    "as_array",
+    "as_integers",
+    "as_numbers",
     "at_least_float32",
     "blocks",
     "cast",
@@ -62,23 +89,33 @@ __all__ = [
     "digest",
     "expected",
     "fingerprint",
+    "firsts",
     "gram",
     "has_float64",
+    "held",
     "inference_arguments",
+    "is_array",
     "is_tracing",
+    "loses_spread",
     "masked_qr",
     "matmul",
     "merge_r",
     "message",
+    "note",
     "on_device",
     "precise",
     "precise_as",
     "pytree",
     "qr_r",
+    "read",
+    "read_numbers",
     "run_equation",
     "static",
+    "take_apart",
     "tol",
+    "trace_context",
     "traced",
+    "version",
     "working_dtype",
     "worst",
 ]

@@ -1,9 +1,11 @@
 """Frozen dataclasses that are pytrees: arrays are leaves, what changes a shape is static."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import numpy as np
 
 T = TypeVar("T")
 
@@ -44,3 +46,78 @@ def pytree(cls: type[T]) -> type[T]:
     meta = [f.name for f in fields if f.metadata.get("static", False)]
     data = [f.name for f in fields if not f.metadata.get("static", False)]
     return jax.tree_util.register_dataclass(made, data_fields=data, meta_fields=meta)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Static:
+    """Any object as a static argument: equal for the same value of one type, or the same object."""
+
+    value: Any
+
+    def __hash__(self) -> int:
+        try:
+            return hash((type(self.value), self.value))
+        except TypeError:
+            return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Static) or type(other.value) is not type(self.value):
+            return False
+        # What has no hash may be changed in place.
+        return self.value is other.value or (_is_hashable(self.value) and self.value == other.value)
+
+
+def _is_hashable(value: Any) -> bool:
+    """Whether a value has a hash, which its type alone doesn't tell."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """A pytree without its arrays, hashable; see `take_apart`."""
+
+    treedef: Any
+    statics: tuple[Static | None, ...]
+
+    def fill(self, arrays: Any, *, statics: bool = True) -> Any:
+        """The tree again, with these arrays in their order; `None` for all else where not asked."""
+        source = iter(arrays)
+        others = [s.value if s is not None and statics else None for s in self.statics]
+        pairs = zip(self.statics, others, strict=True)
+        leaves = [next(source) if s is None else other for s, other in pairs]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array or a floating-point number; integers and flags are settings."""
+    kinds = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | float | complex
+    return isinstance(leaf, kinds)
+
+
+def take_apart(tree: Any) -> tuple[Outline, list[tuple[Any, Any]]]:
+    """A pytree as its static outline and its arrays, each with its path.
+
+    Functions, strings, integers and flags among the leaves belong to the outline, as an activation
+    or a number of heads of a callable pytree does; arrays and floating-point numbers don't.
+
+    Args:
+        tree: any pytree.
+    """
+    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    statics = tuple(None if is_array(leaf) else Static(leaf) for _, leaf in pairs)
+    return Outline(treedef, statics), [pair for pair in pairs if is_array(pair[1])]
+
+
+def firsts(arrays: Sequence[Any]) -> list[int]:
+    """For each array, the place of the first that is the same memory: its own, unless tied."""
+    held = [np.asarray(array) for array in arrays]  # all at once, or memory would be used again
+    seen: dict[Any, int] = {}
+    out = []
+    for place, array in enumerate(held):
+        key = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype)
+        out.append(seen.setdefault(key, place) if array.size else place)
+    return out

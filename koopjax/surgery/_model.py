@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
-from koopjax._core import expected, inference_arguments
+from koopjax import models
+from koopjax._core import Static, expected, inference_arguments, take_apart
 
 
 class Constant(nnx.Variable):
@@ -40,33 +41,13 @@ class Keyed:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _SameObject:
-    """Stands in for an unhashable object: equal for one and the same object."""
-
-    value: Any
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _SameObject) and other.value is self.value
-
-
-def _hashable(value: Any) -> Any:
-    try:
-        hash(value)
-    except TypeError:
-        return _SameObject(value)
-    return value
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Definition(Keyed):
     """A model without its arrays: `definition(leaves, x)` is its output in inference mode.
 
     Attributes:
         form: `"nnx"`, `"linen"`, `"function"` or `"tree"`.
-        static: graph definition, Linen module, function, or non-array leaves of a pytree.
+        static: graph definition or Linen module, as `Static`; `Outline` of a pytree, of a pair
+            behind its function.
         treedef: how the leaves make up the state, the variables or the parameters.
         paths: a readable name for each leaf, such as `layers.0.kernel`.
         kinds: the `nnx.Variable` type that holds each leaf in a spliced model.
@@ -80,27 +61,28 @@ class Definition(Keyed):
 
     def key(self) -> tuple[Any, ...]:
         """All fields."""
-        return self.form, _hashable(self.static), self.treedef, self.paths, self.kinds
+        return self.form, self.static, self.treedef, self.paths, self.kinds
 
     def __call__(self, leaves: Any, x: Any) -> Any:
         """The model's output, BatchNorm by its running statistics and dropout off."""
+        model = self.rebuild(leaves)
         if self.form in ("nnx", "tree"):
-            model = self.rebuild(leaves)
             return model(x, **inference_arguments(type(model).__call__))
-        tree = jax.tree.unflatten(self.treedef, leaves)
+        owner, tree = model
         if self.form == "linen":
-            arguments = inference_arguments(type(self.static).__call__)
-            return self.static.apply(tree, x, mutable=False, **arguments)
-        return self.static(tree, x, **inference_arguments(self.static))
+            arguments = inference_arguments(type(owner).__call__)
+            return owner.apply(tree, x, mutable=False, **arguments)
+        return owner(tree, x, **inference_arguments(owner))
 
     def rebuild(self, leaves: list[Any]) -> Any:
         """The model in its own form, with these arrays."""
-        tree = jax.tree.unflatten(self.treedef, leaves)
-        if self.form == "nnx":
-            return nnx.merge(self.static, tree)
-        if self.form in ("linen", "function"):
-            return self.static, tree
-        return _fill(tree, self.static)
+        if self.form == "tree":
+            return self.static.fill(leaves)
+        if self.form == "function":
+            function, outline = self.static
+            return function.value, outline.fill(leaves)
+        tree, static = jax.tree.unflatten(self.treedef, leaves), self.static.value
+        return nnx.merge(static, tree) if self.form == "nnx" else (static, tree)
 
 
 def define(model: Any) -> tuple[Definition, list[Any]]:
@@ -141,20 +123,15 @@ def _define_nnx(model: nnx.Module) -> tuple[Definition, list[Any]]:
     still = nnx.clone(model)
     still.eval()
     graphdef, state = nnx.split(still)
-    paths, kinds = [], []
-    variables = jax.tree_util.tree_flatten_with_path(
-        state, is_leaf=lambda node: isinstance(node, nnx.Variable)
-    )[0]
-    for path, variable in variables:
-        if isinstance(variable, nnx.Variable):
-            for inner, leaf in jax.tree_util.tree_flatten_with_path(variable)[0]:
-                paths.append(_join((*path, *inner[1:])))  # inner[0] is the Variable's `value`
-                kinds.append(_variable_kind(type(variable), leaf))
-        else:
-            paths.append(_join(path))
-            kinds.append(Constant)
+    named = models.named_leaves(state)
+    paths = [_join(path) for path, _, _ in named]
+    kinds = [
+        Constant if holder is None else _variable_kind(type(holder), leaf)
+        for _, leaf, holder in named
+    ]
     leaves, treedef = jax.tree.flatten(state)
-    return Definition("nnx", graphdef, treedef, _unique(paths), tuple(kinds)), _arrays(leaves)
+    made = Definition("nnx", Static(graphdef), treedef, _unique(paths), tuple(kinds))
+    return made, _arrays(leaves)
 
 
 def _define_linen(module: linen.Module, variables: Any) -> tuple[Definition, list[Any]]:
@@ -167,42 +144,30 @@ def _define_linen(module: linen.Module, variables: Any) -> tuple[Definition, lis
     )
     paths = _unique([_join(path[1:]) for path, _ in flat])
     leaves = _arrays([leaf for _, leaf in flat])
-    return Definition("linen", module, treedef, paths, kinds), leaves
+    return Definition("linen", Static(module), treedef, paths, kinds), leaves
 
 
 def _define_function(function: Callable[..., Any], params: Any) -> tuple[Definition, list[Any]]:
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-    paths = [_join(path) for path, _ in flat]
+    outline, pairs = take_apart(params)
+    paths = [_join(path) for path, _ in pairs]
     # A bare number is no name, and is how an index is written.
     paths = [f"params.{path}" if path[:1].isdigit() else path or "params" for path in paths]
-    leaves = _arrays([leaf for _, leaf in flat])
-    kinds = tuple(_variable_kind(nnx.Param, leaf) for leaf in leaves)
-    return Definition("function", function, treedef, _unique(paths), kinds), leaves
+    return _define_pairs("function", (Static(function), outline), paths, pairs)
 
 
 def _define_tree(model: Any) -> tuple[Definition, list[Any]]:
     """A callable pytree; leaves that are no arrays (a plain function is one) become static."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(model)
-    is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic | float) for _, leaf in flat]
-    others = tuple(None if array else leaf for array, (_, leaf) in zip(is_array, flat, strict=True))
-    chosen = [pair for array, pair in zip(is_array, flat, strict=True) if array]
-    leaves = _arrays([leaf for _, leaf in chosen])
-    slots = jax.tree.structure(leaves)
-    definition = Definition(
-        "tree",
-        (treedef, others, tuple(is_array)),
-        slots,
-        _unique([_join(path) or "params" for path, _ in chosen]),
-        tuple(_variable_kind(nnx.Param, leaf) for leaf in leaves),
-    )
-    return definition, leaves
+    outline, pairs = take_apart(model)
+    paths = [_join(path) or "params" for path, _ in pairs]
+    return _define_pairs("tree", outline, paths, pairs)
 
 
-def _fill(arrays: list[Any], static: tuple[Any, tuple[Any, ...], tuple[bool, ...]]) -> Any:
-    treedef, others, is_array = static
-    source = iter(arrays)
-    leaves = [next(source) if array else o for array, o in zip(is_array, others, strict=True)]
-    return jax.tree.unflatten(treedef, leaves)
+def _define_pairs(
+    form: str, static: Any, paths: list[str], pairs: list[tuple[Any, Any]]
+) -> tuple[Definition, list[Any]]:
+    leaves = _arrays([leaf for _, leaf in pairs])
+    kinds = tuple(_variable_kind(nnx.Param, leaf) for leaf in leaves)
+    return Definition(form, static, jax.tree.structure(leaves), _unique(paths), kinds), leaves
 
 
 def _variable_kind(kind: type[nnx.Variable], leaf: Any) -> type[nnx.Variable]:
