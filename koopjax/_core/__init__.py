@@ -62,6 +62,7 @@ from koopjax._core._results import (
     worst as worst,
 )
 from koopjax._core._watch import (
+    changed as changed,
     note as note,
     trace_context as trace_context,
     version as version,
@@ -84,6 +85,7 @@ __all__ = [
     "at_least_float32",
     "blocks",
     "cast",
+    "changed",
     "check",
     "check_finite",
     "digest",

@@ -63,6 +63,11 @@ def version(key: Hashable) -> int:
     return _WATCHED[key].look()
 
 
+def changed(key: Hashable, number: int) -> bool:
+    """Whether a function is known to compute something else than when it had this version."""
+    return key in _WATCHED and version(key) != number
+
+
 def note(key: Hashable, function: Callable[..., Any], *arguments: Any, closed: Any = None) -> None:
     """Note, while a function is being traced, what it computes; `version` compares with it.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from koopjax._core import expected
+from koopjax._core import expected, note
 from koopjax.models._forms import Form, form_of
 
 #: Rows that a forward pass takes at once unless the caller says otherwise.
@@ -41,6 +41,7 @@ def check_classes(name: str, y: Any, out: jax.ShapeDtypeStruct, n: int) -> None:
 @functools.partial(jax.jit, static_argnames=("form",))
 def _forward(form: Form, params: Any, rest: Any, x: Array) -> Any:
     """Inference; a form is traced once for each shape of a batch."""
+    note(form.unversioned(), form.forward, params, rest, x)
     return form.forward(params, rest, x)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from koopjax._core import Outline, Static, expected, inference_arguments, take_apart
+from koopjax._core import Outline, Static, expected, inference_arguments, take_apart, version
 
 
 def named_leaves(tree: Any) -> list[tuple[tuple[Any, ...], Any, nnx.Variable | None]]:
@@ -42,8 +42,27 @@ def _is_floating(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Watched:
+    """A form as a static argument: another one once its code computes something else.
+
+    Attributes:
+        version: from `_core.version`.
+    """
+
+    version: int = 0
+
+    def now(self) -> Any:
+        """The form with the version of this moment."""
+        return dataclasses.replace(self, version=version(self.unversioned()))
+
+    def unversioned(self) -> Any:
+        """What the version is found by."""
+        return dataclasses.replace(self, version=0)
+
+
 @dataclasses.dataclass(frozen=True)
-class NNXForm:
+class NNXForm(_Watched):
     """An `nnx.Module`; parameters are its floating `nnx.Param`s, the rest everything else."""
 
     graphdef: Static
@@ -73,7 +92,7 @@ class NNXForm:
 
 
 @dataclasses.dataclass(frozen=True)
-class LinenForm:
+class LinenForm(_Watched):
     """A pair `(linen_module, variables)`; the rest are the collections beside `params`."""
 
     module: Static
@@ -103,7 +122,7 @@ class LinenForm:
 
 
 @dataclasses.dataclass(frozen=True)
-class TreeForm:
+class TreeForm(_Watched):
     """A callable pytree, or a pair `(function, params)` with `function(params, x)`.
 
     Parameters are its floating-point leaves, the rest its other arrays; what is no array stays
@@ -152,11 +171,14 @@ def _tree_form(function: Static | None, tree: Any) -> tuple[Form, Any, Any]:
     # Of the tree's structure, since an optimizer's rules may go by the names in it.
     params = outline.fill((leaf if is_float else None for leaf, is_float in each), statics=False)
     rest = [leaf for leaf, is_float in each if not is_float]
-    return TreeForm(function, outline, floating), params, rest
+    return TreeForm(function, outline, floating).now(), params, rest
 
 
 def form_of(model: Any) -> tuple[Form, Any, Any]:
     """A model as `(form, params, rest)`.
+
+    A form is equal to an earlier one as long as its code computes the same: what it closes over may
+    have changed since.
 
     Args:
         model: an `nnx.Module`, a pair `(linen_module, variables)`, a pair `(function, params)` with
@@ -167,7 +189,7 @@ def form_of(model: Any) -> tuple[Form, Any, Any]:
     """
     if isinstance(model, nnx.Module):
         graphdef, params, rest = nnx.split(model, trained, ...)
-        return NNXForm(Static(graphdef)), params, rest
+        return NNXForm(Static(graphdef)).now(), params, rest
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], linen.Module):
         module, variables = model
         if "params" not in variables:
@@ -177,7 +199,7 @@ def form_of(model: Any) -> tuple[Form, Any, Any]:
                 "variables = module.init(key, x)",
             )
         rest = {name: value for name, value in variables.items() if name != "params"}
-        return LinenForm(Static(module)), variables["params"], rest
+        return LinenForm(Static(module)).now(), variables["params"], rest
     if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
         return _tree_form(Static(model[0]), model[1])
     if callable(model):

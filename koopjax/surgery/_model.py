@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen, nnx
 
 from koopjax import models
-from koopjax._core import Static, expected, inference_arguments, take_apart
+from koopjax._core import Static, expected, inference_arguments, take_apart, version
 
 
 class Constant(nnx.Variable):
@@ -51,6 +51,7 @@ class Definition(Keyed):
         treedef: how the leaves make up the state, the variables or the parameters.
         paths: a readable name for each leaf, such as `layers.0.kernel`.
         kinds: the `nnx.Variable` type that holds each leaf in a spliced model.
+        version: from `_core.version`: another one once the code computes something else.
     """
 
     form: str
@@ -58,10 +59,15 @@ class Definition(Keyed):
     treedef: Any
     paths: tuple[str, ...]
     kinds: tuple[type[nnx.Variable], ...]
+    version: int = 0
 
     def key(self) -> tuple[Any, ...]:
         """All fields."""
-        return self.form, self.static, self.treedef, self.paths, self.kinds
+        return self.form, self.static, self.treedef, self.paths, self.kinds, self.version
+
+    def unversioned(self) -> "Definition":
+        """What the version is found by."""
+        return dataclasses.replace(self, version=0)
 
     def __call__(self, leaves: Any, x: Any) -> Any:
         """The model's output, BatchNorm by its running statistics and dropout off."""
@@ -86,7 +92,7 @@ class Definition(Keyed):
 
 
 def define(model: Any) -> tuple[Definition, list[Any]]:
-    """Take a model apart.
+    """Take a model apart, as it is at this moment: what it closes over may have changed since.
 
     Args:
         model: an `nnx.Module`, `(linen_module, variables)`, `(function, params)`, or a callable
@@ -98,6 +104,11 @@ def define(model: Any) -> tuple[Definition, list[Any]]:
     Raises:
         ValueError: none of these forms.
     """
+    definition, leaves = _define(model)
+    return dataclasses.replace(definition, version=version(definition)), leaves
+
+
+def _define(model: Any) -> tuple[Definition, list[Any]]:
     if isinstance(model, nnx.Module):
         return _define_nnx(model)
     if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
@@ -177,7 +188,7 @@ def _variable_kind(kind: type[nnx.Variable], leaf: Any) -> type[nnx.Variable]:
 
 
 def _arrays(leaves: list[Any]) -> list[Any]:
-    return [jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+    return [jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
 
 
 def _component(entry: Any) -> str:

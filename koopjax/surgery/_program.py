@@ -9,7 +9,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import expected, is_tracing
+from koopjax._core import expected, is_tracing, note, trace_context
 from koopjax.surgery._flatten import Flat, Node, flatten, make_jaxpr, unroll_scans
 from koopjax.surgery._flops import flops
 from koopjax.surgery._model import Definition
@@ -96,7 +96,10 @@ class Program:
         flat = flatten(closed)
         self._flat: Flat = flat
         self.paths = definition.paths
-        self.constants = flat.constants
+        # Of NumPy's a copy, since the caller may change his in place.
+        self.constants = tuple(
+            value if isinstance(value, jax.Array) else np.array(value) for value in flat.constants
+        )
         self.leaves = flat.inputs[:-1]
         self.input = flat.inputs[-1]
         self.output = flat.outputs[0]
@@ -317,13 +320,15 @@ def trace(
         x: shape and dtype of the input.
         unroll: whether `lax.scan` is written out step by step.
     """
-    key = definition, leaves, x, unroll, _context()
+    key = definition, leaves, x, unroll, *_context()
     if key in _PROGRAMS:
         return _PROGRAMS[key]
     abstract = [_struct(*leaf) for leaf in leaves]
     with jax.disable_jit(False):  # its calls carry names; the equations may well run without it
         make = jax.make_jaxpr(definition, return_shape=True)
-        closed, out = make(abstract, jax.ShapeDtypeStruct(*x))
+        shape = jax.ShapeDtypeStruct(*x)
+        closed, out = make(abstract, shape)
+        note(definition.unversioned(), definition, abstract, shape, closed=closed)
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise expected(
             "a model that returns one array",
@@ -343,20 +348,8 @@ def _struct(shape: tuple[int, ...], dtype: Any, weak: bool) -> jax.ShapeDtypeStr
     return jax.ShapeDtypeStruct(shape, dtype, weak_type=weak)
 
 
-_SETTINGS = (
-    "jax_default_matmul_precision",
-    "jax_numpy_dtype_promotion",
-    "jax_numpy_rank_promotion",
-)
-
-
 def _context() -> tuple[Any, ...]:
-    """The settings of JAX that change what is traced."""
-    return (
-        *(getattr(jax.config, name) for name in _SETTINGS),
-        jax.dtypes.canonicalize_dtype(np.float64),  # float32 unless 64 bits are enabled here
-        jax.sharding.get_abstract_mesh(),
-    )
+    return *trace_context(), jax.sharding.get_abstract_mesh()
 
 
 @functools.cache
