@@ -47,6 +47,7 @@ from koopjax._core._pytree import (
     pytree as pytree,
     static as static,
     take_apart as take_apart,
+    watched as watched,
 )
 from koopjax._core._results import (
     ILL_CONDITIONED as ILL_CONDITIONED,
@@ -118,6 +119,7 @@ __all__ = [
     "trace_context",
     "traced",
     "version",
+    "watched",
     "working_dtype",
     "worst",
 ]
