@@ -22,7 +22,16 @@ from koopjax._core._fingerprint import (
     fingerprint as fingerprint,
     run_equation as run_equation,
 )
-from koopjax._core._inference import inference_arguments as inference_arguments
+from koopjax._core._inference import (
+    DRAWS as DRAWS,
+    ModeError as ModeError,
+    call_observed as call_observed,
+    clear_words as clear_words,
+    inference_arguments as inference_arguments,
+    mode_error as mode_error,
+    training_signs as training_signs,
+    unbind as unbind,
+)
 from koopjax._core._linalg import (
     gram as gram,
     masked_qr as masked_qr,
@@ -70,6 +79,7 @@ from koopjax._core._watch import (
 )
 
 __all__ = [
+    "DRAWS",
     "ILL_CONDITIONED",
     "NONFINITE_DATA",
     "NONFINITE_SOLUTION",
@@ -77,6 +87,7 @@ __all__ = [
     "RESULTS",
     "SUCCESS",
     "UNDERDETERMINED",
+    "ModeError",
     "NumericalError",
     "Outline",
     "Static",
@@ -85,10 +96,14 @@ __all__ = [
     "as_numbers",
     "at_least_float32",
     "blocks",
+    "call_observed",
     "cast",
     "changed",
     "check",
+    "check_draws",
     "check_finite",
+    "check_inference",
+    "clear_words",
     "digest",
     "expected",
     "fingerprint",
@@ -104,6 +119,7 @@ __all__ = [
     "matmul",
     "merge_r",
     "message",
+    "mode_error",
     "note",
     "on_device",
     "precise",
@@ -118,6 +134,8 @@ __all__ = [
     "tol",
     "trace_context",
     "traced",
+    "training_signs",
+    "unbind",
     "version",
     "watched",
     "working_dtype",

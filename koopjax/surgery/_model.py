@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,16 @@ import numpy as np
 from flax import linen, nnx
 
 from koopjax import models
-from koopjax._core import Static, expected, inference_arguments, take_apart, version
+from koopjax._core import (
+    Static,
+    call_observed,
+    clear_words,
+    expected,
+    inference_arguments,
+    take_apart,
+    unbind,
+    version,
+)
 
 
 class Constant(nnx.Variable):
@@ -51,6 +61,7 @@ class Definition(Keyed):
         treedef: how the leaves make up the state, the variables or the parameters.
         paths: a readable name for each leaf, such as `layers.0.kernel`.
         kinds: the `nnx.Variable` type that holds each leaf in a spliced model.
+        bound: arguments by name that a `functools.partial` around the module binds.
         version: from `_core.version`: another one once the code computes something else.
     """
 
@@ -59,11 +70,12 @@ class Definition(Keyed):
     treedef: Any
     paths: tuple[str, ...]
     kinds: tuple[type[nnx.Variable], ...]
+    bound: tuple[tuple[str, Static], ...] = ()
     version: int = 0
 
     def key(self) -> tuple[Any, ...]:
         """All fields."""
-        return self.form, self.static, self.treedef, self.paths, self.kinds, self.version
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def unversioned(self) -> "Definition":
         """What the version is found by."""
@@ -71,14 +83,25 @@ class Definition(Keyed):
 
     def __call__(self, leaves: Any, x: Any) -> Any:
         """The model's output, BatchNorm by its running statistics and dropout off."""
-        model = self.rebuild(leaves)
-        if self.form in ("nnx", "tree"):
-            return model(x, **inference_arguments(type(model).__call__))
-        owner, tree = model
+        return self.observed(leaves, x)[0]
+
+    def observed(self, leaves: Any, x: Any) -> tuple[Any, list[Any]]:
+        """The output, and what the call has changed of the model's state."""
+        code, tree, bound = self.called(leaves)
+        keywords = {**inference_arguments(code), **bound}
         if self.form == "linen":
-            arguments = inference_arguments(type(owner).__call__)
-            return owner.apply(tree, x, mutable=False, **arguments)
-        return owner(tree, x, **inference_arguments(owner))
+            with clear_words(code, x, x, **keywords):
+                return code.__self__.apply(tree, x, mutable=False, **keywords), []
+        arguments = (tree, x) if self.form == "function" else (x,)
+        with clear_words(code, x, *arguments, **keywords):
+            return call_observed(code, *arguments, **keywords)
+
+    def called(self, leaves: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """What is called, a pair's tree, and the arguments that are bound."""
+        model = self.rebuild(leaves)
+        code, tree = model if self.form in ("linen", "function") else (model, None)
+        code, bound = unbind(code)
+        return (code.__call__ if self.form == "linen" else code), tree, bound
 
     def rebuild(self, leaves: list[Any]) -> Any:
         """The model in its own form, with these arrays."""
@@ -88,7 +111,11 @@ class Definition(Keyed):
             function, outline = self.static
             return function.value, outline.fill(leaves)
         tree, static = jax.tree.unflatten(self.treedef, leaves), self.static.value
-        return nnx.merge(static, tree) if self.form == "nnx" else (static, tree)
+        bound = {name: value.value for name, value in self.bound}
+        if self.form == "nnx":
+            module = nnx.merge(static, tree)
+            return functools.partial(module, **bound) if bound else module
+        return functools.partial(static, **bound) if bound else static, tree
 
 
 def define(model: Any) -> tuple[Definition, list[Any]]:
@@ -104,7 +131,14 @@ def define(model: Any) -> tuple[Definition, list[Any]]:
     Raises:
         ValueError: none of these forms.
     """
-    definition, leaves = _define(model)
+    code = model[0] if isinstance(model, tuple) and model else model
+    module, keywords = unbind(code)
+    if keywords and isinstance(module, nnx.Module | linen.Module):
+        definition, leaves = _define((module, *model[1:]) if code is not model else module)
+        bound = tuple((name, Static(value)) for name, value in keywords.items())
+        definition = dataclasses.replace(definition, bound=bound)
+    else:
+        definition, leaves = _define(model)
     return dataclasses.replace(definition, version=version(definition)), leaves
 
 
@@ -146,6 +180,12 @@ def _define_nnx(model: nnx.Module) -> tuple[Definition, list[Any]]:
 
 
 def _define_linen(module: linen.Module, variables: Any) -> tuple[Definition, list[Any]]:
+    if not isinstance(variables, Mapping) or (variables and "params" not in variables):
+        raise expected(
+            "a Linen model as (module, variables) with 'params' among the variables",
+            str(sorted(variables)) if isinstance(variables, Mapping) else type(variables).__name__,
+            'module.init(key, x), or (module, {"params": params})',
+        )
     flat, treedef = jax.tree_util.tree_flatten_with_path(variables)
     collections = [_component(path[0]) for path, _ in flat]
     known = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
@@ -168,9 +208,23 @@ def _define_function(function: Callable[..., Any], params: Any) -> tuple[Definit
 
 def _define_tree(model: Any) -> tuple[Definition, list[Any]]:
     """A callable pytree; leaves that are no arrays (a plain function is one) become static."""
+    _check_wrapped(model)
     outline, pairs = take_apart(model)
     paths = [_join(path) or "params" for path, _ in pairs]
     return _define_pairs("tree", outline, paths, pairs)
+
+
+def _check_wrapped(model: Any) -> None:
+    """Refuse `jax.vmap(module)` and its like, whose arrays would be constants of the function."""
+    module = inspect.unwrap(getattr(model, "func", model))
+    if module is model or not (isinstance(module, nnx.Module) or take_apart(module)[1]):
+        return
+    raise expected(
+        "a model whose parameters can be seen",
+        f"a function around a {type(module).__name__}",
+        "graphdef, state = nnx.split(module) and the pair "
+        "(lambda state, x: jax.vmap(nnx.merge(graphdef, state))(x), state)",
+    )
 
 
 def _define_pairs(
