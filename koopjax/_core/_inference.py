@@ -4,14 +4,16 @@ import contextlib
 import functools
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.extend.core as jex
-from flax import errors, nnx
+from flax import errors, linen, nnx
 
 from koopjax._core._arrays import expected
+from koopjax._core._pytree import Static
+from koopjax._core._watch import note
 
 #: Arguments by which a model is told so, with the value that says it.
 INFERENCE = {
@@ -54,14 +56,14 @@ def unbind(model: Any) -> tuple[Any, dict[str, Any]]:
 
 
 #: What a model in training mode is said to do.
-DRAWS = "one that draws random numbers in each call, as Dropout does in training"
+_DRAWS_NUMBERS = "one that draws random numbers in each call, as Dropout does in training"
 
 
 class ModeError(ValueError):
     """A model that is not in inference mode, or needs more arguments than its input."""
 
 
-def mode_error(got: str, function: Any) -> ModeError:
+def _mode_error(got: str, function: Any) -> ModeError:
     """The refusal of a model that is not in inference mode, with the arguments that it has."""
     known = [n for n, p in _parameters(function).items() if p.default is not p.empty]
     named = ", ".join(f"{name}=..." for name in known) or "is_train=False"
@@ -83,9 +85,9 @@ def clear_words(function: Any, x: Any, *arguments: Any, **keywords: Any) -> Iter
         yield
     except errors.ModifyScopeVariableError as error:
         got = "one that changes its variables, as BatchNorm does in training"
-        raise mode_error(got, function) from error
+        raise _mode_error(got, function) from error
     except errors.InvalidRngError as error:
-        raise mode_error(DRAWS, function) from error
+        raise _mode_error(_DRAWS_NUMBERS, function) from error
     except (TypeError, ValueError, AssertionError, LookupError, errors.FlaxError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if first.startswith("expected "):  # clear already
@@ -119,7 +121,56 @@ def _check_signature(function: Any, arguments: tuple[Any, ...], keywords: dict[s
         ) from error
 
 
-def call_observed(model: Any, *arguments: Any, **keywords: Any) -> tuple[Any, list[Any]]:
+def take_bound(model: Any) -> tuple[Any, tuple[tuple[str, Static], ...]]:
+    """A model without the `functools.partial` around its module, and what that binds.
+
+    Args:
+        model: in any form; where nothing is bound, or to a function alone, it is left as it is.
+    """
+    pair = isinstance(model, tuple) and len(model) == 2
+    code, bound = unbind(model[0] if pair else model)
+    if not bound or not isinstance(code, nnx.Module | linen.Module):
+        return model, ()
+    fixed = tuple((name, Static(value)) for name, value in bound.items())
+    return (code, model[1]) if pair else code, fixed
+
+
+def put_bound(code: Any, bound: tuple[tuple[str, Static], ...]) -> Any:
+    """A module with what was bound to it, the reverse of `take_bound`."""
+    values = {name: value.value for name, value in bound}
+    return functools.partial(code, **values) if bound else code
+
+
+def called(model: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """What a model in any form calls, its arguments before the input, and those that are bound."""
+    pair = isinstance(model, tuple)
+    code, bound = unbind(model[0] if pair else model)
+    if isinstance(code, linen.Module):
+        return code.__call__, (), bound
+    return code, model[1:] if pair else (), bound
+
+
+def infer(model: Any, x: Any) -> tuple[Any, list[Any]]:
+    """The output of a model in inference mode, and the arrays by which the call changes its state.
+
+    Args:
+        model: an `nnx.Module` in evaluation mode, `(linen_module, variables)`,
+            `(function, params)`, or a callable; the code may be in a `functools.partial`.
+        x: one batch.
+
+    Raises:
+        ValueError: it does not take the input, or is seen to be in training mode.
+    """
+    code, arguments, bound = called(model)
+    keywords = {**inference_arguments(code), **bound}
+    with clear_words(code, x, *arguments, x, **keywords):
+        module = getattr(code, "__self__", None)
+        if isinstance(module, linen.Module) and code == module.__call__:
+            return module.apply(model[1], x, mutable=False, **keywords), []
+        return _call_observed(code, *arguments, x, **keywords)
+
+
+def _call_observed(model: Any, *arguments: Any, **keywords: Any) -> tuple[Any, list[Any]]:
     """The value of a call, and the arrays that it has put into the Variables of an `nnx.Module`.
 
     Random streams and sown intermediates do not count.
@@ -142,30 +193,54 @@ _DATA, _STREAM, _DRAWN, _FIXED = 1, 2, 4, 8
 _DRAWS = ("random_bits", "rng_bit_generator", "rng_uniform", "random_gamma")
 
 
-def training_signs(
-    closed: Any, streams: Sequence[bool], outputs: int
-) -> tuple[str, list[tuple[int, ...]]]:
-    """What shows that a traced model is being trained: draws from a random stream, changed state.
+def trace_inference(
+    key: Hashable,
+    observed: Callable[..., tuple[Any, list[Any]]],
+    *arguments: Any,
+    streams: Sequence[bool],
+    model: Callable[[], Any],
+) -> tuple[Any, Any]:
+    """Trace a model, note what it computes, and refuse it if it is being trained by the look of it.
+
+    Training shows in draws from a random stream and in state that the data change. A draw from a
+    key that is the same in every call is a mask if it grows with the batch, and refused; if it does
+    not, it is a constant, such as random features.
 
     Args:
-        closed: the jaxpr of `(leaves, x) -> (output, what the call has changed)`.
-        streams: which of the leaves are the state of a random stream.
-        outputs: how many arrays the output is.
+        key: what `version` finds the model by.
+        observed: gives the output and what the call has changed, as `infer` does.
+        arguments: of `observed`, arrays or their shapes; the last is the input.
+        streams: which of the leaves before the input are the state of a random stream.
+        model: makes the model, for the advice.
 
     Returns:
-        A description, empty for a model in inference mode, and the shapes of draws from a key that
-        is the same in every call: one that grows with the batch is a mask, another a constant, such
-        as random features.
+        The closed jaxpr, and the shapes of the output.
+
+    Raises:
+        ModeError: draws, or changed state.
     """
-    draws: list[tuple[int, ...]] = []
-    flags = [_STREAM if stream else 0 for stream in streams]
-    flags += [_DATA] * (len(closed.jaxpr.invars) - len(flags))
-    found = _reach(closed, flags, draws)
-    if any(flag & _DRAWN for flag in found[:outputs]):
-        return DRAWS, []
-    if any(flag & _DATA for flag in found[outputs:]):
-        return "one whose state is changed by its data, as BatchNorm does in training", []
-    return "", draws if any(flag & _FIXED for flag in found[:outputs]) else []
+
+    def trace(x: Any) -> tuple[Any, Any, list[tuple[int, ...]]]:
+        run = lambda *values: observed(*values)  # JAX would remember the trace of `observed`
+        with jax.disable_jit(False):  # its calls carry names; the equations may well run without it
+            closed, (out, _) = jax.make_jaxpr(run, return_shape=True)(*arguments[:-1], x)
+        draws: list[tuple[int, ...]] = []
+        flags = [_STREAM if stream else 0 for stream in streams]
+        flags += [_DATA] * (len(closed.jaxpr.invars) - len(flags))
+        found, outputs = _reach(closed, flags, draws), len(jax.tree.leaves(out))
+        if any(flag & _DRAWN for flag in found[:outputs]):
+            raise _mode_error(_DRAWS_NUMBERS, called(model())[0])
+        if any(flag & _DATA for flag in found[outputs:]):
+            got = "one whose state is changed by its data, as BatchNorm does in training"
+            raise _mode_error(got, called(model())[0])
+        return closed, out, draws if any(flag & _FIXED for flag in found[:outputs]) else []
+
+    x = arguments[-1]
+    closed, out, draws = trace(x)
+    if draws and trace(jax.ShapeDtypeStruct((x.shape[0] + 1, *x.shape[1:]), x.dtype))[2] != draws:
+        raise _mode_error(_DRAWS_NUMBERS, called(model())[0])
+    note(key, observed, *arguments, closed=closed)
+    return closed, out
 
 
 def _reach(closed: Any, flags: list[int], draws: list[tuple[int, ...]]) -> list[int]:

@@ -11,7 +11,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from koopjax._core import Outline, Static, expected, inference_arguments, take_apart, version
+from koopjax._core import (
+    Outline,
+    Static,
+    expected,
+    infer,
+    inference_arguments,
+    put_bound,
+    take_apart,
+    take_bound,
+    version,
+)
 
 
 def named_leaves(tree: Any) -> list[tuple[tuple[Any, ...], Any, nnx.Variable | None]]:
@@ -47,10 +57,24 @@ class _Watched:
     """A form as a static argument: another one once its code computes something else.
 
     Attributes:
+        bound: arguments by name that a `functools.partial` around the module binds.
         version: from `_core.version`.
     """
 
+    bound: tuple[tuple[str, Static], ...] = ()
     version: int = 0
+
+    def merge(self, params: Any, rest: Any) -> Any:
+        """The model again."""
+        raise NotImplementedError
+
+    def forward(self, params: Any, rest: Any, x: Any) -> Any:
+        """Output in inference mode."""
+        return self.observed(params, rest, x)[0]
+
+    def observed(self, params: Any, rest: Any, x: Any) -> tuple[Any, list[Any]]:
+        """Output in inference mode, and what the call has changed of the model's state."""
+        return infer(self.merge(params, rest), x)
 
     def now(self) -> Any:
         """The form with the version of this moment."""
@@ -74,21 +98,24 @@ class NNXForm(_Watched):
         what a call writes (counts of random streams, statistics, `nnx.jit` all it was given) is an
         error.
         """
+        return put_bound(self._module(params, rest), self.bound)
+
+    def _module(self, params: Any, rest: Any) -> Any:
         return nnx.merge(self.graphdef.value, params, rest, copy=True)
 
-    def forward(self, params: Any, rest: Any, x: Any) -> Any:
-        """Output in inference mode."""
-        model = self.merge(params, rest)
-        model.eval()
-        return model(x, **inference_arguments(type(model).__call__))
+    def observed(self, params: Any, rest: Any, x: Any) -> tuple[Any, list[Any]]:
+        """Output in inference mode, and what the call has changed of the model's state."""
+        module = self._module(params, rest)
+        module.eval()
+        return infer(put_bound(module, self.bound), x)
 
     def forward_train(self, params: Any, rest: Any, x: Any, key: Any) -> tuple[Any, Any]:
         """Output in training mode, and the Variables as the call left them."""
         del key  # an NNX model carries its own streams
-        model = self.merge(params, rest)
-        model.train()
-        out = model(x)
-        return out, nnx.split(model, trained, ...)[2]
+        module = self._module(params, rest)
+        module.train()
+        out = put_bound(module, self.bound)(x)
+        return out, nnx.split(module, trained, ...)[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,24 +124,18 @@ class LinenForm(_Watched):
 
     module: Static
 
-    def _mode(self, train: bool) -> dict[str, bool]:
-        names = inference_arguments(type(self.module.value).__call__)
-        return {name: still is not train for name, still in names.items()}
-
     def merge(self, params: Any, rest: Any) -> Any:
         """The pair again."""
-        return self.module.value, {**rest, "params": params}
-
-    def forward(self, params: Any, rest: Any, x: Any) -> Any:
-        """Output in inference mode."""
-        return self.module.value.apply({**rest, "params": params}, x, **self._mode(False))
+        return put_bound(self.module.value, self.bound), {**rest, "params": params}
 
     def forward_train(self, params: Any, rest: Any, x: Any, key: Any) -> tuple[Any, Any]:
         """Output in training mode, and the other collections as the call left them."""
-        out, updated = self.module.value.apply(
+        module = self.module.value
+        mode = {name: not still for name, still in inference_arguments(module.__call__).items()}
+        out, updated = module.apply(
             {**rest, "params": params},
             x,
-            **self._mode(True),
+            **{**mode, **{name: value.value for name, value in self.bound}},
             rngs={"dropout": key},
             mutable=list(rest),
         )
@@ -147,14 +168,6 @@ class TreeForm(_Watched):
         floats, others = iter(jax.tree.leaves(params)), iter(rest)
         return self.outline.fill(next(floats if is_float else others) for is_float in self.floating)
 
-    def forward(self, params: Any, rest: Any, x: Any) -> Any:
-        """The value, in inference mode where it has one."""
-        tree = self._tree(params, rest)
-        if self.function is None:
-            return tree(x, **inference_arguments(type(tree).__call__))
-        function = self.function.value
-        return function(tree, x, **inference_arguments(function))
-
     def forward_train(self, params: Any, rest: Any, x: Any, key: Any) -> tuple[Any, Any]:
         """The value; nothing else changes."""
         tree = self._tree(params, rest)
@@ -171,7 +184,7 @@ def _tree_form(function: Static | None, tree: Any) -> tuple[Form, Any, Any]:
     # Of the tree's structure, since an optimizer's rules may go by the names in it.
     params = outline.fill((leaf if is_float else None for leaf, is_float in each), statics=False)
     rest = [leaf for leaf, is_float in each if not is_float]
-    return TreeForm(function, outline, floating).now(), params, rest
+    return TreeForm(function, outline, floating), params, rest
 
 
 def form_of(model: Any) -> tuple[Form, Any, Any]:
@@ -187,9 +200,15 @@ def form_of(model: Any) -> tuple[Form, Any, Any]:
     Raises:
         ValueError: none of these.
     """
+    plain, bound = take_bound(model)
+    form, params, rest = _form_of(plain)
+    return dataclasses.replace(form, bound=bound).now(), params, rest
+
+
+def _form_of(model: Any) -> tuple[Form, Any, Any]:
     if isinstance(model, nnx.Module):
         graphdef, params, rest = nnx.split(model, trained, ...)
-        return NNXForm(Static(graphdef)).now(), params, rest
+        return NNXForm(Static(graphdef)), params, rest
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], linen.Module):
         module, variables = model
         if "params" not in variables:
@@ -199,7 +218,7 @@ def form_of(model: Any) -> tuple[Form, Any, Any]:
                 "variables = module.init(key, x)",
             )
         rest = {name: value for name, value in variables.items() if name != "params"}
-        return LinenForm(Static(module)).now(), variables["params"], rest
+        return LinenForm(Static(module)), variables["params"], rest
     if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
         return _tree_form(Static(model[0]), model[1])
     if callable(model):

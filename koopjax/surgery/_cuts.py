@@ -128,7 +128,8 @@ def traced(model: Any, x: Any, unroll: bool = False) -> Traced:
         raise expected(
             "one array (n, ...) or jax.ShapeDtypeStruct as input",
             type(x).__name__,
-            "wrapping a model of several inputs: (lambda params, x: model(params, x, other), p)",
+            "all inputs side by side in one array, taken apart in the function: "
+            "(lambda params, x: model(params, x[:, :8], x[:, 8:]), params)",
         )
     shape, dtype, _ = aval_of(x)
     if not shape or shape[0] == 0:

@@ -12,16 +12,7 @@ import numpy as np
 from flax import linen, nnx
 
 from koopjax import models
-from koopjax._core import (
-    Static,
-    call_observed,
-    clear_words,
-    expected,
-    inference_arguments,
-    take_apart,
-    unbind,
-    version,
-)
+from koopjax._core import Static, expected, infer, put_bound, take_apart, take_bound, version
 
 
 class Constant(nnx.Variable):
@@ -87,21 +78,7 @@ class Definition(Keyed):
 
     def observed(self, leaves: Any, x: Any) -> tuple[Any, list[Any]]:
         """The output, and what the call has changed of the model's state."""
-        code, tree, bound = self.called(leaves)
-        keywords = {**inference_arguments(code), **bound}
-        if self.form == "linen":
-            with clear_words(code, x, x, **keywords):
-                return code.__self__.apply(tree, x, mutable=False, **keywords), []
-        arguments = (tree, x) if self.form == "function" else (x,)
-        with clear_words(code, x, *arguments, **keywords):
-            return call_observed(code, *arguments, **keywords)
-
-    def called(self, leaves: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """What is called, a pair's tree, and the arguments that are bound."""
-        model = self.rebuild(leaves)
-        code, tree = model if self.form in ("linen", "function") else (model, None)
-        code, bound = unbind(code)
-        return (code.__call__ if self.form == "linen" else code), tree, bound
+        return infer(self.rebuild(leaves), x)
 
     def rebuild(self, leaves: list[Any]) -> Any:
         """The model in its own form, with these arrays."""
@@ -111,11 +88,9 @@ class Definition(Keyed):
             function, outline = self.static
             return function.value, outline.fill(leaves)
         tree, static = jax.tree.unflatten(self.treedef, leaves), self.static.value
-        bound = {name: value.value for name, value in self.bound}
         if self.form == "nnx":
-            module = nnx.merge(static, tree)
-            return functools.partial(module, **bound) if bound else module
-        return functools.partial(static, **bound) if bound else static, tree
+            return put_bound(nnx.merge(static, tree), self.bound)
+        return put_bound(static, self.bound), tree
 
 
 def define(model: Any) -> tuple[Definition, list[Any]]:
@@ -131,14 +106,9 @@ def define(model: Any) -> tuple[Definition, list[Any]]:
     Raises:
         ValueError: none of these forms.
     """
-    code = model[0] if isinstance(model, tuple) and model else model
-    module, keywords = unbind(code)
-    if keywords and isinstance(module, nnx.Module | linen.Module):
-        definition, leaves = _define((module, *model[1:]) if code is not model else module)
-        bound = tuple((name, Static(value)) for name, value in keywords.items())
-        definition = dataclasses.replace(definition, bound=bound)
-    else:
-        definition, leaves = _define(model)
+    plain, bound = take_bound(model)
+    definition, leaves = _define(plain)
+    definition = dataclasses.replace(definition, bound=bound)
     return dataclasses.replace(definition, version=version(definition)), leaves
 
 

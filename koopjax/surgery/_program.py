@@ -10,15 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from koopjax._core import (
-    DRAWS,
-    expected,
-    is_tracing,
-    mode_error,
-    note,
-    trace_context,
-    training_signs,
-)
+from koopjax._core import expected, is_tracing, trace_context, trace_inference
 from koopjax.surgery._flatten import Flat, Node, flatten, make_jaxpr, unroll_scans
 from koopjax.surgery._flops import flops
 from koopjax.surgery._model import Definition
@@ -333,7 +325,14 @@ def trace(
     if key in _PROGRAMS:
         return _PROGRAMS[key]
     abstract = [_struct(*leaf) for leaf in leaves]
-    closed, out = _observe(definition, abstract, jax.ShapeDtypeStruct(*x))
+    closed, out = trace_inference(
+        definition.unversioned(),
+        definition.observed,
+        abstract,
+        jax.ShapeDtypeStruct(*x),
+        streams=[issubclass(kind, nnx.RngState) for kind in definition.kinds],
+        model=lambda: definition.rebuild(abstract),
+    )
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise expected(
             "a model that returns one array",
@@ -347,29 +346,6 @@ def trace(
             _PROGRAMS.pop(next(iter(_PROGRAMS)))
         _PROGRAMS[key] = program
     return program
-
-
-def _observe(definition: Definition, leaves: Any, x: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
-    """The jaxpr of a model in inference mode, and what it returns.
-
-    Raises:
-        ValueError: a model that is being trained by the look of it.
-    """
-
-    def trace(x: Any) -> tuple[Any, Any, list[Any]]:
-        with jax.disable_jit(False):  # its calls carry names; the equations may well run without it
-            closed, (out, _) = jax.make_jaxpr(definition.observed, return_shape=True)(leaves, x)
-        streams = [issubclass(kind, nnx.RngState) for kind in definition.kinds]
-        sign, draws = training_signs(closed, streams, len(jax.tree.leaves(out)))
-        if sign:
-            raise mode_error(sign, definition.called(leaves)[0])
-        return closed, out, draws
-
-    closed, out, draws = trace(x)
-    if draws and trace(jax.ShapeDtypeStruct((x.shape[0] + 1, *x.shape[1:]), x.dtype))[2] != draws:
-        raise mode_error(DRAWS, definition.called(leaves)[0])
-    note(definition.unversioned(), definition.observed, leaves, x, closed=closed)
-    return closed, out
 
 
 def _struct(shape: tuple[int, ...], dtype: Any, weak: bool) -> jax.ShapeDtypeStruct:
