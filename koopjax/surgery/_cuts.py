@@ -69,12 +69,17 @@ class Layout:
         fits = (*shape[: self.axis], -1, *shape[self.axis + 1 :]) == self.shape
         return n if fits and not odd else None
 
+    def length(self, axis: int) -> str:
+        """The length of an axis, in terms of the batch size `n`."""
+        if axis != self.axis:
+            return str(self.shape[axis])
+        count = "n" if self.factor == 1 else f"{self.factor} n"
+        return count + (f" + {self.offset}" if self.offset else "")
+
     def __str__(self) -> str:
         if self.axis is None:
             return str(self.shape)
-        count = "n" if self.factor == 1 else f"{self.factor} n"
-        count += f" + {self.offset}" if self.offset else ""
-        sizes = [count if k == self.axis else str(size) for k, size in enumerate(self.shape)]
+        sizes = [self.length(axis) for axis in range(len(self.shape))]
         return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
@@ -279,7 +284,8 @@ def middle(model: Any, x: Any, *, unroll: bool = False) -> tuple[str, str]:
     """The middle layers: from the first hidden layer's activations to the last hidden layer's.
 
     A hidden layer ends where a nonlinearity has been applied and parameters are still to come; in a
-    residual network, where the branch has been added to the stream.
+    residual network, where the branch has been added to the stream. States whose batch is not on
+    axis 0, as where time comes first, are passed by.
 
     Args:
         model, x, unroll: as for `cut_points`.
@@ -291,7 +297,7 @@ def middle(model: Any, x: Any, *, unroll: bool = False) -> tuple[str, str]:
         ValueError: fewer than two hidden layers.
     """
     cuts = cut_points(model, x, unroll=unroll)
-    hidden = [cut.name for cut in cuts if cut.hidden]
+    hidden = [cut.name for cut in cuts if cut.hidden and cut.batch_axis == 0]
     if len(hidden) < 2:
         raise expected(
             "a model with at least two hidden layers that can be cut apart",

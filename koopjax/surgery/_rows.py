@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from koopjax._core import expected
+from koopjax.surgery._cuts import Layout
 
 #: `None` (leave the array as it is), `"flatten"`, `"positions"`, or the axes that count samples.
 SampleAxes = str | int | tuple[int, ...] | None
@@ -85,14 +86,54 @@ def from_rows(rows: jax.Array, shape: tuple[int, ...], sample_axes: SampleAxes) 
     return jnp.moveaxis(rows.reshape(*counts, *entries), range(len(axes)), axes)
 
 
-def check_axes(sample_axes: SampleAxes, entry: Any, end: Any) -> None:
-    """Refuse `sample_axes` under which the two ends of a span have different samples."""
+def check_axes(sample_axes: SampleAxes, entry: Layout, end: Layout) -> None:
+    """Refuse `sample_axes` that mix the samples of a batch, or differ between a span's two ends.
+
+    Args:
+        sample_axes: as for `to_rows`; under `None` rows are samples too.
+        entry, end: the layouts of the states at the two ends.
+
+    Raises:
+        ValueError: the batch is on another axis than the first and that is not among the axes, or
+            the ends have different samples.
+    """
+    for layout in (entry, end):
+        axes = (0,) if sample_axes is None else axes_of(sample_axes, len(layout.shape))
+        if layout.axis is not None and layout.axis not in axes:
+            raise expected(
+                f"states with the batch on axis 0 under sample_axes={sample_axes!r}",
+                f"{layout}, where axis {layout.axis} counts the n samples",
+                f"sample_axes={layout.axis}, or another cut",
+            )
     if sample_axes is None:
         return
-    before, after = (axes_of(sample_axes, len(shape)) for shape in (entry.shape, end.shape))
-    if [entry.shape[a] for a in before] != [end.shape[a] for a in after]:
+    before, after = (
+        [layout.length(axis) for axis in axes_of(sample_axes, len(layout.shape))]
+        for layout in (entry, end)
+    )
+    if before != after:
         raise expected(
             f"the same positions at both ends of the span under sample_axes={sample_axes!r}",
             f"{entry} and {end}",
-            "sample_axes='flatten'",
+            "sample_axes='flatten', or other cuts",
         )
+
+
+def check_rows(part: Any, sample_axes: SampleAxes = None) -> None:
+    """Refuse a span whose states at either end, taken as rows, would mix the samples of a batch.
+
+    Args:
+        part: from `split`.
+        sample_axes: as for `to_rows`.
+
+    Raises:
+        ValueError: the batch is on another axis than the first, as where time comes first.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> net = lambda p, x: jnp.tanh(x.T * p).T
+        >>> from koopjax import surgery
+        >>> _, span, _ = surgery.split((net, jnp.ones(())), jnp.ones((5, 3)), ("input", "output"))
+        >>> check_rows(span)
+    """
+    check_axes(sample_axes, part.segment.entry, part.segment.exit)

@@ -12,7 +12,7 @@ from koopjax.surgery._cuts import Layout, locate_pair, traced
 from koopjax.surgery._model import Constant, define
 from koopjax.surgery._parts import Part, Segment, parts, run
 from koopjax.surgery._program import is_floating
-from koopjax.surgery._rows import SampleAxes, axes_of, check_axes, from_rows, to_rows
+from koopjax.surgery._rows import SampleAxes, check_axes, from_rows, to_rows
 
 _PLACES = ("head", "block", "tail")
 
@@ -161,13 +161,12 @@ def splice(
     found = traced(model, x, unroll)
     first, last = locate_pair(found, at)
     head, span, tail = parts(found, first, last)
-    check_axes(sample_axes, span.segment.entry, span.segment.exit)
+    if sample_axes is not None:
+        check_axes(sample_axes, span.segment.entry, span.segment.exit)
     module = _as_module(block)
     if "block" not in trainable:
         module = nn.freeze(module)
     if sample_axes is not None:
-        for layout in (span.segment.entry, span.segment.exit):
-            axes_of(sample_axes, len(layout.shape))
         module = Positionwise(module, sample_axes, span.segment.entry, span.segment.exit)
     ends = [found.program.variable(name).aval for name in (first, last)]
     _check_block(module, first, last, *ends)
