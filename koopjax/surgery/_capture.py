@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeGuard
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import expected
+from koopjax._core import as_array, expected, read
 from koopjax.surgery._cuts import locate_pair, traced
 from koopjax.surgery._parts import Part, parts
 from koopjax.surgery._rows import SampleAxes, check_rows, to_rows
@@ -111,15 +110,18 @@ def _both(head: Part, span: Part, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _batches(batches: Any, batch_size: int | None) -> Iterable[Any]:
-    if batch_size is not None and batch_size < 1:
-        raise expected("batch_size of at least 1", str(batch_size), "1024")
+    if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
+        raise expected("batch_size as an integer of at least 1", repr(batch_size), "1024")
+    if hasattr(batches, "to_numpy"):  # a frame is one array, by whose columns it is iterated
+        batches = read("batches", batches)
     if isinstance(batches, tuple) and len(batches) == 2 and all(map(_is_array, batches)):
         batches = batches[0]
     if _is_array(batches):
         if not batches.ndim or not batches.shape[0]:
             raise expected("at least one sample (n, ...)", f"shape {batches.shape}", "x[None]")
         size = min(batch_size or _BATCH_SIZE, batches.shape[0])
-        return (batches[start : start + size] for start in range(0, batches.shape[0], size))
+        starts = range(0, batches.shape[0], size)
+        return (as_array("batches", batches[start : start + size]) for start in starts)
     if isinstance(batches, str | dict) or not isinstance(batches, Iterable):
         raise expected(
             "an array (n, ...) or an iterable of batches",
@@ -139,7 +141,7 @@ def _input_of(batch: Any) -> Any:
         )
     if not x.ndim or not x.shape[0]:
         raise expected("batches of at least one sample", f"shape {x.shape}", "leaving it out")
-    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+    return as_array("a batch", x)
 
 
 def _is_array(value: Any) -> TypeGuard[Any]:

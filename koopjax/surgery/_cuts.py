@@ -4,9 +4,10 @@ import dataclasses
 import difflib
 from typing import Any
 
+import jax
 import numpy as np
 
-from koopjax._core import expected
+from koopjax._core import expected, read
 from koopjax.surgery._model import Definition, define
 from koopjax.surgery._program import Aval, Place, Program, aval_of, trace
 
@@ -129,14 +130,16 @@ def traced(model: Any, x: Any, unroll: bool = False) -> Traced:
     Raises:
         ValueError: an input that is no batch, or a model that can't be cut at all.
     """
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+    if isinstance(x, tuple | dict) or x is None:
         raise expected(
             "one array (n, ...) or jax.ShapeDtypeStruct as input",
             type(x).__name__,
             "all inputs side by side in one array, taken apart in the function: "
             "(lambda params, x: model(params, x[:, :8], x[:, 8:]), params)",
         )
-    shape, dtype, _ = aval_of(x)
+    if not isinstance(x, jax.ShapeDtypeStruct):
+        x = read("the input", x)
+    shape, dtype = tuple(x.shape), jax.dtypes.canonicalize_dtype(x.dtype)
     if not shape or shape[0] == 0:
         raise expected("a batch of at least one sample (n, ...)", f"shape {shape}", "x[None]")
     definition, leaves = define(model)
@@ -215,6 +218,8 @@ def find(cuts: list[CutPoint], key: "str | int | CutPoint") -> CutPoint:
     Raises:
         ValueError: there is none, with the nearest names.
     """
+    if not isinstance(cuts, list) or not all(isinstance(cut, CutPoint) for cut in cuts):
+        raise expected("the cuts of a model", type(cuts).__name__, "surgery.cut_points(model, x)")
     return cuts[position([cut.name for cut in cuts], [], key)]
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from koopjax._core import expected
+from koopjax._core import as_array, expected
 from koopjax.surgery._cuts import Layout
 
 #: `None` (leave the array as it is), `"flatten"`, `"positions"`, or the axes that count samples.
@@ -28,8 +29,9 @@ def axes_of(sample_axes: SampleAxes, ndim: int) -> tuple[int, ...]:
                 "sample_axes", repr(sample_axes), "'flatten', 'positions' or axes (0, 1)"
             )
         return named[sample_axes]
-    given = (sample_axes,) if isinstance(sample_axes, int) else tuple(sample_axes or ())
-    axes = sorted({axis % ndim for axis in given if -ndim <= axis < ndim})
+    given = sample_axes if isinstance(sample_axes, list | tuple) else (sample_axes,)
+    whole = [int(a) for a in given if isinstance(a, int | np.integer) and not isinstance(a, bool)]
+    axes = sorted({axis % ndim for axis in whole if -ndim <= axis < ndim})
     if len(axes) != len(given) or not axes or (len(axes) == ndim and ndim > 1):
         raise expected(
             f"sample_axes among the {ndim} axes of the state, at least one of them left for its "
@@ -53,6 +55,7 @@ def to_rows(x: jax.Array, sample_axes: SampleAxes) -> jax.Array:
         >>> to_rows(jnp.ones((5, 7, 7, 3)), "positions").shape
         (245, 3)
     """
+    x = as_array("the states", x)
     if sample_axes is None:
         return x
     axes = axes_of(sample_axes, x.ndim)
@@ -72,8 +75,11 @@ def from_rows(rows: jax.Array, shape: tuple[int, ...], sample_axes: SampleAxes) 
     Raises:
         ValueError: the rows do not make up that shape.
     """
+    rows = as_array("the rows", rows)
     if sample_axes is None:
         return rows
+    if not isinstance(shape, list | tuple) or not all(isinstance(size, int) for size in shape):
+        raise expected("the shape of the states (n, ...)", repr(shape), "states.shape")
     axes = axes_of(sample_axes, len(shape))
     counts = [shape[axis] for axis in axes]
     entries = [size for axis, size in enumerate(shape) if axis not in axes]
