@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -49,9 +49,10 @@ FORMS = [
     "palette",
     "grid",
     "symbols",
+    "same",
 ]
 RAW, EQUAL, BITMASK, RICE, RICE_COLUMNS, PACKED, DEFLATED = range(7)
-RANGED, RANGED_COLUMNS, INCREASING, NARROW, PALETTE, GRID, SYMBOLS = range(7, 14)
+RANGED, RANGED_COLUMNS, INCREASING, NARROW, PALETTE, GRID, SYMBOLS, SAME = range(7, 15)
 INDICES = (BITMASK, RICE, RICE_COLUMNS, PACKED, DEFLATED, RANGED, RANGED_COLUMNS)
 HAS_DTYPE, HAS_SHAPE = 0x10, 0x20
 INDEX_LIMIT = 1 << 24  # indices beyond are not coded by gaps, whose mask would fill the memory
@@ -95,13 +96,34 @@ def put_array(array: np.ndarray, shape: tuple[int, ...] | None, dtype: np.dtype[
     return bytes([form]) + head + body
 
 
+def put_same(place: int) -> bytes:
+    """One array once more: the record of the array that was stored at this place in the order."""
+    return bytes([SAME]) + put_varint(place)
+
+
 def get_array(
-    data: bytes, at: int, shape: tuple[int, ...] | None, dtype: np.dtype[Any]
+    data: bytes,
+    at: int,
+    shape: tuple[int, ...] | None,
+    dtype: np.dtype[Any],
+    earlier: Sequence[Record] = (),
 ) -> tuple[Record, int]:
-    """The array that `put_array` wrote at a place, and the place behind it."""
+    """The array that `put_array` or `put_same` wrote at a place, and the place behind it.
+
+    Args:
+        data, at: the bytes and the place.
+        shape, dtype: that the reader expects, as in `put_array`.
+        earlier: the records before this one; one array of two names is one object.
+    """
     start = at
     code = data[at]
     at += 1
+    if code == SAME:
+        place, at = get_varint(data, at)
+        value = earlier[place].value
+        if shape not in (None, value.shape):
+            raise LookupError(f"an array of shape {value.shape} in place of {shape}")
+        return Record(value, FORMS[SAME], at - start), at
     if code & HAS_DTYPE:
         dtype = jnp.dtype(DTYPES[data[at]])
         at += 1

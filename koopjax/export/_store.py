@@ -10,7 +10,8 @@ import msgpack
 import numpy as np
 from flax import nnx
 
-from koopjax.export._arrays import Record, get_array, put_array
+from koopjax._core import firsts
+from koopjax.export._arrays import Record, get_array, put_array, put_same
 from koopjax.export._examples import Unknown
 from koopjax.export._file import FileError, frame, read, unframe, write
 from koopjax.export._nodes import TEMPLATE, build_node, describe_node
@@ -24,14 +25,16 @@ def save(model: Any, path: str | os.PathLike[str]) -> int:
         model: an `nnx.Module`, `(linen_module, variables)`, `(function, params)` or any pytree of
             arrays. Example models, `nn.KoopmanBlock` on the library's dictionaries, `nn.Stack`,
             operators and dictionaries are stored by name and load without a template; of others
-            the file holds the arrays, and a fingerprint of their paths.
+            the file holds the arrays, and a fingerprint of their paths. Functions and strings among
+            the leaves of a callable are code, as its class is.
         path: where to; an existing file is replaced.
 
     Returns:
         The size of the file in bytes.
 
     Numerics:
-        Lossless: dtypes and bits are kept. Each array takes the smallest of its forms: raw; one
+        Lossless: dtypes and bits are kept. An array that two names share (tied weights) is stored
+        once, and shared again by `load`. Each array takes the smallest of its forms: raw; one
         value; sparse with the cheapest index coding; few values, or a scale (one, one a column or
         a row) times small integers, entropy-coded. Minus zero is a value of its own, costs as much
         as any and is on no grid: prune by `jnp.where(mask, w, 0)`, not by `w * mask`, and round by
@@ -113,7 +116,8 @@ class Taker:
 
     def __call__(self, path: Path, shape: Any, dtype: Any) -> jax.Array:
         like = self.dtype if dtype is None else np.dtype(dtype)
-        record, self.at = get_array(self.body, self.at, shape, like)
+        earlier = [record for _, record in self.records]
+        record, self.at = get_array(self.body, self.at, shape, like, earlier)
         self.dtype = record.value.dtype
         self.records.append((spell(path), record))
         return to_jax(record.value)
@@ -145,10 +149,11 @@ def _encode(model: Any) -> bytes:
         node = [TEMPLATE, str(reason), _marks(names), zlib.crc32("\n".join(names).encode())]
     body: list[Any] = [msgpack.packb(node)]
     dtype = np.dtype(np.float32)
-    for entry in entries:
-        array = to_numpy(spell(entry.path), entry.value)
+    arrays = [to_numpy(spell(entry.path), entry.value) for entry in entries]
+    for entry, array, first in zip(entries, arrays, firsts(arrays), strict=True):
         like = dtype if entry.dtype is None else np.dtype(entry.dtype)
-        body.append(put_array(array, entry.shape, like))
+        place = len(body) - 1
+        body.append(put_array(array, entry.shape, like) if first == place else put_same(first))
         dtype = array.dtype
     return frame(b"".join(body))
 
@@ -164,7 +169,7 @@ def read_template(body: bytes, at: int, node: list[Any], path: object) -> list[R
     dtype = np.dtype(np.float32)
     for _ in node[2]:
         try:
-            record, at = get_array(body, at, None, dtype)
+            record, at = get_array(body, at, None, dtype, records)
         except LookupError as error:
             raise FileError(
                 f"expected arrays that this koopjax knows in {path}, got {error}; "

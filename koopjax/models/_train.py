@@ -102,6 +102,8 @@ def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimi
         )
     _evaluate.check_samples("models.train", x, y)
     out = _evaluate.check_input("models.train", form, params, rest, x)
+    if jnp.issubdtype(jnp.result_type(y), jnp.integer):
+        _evaluate.check_rows("models.train", form, params, rest, x)
     x, y = _data("models.train", x, y, out)
     if x_val is not None:
         x_val, y_val = _data("models.train validation", x_val, y_val, out)
