@@ -241,7 +241,8 @@ def train_students(
 
 def _begun(optimizer: optax.GradientTransformation, student: Any, rate: float) -> Any:
     """The optimizer's first state at this rate, which is a leaf: another is no compilation."""
-    return with_rate(optimizer.init(models.form_of(student)[1]), rate)
+    params = jax.tree.map(jnp.asarray, models.form_of(student)[1])  # some may be Python's numbers
+    return with_rate(optimizer.init(params), rate)
 
 
 def _plan(
