@@ -17,7 +17,19 @@ from koopjax._core._door import (
     read as read,
     read_numbers as read_numbers,
 )
-from koopjax._core._inference import inference_arguments as inference_arguments
+from koopjax._core._fingerprint import (
+    digest as digest,
+    fingerprint as fingerprint,
+    run_equation as run_equation,
+)
+from koopjax._core._inference import (
+    ModeError as ModeError,
+    infer as infer,
+    inference_arguments as inference_arguments,
+    put_bound as put_bound,
+    take_bound as take_bound,
+    trace_inference as trace_inference,
+)
 from koopjax._core._linalg import (
     gram as gram,
     masked_qr as masked_qr,
@@ -42,6 +54,7 @@ from koopjax._core._pytree import (
     pytree as pytree,
     static as static,
     take_apart as take_apart,
+    watched as watched,
 )
 from koopjax._core._results import (
     ILL_CONDITIONED as ILL_CONDITIONED,
@@ -56,6 +69,12 @@ from koopjax._core._results import (
     message as message,
     worst as worst,
 )
+from koopjax._core._watch import (
+    changed as changed,
+    note as note,
+    trace_context as trace_context,
+    version as version,
+)
 
 __all__ = [
     "ILL_CONDITIONED",
@@ -65,6 +84,7 @@ __all__ = [
     "RESULTS",
     "SUCCESS",
     "UNDERDETERMINED",
+    "ModeError",
     "NumericalError",
     "Outline",
     "Static",
@@ -74,13 +94,17 @@ __all__ = [
     "at_least_float32",
     "blocks",
     "cast",
+    "changed",
     "check",
     "check_finite",
+    "digest",
     "expected",
+    "fingerprint",
     "firsts",
     "gram",
     "has_float64",
     "held",
+    "infer",
     "inference_arguments",
     "is_array",
     "is_tracing",
@@ -89,17 +113,25 @@ __all__ = [
     "matmul",
     "merge_r",
     "message",
+    "note",
     "on_device",
     "precise",
     "precise_as",
+    "put_bound",
     "pytree",
     "qr_r",
     "read",
     "read_numbers",
+    "run_equation",
     "static",
     "take_apart",
+    "take_bound",
     "tol",
+    "trace_context",
+    "trace_inference",
     "traced",
+    "version",
+    "watched",
     "working_dtype",
     "worst",
 ]

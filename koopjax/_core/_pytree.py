@@ -1,11 +1,13 @@
 """Frozen dataclasses that are pytrees: arrays are leaves, what changes a shape is static."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
+
+from koopjax._core._watch import version
 
 T = TypeVar("T")
 
@@ -42,10 +44,42 @@ def pytree(cls: type[T]) -> type[T]:
         [2.0]
     """
     made = dataclasses.dataclass(frozen=True, eq=False)(cls)
-    fields = dataclasses.fields(made)  # pyright: ignore[reportArgumentType]
-    meta = [f.name for f in fields if f.metadata.get("static", False)]
-    data = [f.name for f in fields if not f.metadata.get("static", False)]
+    data, meta = _fields(made)
     return jax.tree_util.register_dataclass(made, data_fields=data, meta_fields=meta)
+
+
+def _fields(cls: Any) -> tuple[list[str], list[str]]:
+    fields = dataclasses.fields(cls)
+    meta = [f.name for f in fields if f.metadata.get("static", False)]
+    return [f.name for f in fields if f.name not in meta], meta
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
+def watched(code: Callable[[Any], Hashable]) -> Callable[[type[T]], type[T]]:
+    """As `pytree`, for a class with a function among its static fields.
+
+    The function may close over what changes. Its version at the moment of flattening belongs to
+    the structure, so that JAX compiles again once the function computes something else.
+
+    Args:
+        code: finds in an instance what the version is found by.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        made = dataclasses.dataclass(frozen=True, eq=False)(cls)
+        data, meta = _fields(made)
+
+        def flatten(tree: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+            children = [(jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in data]
+            return children, (tuple(getattr(tree, name) for name in meta), version(code(tree)))
+
+        def unflatten(structure: tuple[Any, ...], children: Any) -> Any:
+            return made(**dict(zip((*data, *meta), (*children, *structure[0]), strict=True)))
+
+        jax.tree_util.register_pytree_with_keys(made, flatten, unflatten)
+        return made
+
+    return decorate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

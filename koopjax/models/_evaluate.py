@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from koopjax._core import expected
-from koopjax.models._forms import Form, form_of
+from koopjax._core import ModeError, expected, trace_inference
+from koopjax.models._forms import Form, form_of, named_leaves
 
 #: Rows that a forward pass takes at once unless the caller says otherwise.
 BATCH = 2000
@@ -41,6 +42,15 @@ def check_classes(name: str, y: Any, out: jax.ShapeDtypeStruct, n: int) -> None:
 @functools.partial(jax.jit, static_argnames=("form",))
 def _forward(form: Form, params: Any, rest: Any, x: Array) -> Any:
     """Inference; a form is traced once for each shape of a batch."""
+    trace_inference(
+        form.unversioned(),
+        form.observed,
+        params,
+        rest,
+        x,
+        streams=[isinstance(holder, nnx.RngState) for _, _, holder in named_leaves((params, rest))],
+        model=lambda: form.merge(params, rest),
+    )
     return form.forward(params, rest, x)
 
 
@@ -51,8 +61,11 @@ def check_input(
     rows = jax.ShapeDtypeStruct((size, *np.shape(x)[1:]), jnp.result_type(x))
     try:
         out = _forward.eval_shape(form, params, rest, rows)
+    except ModeError:
+        raise
     except (TypeError, ValueError, AssertionError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        cause = error.__cause__ or error  # of the model's own, before it was put into words
+        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise expected(
             f"{name}: samples that the model takes",
             f"shape {rows.shape[1:]} ({first[:200]})",

@@ -11,7 +11,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from koopjax._core import Outline, Static, expected, inference_arguments, take_apart
+from koopjax._core import (
+    Outline,
+    Static,
+    expected,
+    infer,
+    inference_arguments,
+    put_bound,
+    take_apart,
+    take_bound,
+    version,
+)
 
 
 def named_leaves(tree: Any) -> list[tuple[tuple[Any, ...], Any, nnx.Variable | None]]:
@@ -42,8 +52,41 @@ def _is_floating(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Watched:
+    """A form as a static argument: another one once its code computes something else.
+
+    Attributes:
+        bound: arguments by name that a `functools.partial` around the module binds.
+        version: from `_core.version`.
+    """
+
+    bound: tuple[tuple[str, Static], ...] = ()
+    version: int = 0
+
+    def merge(self, params: Any, rest: Any) -> Any:
+        """The model again."""
+        raise NotImplementedError
+
+    def forward(self, params: Any, rest: Any, x: Any) -> Any:
+        """Output in inference mode."""
+        return self.observed(params, rest, x)[0]
+
+    def observed(self, params: Any, rest: Any, x: Any) -> tuple[Any, list[Any]]:
+        """Output in inference mode, and what the call has changed of the model's state."""
+        return infer(self.merge(params, rest), x)
+
+    def now(self) -> Any:
+        """The form with the version of this moment."""
+        return dataclasses.replace(self, version=version(self.unversioned()))
+
+    def unversioned(self) -> Any:
+        """What the version is found by."""
+        return dataclasses.replace(self, version=0)
+
+
 @dataclasses.dataclass(frozen=True)
-class NNXForm:
+class NNXForm(_Watched):
     """An `nnx.Module`; parameters are its floating `nnx.Param`s, the rest everything else."""
 
     graphdef: Static
@@ -55,47 +98,44 @@ class NNXForm:
         what a call writes (counts of random streams, statistics, `nnx.jit` all it was given) is an
         error.
         """
+        return put_bound(self._module(params, rest), self.bound)
+
+    def _module(self, params: Any, rest: Any) -> Any:
         return nnx.merge(self.graphdef.value, params, rest, copy=True)
 
-    def forward(self, params: Any, rest: Any, x: Any) -> Any:
-        """Output in inference mode."""
-        model = self.merge(params, rest)
-        model.eval()
-        return model(x, **inference_arguments(type(model).__call__))
+    def observed(self, params: Any, rest: Any, x: Any) -> tuple[Any, list[Any]]:
+        """Output in inference mode, and what the call has changed of the model's state."""
+        module = self._module(params, rest)
+        module.eval()
+        return infer(put_bound(module, self.bound), x)
 
     def forward_train(self, params: Any, rest: Any, x: Any, key: Any) -> tuple[Any, Any]:
         """Output in training mode, and the Variables as the call left them."""
         del key  # an NNX model carries its own streams
-        model = self.merge(params, rest)
-        model.train()
-        out = model(x)
-        return out, nnx.split(model, trained, ...)[2]
+        module = self._module(params, rest)
+        module.train()
+        out = put_bound(module, self.bound)(x)
+        return out, nnx.split(module, trained, ...)[2]
 
 
 @dataclasses.dataclass(frozen=True)
-class LinenForm:
+class LinenForm(_Watched):
     """A pair `(linen_module, variables)`; the rest are the collections beside `params`."""
 
     module: Static
 
-    def _mode(self, train: bool) -> dict[str, bool]:
-        names = inference_arguments(type(self.module.value).__call__)
-        return {name: still is not train for name, still in names.items()}
-
     def merge(self, params: Any, rest: Any) -> Any:
         """The pair again."""
-        return self.module.value, {**rest, "params": params}
-
-    def forward(self, params: Any, rest: Any, x: Any) -> Any:
-        """Output in inference mode."""
-        return self.module.value.apply({**rest, "params": params}, x, **self._mode(False))
+        return put_bound(self.module.value, self.bound), {**rest, "params": params}
 
     def forward_train(self, params: Any, rest: Any, x: Any, key: Any) -> tuple[Any, Any]:
         """Output in training mode, and the other collections as the call left them."""
-        out, updated = self.module.value.apply(
+        module = self.module.value
+        mode = {name: not still for name, still in inference_arguments(module.__call__).items()}
+        out, updated = module.apply(
             {**rest, "params": params},
             x,
-            **self._mode(True),
+            **{**mode, **{name: value.value for name, value in self.bound}},
             rngs={"dropout": key},
             mutable=list(rest),
         )
@@ -103,7 +143,7 @@ class LinenForm:
 
 
 @dataclasses.dataclass(frozen=True)
-class TreeForm:
+class TreeForm(_Watched):
     """A callable pytree, or a pair `(function, params)` with `function(params, x)`.
 
     Parameters are its floating-point leaves, the rest its other arrays; what is no array stays
@@ -128,14 +168,6 @@ class TreeForm:
         floats, others = iter(jax.tree.leaves(params)), iter(rest)
         return self.outline.fill(next(floats if is_float else others) for is_float in self.floating)
 
-    def forward(self, params: Any, rest: Any, x: Any) -> Any:
-        """The value, in inference mode where it has one."""
-        tree = self._tree(params, rest)
-        if self.function is None:
-            return tree(x, **inference_arguments(type(tree).__call__))
-        function = self.function.value
-        return function(tree, x, **inference_arguments(function))
-
     def forward_train(self, params: Any, rest: Any, x: Any, key: Any) -> tuple[Any, Any]:
         """The value; nothing else changes."""
         tree = self._tree(params, rest)
@@ -158,6 +190,9 @@ def _tree_form(function: Static | None, tree: Any) -> tuple[Form, Any, Any]:
 def form_of(model: Any) -> tuple[Form, Any, Any]:
     """A model as `(form, params, rest)`.
 
+    A form is equal to an earlier one as long as its code computes the same: what it closes over may
+    have changed since.
+
     Args:
         model: an `nnx.Module`, a pair `(linen_module, variables)`, a pair `(function, params)` with
             `function(params, x)`, or any callable (a pytree of arrays, or a plain function).
@@ -165,6 +200,12 @@ def form_of(model: Any) -> tuple[Form, Any, Any]:
     Raises:
         ValueError: none of these.
     """
+    plain, bound = take_bound(model)
+    form, params, rest = _form_of(plain)
+    return dataclasses.replace(form, bound=bound).now(), params, rest
+
+
+def _form_of(model: Any) -> tuple[Form, Any, Any]:
     if isinstance(model, nnx.Module):
         graphdef, params, rest = nnx.split(model, trained, ...)
         return NNXForm(Static(graphdef)), params, rest

@@ -128,7 +128,8 @@ def traced(model: Any, x: Any, unroll: bool = False) -> Traced:
         raise expected(
             "one array (n, ...) or jax.ShapeDtypeStruct as input",
             type(x).__name__,
-            "wrapping a model of several inputs: (lambda params, x: model(params, x, other), p)",
+            "all inputs side by side in one array, taken apart in the function: "
+            "(lambda params, x: model(params, x[:, :8], x[:, 8:]), params)",
         )
     shape, dtype, _ = aval_of(x)
     if not shape or shape[0] == 0:
@@ -151,8 +152,9 @@ def cut_points(model: Any, x: Any, *, unroll: bool = False) -> list[CutPoint]:
     The model is traced, not run, and its equations are walked: a value is a cut point when it is
     the only value alive at that place which depends on the data. Parameters, constants and whatever
     is computed from them alone do not count. Functions without parameters, such as an activation,
-    count as one step; `jit`, `jax.checkpoint` and functions with derivative rules of their own are
-    seen through.
+    count as one step, and so do those with a derivative or mapping rule of their own
+    (`jax.custom_vjp`, `jax.custom_jvp`, `custom_vmap`), which they keep; `jit` and `jax.checkpoint`
+    are seen through.
 
     Args:
         model: an `nnx.Module`, `(linen_module, variables)`, `(function, params)` with

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from flax import linen, nnx
 
 from koopjax import models
-from koopjax._core import Static, expected, inference_arguments, take_apart
+from koopjax._core import Static, expected, infer, put_bound, take_apart, take_bound, version
 
 
 class Constant(nnx.Variable):
@@ -51,6 +52,8 @@ class Definition(Keyed):
         treedef: how the leaves make up the state, the variables or the parameters.
         paths: a readable name for each leaf, such as `layers.0.kernel`.
         kinds: the `nnx.Variable` type that holds each leaf in a spliced model.
+        bound: arguments by name that a `functools.partial` around the module binds.
+        version: from `_core.version`: another one once the code computes something else.
     """
 
     form: str
@@ -58,21 +61,24 @@ class Definition(Keyed):
     treedef: Any
     paths: tuple[str, ...]
     kinds: tuple[type[nnx.Variable], ...]
+    bound: tuple[tuple[str, Static], ...] = ()
+    version: int = 0
 
     def key(self) -> tuple[Any, ...]:
         """All fields."""
-        return self.form, self.static, self.treedef, self.paths, self.kinds
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def unversioned(self) -> "Definition":
+        """What the version is found by."""
+        return dataclasses.replace(self, version=0)
 
     def __call__(self, leaves: Any, x: Any) -> Any:
         """The model's output, BatchNorm by its running statistics and dropout off."""
-        model = self.rebuild(leaves)
-        if self.form in ("nnx", "tree"):
-            return model(x, **inference_arguments(type(model).__call__))
-        owner, tree = model
-        if self.form == "linen":
-            arguments = inference_arguments(type(owner).__call__)
-            return owner.apply(tree, x, mutable=False, **arguments)
-        return owner(tree, x, **inference_arguments(owner))
+        return self.observed(leaves, x)[0]
+
+    def observed(self, leaves: Any, x: Any) -> tuple[Any, list[Any]]:
+        """The output, and what the call has changed of the model's state."""
+        return infer(self.rebuild(leaves), x)
 
     def rebuild(self, leaves: list[Any]) -> Any:
         """The model in its own form, with these arrays."""
@@ -82,11 +88,13 @@ class Definition(Keyed):
             function, outline = self.static
             return function.value, outline.fill(leaves)
         tree, static = jax.tree.unflatten(self.treedef, leaves), self.static.value
-        return nnx.merge(static, tree) if self.form == "nnx" else (static, tree)
+        if self.form == "nnx":
+            return put_bound(nnx.merge(static, tree), self.bound)
+        return put_bound(static, self.bound), tree
 
 
 def define(model: Any) -> tuple[Definition, list[Any]]:
-    """Take a model apart.
+    """Take a model apart, as it is at this moment: what it closes over may have changed since.
 
     Args:
         model: an `nnx.Module`, `(linen_module, variables)`, `(function, params)`, or a callable
@@ -98,6 +106,13 @@ def define(model: Any) -> tuple[Definition, list[Any]]:
     Raises:
         ValueError: none of these forms.
     """
+    plain, bound = take_bound(model)
+    definition, leaves = _define(plain)
+    definition = dataclasses.replace(definition, bound=bound)
+    return dataclasses.replace(definition, version=version(definition)), leaves
+
+
+def _define(model: Any) -> tuple[Definition, list[Any]]:
     if isinstance(model, nnx.Module):
         return _define_nnx(model)
     if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
@@ -135,6 +150,12 @@ def _define_nnx(model: nnx.Module) -> tuple[Definition, list[Any]]:
 
 
 def _define_linen(module: linen.Module, variables: Any) -> tuple[Definition, list[Any]]:
+    if not isinstance(variables, Mapping) or (variables and "params" not in variables):
+        raise expected(
+            "a Linen model as (module, variables) with 'params' among the variables",
+            str(sorted(variables)) if isinstance(variables, Mapping) else type(variables).__name__,
+            'module.init(key, x), or (module, {"params": params})',
+        )
     flat, treedef = jax.tree_util.tree_flatten_with_path(variables)
     collections = [_component(path[0]) for path, _ in flat]
     known = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
@@ -157,9 +178,23 @@ def _define_function(function: Callable[..., Any], params: Any) -> tuple[Definit
 
 def _define_tree(model: Any) -> tuple[Definition, list[Any]]:
     """A callable pytree; leaves that are no arrays (a plain function is one) become static."""
+    _check_wrapped(model)
     outline, pairs = take_apart(model)
     paths = [_join(path) or "params" for path, _ in pairs]
     return _define_pairs("tree", outline, paths, pairs)
+
+
+def _check_wrapped(model: Any) -> None:
+    """Refuse `jax.vmap(module)` and its like, whose arrays would be constants of the function."""
+    module = inspect.unwrap(getattr(model, "func", model))
+    if module is model or not (isinstance(module, nnx.Module) or take_apart(module)[1]):
+        return
+    raise expected(
+        "a model whose parameters can be seen",
+        f"a function around a {type(module).__name__}",
+        "graphdef, state = nnx.split(module) and the pair "
+        "(lambda state, x: jax.vmap(nnx.merge(graphdef, state))(x), state)",
+    )
 
 
 def _define_pairs(
@@ -177,7 +212,7 @@ def _variable_kind(kind: type[nnx.Variable], leaf: Any) -> type[nnx.Variable]:
 
 
 def _arrays(leaves: list[Any]) -> list[Any]:
-    return [jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+    return [jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
 
 
 def _component(entry: Any) -> str:
