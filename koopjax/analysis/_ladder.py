@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax import surgery
+from koopjax import models, surgery
 from koopjax._core import expected
 from koopjax.analysis._dictionaries import Snapshots, build, default_dictionaries
 from koopjax.analysis._fit_all import Plan, fit_all
 from koopjax.analysis._flow import Chain, Flow, flow
 from koopjax.analysis._measure import Setting, assemble, nulls_of
 from koopjax.analysis._metric import METRICS, output_metric
-from koopjax.analysis._metrics import check_classes, check_labels, check_task, states
+from koopjax.analysis._metrics import states
 from koopjax.analysis._rungs import Ladder
 
 #: Ridges that are tried, in units of the mean squared column norm of the dictionary.
@@ -43,7 +43,7 @@ def ladder(
     choose: str = "kl",
     choices: Mapping[str, float] | None = None,
     refit: bool = True,
-    task: str = "classification",
+    task: str | None = None,
     score_fn: Callable[[Array, Array], Array] | None = None,
     metric: Any = None,
     weights: Any = None,
@@ -81,7 +81,9 @@ def ladder(
         choose: "kl" (the least divergence from the original on `x_val`) or "accuracy".
         choices: ridges that are chosen already, the `.choices` of another ladder.
         refit: fit the chosen ridge anew on `x_train` and `x_val` together.
-        task: "classification" or "regression" (R² and squared errors; see `evaluate`).
+        task: "classification" or "regression" (R² and squared errors; see `evaluate`). Where left
+            out, integer labels that name the outputs say classification, other labels and none
+            regression (`models.task_of`).
         score_fn: stands in for the accuracy, see `evaluate`.
         metric: `(q, q)` metric on the states after the span, or one of "output", "centred",
             "softmax" (see `output_metric`); "centred" for a classification, else "output".
@@ -104,20 +106,18 @@ def ladder(
 
     Raises:
         ValueError: wrong shapes, no samples, NaN, unknown names, ranks below 1, a dictionary too
-            large for memory.
+            large for memory, labels that do not fit the output or leave the task open.
 
     Reference: Sugishita, Kinjo & Ohkubo (2024), arXiv 2402.11740 (Koopman matrices in place of
         layers, and their singular values).
     """
-    _check(x_test, ranks, alphas, choose, y_val, task, metric)
+    _check(x_test, ranks, alphas, choose, x_val, y_val, metric)
     at = cuts_of(model, x_train, at)
     parts = surgery.split(model, x_train[:2], at)
     run = lambda x, name: flow(parts, x, name, sample_axes, batch_size)
     train, test = run(x_train, "x_train"), run(x_test, "x_test")
     val = None if x_val is None else run(x_val, "x_val")
-    check_labels(y_test, test.output.shape[0], task)
-    if y_test is not None and task == "classification" and score_fn is None:
-        check_classes(y_test, test.output.shape[:-1])
+    task = task_of(test, y_test, val, y_val, task, score_fn)
     if weights is not None and np.shape(weights) != (train.before.shape[0],):
         raise expected(f"weights of shape ({train.before.shape[0]},)", f"{np.shape(weights)}")
     if val is None and choices is None:
@@ -146,8 +146,23 @@ def _columns(train: Flow) -> dict[str, slice]:
     return {"state": slice(0, q), "logits": slice(q, q + train.output.shape[1])}
 
 
-def _check(x_test, ranks, alphas, choose, y_val, task, metric) -> None:
-    check_task(task)
+def task_of(
+    test: Flow, y_test: Any, val: Flow | None, y_val: Any, task: str | None, score_fn: Any
+) -> str:
+    """The task by the labels of the test samples, else of those to choose on; both checked."""
+    labelled = [(test.output, y_test, "y_test")]
+    if y_val is not None and val is not None:
+        labelled.append((val.output, y_val, "y_val"))
+    given = [one for one in labelled if one[1] is not None]
+    if not given:
+        return models.task_of(test.output, None, task, score_fn=score_fn, name="y_test")
+    for output, labels, name in given:
+        task = models.task_of(output, labels, task, score_fn=score_fn, name=name)
+    assert task is not None
+    return task
+
+
+def _check(x_test, ranks, alphas, choose, x_val, y_val, metric) -> None:
     if x_test is None:
         raise expected("x_test, the samples that rungs are measured on", "none")
     if any(int(rank) != rank or rank < 1 for rank in ranks):
@@ -156,6 +171,8 @@ def _check(x_test, ranks, alphas, choose, y_val, task, metric) -> None:
         raise expected("at least one ridge, all above 0", f"{tuple(alphas)}", "alphas=(1e-3,)")
     if choose not in ("kl", "accuracy"):
         raise expected("choose='kl' or 'accuracy'", repr(choose))
+    if y_val is not None and x_val is None:
+        raise expected("x_val, the samples of y_val", "y_val alone", "both, or none of them")
     if choose == "accuracy" and y_val is None:
         raise expected("y_val to choose by accuracy", "none", "choose='kl'")
     if isinstance(metric, str) and metric not in METRICS:
@@ -194,7 +211,9 @@ def hold_out(train: Flow, weights: Any) -> tuple[Flow, Flow, Any]:
 def metrics_of(parts, train: Flow, metric: Any, task: str, sample_axes: Any) -> tuple[Any, Any]:
     """Metrics on the states after and before the span."""
     _, span, tail = parts
-    default = "centred" if task == "classification" else "output"
+    # What a softmax does not see is a common shift of several logits.
+    several = train.output.ndim > 1 and train.output.shape[-1] > 1
+    default = "centred" if task == "classification" and several else "output"
     kind = metric if isinstance(metric, str) else default
     whole = lambda rows, shape: states(rows, shape, sample_axes)
     measure = lambda f, s: output_metric(f, s, kind=kind, sample_axes=sample_axes)

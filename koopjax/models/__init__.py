@@ -7,6 +7,14 @@ from koopjax.models._forms import form_of as form_of
 from koopjax.models._mlp import MLP as MLP, ResidualMLP as ResidualMLP
 from koopjax.models._recipes import RECIPES as RECIPES, Recipe as Recipe, recipe as recipe
 from koopjax.models._registry import REGISTRY as REGISTRY, build as build, name_of as name_of
+from koopjax.models._scores import (
+    TASKS as TASKS,
+    answers as answers,
+    compare as compare,
+    divergence as divergence,
+    r_squared as r_squared,
+    task_of as task_of,
+)
 from koopjax.models._step import cross_entropy as cross_entropy, squared_error as squared_error
 from koopjax.models._train import (
     TrainResult as TrainResult,
@@ -20,20 +28,26 @@ __all__ = [
     "MLP",
     "RECIPES",
     "REGISTRY",
+    "TASKS",
     "Recipe",
     "ResidualMLP",
     "TrainResult",
     "ViT",
     "accuracy",
+    "answers",
     "apply",
     "build",
+    "compare",
     "cross_entropy",
+    "divergence",
     "form_of",
     "linen",
     "name_of",
     "predict",
+    "r_squared",
     "recipe",
     "squared_error",
+    "task_of",
     "train",
     "train_lanes",
 ]

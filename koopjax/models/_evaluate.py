@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from koopjax._core import blocks, expected
 from koopjax.models._forms import Form, form_of
+from koopjax.models._scores import answers, task_of
 
 #: Rows that a forward pass takes at once unless the caller says otherwise.
 BATCH = 2000
@@ -26,15 +27,6 @@ def check_samples(name: str, x: Any, y: Any = None) -> None:
             f"{name}: {np.shape(x)[0]} targets, one a sample",
             f"shape {np.shape(y)}",
             "x and y of one split",
-        )
-
-
-def check_classes(name: str, y: Any, out: jax.ShapeDtypeStruct, n: int) -> None:
-    """Refuse integer labels of another shape than the answers, which would broadcast."""
-    shape = (n, *out.shape[1:-1])
-    if np.shape(y) != shape:
-        raise expected(
-            f"{name}: integer labels of shape {shape}", f"shape {np.shape(y)}", "y[:, 0]"
         )
 
 
@@ -63,13 +55,13 @@ def _predict(form: Form, params: Any, rest: Any, x: Array, batch_size: int) -> A
 def count_correct(
     form: Form, params: Any, rest: Any, x: Array, y: Array, batch_size: int
 ) -> Int[Array, ""]:
-    """Number of samples whose largest logit is their label's."""
+    """Number of answers that are their label's."""
     cut, weights = blocks(x, batch_size)
     labels, _ = blocks(y, batch_size)
 
     def one(batch):
         x, y, weight = batch
-        hits = jnp.argmax(form.forward(params, rest, x), axis=-1) == y
+        hits = answers(form.forward(params, rest, x)) == y
         return jnp.sum(hits & (weight > 0).reshape(-1, *(1,) * (y.ndim - 1)))
 
     return jnp.sum(jax.lax.map(one, (cut, labels, weights)))
@@ -92,7 +84,7 @@ def measure(
         out = form.forward(params, rest, x)
         hits = 0.0
         if jnp.issubdtype(y.dtype, jnp.integer):
-            hits = jnp.mean(jnp.argmax(out, axis=-1) == y)
+            hits = jnp.mean(answers(out) == y)
         return loss(out, y), jnp.asarray(hits, jnp.float32)
 
     def cut(array):
@@ -135,29 +127,32 @@ def predict(model: Any, x: Float[Array, "n ..."], batch_size: int = BATCH) -> Fl
 def accuracy(
     model: Any, x: Float[Array, "n ..."], y: Int[Array, " n"], batch_size: int = BATCH
 ) -> float:
-    """Share of samples whose largest logit is their label's.
+    """Share of samples whose largest logit is their label's; of one logit, whose sign is.
 
     Args:
         model: as for `predict`.
         x: samples.
-        y: labels, integers; `(n, t)` for a model of tokens.
+        y: labels from 0 on, integers; `(n, t)` for a model of tokens. For a model of one output
+            0 and 1, where the logit is below and above 0.
         batch_size: rows of one forward pass.
 
     Returns:
         A number in [0, 1].
 
     Raises:
-        ValueError: no samples, labels that are not one integer an answer, or samples of a shape
+        ValueError: no samples, labels that are not one integer an answer from 0 on and below the
+            number of outputs, one output that looks like a probability, or samples of a shape
             that the model does not take.
     """
     check_samples("models.accuracy", x, y)
     form, params, rest = form_of(model)
     out = check_input("models.accuracy", form, params, rest, x)
-    y = jnp.asarray(y)
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise expected("models.accuracy: integer labels", f"{y.dtype}", "y.argmax(-1)")
-    check_classes("models.accuracy", y, out, np.shape(x)[0])
-    correct = count_correct(form, params, rest, jnp.asarray(x), y, min(batch_size, len(x)))
+    x, size = jnp.asarray(x), min(batch_size, len(x))
+    of_all = jax.ShapeDtypeStruct((len(x), *out.shape[1:]), out.dtype)
+    if out.shape[1:] in ((), (1,)):  # whether it is a logit, its numbers tell
+        of_all = _predict(form, params, rest, x, size)
+    task_of(of_all, y, "classification")
+    correct = count_correct(form, params, rest, x, jnp.asarray(y), size)
     return float(correct) / np.size(y)
 
 
