@@ -1,5 +1,6 @@
 """How nonlinear is a span: every dictionary and every rank in its place, measured."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -83,7 +84,7 @@ def ladder(
         refit: fit the chosen ridge anew on `x_train` and `x_val` together.
         task: "classification" or "regression" (R² and squared errors; see `evaluate`). Where left
             out, integer labels that name the outputs say classification, other labels and none
-            regression (`models.task_of`).
+            regression (`models.read_task`).
         score_fn: stands in for the accuracy, see `evaluate`.
         metric: `(q, q)` metric on the states after the span, or one of "output", "centred",
             "softmax" (see `output_metric`); "centred" for a classification, else "output".
@@ -117,13 +118,18 @@ def ladder(
     run = lambda x, name: flow(parts, x, name, sample_axes, batch_size)
     train, test = run(x_train, "x_train"), run(x_test, "x_test")
     val = None if x_val is None else run(x_val, "x_val")
-    task = task_of(test, y_test, val, y_val, task, score_fn)
+    read = functools.partial(models.read_task, score_fn=score_fn)
+    if y_test is not None or y_val is None:
+        task, labels = read(test.output, y_test, task, name="y_test")
+    else:
+        (task, _), labels = read(val.output, y_val, task, name="y_val"), None
+    if y_val is not None:
+        y_val = read(val.output, y_val, task, name="y_val")[1]
     if weights is not None and np.shape(weights) != (train.before.shape[0],):
         raise expected(f"weights of shape ({train.before.shape[0]},)", f"{np.shape(weights)}")
     if val is None and choices is None:
         train, val, weights = hold_out(train, weights)
     metric_after, metric_before = metrics_of(parts, train, metric, task, sample_axes)
-    labels = None if y_test is None else jnp.asarray(y_test)
     setting = Setting(
         model, example_of(x_train), at, parts[2], test, labels, metric_after, task, score_fn,
         sample_axes, tuple(sorted(set(ranks))), stored,
@@ -144,22 +150,6 @@ def _columns(train: Flow) -> dict[str, slice]:
     if train.output.ndim != 2 or train.output.shape[0] != train.before.shape[0]:
         return {"state": slice(0, q)}
     return {"state": slice(0, q), "logits": slice(q, q + train.output.shape[1])}
-
-
-def task_of(
-    test: Flow, y_test: Any, val: Flow | None, y_val: Any, task: str | None, score_fn: Any
-) -> str:
-    """The task by the labels of the test samples, else of those to choose on; both checked."""
-    labelled = [(test.output, y_test, "y_test")]
-    if y_val is not None and val is not None:
-        labelled.append((val.output, y_val, "y_val"))
-    given = [one for one in labelled if one[1] is not None]
-    if not given:
-        return models.task_of(test.output, None, task, score_fn=score_fn, name="y_test")
-    for output, labels, name in given:
-        task = models.task_of(output, labels, task, score_fn=score_fn, name=name)
-    assert task is not None
-    return task
 
 
 def _check(x_test, ranks, alphas, choose, x_val, y_val, metric) -> None:

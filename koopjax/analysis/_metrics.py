@@ -28,7 +28,7 @@ def evaluate(
         output: `(n, ..., c)` logits (or predictions) of the replaced model.
         reference: the original's, of the same shape.
         labels: `(n, ...)` integer classes, or targets for a regression; `None` without.
-        task: "classification" or "regression"; found by `models.task_of` where left out, which
+        task: "classification" or "regression"; found by `models.read_task` where left out, which
             takes a network for a classifier if integer labels name its outputs.
         score_fn: `score_fn(output, labels)`, a scalar that stands in for the accuracy; the same
             object each time, so that it is compiled once.
@@ -54,8 +54,7 @@ def evaluate(
         raise expected(f"outputs of shape {reference.shape}", f"shape {output.shape}")
     if output.ndim < 1 or output.shape[0] == 0:
         raise expected("at least one sample", "an empty batch")
-    task = models.task_of(reference, labels, task, score_fn=score_fn)
-    labels = None if labels is None else jnp.asarray(labels)
+    task, labels = models.read_task(reference, labels, task, score_fn=score_fn)
     found = _score(output, reference, labels, task=task, score_fn=score_fn)
     return {name: float(value) for name, value in found.items()}
 

@@ -115,7 +115,7 @@ def plane(
     run = lambda x, name: flow(parts, x, name, sample_axes, batch_size)
     train, test = run(x_train, "x_train"), run(x_test, "x_test")
     val = None if x_val is None else run(x_val, "x_val")
-    task = models.task_of(test.output, y_test, task, score_fn=score_fn, name="y_test")
+    task, y_test = models.read_task(test.output, y_test, task, score_fn=score_fn, name="y_test")
     if val is None and choices is None:
         train, val, _ = hold_out(train, None)
     if not 1 <= latent <= train.before.shape[1]:

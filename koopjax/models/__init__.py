@@ -13,7 +13,7 @@ from koopjax.models._scores import (
     compare as compare,
     divergence as divergence,
     r_squared as r_squared,
-    task_of as task_of,
+    read_task as read_task,
 )
 from koopjax.models._step import cross_entropy as cross_entropy, squared_error as squared_error
 from koopjax.models._train import (
@@ -45,9 +45,9 @@ __all__ = [
     "name_of",
     "predict",
     "r_squared",
+    "read_task",
     "recipe",
     "squared_error",
-    "task_of",
     "train",
     "train_lanes",
 ]

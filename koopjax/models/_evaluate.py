@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from koopjax._core import blocks, expected
 from koopjax.models._forms import Form, form_of
-from koopjax.models._scores import answers, task_of
+from koopjax.models._scores import answers, read_task
 
 #: Rows that a forward pass takes at once unless the caller says otherwise.
 BATCH = 2000
@@ -151,9 +151,10 @@ def accuracy(
     of_all = jax.ShapeDtypeStruct((len(x), *out.shape[1:]), out.dtype)
     if out.shape[1:] in ((), (1,)):  # whether it is a logit, its numbers tell
         of_all = _predict(form, params, rest, x, size)
-    task_of(of_all, y, "classification")
-    correct = count_correct(form, params, rest, x, jnp.asarray(y), size)
-    return float(correct) / np.size(y)
+    _, y = read_task(of_all, y, "classification")
+    assert y is not None
+    correct = count_correct(form, params, rest, x, y, size)
+    return float(correct) / y.size
 
 
 def apply(model: Any, x: Any) -> Any:

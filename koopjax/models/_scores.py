@@ -7,23 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from koopjax._core import check_finite, expected
+from koopjax._core import check_finite, expected, held, read
 
 #: How the output of a model is read.
 TASKS = ("classification", "regression")
 
 
-def check_task(task: Any) -> None:
-    """Refuse an unknown reading of the output."""
-    if task is not None and task not in TASKS:
-        raise expected(f"a task among {', '.join(map(repr, TASKS))}", repr(task))
-
-
-def task_of(
+def read_task(
     output: Any, labels: Any = None, task: str | None = None, *, name: str = "labels",
     score_fn: Any = None,
-) -> str:  # fmt: skip
-    """The task of a network, from its output and labels where it is not said; labels checked.
+) -> tuple[str, Array | None]:  # fmt: skip
+    """The task of a network, from its output and labels where it is not said, and the labels.
 
     A classifier answers by its largest output, or where it has one output alone by its sign, class
     1 where that logit is above 0. A regression is measured by R². Which it is follows from labels:
@@ -42,37 +36,44 @@ def task_of(
             sample.
 
     Returns:
-        "classification" or "regression".
+        "classification" or "regression"; and the labels as `compare` takes them, or None.
 
     Raises:
         ValueError: labels that don't fit the task and the output, or that leave the task open.
 
     Example:
         >>> import numpy as np
-        >>> task_of(np.ones((4, 3)), np.array([0, 2, 1, 1])), task_of(np.ones((4, 3)))
-        ('classification', 'regression')
+        >>> read_task(np.ones((3, 2)))[0], read_task(np.ones((3, 2)), np.array([0, 1, 1]))[0]
+        ('regression', 'classification')
     """
-    check_task(task)
-    labels = labels if labels is None or hasattr(labels, "dtype") else np.asarray(labels)
+    if task is not None and task not in TASKS:
+        raise expected(f"a task among {', '.join(map(repr, TASKS))}", repr(task))
     if not jnp.issubdtype(output.dtype, jnp.floating) or len(output.shape) < 1:
         raise expected(
             "a model whose output is real numbers", f"{output.dtype} of shape {output.shape}",
             "the logits",
         )  # fmt: skip
-    if score_fn is not None:
-        if labels is None:
-            raise expected(f"{name} with score_fn, which reads them", "none", "score_fn=None")
-        _check_count(name, labels, output)
-        return task or ("classification" if _are_classes(labels, output) else "regression")
+    if score_fn is not None and (labels is None or not callable(score_fn)):
+        got = "no labels" if labels is None else repr(score_fn)
+        raise expected(f"score_fn(outputs, {name}), with {name}", got, "score_fn=None")
     if labels is None:
-        return task or "regression"
-    _check_count(name, labels, output)
+        return task or "regression", None
+    labels = read(name, labels)
+    n = output.shape[0]
+    if np.shape(labels)[:1] != (n,) or n == 0:
+        raise expected(
+            f"{n or 'at least one of'} labels in {name}, one a sample", f"shape {labels.shape}",
+            "samples and labels in pairs",
+        )  # fmt: skip
+    if score_fn is not None:
+        task = task or ("classification" if _are_classes(labels, output) else "regression")
+        return task, held(name, labels)
     task = task or _task_of_labels(name, labels, output)
     if task == "classification":
         check_classes(name, labels, output)
-    else:
-        _check_targets(name, labels, output)
-    return task
+        return task, held(name, labels).astype(jnp.int32)
+    _check_targets(name, labels, output)
+    return task, held(name, labels).reshape(output.shape).astype(jnp.float32)
 
 
 def _kind(labels: Any) -> str:
@@ -132,18 +133,9 @@ def _task_of_labels(name: str, labels: Any, output: Any) -> str:
     elif np.all((values == 0) | (values == 1)) or (shape == rows and q > 1):
         raise ask(
             f"{values.dtype} of shape {shape} for {q} outputs",
-            "y.astype(int) for classes, task='regression' for numbers",
+            "integer classes (y.astype(int)), or task='regression' for numbers",
         )
     return "regression"
-
-
-def _check_count(name: str, labels: Any, output: Any) -> None:
-    shape, n = np.shape(labels), output.shape[0]
-    if not shape or shape[0] != n or n == 0:
-        raise expected(
-            f"{n or 'at least one of'} labels in {name}, one a sample", f"shape {shape}",
-            "samples and labels in pairs",
-        )  # fmt: skip
 
 
 def check_classes(name: str, labels: Any, output: Any) -> None:
@@ -251,7 +243,7 @@ def compare(
 
     Args:
         output, reference: `(n, ..., q)`, of the model at hand and of the original.
-        labels: that `task_of` has let through, or None.
+        labels: that `read_task` gave, or None.
         task: among `TASKS`, static.
         score_fn: `score_fn(output, labels)` in place of the accuracy, static; or None.
 
@@ -273,5 +265,5 @@ def compare(
     elif task == "classification":
         accuracy = jnp.mean(answers(output) == labels)
     else:
-        accuracy = r_squared(labels.reshape(output.shape).astype(jnp.float32), output)
+        accuracy = r_squared(labels, output)
     return {"accuracy": accuracy, **found}
