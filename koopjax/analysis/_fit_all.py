@@ -116,9 +116,7 @@ def _choose(stats, size, psi, val, columns, setting, plan) -> dict[str, float]:
             if target == "state":
                 shape = val.shapes[1]
                 output = _apply(setting.tail, states(output, shape, setting.sample_axes))
-            found = evaluate(
-                output, val.output, labels, task=setting.task, score_fn=score_fn
-            )
+            found = evaluate(output, val.output, labels, task=setting.task, score_fn=score_fn)
             loss = found["kl"] if plan.choose == "kl" else -found["accuracy"]
             loss = loss if np.isfinite(loss) else np.inf
             if target not in best or loss < best[target][0]:

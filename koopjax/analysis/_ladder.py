@@ -119,12 +119,12 @@ def ladder(
     train, test = run(x_train, "x_train"), run(x_test, "x_test")
     val = None if x_val is None else run(x_val, "x_val")
     read = functools.partial(models.read_task, score_fn=score_fn)
+    labels = None
     if y_test is not None or y_val is None:
         task, labels = read(test.output, y_test, task, name="y_test")
-    else:
-        (task, _), labels = read(val.output, y_val, task, name="y_val"), None
-    if y_val is not None:
-        y_val = read(val.output, y_val, task, name="y_val")[1]
+    if val is not None and y_val is not None:
+        task, y_val = read(val.output, y_val, task, name="y_val")
+    assert task is not None
     if weights is not None and np.shape(weights) != (train.before.shape[0],):
         raise expected(f"weights of shape ({train.before.shape[0]},)", f"{np.shape(weights)}")
     if val is None and choices is None:

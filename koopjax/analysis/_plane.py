@@ -201,7 +201,8 @@ class _Measure:
         output = self.test.output
         whole = evaluate(output, output, self.labels, task=self.task, score_fn=self.score_fn)
         return {
-            "accuracy": whole.get("accuracy"), "task": self.task,
+            "accuracy": whole.get("accuracy"),
+            "task": self.task,
             "parameters": surgery.cut_points(self.model, self.example)[-1].parameters,
             "stored_bytes": export.stored_bytes(self.model) if self.stored else None,
         }

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from koopjax import export
 from koopjax._core import expected
 from koopjax.compress._budget import too_small
-from koopjax.compress._problem import Problem, Score, cut, pose, span_name
+from koopjax.compress._problem import Problem, Score, ScoreFn, cut, pose, span_name, untouched
 from koopjax.compress._result import Compressed, finish
 
 #: How magnitudes of different arrays compare; "layer" prunes the same share of each.
@@ -38,6 +38,8 @@ def magnitude(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
     key: Array,
 ) -> Compressed:
     """One-shot magnitude pruning, by the ranking of the weights that validates best.
@@ -54,8 +56,10 @@ def magnitude(
         budget: `"30x"`, `"64KiB"`, bytes, or a `Budget`.
         at: a cut to start from, or a pair of cuts: only arrays that the span between them uses are
             pruned. Without, all are.
-        labels: `(n,)` classes of `calibration`; without, agreement with the original counts.
+        labels: `(n,)` classes of `calibration` or targets of a regression; without, the original's
+            outputs count.
         validation: `x_val` or `(x_val, y_val)` in place of held-out samples.
+        task, score_fn: as for `koopman`.
         key: decides which samples are held out.
 
     Returns:
@@ -72,7 +76,9 @@ def magnitude(
         Han, Pool, Tran, Dally (2015), NeurIPS 28; for the layer-adaptive score Lee, Park, Mo, Ahn,
         Shin (2021), ICLR.
     """
-    problem = pose("magnitude", model, calibration, budget, labels, validation, key)
+    problem = pose("magnitude", model, calibration, budget, labels, validation, key, task, score_fn)
+    if problem.is_met:
+        return untouched("magnitude", problem)
     if at is None:
         used, where = None, {}
     else:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -13,6 +12,7 @@ from koopjax import models
 from koopjax._core import expected
 from koopjax.compress._budget import Budget, BudgetTooSmall
 from koopjax.compress._methods import METHODS
+from koopjax.compress._problem import ScoreFn
 from koopjax.compress._result import Compressed, Report
 
 
@@ -58,6 +58,8 @@ def table(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
     key: Array,
     progress: Callable[[int, int, Row], None] | None = None,
     keep: Callable[[Row, Compressed], None] | None = None,
@@ -67,7 +69,9 @@ def table(
     Args:
         model, calibration, labels, validation, key: as for every method; one key for all of them,
             so that the held-out samples are the same.
-        test: `(x_test, y_test)`.
+        test: `(x_test, y_test)`; with the model's output they say the task where it is left out.
+        task: as for every method; for a regression, R² stands under accuracy.
+        score_fn: in place of both, on the test data and wherever there are labels.
         budgets: see `Budget.parse`.
         methods: names in `METHODS`; all of them without.
         at: a cut or pair of cuts, as every method takes it: all compress the same span, and leave
@@ -88,7 +92,11 @@ def table(
         if name not in METHODS:
             raise expected(f"methods among {', '.join(METHODS)}", repr(name))
     parsed = [Budget.parse(budget) for budget in budgets]
-    x_test, y_test = (jnp.asarray(a) for a in test)
+    x_test, y_test = test
+    like = models.output_like(model, x_test)
+    task, _ = models.read_task(like, y_test, task, name="y_test", score_fn=score_fn)
+    pair = isinstance(validation, tuple) and len(validation) == 2
+    choose = score_fn if labels is not None or pair else None
     rows: list[Row] = []
     for budget in parsed:
         for name in names:
@@ -96,14 +104,14 @@ def table(
             try:
                 made = METHODS[name](
                     model, calibration, budget, at=at, labels=labels, validation=validation,
-                    key=key,
+                    task=task, score_fn=choose, key=key,
                 )  # fmt: skip
             except BudgetTooSmall as error:
                 seconds = time.perf_counter() - start
                 row = Row(name, str(budget), None, None, None, seconds, note=str(error))
             else:
                 seconds = time.perf_counter() - start
-                accuracy = models.accuracy(made.model, x_test, y_test)
+                accuracy = models.score(made.model, x_test, y_test, task, score_fn)
                 report = made.report
                 row = Row(
                     name, str(budget), report.ratio, report.stored_bytes, accuracy, seconds,

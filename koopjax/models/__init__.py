@@ -2,7 +2,13 @@
 
 from koopjax.models import linen as linen
 from koopjax.models._cnn import CNN as CNN
-from koopjax.models._evaluate import accuracy as accuracy, apply as apply, predict as predict
+from koopjax.models._evaluate import (
+    accuracy as accuracy,
+    apply as apply,
+    output_like as output_like,
+    predict as predict,
+    score as score,
+)
 from koopjax.models._forms import form_of as form_of
 from koopjax.models._mlp import MLP as MLP, ResidualMLP as ResidualMLP
 from koopjax.models._recipes import RECIPES as RECIPES, Recipe as Recipe, recipe as recipe
@@ -43,10 +49,12 @@ __all__ = [
     "form_of",
     "linen",
     "name_of",
+    "output_like",
     "predict",
     "r_squared",
     "read_task",
     "recipe",
+    "score",
     "squared_error",
     "train",
     "train_lanes",

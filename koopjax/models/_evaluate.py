@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from koopjax._core import blocks, expected
 from koopjax.models._forms import Form, form_of
-from koopjax.models._scores import answers, read_task
+from koopjax.models._scores import answers, compare, read_task
 
 #: Rows that a forward pass takes at once unless the caller says otherwise.
 BATCH = 2000
@@ -145,16 +145,52 @@ def accuracy(
             that the model does not take.
     """
     check_samples("models.accuracy", x, y)
+    out = output_like(model, x)
     form, params, rest = form_of(model)
-    out = check_input("models.accuracy", form, params, rest, x)
     x, size = jnp.asarray(x), min(batch_size, len(x))
-    of_all = jax.ShapeDtypeStruct((len(x), *out.shape[1:]), out.dtype)
     if out.shape[1:] in ((), (1,)):  # whether it is a logit, its numbers tell
-        of_all = _predict(form, params, rest, x, size)
-    _, y = read_task(of_all, y, "classification")
-    assert y is not None
-    correct = count_correct(form, params, rest, x, y, size)
-    return float(correct) / y.size
+        out = _predict(form, params, rest, x, size)
+    _, labels = read_task(out, y, "classification")
+    assert labels is not None
+    correct = count_correct(form, params, rest, x, labels, size)
+    return float(correct) / labels.size
+
+
+def output_like(model: Any, x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a model's output for samples, without running it.
+
+    Args:
+        model: as for `predict`.
+        x: samples, or their shape and dtype.
+
+    Raises:
+        ValueError: no samples, or samples of a shape that the model does not take.
+    """
+    check_samples("models.output_like", x)
+    out = check_input("models.output_like", *form_of(model), x)
+    return jax.ShapeDtypeStruct((np.shape(x)[0], *out.shape[1:]), out.dtype)
+
+
+def score(
+    model: Any, x: Any, y: Any, task: str | None = None, score_fn: Any = None,
+    batch_size: int = BATCH,
+) -> float:  # fmt: skip
+    """How good a model is on labelled samples: accuracy of a classifier, R² of a regression.
+
+    Args:
+        model: as for `predict`.
+        x: samples.
+        y: classes or targets.
+        task: "classification" or "regression"; without, as `read_task` finds out.
+        score_fn: `score_fn(outputs, labels)` in place of both.
+        batch_size: rows of one forward pass.
+
+    Raises:
+        ValueError: as for `predict`; labels that don't fit, or that leave the task open.
+    """
+    outputs = predict(model, x, batch_size)
+    task, labels = read_task(outputs, y, task, score_fn=score_fn)
+    return float(compare(outputs, outputs, labels, task, score_fn)["accuracy"])
 
 
 def apply(model: Any, x: Any) -> Any:
