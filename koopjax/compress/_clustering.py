@@ -26,9 +26,9 @@ def kmeans(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    key: Array,
     task: str | None = None,
     score_fn: ScoreFn | None = None,
-    key: Array,
 ) -> Compressed:
     """A codebook of 2 to 256 values a layer: `W_ij ≈ c[k_ij]` of least `Σ a_i (W_ij − c[k_ij])²`.
 

@@ -41,9 +41,9 @@ def deep_compression(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    key: Array,
     task: str | None = None,
     score_fn: ScoreFn | None = None,
-    key: Array,
 ) -> Compressed:
     """Prune, quantise what is left, code the places and the values at the price of their entropy.
 

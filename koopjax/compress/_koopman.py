@@ -28,9 +28,9 @@ def koopman(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    key: Array,
     task: str | None = None,
     score_fn: ScoreFn | None = None,
-    key: Array,
     bits: str = "float32",
     seconds: float | None = None,
     spans: str | None = None,
@@ -56,8 +56,8 @@ def koopman(
             output without. What lies outside the span stays and takes its bytes. A list of pairs:
             a block for each, fitted one after another, the later ones on what the earlier deliver;
             they share the budget as the spans share the original's parameters.
-        labels: `(n,)` classes of `calibration`, to choose settings by accuracy, or `(n, q)` targets
-            of a regression, by R²; without, by what the original answers. Never used in the fit.
+        labels: `(n,)` classes of `calibration`, to choose settings by accuracy; without, by what
+            the original answers, as for a regression always. Never used in the fit.
         validation: `x_val` or `(x_val, y_val)`; without, some of `calibration` are held out.
         task: "classification" or "regression"; found from outputs and labels where left out. One
             without labels is judged by R² of its outputs unless it is said to be a classifier,

@@ -11,7 +11,7 @@ from flax import linen, nnx
 from jaxtyping import Array
 
 from koopjax import models, nn
-from koopjax._core import expected, matmul, on_device
+from koopjax._core import matmul, on_device
 from koopjax.compress._budget import inapplicable
 from koopjax.compress._problem import Problem, cut, span_name
 
@@ -60,8 +60,13 @@ def as_nnx(model: Any) -> nnx.Module:
 
 
 def linear_paths(model: nnx.Module) -> list[Path]:
-    """Paths of all `nnx.Linear` layers, in the order of the model's attributes."""
-    paths = [path for path, node in nnx.iter_graph(model) if type(node) is nnx.Linear]
+    """Paths of all `nnx.Linear` layers, in the order of the model's attributes.
+
+    Those whose kernel is a matrix: the stacks that `nnx.vmap` and `nnx.scan` make are no layers of
+    their own, since one call runs all of them.
+    """
+    found = [(path, node) for path, node in nnx.iter_graph(model) if type(node) is nnx.Linear]
+    paths = [path for path, node in found if node.kernel.ndim == 2]
     return sorted(paths, key=lambda path: [(isinstance(k, str), k) for k in path])
 
 
@@ -79,7 +84,9 @@ def layers_in(
         paths = [path for path in paths if span_name((*path, "kernel")) in used]
     if not paths:
         place = f"span {where['at']}" if where else "model"
-        raise expected(f"a {place} with nnx.Linear layers", "none", suggestion)
+        raise inapplicable(
+            f"a {place} with nnx.Linear layers whose kernels are matrices", "none", suggestion
+        )
     return paths, where
 
 

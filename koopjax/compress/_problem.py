@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax import export, models, nn, surgery
+from koopjax import export, models, surgery
 from koopjax._core import as_array, check_finite, expected, on_device
-from koopjax.compress._budget import Budget, too_small
+from koopjax.compress._budget import Budget
 from koopjax.compress._result import Compressed, finish
 
 #: `score_fn(outputs, labels)`, a scalar, larger is better; the same object again compiles nothing.
@@ -49,7 +49,7 @@ class Problem:
         x: `(n, ...)` calibration samples without those held out.
         x_val: validation samples.
         teacher: the original's outputs on `x_val`, `(m, q)` (positions of tokens as rows).
-        y_val: labels of `x_val`, `(m,)` classes or `(m, q)` targets; or None.
+        y_val: labels of `x_val`, `(m,)` classes, or what `score_fn` takes; or None.
         task: how the output is read, of `models.TASKS`.
         score_fn: of outputs and labels as the caller has them, in place of accuracy and R².
         shape: of the outputs on `x_val`.
@@ -79,7 +79,7 @@ class Problem:
             return getattr(self.score_fn, "__name__", "score_fn")
         if self.task == "classification":
             return "agreement" if self.y_val is None else "accuracy"
-        return "r2" if self.y_val is None else "r2 against the labels"
+        return "r2"
 
     @property
     def softmax(self) -> bool:
@@ -239,7 +239,7 @@ def pose(
     """
     budget = Budget.parse(budget)
     check_key(method, key)
-    x = _samples(f"{method}: calibration", calibration)
+    x = _samples(f"{method}: calibration", calibration, 2)
     like = models.output_like(model, x)
     if len(like.shape) < 2:
         raise expected(
@@ -265,7 +265,7 @@ def pose(
     else:
         pair = isinstance(validation, tuple) and len(validation) == 2
         x_val, y_val = validation if pair else (validation, None)
-        x_val = _samples(f"{method}: validation", x_val)
+        x_val = _samples(f"{method}: validation", x_val, 1)
         if x_val.shape[1:] != x.shape[1:]:
             raise expected(
                 f"{method}: validation samples of shape {x.shape[1:]}, like calibration",
@@ -286,14 +286,12 @@ def pose(
             f"{len(teacher)}", "more of them; they need no labels",
         )  # fmt: skip
     if y_val is not None and score_fn is None:
-        y_val = y_val.reshape(-1) if task == "classification" else y_val.reshape(teacher.shape)
+        # A regression is held against its original, whose outputs the fit aims at.
+        y_val = y_val.reshape(-1) if task == "classification" else None
     original = export.stored_bytes(model)
-    limit, least = budget.bytes(original), export.stored_bytes(nn.Dense(np.zeros((1, 1), "f4")))
-    if limit < least:
-        raise too_small(method, limit, least)
     return Problem(
-        model, x, x_val, teacher, y_val, task, score_fn, outputs.shape, held_out, original, limit,
-        budget,
+        model, x, x_val, teacher, y_val, task, score_fn, outputs.shape, held_out, original,
+        budget.bytes(original), budget,
     )  # fmt: skip
 
 
@@ -305,15 +303,15 @@ def check_key(method: str, key: Any) -> None:
         raise expected(f"{method}: a random key", f"{key!r:.60}", "key=jax.random.key(0)")
 
 
-def _samples(name: str, x: Any) -> Array:
+def _samples(name: str, x: Any, least: int) -> Array:
     if isinstance(x, tuple):
         raise expected(f"{name} as one array (n, ...)", type(x).__name__, "labels=... for labels")
     x = as_array(name, x)
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.float32)
-    if x.ndim < 2 or x.shape[0] < 1:
+    if x.ndim < 2 or x.shape[0] < least:
         raise expected(
-            f"{name} of shape (n, ...) with at least one sample", f"shape {x.shape}",
+            f"{name} of shape (n, ...) with at least {least} samples", f"shape {x.shape}",
             "samples as the model takes them, a row each",
         )  # fmt: skip
     check_finite(name, x)

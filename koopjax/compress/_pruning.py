@@ -28,9 +28,9 @@ def wanda(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    key: Array,
     task: str | None = None,
     score_fn: ScoreFn | None = None,
-    key: Array,
 ) -> Compressed:
     """Prune weights of least `|w| ‖x‖`, the same share of each layer, nothing refitted.
 
@@ -74,9 +74,9 @@ def obs(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    key: Array,
     task: str | None = None,
     score_fn: ScoreFn | None = None,
-    key: Array,
 ) -> Compressed:
     """Optimal brain surgeon: prune with the Gram matrix of each layer's inputs, refit what stays.
 

@@ -169,9 +169,9 @@ def finetuned(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    key: Array,
     task: str | None = None,
     score_fn: ScoreFn | None = None,
-    key: Array,
     how: Recipe | None = None,
     training: Training | None = None,
     variant: Mapping[str, Any] | None = None,
@@ -296,8 +296,7 @@ def one_shot(name: str, problem: Problem, key: Array, at: Any = None) -> Any:
     validation = problem.x_val if problem.y_val is None else (problem.x_val, problem.y_val)
 
     if problem.y_val is not None and problem.score_fn is None:  # rows are positions in a problem
-        rows = problem.shape[:-1] if problem.task == "classification" else problem.shape
-        validation = problem.x_val, problem.y_val.reshape(rows)
+        validation = problem.x_val, problem.y_val.reshape(problem.shape[:-1])
 
     def made(budget: Any) -> Any:
         return METHODS[name](

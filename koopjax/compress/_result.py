@@ -26,8 +26,8 @@ class Report:
         why: one sentence on how it was chosen.
         score: on the validation data; see `measure`.
         measure: of a classification "accuracy" where labels were given, else "agreement" with the
-            original's answers; of a regression "r2" of the original's outputs, or "r2 against the
-            labels"; or the name of the caller's `score_fn`.
+            original's answers; of a regression "r2" of the original's outputs, labels or not; or
+            the name of the caller's `score_fn`.
         divergence: mean KL of the original's softmax to the compressed one's there; None for a
             regression.
         task: how the output is read, "classification" or "regression".

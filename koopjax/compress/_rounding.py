@@ -30,9 +30,9 @@ def int8(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    key: Array,
     task: str | None = None,
     score_fn: ScoreFn | None = None,
-    key: Array,
 ) -> Compressed:
     """Round the weights of each layer to `s k` with `|k| <= 127`: one scale a layer.
 
@@ -74,9 +74,9 @@ def int4(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    key: Array,
     task: str | None = None,
     score_fn: ScoreFn | None = None,
-    key: Array,
 ) -> Compressed:
     """Round the weights of each layer to `s k` with `|k| <= 7`, otherwise as `int8`.
 

@@ -18,9 +18,9 @@ def svd(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    key: Array,
     task: str | None = None,
     score_fn: ScoreFn | None = None,
-    key: Array,
 ) -> Compressed:
     """Truncated SVD of the weights, `W ≈ U_r S_r V_rᵀ`, with the rank split that validates best.
 

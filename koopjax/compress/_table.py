@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from koopjax import models
 from koopjax._core import expected
-from koopjax.compress._budget import Budget, BudgetTooSmall
+from koopjax.compress._budget import Budget, BudgetTooSmall, Inapplicable
 from koopjax.compress._methods import METHODS
 from koopjax.compress._problem import ScoreFn
 from koopjax.compress._result import Compressed, Report
@@ -30,6 +30,7 @@ class Row:
         finetuned: False; what is measured is one-shot.
         report: the method's account, or None.
         note: why there is no result; empty where there is one.
+        smallest: bytes of the method's smallest form, where the budget is below it.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Row:
     finetuned: bool = False
     report: Report | None = None
     note: str = ""
+    smallest: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -58,9 +60,9 @@ def table(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    key: Array,
     task: str | None = None,
     score_fn: ScoreFn | None = None,
-    key: Array,
     progress: Callable[[int, int, Row], None] | None = None,
     keep: Callable[[Row, Compressed], None] | None = None,
 ) -> list[Row]:
@@ -81,7 +83,8 @@ def table(
 
     Returns:
         A row a pair, budgets in the order given and methods within. A method that has no form
-        within a budget gets a row without figures and a note with the smallest that it has.
+        within a budget gets a row without figures and a note with the smallest that it has; so does
+        one that does not take a model of this kind.
 
     Raises:
         ValueError: an unknown method, a malformed budget (both before anything is run), or bad
@@ -106,9 +109,12 @@ def table(
                     model, calibration, budget, at=at, labels=labels, validation=validation,
                     task=task, score_fn=choose, key=key,
                 )  # fmt: skip
-            except BudgetTooSmall as error:
+            except (BudgetTooSmall, Inapplicable) as error:
                 seconds = time.perf_counter() - start
-                row = Row(name, str(budget), None, None, None, seconds, note=str(error))
+                row = Row(
+                    name, str(budget), None, None, None, seconds, note=str(error),
+                    smallest=getattr(error, "smallest", None),
+                )  # fmt: skip
             else:
                 seconds = time.perf_counter() - start
                 accuracy = models.score(made.model, x_test, y_test, task, score_fn)

@@ -40,9 +40,9 @@ def tensor_train(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    key: Array,
     task: str | None = None,
     score_fn: ScoreFn | None = None,
-    key: Array,
 ) -> Compressed:
     """Linear layers as TT matrices, `W[(i_1..i_d), (j_1..j_d)] = G_1[i_1, j_1] .. G_d[i_d, j_d]`.
 

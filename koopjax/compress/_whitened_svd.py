@@ -43,9 +43,9 @@ def whitened_svd(
     at: Any = None,
     labels: ArrayLike | None = None,
     validation: Any = None,
+    key: Array,
     task: str | None = None,
     score_fn: ScoreFn | None = None,
-    key: Array,
 ) -> Compressed:
     """Factor the linear layers where their inputs vary, with the rank split that validates best.
 
