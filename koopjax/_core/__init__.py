@@ -8,6 +8,7 @@ from koopjax._core._arrays import (
     is_tracing as is_tracing,
     on_device as on_device,
 )
+from koopjax._core._codebook import codebooks as codebooks
 from koopjax._core._inference import inference_arguments as inference_arguments
 from koopjax._core._linalg import (
     gram as gram,
@@ -54,6 +55,7 @@ __all__ = [
     "cast",
     "check",
     "check_finite",
+    "codebooks",
     "expected",
     "gram",
     "has_float64",
