@@ -8,7 +8,15 @@ from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from koopjax._core import check_finite, codebooks, expected, is_tracing, on_device
+from koopjax._core import (
+    check_finite,
+    codebooks,
+    expected,
+    held,
+    is_tracing,
+    on_device,
+    read_numbers,
+)
 from koopjax.nn import functional
 from koopjax.nn._operators import Operator, check_bias, check_matrix
 
@@ -98,28 +106,29 @@ class Clustered(Operator):
             An operator with at most `size` values in increasing order behind the held zero: fewer
             where the matrix has fewer, which are then kept as they are.
         """
+        matrix = read_numbers("matrix", matrix)
         check_matrix("matrix", matrix)
         if is_tracing(matrix, weights):
             raise expected("a concrete matrix", "a traced one", "Clustered(codebook, codes)")
         check_finite("matrix", matrix)
         dense = np.asarray(matrix)
-        if dense.dtype.kind in "iub":  # means of integers are none
-            dense = dense.astype(np.float32)
-        held = bool(np.any(dense == 0))
-        least = 1 + int(held and bool(np.any(dense)))
-        if isinstance(size, bool) or not least <= size <= MOST_VALUES:
+        zeros = bool(np.any(dense == 0))
+        least = 1 + int(zeros and bool(np.any(dense)))
+        if not isinstance(size, int | np.integer) or isinstance(size, bool):
+            raise expected("a whole number as size", f"{size!r}")
+        if not least <= size <= MOST_VALUES:
             raise expected(f"a size from {least} to {MOST_VALUES}", f"{size}")
-        cost = None if weights is None else np.asarray(weights, np.float64)
-        if cost is not None and not (
-            cost.shape == dense.shape and np.all((cost >= 0) & (cost < np.inf))
+        cost = None if weights is None else np.asarray(read_numbers("weights", weights), np.float64)
+        if cost is not None and (
+            cost.shape != dense.shape or not np.all((cost >= 0) & np.isfinite(cost))
         ):
             raise expected(
                 f"weights of shape {dense.shape}, finite and none negative",
                 f"an array of shape {cost.shape}, from {np.min(cost)} to {np.max(cost)}",
             )
-        ((book, codes),) = codebooks(dense, [size], cost, keep_zero=True)
-        codebook = book.astype(dense.dtype)
-        return cls(codebook, codes, bias, zero=held, **settings)
+        ((book, codes),) = codebooks(dense, [int(size)], cost, keep_zero=True)
+        codebook = held("matrix", book.astype(dense.dtype))
+        return cls(codebook, codes, bias, zero=zeros, **settings)
 
     @property
     def in_features(self) -> int:
