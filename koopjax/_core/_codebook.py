@@ -42,9 +42,9 @@ def codebooks(
         squared distances from values nearby, so that clusters far from zero keep their digits.
         Beyond `EXACT` (n distinct numbers times the size) neighbours are merged first, into as many
         groups as that allows, and Lloyd's steps on all numbers follow. Before these the error
-        exceeds the least by no more than half the sum of `mass × width × gap` over the groups that the
-        best borders cut, `gap` being the distance of the two values there; after them 1e-5 or less
-        of the least was seen. Sizes beyond `MOST` are a local optimum.
+        exceeds the least by no more than half the sum of `mass × width × gap` over the groups that
+        the best borders cut, `gap` being the distance of the two values there; after them 1e-5 or
+        less of the least was seen. Sizes beyond `MOST` are a local optimum.
 
     Reference: Wu (1991), J. Algorithms 12, 663; Grønlund, Larsen, Mathiasen, Nielsen, Schneider &
         Song (2017), arXiv 1701.07204; Panter & Dite (1951), Proc. IRE 39, 44 (how dense good values
