@@ -8,6 +8,7 @@ from koopjax._core._arrays import (
     is_tracing as is_tracing,
     on_device as on_device,
 )
+from koopjax._core._codebook import codebooks as codebooks
 from koopjax._core._door import (
     as_array as as_array,
     as_integers as as_integers,
@@ -114,6 +115,7 @@ __all__ = [
     "check_finite",
     "check_metric",
     "check_number",
+    "codebooks",
     "digest",
     "expected",
     "fingerprint",

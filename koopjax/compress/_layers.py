@@ -11,7 +11,7 @@ from flax import linen, nnx
 from jaxtyping import Array
 
 from koopjax import models, nn
-from koopjax._core import firsts, matmul, on_device
+from koopjax._core import firsts, on_device
 from koopjax.compress import _taps as taps
 from koopjax.compress._budget import inapplicable
 from koopjax.compress._problem import Problem, cut, span_name
@@ -174,27 +174,28 @@ def input_moments(
         For each layer `(X̃ᵀX̃, X̃ᵀX) / n` with `X = [1, inputs]`, float64; `X̃` of the changed model.
     """
     batch = min(batch, len(x))
-    cut = x[: len(x) // batch * batch].reshape(-1, batch, *x.shape[1:])
-    tapped = [nnx.split(marked(one, paths)) for one in (model, changed)]
-    sums = _moments(tapped[0][0], tuple(state for _, state in tapped), len(paths), cut)
-    return [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in sums]
+    both = (model, changed)[: 1 + (changed is not model)]
+    tapped = [nnx.split(marked(one, paths)) for one in both]
+    starts = range(0, len(x) // batch * batch, batch)
+    sums = [[0.0, 0.0] for _ in paths]
+    for start in starts:
+        rows = x[start : start + batch]
+        seen = [_inputs(tapped[0][0], state, len(paths), rows) for _, state in tapped]
+        for total, *inputs in zip(sums, *seen, strict=True):
+            # Float64: what the moments decide must not hang on roundings in the inputs' units.
+            original, delivered = _with_one(inputs[0]), _with_one(inputs[-1])
+            total[0] += delivered.T @ delivered / len(delivered)
+            total[1] += delivered.T @ original / len(delivered) if len(inputs) > 1 else 0.0
+    means = [(own / len(starts), cross / len(starts)) for own, cross in sums]
+    return means if changed is not model else [(own, own) for own, _ in means]
+
+
+def _with_one(rows: Array) -> np.ndarray:
+    return np.concatenate([np.ones((len(rows), 1)), np.asarray(rows, np.float64)], axis=1)
 
 
 @partial(jax.jit, static_argnames=("graph", "count"))
-def _moments(graph: Any, states: tuple[Any, Any], count: int, cut: Array) -> Any:
-    def inputs(state: Any, x: Array) -> list[Array]:
-        found = taps.inputs(nnx.merge(graph, state, copy=True), x)
-        rows = [found[place].astype(jnp.float32) for place in range(count)]
-        return [jnp.concatenate([jnp.ones((len(r), 1), r.dtype), r], axis=1) for r in rows]
-
-    def one(x: Array) -> list[tuple[Array, Array]]:
-        original, changed = inputs(states[0], x), inputs(states[1], x)
-        pairs = zip(changed, original, strict=True)
-        return [(matmul(a.T, a) / len(a), matmul(a.T, b) / len(a)) for a, b in pairs]
-
-    def step(total: Any, x: Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, one(x)), None
-
-    first = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, cut[0]))
-    total, _ = jax.lax.scan(step, first, cut)
-    return jax.tree.map(lambda a: a / cut.shape[0], total)
+def _inputs(graph: Any, state: Any, count: int, x: Array) -> list[Array]:
+    """The inputs of the marked layers, as rows."""
+    found = taps.inputs(nnx.merge(graph, state, copy=True), x)
+    return [found[place].astype(jnp.float32) for place in range(count)]

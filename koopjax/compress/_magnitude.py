@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export, models
-from koopjax._core import expected, firsts
+from koopjax._core import firsts
 from koopjax.compress._budget import inapplicable, too_small
 from koopjax.compress._problem import Problem, Score, ScoreFn, cut, pose, span_name, untouched
 from koopjax.compress._result import Compressed, finish
