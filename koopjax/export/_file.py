@@ -11,8 +11,15 @@ VERSION = 1
 TAIL = 4  # bytes of the CRC
 
 
+LONGEST = 10  # groups of an integer: 70 bits hold every count and every 64-bit number
+
+
 class FileError(ValueError):
     """A stored file that can't be read: not one, truncated, corrupt, newer, of another model."""
+
+
+class UnknownName(LookupError):
+    """A name or number in a file that this version does not know and a newer one may."""
 
 
 def put_varint(value: int) -> bytes:
@@ -27,14 +34,14 @@ def put_varint(value: int) -> bytes:
 
 def get_varint(data: bytes, at: int) -> tuple[int, int]:
     """The integer that `put_varint` wrote at a place, and the place behind it."""
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 7 * LONGEST, 7):
         byte = data[at]
         value |= (byte & 0x7F) << shift
-        shift += 7
         at += 1
         if byte < 0x80:
             return value, at
+    raise IndexError(f"a number of more than {7 * LONGEST} bits")
 
 
 def frame(body: bytes) -> bytes:
