@@ -59,6 +59,7 @@ from koopjax._core._results import (
 from koopjax._core._settings import (
     as_dtype as as_dtype,
     as_whole as as_whole,
+    check_dictionary as check_dictionary,
     check_number as check_number,
 )
 
@@ -81,6 +82,7 @@ __all__ = [
     "blocks",
     "cast",
     "check",
+    "check_dictionary",
     "check_finite",
     "check_metric",
     "check_number",
