@@ -51,6 +51,7 @@ from koopjax._core._precision import (
     leave as leave,
     precise as precise,
     precise_as as precise_as,
+    precise_for as precise_for,
     traced as traced,
     working_dtype as working_dtype,
 )
@@ -80,6 +81,7 @@ from koopjax._core._results import (
 from koopjax._core._settings import (
     as_dtype as as_dtype,
     as_whole as as_whole,
+    check_dictionary as check_dictionary,
     check_number as check_number,
 )
 from koopjax._core._watch import (
@@ -112,6 +114,7 @@ __all__ = [
     "cast",
     "changed",
     "check",
+    "check_dictionary",
     "check_finite",
     "check_metric",
     "check_number",
@@ -141,6 +144,7 @@ __all__ = [
     "on_device",
     "precise",
     "precise_as",
+    "precise_for",
     "put_bound",
     "pytree",
     "qr_r",

@@ -299,17 +299,22 @@ def as_integers(name: str, x: Any) -> Array:
 def held_leaves(tree: Any) -> Any:
     """A dictionary's arrays as JAX takes them here: what a user wrote down does not wrap.
 
-    A leaf of NumPy or a Python number that a compiled call would cut goes through `held`; integers
-    that don't fit become floats, as in states.
+    A leaf of NumPy or a Python number that a compiled call would cut is cut here, if it fits;
+    integers that don't become floats, as in states. What was fitted in float64 becomes float32
+    outside x64, for a `precise_for` that does not widen.
     """
 
     def hold(leaf: Any) -> Any:
-        if isinstance(leaf, int) and not isinstance(leaf, bool):
+        if is_wide(leaf):  # fitted in float64, and used where there is none
+            return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+        if isinstance(leaf, int):
             return leaf if abs(leaf) < 2**31 else float(leaf)
-        if not isinstance(leaf, np.ndarray | np.generic):
+        if isinstance(leaf, jax.Array | float | complex | jax.ShapeDtypeStruct):
             return leaf
-        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype) if leaf.dtype.kind in "iufc" else None
-        if dtype == leaf.dtype and leaf.dtype.isnative:
+        if not isinstance(leaf, np.ndarray | np.generic):
+            return held("a dictionary", read("a dictionary", leaf))
+        known = leaf.dtype.isnative and leaf.dtype.kind in "biufc" and leaf.dtype.itemsize <= 8
+        if known and jax.dtypes.canonicalize_dtype(leaf.dtype) == leaf.dtype:
             return leaf
         leaf = read("a dictionary", leaf)
         if leaf.dtype.kind in "iu" and np.abs(leaf.astype(np.float64)).max(initial=0) >= 2**31:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core._arrays import expected, is_tracing
+from koopjax._core._arrays import expected, has_float64, is_tracing
 
 DOUBLE = (np.dtype(np.float64), np.dtype(np.complex128))
 
@@ -38,6 +38,16 @@ def is_wide(*trees: Any) -> bool:
         return isinstance(leaf, jax.Array) and leaf.dtype in DOUBLE and not leaf.weak_type
 
     return any(map(wide, jax.tree.leaves(trees)))
+
+
+def precise_for(x: Any, *trees: Any) -> contextlib.AbstractContextManager:
+    """A context for states and what they meet: float64 where either is in it.
+
+    What is traced keeps to the dtype of `x`, since a transpose runs where the gradient is taken;
+    `held_leaves` then cuts the trees to it.
+    """
+    fitted = is_wide(*trees) and not is_tracing(x, *trees) and has_float64()
+    return precise_as(np.float64 if fitted else x.dtype)
 
 
 def leave(tree: Any) -> Any:

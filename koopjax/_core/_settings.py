@@ -10,14 +10,19 @@ import numpy as np
 from koopjax._core._arrays import expected, is_tracing
 
 
-def _scalar(value: Any) -> Any:
+def _scalar(value: Any) -> int | float:
     """The Python number in a scalar of Python, NumPy or JAX; NaN for whatever else."""
     if isinstance(value, bool | np.bool_):
         return math.nan
     # An array of one number has a dtype, and is no array of objects or of text.
     if getattr(value, "ndim", None) == 0 and getattr(value.dtype, "kind", "O") in "iufV":
         value = value.item()
-    return value if isinstance(value, numbers.Real) else math.nan
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    try:
+        return float(value) if isinstance(value, numbers.Real) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def as_whole(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -30,7 +35,7 @@ def as_whole(name: str, value: Any, least: int, most: int | None = None) -> int:
         most: largest that is allowed; None for no limit.
     """
     number = _scalar(value)
-    whole = isinstance(number, numbers.Integral) or float(number).is_integer()
+    whole = isinstance(number, int) or number.is_integer()
     if not whole or number < least or (most is not None and number > most):
         limit = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise expected(f"{name} as a whole number {limit}", f"{value!r:.60}")
@@ -49,7 +54,9 @@ def check_number(name: str, value: Any, least: float = 0.0, most: float = math.i
     if is_tracing(value):
         return
     number = _scalar(value)
-    if not math.isfinite(number) or not least <= number <= most:
+    # An integer may be longer than a float.
+    finite = isinstance(number, int) or math.isfinite(number)
+    if not finite or not least <= number <= most:
         limit = f" of at most {most:g}" if math.isfinite(most) else ""
         low = f" of at least {least:g}" if math.isfinite(least) else ""
         raise expected(f"{name}{low}{limit}, and finite", f"{value!r:.60}", "a number")
@@ -64,3 +71,14 @@ def as_dtype(name: str, value: Any) -> np.dtype:
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or not 2 <= dtype.itemsize <= 8:
         raise expected(f"a floating dtype as {name}", f"{value!r:.60}", "jnp.float32")
     return dtype
+
+
+def check_dictionary(name: str, psi: Any) -> None:
+    """Raise unless this is callable and tells its size: what the protocol of a dictionary asks."""
+    # A class is callable and has the method too, but settings are missing.
+    if isinstance(psi, type) or not callable(psi) or not callable(getattr(psi, "size", None)):
+        raise expected(
+            f"a dictionary with size(d) as {name}, see koopjax.observables",
+            f"{getattr(psi, '__name__', type(psi).__name__)}",
+            "observables.Custom(function, size) for a function of your own",
+        )

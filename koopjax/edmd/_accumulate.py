@@ -1,6 +1,5 @@
 """One pass over the data: arrays in blocks, streams, folds, the devices of a mesh."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable
@@ -8,13 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from koopjax._core import (
+    as_dtype,
+    check_dictionary,
     expected,
     has_float64,
     held_leaves,
     is_tracing,
+    is_wide,
     precise_as,
     pytree,
     static,
@@ -25,11 +28,12 @@ from koopjax.edmd._inputs import (
     batches_of,
     check_arrays,
     check_batch_size,
-    check_dictionary,
+    check_mesh,
+    check_stream,
     fold_layout,
     peek,
 )
-from koopjax.edmd._memory import check_memory
+from koopjax.edmd._memory import check_memory, observed_dtype
 from koopjax.edmd._statistics import KINDS, Gram, RFactor, Statistics, merge_stacked
 from koopjax.observables import Observables, require_rowwise
 
@@ -286,22 +290,23 @@ def run(
     lift: Lift, x: Any, y: Any, weights: Any, *, kind, dtype, batch_size, folds, mesh, memory_limit
 ) -> Statistics:
     """Dispatch to arrays or stream, with float64 asked for locally where the sums need it."""
-    wide = dtype == jnp.float64 and not is_tracing(lift, y, weights)
-    lift = held_leaves(lift)
-    with jax.enable_x64(True) if wide else contextlib.nullcontext():
+    if mesh is not None:
+        check_mesh(mesh, x, y)
+    staged = is_tracing(lift, y, weights)
+    fitted = is_wide(lift) and not staged
+    # What users wrote down is read as outside; what was fitted in float64 stays in it.
+    with precise_as(np.float64 if fitted else np.float32):
+        lift = held_leaves(lift)
+    options = {"kind": kind, "dtype": dtype, "folds": folds, "mesh": mesh}
+    with precise_as(np.float64 if fitted or (dtype == np.float64 and not staged) else np.float32):
         if y is None:
             return accumulate_stream(
-                lift, x, kind=kind, dtype=dtype, batch_size=batch_size, folds=folds, mesh=mesh,
-                memory_limit=memory_limit,
-            )  # fmt: skip
-        batch = batch_size or block_rows(
-            x.shape[0], sum(lift.sizes(x.shape[1], y.shape[1])), kind, folds
-        )
+                lift, x, batch_size=batch_size, memory_limit=memory_limit, **options
+            )
+        width = sum(lift.sizes(x.shape[1], y.shape[1]))
+        batch = batch_size or block_rows(x.shape[0], width, kind, folds)
         check_memory(lift, x.shape, y.shape, kind, dtype, batch, folds, memory_limit)
-        return accumulate_arrays(
-            lift, x, y, weights, kind=kind, dtype=dtype, batch_size=batch_size, folds=folds,
-            mesh=mesh,
-        )  # fmt: skip
+        return accumulate_arrays(lift, x, y, weights, batch_size=batch_size, **options)
 
 
 def kind_of(statistics: Any) -> type:
@@ -318,27 +323,10 @@ def kind_of(statistics: Any) -> type:
 def sum_dtype(dtype: Any, accumulate_dtype: Any, traced: bool) -> Any:
     """The dtype statistics are accumulated in: as asked, else float64 where it can be had."""
     if accumulate_dtype is not None:
-        return jnp.dtype(working_dtype(jnp.dtype(accumulate_dtype)))
+        return jnp.dtype(working_dtype(as_dtype("accumulate_dtype", accumulate_dtype)))
     if traced or not has_float64():
         return jnp.dtype(working_dtype(dtype))
     return jnp.dtype("float64")
-
-
-def observed_dtype(lift: Lift, x: Any, y: Any, memory_limit: Any = None) -> Any:
-    """The floating dtype in which the observables come out; refuses those that can't fit."""
-    # Before tracing, because a dictionary of absurd size may build its index tables there.
-    check_memory(lift, x.shape, y.shape, Gram, jnp.float32, 1, None, memory_limit)
-    row = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)
-    with precise_as(jnp.promote_types(x.dtype, y.dtype)):
-        before, after = jax.eval_shape(held_leaves(lift), row(x), row(y))
-    p, q = lift.sizes(x.shape[1], y.shape[1])
-    if before.shape != (1, p) or after.shape != (1, q):
-        raise expected(
-            f"observables of shapes (1, {p}) and (1, {q}) from one sample, as their sizes say",
-            f"{before.shape} and {after.shape}",
-            "correcting size(d) of the dictionary",
-        )
-    return jnp.promote_types(before.dtype, after.dtype)
 
 
 def accumulate(
@@ -397,15 +385,10 @@ def accumulate(
     check_dictionary("psi", psi)
     if target is not None:
         check_dictionary("target", target)
-    check_batch_size(batch_size)
+    batch_size = check_batch_size(batch_size)
     streamed = y is None
     if streamed:
-        if weights is not None or (folds is not None and not isinstance(folds, int)):
-            raise expected(
-                "weights and fold numbers only beside arrays",
-                "them beside a stream",
-                "triples (x, y, weights) and a number of folds",
-            )
+        folds = check_stream(weights, folds)
         lift = Lift(psi, target)
         x, probe = peek(x, lift)
         dtype = observed_dtype(lift, *probe, memory_limit)

@@ -11,9 +11,11 @@ from jaxtyping import Array
 
 from koopjax._core import (
     NONFINITE_DATA,
+    as_dtype,
     as_whole,
     check_metric,
     expected,
+    held_leaves,
     is_tracing,
     matmul,
     precise,
@@ -21,7 +23,7 @@ from koopjax._core import (
     read_numbers,
     static,
 )
-from koopjax.edmd._factor import is_finite, spectral
+from koopjax.edmd._factor import first, is_finite, spectral
 from koopjax.edmd._smooth import root_metric
 from koopjax.edmd._solve import Solution, check_statistics, compute
 from koopjax.edmd._solvers import (
@@ -110,9 +112,9 @@ class CrossValidated:
                 "edmd.accumulate(..., folds=5)",
             )
         self.validate(statistics.sizes)
-        dtype = None if dtype is None else jnp.dtype(dtype)
+        dtype = None if dtype is None else as_dtype("dtype", dtype)
         with precise(statistics):
-            return _choose(statistics, self, dtype=dtype)
+            return _choose(statistics, held_leaves(self), dtype=dtype)
 
 
 def _parameters(solver: Any) -> tuple[str, ...]:
@@ -159,7 +161,7 @@ def _fold_scores(train: Statistics, held: Gram, solver: Any, alphas: Array, rank
     whole = jnp.trace(held.target_gram)
 
     def score(alpha: Array, rank: Array) -> Array:
-        used = keep & (jnp.arange(parts.s.shape[0]) < rank)
+        used = keep & first(parts.s.shape[0], rank)
         if isinstance(solver, Ridge):
             used = keep
         h = jnp.where(used, parts.s / jnp.where(used, parts.s**2 + alpha, 1), 0)

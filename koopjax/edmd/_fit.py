@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from koopjax._core import (
     ILL_CONDITIONED,
     cast,
+    check_dictionary,
     expected,
     has_float64,
     is_tracing,
@@ -19,17 +20,17 @@ from koopjax._core import (
     traced,
     worst,
 )
-from koopjax.edmd._accumulate import Lift, kind_of, observed_dtype, run, sum_dtype
+from koopjax.edmd._accumulate import Lift, kind_of, run, sum_dtype
 from koopjax.edmd._factor import is_finite
 from koopjax.edmd._inputs import (
     check_arrays,
     check_batch_size,
-    check_dictionary,
+    check_stream,
     fold_layout,
     peek,
 )
 from koopjax.edmd._koopman import Koopman
-from koopjax.edmd._memory import available_bytes, planned_bytes
+from koopjax.edmd._memory import available_bytes, observed_dtype, planned_bytes
 from koopjax.edmd._solve import Solution, compute, solve
 from koopjax.edmd._solvers import Ridge, TruncatedSVD
 from koopjax.edmd._statistics import Gram, RFactor, Statistics, total
@@ -139,12 +140,7 @@ def prepare(
     if lift.target is not None:
         check_dictionary("target", lift.target)
     if y is None:
-        if weights is not None or not (folds is None or isinstance(folds, int)):
-            raise expected(
-                "weights and fold numbers only beside arrays",
-                "them beside a stream",
-                "triples (x, y, weights) and a number of folds",
-            )
+        folds = check_stream(weights, folds)
         source, probe = peek(x, lift)
         again = None if iter(x) is x else x
     else:
@@ -221,12 +217,11 @@ def estimate(problem: Problem, solver: Any, statistics: Any) -> tuple[Solution, 
     return Solution(solution.value, worst(solution.result, ILL_CONDITIONED), info), readout
 
 
-def check_settings(solver: Any, folds: Any, batch_size: Any) -> tuple[Any, Any]:
+def check_settings(solver: Any, folds: Any) -> tuple[Any, Any]:
     """The solver and its folds where none are given; raises unless they go together."""
     solver = Ridge() if solver is None else solver
     if isinstance(solver, type) or not hasattr(solver, "validate"):
         raise expected("a solver such as edmd.Ridge(1e-6)", f"{solver!r:.60}")
-    check_batch_size(batch_size)
     if not hasattr(solver, "choose") and folds is not None:
         raise expected("folds beside CrossValidated", type(solver).__name__)
     if hasattr(solver, "choose") and folds is None:
@@ -294,10 +289,10 @@ def fit(
     Reference: Williams, Kevrekidis & Rowley (2015), J. Nonlinear Sci. 25; Sugishita, Kinjo &
     Ohkubo (2024), arXiv 2402.11740.
     """
-    solver, folds = check_settings(solver, folds, batch_size)
+    solver, folds = check_settings(solver, folds)
     state = "x" if target is None else ("" if isinstance(target, Identity) else "y")
     options = {
-        "batch_size": batch_size,
+        "batch_size": check_batch_size(batch_size),
         "mesh": mesh,
         "accumulate_dtype": accumulate_dtype,
         "memory_limit": memory_limit,

@@ -12,6 +12,7 @@ from koopjax._core import (
     as_numbers,
     at_least_float32,
     cast,
+    check_dictionary,
     check_finite,
     expected,
     held_leaves,
@@ -19,13 +20,14 @@ from koopjax._core import (
     matmul,
     precise,
     precise_as,
+    precise_for,
     pytree,
     static,
 )
 from koopjax.edmd._accumulate import Lift
 from koopjax.edmd._eig import eig
 from koopjax.edmd._fit import check_settings, estimate, prepare
-from koopjax.edmd._inputs import as_rows, check_dictionary
+from koopjax.edmd._inputs import as_rows, check_batch_size
 from koopjax.edmd._koopman import Koopman, Spectrum
 
 
@@ -122,7 +124,7 @@ class Generator(Spectrum):
     def predict(self, x: Float[Array, "n d"], time: Any) -> Float[Array, "n d"]:
         """The expected state after a time: `Ψ(x) exp(time · L) B`; time is a leaf."""
         x = self._states(x)
-        with self._precise(x):
+        with precise_for(x, self):
             at = _instant(time, self.matrix.dtype)
             states = _predict(held_leaves(self), jnp.asarray(x), at)
         return leave(states)
@@ -208,12 +210,12 @@ def generator(
         rows = jnp.concatenate(parts, axis=1)
     lift = Lift(psi, Derivatives(psi, d, noises), "x")
     options = {
-        "batch_size": batch_size,
+        "batch_size": check_batch_size(batch_size),
         "mesh": mesh,
         "accumulate_dtype": accumulate_dtype,
         "memory_limit": memory_limit,
     }
-    solver, folds = check_settings(solver, None, batch_size)
+    solver, folds = check_settings(solver, None)
     problem = prepare(lift, x, rows, weights, folds, options)
     solver.validate(problem.sizes)
     with precise_as(problem.dtype):

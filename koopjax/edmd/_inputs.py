@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from koopjax._core import (
     as_integers,
+    as_whole,
     check_finite,
     expected,
     held,
@@ -19,22 +21,9 @@ from koopjax._core import (
 )
 
 
-def check_dictionary(name: str, psi: Any) -> None:
-    """Raise unless this is callable and tells its size: what the protocol of a dictionary asks."""
-    # A class is callable and has the method too, but settings are missing.
-    if isinstance(psi, type) or not callable(psi) or not callable(getattr(psi, "size", None)):
-        raise expected(
-            f"a dictionary with size(d) as {name}, see koopjax.observables",
-            f"{getattr(psi, '__name__', type(psi).__name__)}",
-            "observables.Custom(function, size) for a function of your own",
-        )
-
-
-def check_batch_size(batch_size: Any) -> None:
-    """Raise unless this is None or a whole number of at least 1."""
-    whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
-    if batch_size is not None and not (whole and batch_size >= 1):
-        raise expected("a batch_size of at least 1, an integer", f"{batch_size!r}", "None")
+def check_batch_size(batch_size: Any) -> int | None:
+    """A batch size as an int; None stays None."""
+    return None if batch_size is None else as_whole("batch_size", batch_size, 1)
 
 
 def _rows(name: str, x: Any) -> Any:
@@ -82,26 +71,57 @@ def as_pair(x: Any, y: Any, *trees: Any) -> tuple[Any, Any]:
     return x_held, x_held if same else keep("y", y)
 
 
-def as_weights(weights: Any, x: Any) -> Any:
-    """Weights `(n,)`, finite and not negative, with at least one positive; None stays None.
-
-    In float64 where the snapshots `x` of these samples are.
-    """
-    if weights is None:
-        return None
+def read_weights(weights: Any, x: Any) -> Any:
+    """Weights `(n,)`, finite and not negative; in float64 where the snapshots `x` are."""
     n, weights = x.shape[0], read_numbers("weights", weights)
     weights = weights if x.dtype == np.float64 else held("weights", weights)
     if weights.shape != (n,):
         raise expected(f"weights of shape ({n},)", f"shape {weights.shape}", "one for each sample")
-    if is_tracing(weights):
-        return weights
-    known = np.asarray(weights)
-    if not (np.isfinite(known).all() and known.min() >= 0 and known.max() > 0):
-        raise expected(
-            "finite weights, not negative and not all zero",
-            f"a range from {known.min()} to {known.max()}",
-        )
+    if not is_tracing(weights) and getattr(weights, "is_fully_addressable", True):
+        known = np.asarray(weights)
+        if not (np.isfinite(known) & (known >= 0)).all():
+            raise expected(
+                "finite weights, not negative and not all zero",
+                f"a range from {known.min()} to {known.max()}",
+            )
     return weights
+
+
+def as_weights(weights: Any, x: Any) -> Any:
+    """As `read_weights`, with at least one positive; None stays None."""
+    if weights is None:
+        return None
+    weights = read_weights(weights, x)
+    with jax.ensure_compile_time_eval():
+        silent = not is_tracing(weights) and not bool(jnp.any(weights > 0))
+    if silent:
+        raise expected("finite weights, not negative and not all zero", "zeros alone")
+    return weights
+
+
+def check_stream(weights: Any, folds: Any) -> int | None:
+    """The number of folds of a stream; raises on what is known of arrays alone."""
+    if weights is not None or np.ndim(folds) != 0:
+        raise expected(
+            "weights and fold numbers only beside arrays",
+            "them beside a stream",
+            "triples (x, y, weights) and a number of folds",
+        )
+    return None if folds is None else as_whole("folds", folds, 2)
+
+
+def check_mesh(mesh: Any, *arrays: Any) -> None:
+    """Raise where data of this process alone meet a mesh that spans several processes."""
+    if not isinstance(mesh, Mesh):
+        raise expected("a jax.sharding.Mesh as mesh", f"{type(mesh).__name__}", "mesh=None")
+    here = all(device.process_index == jax.process_index() for device in mesh.devices.flat)
+    local = lambda a: not is_tracing(a) and getattr(a, "is_fully_addressable", True)
+    if not here and any(map(local, arrays)):
+        raise expected(
+            "global arrays x and y, as the mesh spans several processes",
+            "data of one process (an array of its own, or a stream)",
+            "jax.make_array_from_process_local_data(sharding, rows) for x and for y",
+        )
 
 
 def check_arrays(
@@ -141,15 +161,15 @@ def fold_layout(folds: Any, x: Any, y: Any, weights: Any) -> tuple[int | None, A
     n = x.shape[0]
     if folds is None:
         return None, x, y, weights
-    if isinstance(folds, int | np.integer):
-        if not 2 <= folds <= n:
-            raise expected(
-                f"a number of folds from 2 to the number of samples, {n}", f"{folds}", "folds=5"
-            )
-        return int(folds), x, y, weights
     if is_tracing(folds):
         raise expected("fold numbers that can be looked at", "traced ones", "a number of folds")
     numbers = np.asarray(as_integers("folds", folds))
+    if numbers.ndim == 0:
+        if not 2 <= numbers <= n:
+            raise expected(
+                f"a number of folds from 2 to the number of samples, {n}", f"{folds}", "folds=5"
+            )
+        return int(numbers), x, y, weights
     if numbers.shape != (n,) or numbers.min() < 0 or numbers.max() >= n:
         raise expected(
             f"fold numbers: ({n},) integers from 0, one for each sample",

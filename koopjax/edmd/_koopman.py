@@ -10,6 +10,7 @@ from jaxtyping import Array, Complex, Float
 
 from koopjax._core import (
     as_states,
+    as_whole,
     at_least_float32,
     expected,
     held_leaves,
@@ -18,7 +19,7 @@ from koopjax._core import (
     leave,
     matmul,
     precise,
-    precise_as,
+    precise_for,
     pytree,
 )
 from koopjax.edmd._accumulate import block_rows
@@ -118,8 +119,9 @@ class Spectrum:
         """Eigenfunctions `φ(x) = Ψ(x) V` at states `(n, d)`, one a column."""
         self._square("eigenfunctions")
         x = self._states(x)
-        with self._precise(x):
-            values = _eigenfunctions(held_leaves(self.psi), self._pairs()[1], jnp.asarray(x))
+        with precise_for(x, self):
+            held = held_leaves(self)
+            values = _eigenfunctions(held.psi, held._pairs()[1], jnp.asarray(x))
         return leave(values)
 
     def modes(self) -> Complex[Array, "p d"]:
@@ -128,10 +130,6 @@ class Spectrum:
         with precise(self.matrix, self.readout):
             modes = _modes(_left(self._pairs()[1]), self.readout)
         return leave(modes)
-
-    def _precise(self, x: Any) -> Any:
-        """Where this meets states: float64 where either is in it."""
-        return precise_as(np.float64 if is_wide(self) else x.dtype)
 
     def _states(self, x: Any) -> Any:
         x = as_states("the states", x, self)
@@ -237,10 +235,10 @@ class Koopman(Spectrum):
             over many steps is that of K's invariant subspace, see `residuals`.
         """
         x = self._states(x)
-        one = not is_tracing(steps) and _whole("steps", steps, 0) == 1
+        one = not is_tracing(steps) and as_whole("steps", steps, 0) == 1
         if not one:
             self._square("prediction over several steps")
-        with self._precise(x):
+        with precise_for(x, self):
             held, rows = held_leaves(self), jnp.asarray(x)
             out = _predict_once(held, rows) if one else _predict(held, rows, jnp.int32(steps))
         return leave(out)
@@ -248,8 +246,8 @@ class Koopman(Spectrum):
     def simulate(self, x: Float[Array, "n d"], steps: int) -> Float[Array, "steps n d"]:
         """All states on the way, `(steps, n, d)`: `predict(x, 1)`, ..., `predict(x, steps)`."""
         self._square("a simulation")
-        steps, x = _whole("steps", steps, 1), self._states(x)
-        with self._precise(x):
+        steps, x = as_whole("steps", steps, 1), self._states(x)
+        with precise_for(x, self):
             states = _simulate(held_leaves(self), jnp.asarray(x), steps=steps)
         return leave(states)
 
@@ -278,7 +276,7 @@ class Koopman(Spectrum):
         Reference: Colbrook & Townsend (2024), Comm. Pure Appl. Math. 77 (ResDMD).
         """
         self._square("residuals")
-        check_batch_size(batch_size)
+        batch_size = check_batch_size(batch_size)
         p = self.matrix.shape[0]
         if y is None:
             if weights is not None:
@@ -291,22 +289,22 @@ class Koopman(Spectrum):
             batches = [(x, y, np.ones(x.shape[0], np.float32) if weights is None else weights)]
         check_width("x", self.psi, p, probe[0])
         check_width("y", self.psi, p, probe[1])
-        with self._precise(probe[0]):
+        with precise_for(probe[0], self):
             residuals = self._from_batches(batches, batch_size)
         return leave(residuals)
 
     def _from_batches(self, batches: Any, batch_size: int | None) -> Array:
         """The residuals of checked batches, in the precision that they were found to need."""
-        psi, p = held_leaves(self.psi), self.matrix.shape[0]
-        values, vectors = self._pairs()
+        held, p = held_leaves(self), self.matrix.shape[0]
+        values, vectors = held._pairs()
         error: Any = 0.0
         size: Any = 0.0
         for x_rows, y_rows, w in batches:
             n = x_rows.shape[0]
             batch = min(batch_size or block_rows(n, 4 * p, Gram, None), n)
-            with self._precise(x_rows):
+            with precise_for(x_rows, self):
                 x_rows, y_rows, w = jnp.asarray(x_rows), jnp.asarray(y_rows), jnp.asarray(w)
-                sums = _residual_sums(psi, values, vectors, x_rows, y_rows, w, batch=batch)
+                sums = _residual_sums(held.psi, values, vectors, x_rows, y_rows, w, batch=batch)
                 error, size = error + sums[0], size + sums[1]
         with precise(error):
             sound = jnp.isfinite(error + size).all() | ~jnp.isfinite(values).all()
@@ -319,14 +317,3 @@ class Koopman(Spectrum):
             tiny = jnp.finfo(values.real.dtype).tiny
             # An eigenfunction that vanishes on the data is no evidence for its eigenvalue.
             return jnp.where(size > tiny, jnp.sqrt(error / jnp.maximum(size, tiny)), jnp.inf)
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    """A number of steps as an int, also as NumPy and JAX write it."""
-    try:
-        number = float(value) if np.ndim(value) == 0 else np.nan
-    except (TypeError, ValueError):
-        number = np.nan
-    if isinstance(value, bool) or not number.is_integer() or number < least:
-        raise expected(f"a whole number of {name}, at least {least}", f"{value!r}")
-    return int(number)

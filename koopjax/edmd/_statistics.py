@@ -9,7 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from koopjax._core import (
+    as_dtype,
+    as_integers,
+    as_whole,
     cast,
+    check_number,
     expected,
     is_tracing,
     matmul,
@@ -17,18 +21,11 @@ from koopjax._core import (
     precise_as,
     pytree,
     qr_r,
+    read_numbers,
     static,
     working_dtype,
 )
-
-
-def _check_pair(psi_x: Any, psi_y: Any) -> None:
-    if psi_x.ndim != 2 or psi_y.ndim != 2 or psi_x.shape[0] != psi_y.shape[0]:
-        raise expected(
-            "psi_x (n, p) and psi_y (n, q) with the same n",
-            f"shapes {psi_x.shape} and {psi_y.shape}",
-            "evaluating both dictionaries on the same samples",
-        )
+from koopjax.edmd._inputs import read_weights
 
 
 def _check_mergeable(first: Any, second: Any) -> None:
@@ -100,7 +97,8 @@ class Gram:
     @classmethod
     def empty(cls, p: int, q: int, dtype: Any = jnp.float32) -> "Gram":
         """The statistic of no samples, the unit of `merge`."""
-        z = jnp.zeros
+        z, dtype = jnp.zeros, as_dtype("dtype", dtype)
+        p, q = as_whole("p", p, 0), as_whole("q", q, 0)
         with precise_as(dtype):
             return cls(z((p, p), dtype), z((p, q), dtype), z((q, q), dtype), z((), dtype))
 
@@ -119,14 +117,16 @@ class Gram:
                 serves for all three fields.
             weights: `(n,)`, not negative; a weight of 2 counts a sample twice.
         """
+        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
         with precise(psi_x, psi_y):
-            psi_x, psi_y = _as_pair(psi_x, psi_y)
-            _check_pair(psi_x, psi_y)
-            return _products(psi_x, psi_y, weights, working_dtype(jnp.result_type(psi_x, psi_y)))
+            return _products(
+                psi_x, psi_y, weights, working_dtype(jnp.promote_types(psi_x.dtype, psi_y.dtype))
+            )
 
     def update(self, psi_x: Array, psi_y: Array, weights: Array | None = None) -> "Gram":
         """The statistic with one more batch merged in."""
-        with precise(self):
+        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
+        with precise(self, psi_x, psi_y):
             return self.merge(_products(psi_x, psi_y, weights, self.dtype))
 
     @property
@@ -155,6 +155,7 @@ class Gram:
 
     def scale(self, factor: Any) -> "Gram":
         """The statistic with all sample weights multiplied by a factor (`count` stays)."""
+        check_number("factor", factor)
         with precise(self):
             f = jnp.asarray(factor).astype(self.dtype)
             moments = f * self.gram, f * self.cross, f * self.target_gram
@@ -179,7 +180,7 @@ class Gram:
 
     def astype(self, dtype: Any) -> "Gram":
         """The statistic in another dtype (for use outside a float64 context, say)."""
-        return cast(self, jnp.dtype(dtype))
+        return cast(self, as_dtype("dtype", dtype))
 
     def to_gram(self) -> "Gram":
         """Itself; there so that both kinds of statistics answer alike."""
@@ -217,6 +218,7 @@ class RFactor:
     @classmethod
     def empty(cls, p: int, q: int, dtype: Any = jnp.float32) -> "RFactor":
         """The statistic of no samples, the unit of `merge`."""
+        p, q, dtype = as_whole("p", p, 0), as_whole("q", q, 0), as_dtype("dtype", dtype)
         with precise_as(dtype):
             return cls(jnp.zeros((p + q, p + q), dtype), jnp.zeros((), dtype), p)
 
@@ -228,17 +230,17 @@ class RFactor:
         weights: Float[Array, " n"] | None = None,
     ) -> "RFactor":
         """The statistic of one batch of lifted snapshots; arguments as for `Gram.from_batch`."""
+        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
         with precise(psi_x, psi_y):
-            psi_x, psi_y = _as_pair(psi_x, psi_y)
-            _check_pair(psi_x, psi_y)
-            dtype = working_dtype(jnp.result_type(psi_x, psi_y))
+            dtype = working_dtype(jnp.promote_types(psi_x.dtype, psi_y.dtype))
             rows_x, rows_y, count = weighted(psi_x, psi_y, weights, dtype)
             rows = jnp.concatenate([rows_x, rows_y], axis=1)
             return cls(_square(qr_r(rows), rows.shape[1]), count, psi_x.shape[1])
 
     def update(self, psi_x: Array, psi_y: Array, weights: Array | None = None) -> "RFactor":
         """The statistic with one more batch merged in: one QR of the factor over the new rows."""
-        with precise(self):
+        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
+        with precise(self, psi_x, psi_y):
             rows_x, rows_y, count = weighted(psi_x, psi_y, weights, self.dtype)
             rows = jnp.concatenate([rows_x, rows_y], axis=1)
             r = qr_r(jnp.concatenate([self.r, rows]))
@@ -269,8 +271,9 @@ class RFactor:
 
     def scale(self, factor: Any) -> "RFactor":
         """The statistic with all sample weights multiplied by a factor (`count` stays)."""
+        check_number("factor", factor)
         with precise(self):
-            root = jnp.sqrt(jnp.asarray(factor)).astype(self.dtype)
+            root = jnp.sqrt(jnp.asarray(factor).astype(self.dtype))
             return dataclasses.replace(self, r=root * self.r)
 
     def select(
@@ -287,7 +290,7 @@ class RFactor:
 
     def astype(self, dtype: Any) -> "RFactor":
         """The statistic in another dtype."""
-        return cast(self, jnp.dtype(dtype))
+        return cast(self, as_dtype("dtype", dtype))
 
     def to_gram(self) -> Gram:
         """The products `RᵀR`, for what needs second moments only."""
@@ -318,10 +321,18 @@ def _products(psi_x: Array, psi_y: Array, weights: Array | None, dtype: Any) -> 
     return Gram(gram, matmul(rows_x.T, rows_y), matmul(rows_y.T, rows_y), count)
 
 
-def _as_pair(psi_x: Any, psi_y: Any) -> tuple[Any, Any]:
+def _checked(psi_x: Any, psi_y: Any, weights: Any) -> tuple[Any, Any, Any]:
+    """A user's batch: floating, of as many rows each; identity is kept."""
     same = psi_y is psi_x
-    psi_x = jnp.asarray(psi_x)
-    return psi_x, psi_x if same else jnp.asarray(psi_y)
+    psi_x = read_numbers("psi_x", psi_x)
+    psi_y = psi_x if same else read_numbers("psi_y", psi_y)
+    if psi_x.ndim != 2 or psi_y.ndim != 2 or psi_x.shape[0] != psi_y.shape[0]:
+        raise expected(
+            "psi_x (n, p) and psi_y (n, q) with the same n",
+            f"shapes {psi_x.shape} and {psi_y.shape}",
+            "evaluating both dictionaries on the same samples",
+        )
+    return psi_x, psi_y, None if weights is None else read_weights(weights, psi_x)
 
 
 def _square(r: Array, size: int) -> Array:
@@ -332,9 +343,9 @@ def _square(r: Array, size: int) -> Array:
 def _indices(indices: Any, size: int) -> Array:
     if indices is None:
         return jnp.arange(size)
-    chosen = jnp.asarray(indices)
-    if chosen.ndim != 1 or not jnp.issubdtype(chosen.dtype, jnp.integer):
-        raise expected("a vector of integer indices", f"{chosen.dtype} of shape {chosen.shape}")
+    chosen = as_integers("indices", indices)
+    if chosen.ndim != 1:
+        raise expected("a vector of integer indices", f"shape {chosen.shape}")
     if not is_tracing(chosen) and chosen.size:
         known = np.asarray(chosen)
         if known.min() < -size or known.max() >= size:
@@ -362,8 +373,15 @@ def merge_stacked(stacked: Any) -> Any:
     return jax.tree.map(lambda a: a[0], stacked)
 
 
+def _check_stacked(stacked: Any) -> None:
+    if not isinstance(stacked, Gram | RFactor) or stacked.folds is None:
+        got = type(stacked).__name__
+        raise expected("statistics stacked by fold", got, "edmd.accumulate(..., folds=5)")
+
+
 def total(stacked: Statistics) -> Statistics:
     """All folds of stacked statistics merged into one."""
+    _check_stacked(stacked)
     with precise(stacked):
         return merge_stacked(stacked)
 
@@ -374,6 +392,7 @@ def leave_one_out(stacked: Statistics) -> Statistics:
     Gram matrices are subtracted from their sum. R factors can't be taken away stably, so the
     others are merged: prefixes with suffixes, about three merges a fold.
     """
+    _check_stacked(stacked)
     with precise(stacked):
         if isinstance(stacked, Gram):
             return jax.tree.map(lambda a: jnp.sum(a, axis=0)[None] - a, stacked)

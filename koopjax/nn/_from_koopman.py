@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from koopjax import tt
 from koopjax._core import as_whole, expected, has_float64, is_tracing, matmul
-from koopjax.edmd import Koopman
+from koopjax.edmd import Generator
 from koopjax.nn import functional
 from koopjax.nn._block import KoopmanBlock
 from koopjax.nn._operators import Dense, LowRank
@@ -67,13 +67,14 @@ def from_koopman(
         return KoopmanBlock(
             fit.psi, operator, trainable=trainable, dtype=dtype, param_dtype=param_dtype
         )
-    if not isinstance(fit, Koopman | KernelKoopman):
+    parts = all(hasattr(fit, name) for name in ("psi", "matrix", "readout"))
+    if not parts or isinstance(fit, Generator):
         raise expected(
-            "an edmd.Koopman, tensor_edmd.TensorKoopman or tensor_edmd.KernelKoopman",
-            type(fit).__name__,
-            "edmd.fit, or generator.koopman(time)",
+            "a fit such as edmd.Koopman", type(fit).__name__, "edmd.fit, or generator.koopman(time)"
         )
-    if steps > 1 and not getattr(fit, "square", False):
+    # A kernel's columns are outputs, whatever their number; others say so, or are as their shape.
+    same = not isinstance(fit, KernelKoopman) and fit.matrix.shape[0] == fit.matrix.shape[1]
+    if steps > 1 and not getattr(fit, "square", same):
         raise expected(
             "a square K on one dictionary to take several steps",
             f"K of shape {tuple(fit.matrix.shape)} onto another dictionary",
