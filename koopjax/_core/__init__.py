@@ -26,6 +26,7 @@ from koopjax._core._linalg import (
     qr_r as qr_r,
     tol as tol,
 )
+from koopjax._core._paths import as_path as as_path, existing as existing, read_json as read_json
 from koopjax._core._precision import (
     at_least_float32 as at_least_float32,
     cast as cast,
@@ -61,11 +62,13 @@ __all__ = [
     "as_array",
     "as_integers",
     "as_numbers",
+    "as_path",
     "at_least_float32",
     "blocks",
     "cast",
     "check",
     "check_finite",
+    "existing",
     "expected",
     "gram",
     "has_float64",
@@ -83,6 +86,7 @@ __all__ = [
     "pytree",
     "qr_r",
     "read",
+    "read_json",
     "read_numbers",
     "static",
     "tol",

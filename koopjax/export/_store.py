@@ -189,18 +189,16 @@ def _marks(names: list[str]) -> bytes:
     return bytes(zlib.crc32(name.encode()) & 0xFF for name in names)
 
 
-def read_template(body: bytes, at: int, node: list[Any], path: object) -> list[Record]:
-    """The arrays of a file that does not know its architecture."""
-    records = []
+def read_template(body: bytes, at: int, node: list[Any], path: object) -> Iterator[Record]:
+    """The arrays of a file that does not know its architecture, each as it is asked for."""
     dtype = np.dtype(np.float32)
     claims = Claims(len(body))
     with understood(path, "arrays", "a newer koopjax"):
         for _ in _template(node)[0]:
             record, at = get_array(body, at, None, dtype, claims)
             dtype = record.value.dtype
-            records.append(record)
+            yield record
         _ends(body, at)
-    return records
 
 
 def _template(node: list[Any]) -> tuple[bytes, int]:
@@ -211,21 +209,24 @@ def _template(node: list[Any]) -> tuple[bytes, int]:
 
 
 def _load_template(body: bytes, at: int, node: list[Any], model: Any, path: object) -> Any:
-    records = read_template(body, at, node, path)
+    with understood(path, "arrays", "a newer koopjax"):
+        marks, checksum = _template(node)
     held = arrays_of(model)
-    names = list(held)
-    for name, mark, record in zip(names, node[2], records, strict=False):
+    names, arrays = list(held), {}
+    # the records come first, so that the file is read to its end
+    for record, name, mark in zip(read_template(body, at, node, path), names, marks, strict=False):
         shape = tuple(jnp.shape(held[name]))
         if _marks([name])[0] != mark:
             raise _other(path, f"no {name} at its place in the file")
         if shape != record.value.shape:
             raise _other(path, f"{name} of shape {shape}, {record.value.shape} in the file")
-    if len(names) != len(records):
-        extra = f", {names[len(records)]} is too many" if len(names) > len(records) else ""
-        raise _other(path, f"{len(names)} arrays, {len(records)} in the file{extra}")
-    if zlib.crc32("\n".join(names).encode()) != node[3]:
+        arrays[name] = record.value
+    if len(names) != len(marks):
+        extra = f", {names[len(marks)]} is too many" if len(names) > len(marks) else ""
+        raise _other(path, f"{len(names)} arrays, {len(marks)} in the file{extra}")
+    if zlib.crc32("\n".join(names).encode()) != checksum:
         raise _other(path, "other paths of parameters")
-    return fill(model, {n: r.value for n, r in zip(names, records, strict=True)})
+    return fill(model, arrays)
 
 
 def _same_model(model: Any, shapes: dict[str, tuple[int, ...]], path: object) -> None:

@@ -38,6 +38,7 @@ def worker(arguments: argparse.Namespace) -> None:
         from tests.fuzz import calls as work
     import faulthandler
 
+    work.prepare()
     for number in range(arguments.start, arguments.stop):
         call = work.draw(arguments.seed, number)
         print(json.dumps({"begin": number, "call": str(call)}), file=sink, flush=True)
@@ -71,7 +72,9 @@ def control(arguments: argparse.Namespace) -> None:
     trace = pathlib.Path(tempfile.mkdtemp()) / "trace"
     with lines.open("a") as log:
         while done < total:
-            begun, ended = run_worker(arguments, done, min(total, done + TOGETHER), trace, log, rows)
+            begun, ended = run_worker(
+                arguments, done, min(total, done + TOGETHER), trace, log, rows
+            )
             if begun is not None:  # it died within a call
                 what = "hang" if trace.exists() and "Timeout" in trace.read_text() else "crash"
                 row = {"number": begun["begin"], "call": begun["call"], "kind": what,

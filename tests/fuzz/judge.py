@@ -58,6 +58,11 @@ class Hang(BaseException):
     """Raised by the alarm."""
 
 
+def alarm(number: int, frame: Any) -> None:
+    """The handler of the signal that ends a call."""
+    raise Hang
+
+
 def judge_error(error: BaseException, changed: bool) -> Outcome:
     """The outcome of a call that raised."""
     frames = []
@@ -167,9 +172,7 @@ def flagged(result: Any, depth: int = 0) -> bool:
         return False
 
 
-def judge_result(
-    verb: Verb, result: Any, arguments: dict[str, Any]
-) -> Outcome:
+def judge_result(verb: Verb, result: Any, arguments: dict[str, Any]) -> Outcome:
     """The outcome of a call that returned."""
     name = verb.name
     if flagged(result):

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from koopjax import edmd
-from koopjax import observables as ob
+from koopjax import edmd, observables as ob
 
 Change = Callable[[Any, np.random.Generator], Any]
 
@@ -215,7 +214,7 @@ SEQUENCE: dict[str, Change] = {
     "a generator": lambda a, rng: (v for v in a),
     "a dict": lambda a, rng: dict(enumerate(a)),
     "nested": lambda a, rng: [list(a)],
-    "a thousand": lambda a, rng: [list(a)[0]] * 1000,
+    "a thousand": lambda a, rng: [next(iter(a))] * 1000,
 }
 
 FUNCTION: dict[str, Change] = {
