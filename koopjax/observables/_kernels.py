@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from koopjax._core import expected, is_tracing, matmul, pytree, static
 from koopjax.observables._base import (
     Observables,
-    data_rows,
     input_names,
     like,
+    near_rows,
     require_dimension,
     require_integer,
 )
@@ -30,9 +30,9 @@ class GaussianRBF(Observables):
         bandwidth: positive scalar, or `(p,)` for one a centre.
 
     Numerics:
-        Distances by one matrix product, about the mean of the centres so that data far from the
-        origin lose no digits. Wide Gaussians are nearly dependent: EDMD needs R factors or
-        float64 for them, which `statistics="auto"` sees to.
+        Distances by differences, so that no digits are lost wherever the data lie: `3 n p d`
+        operations, on CPU about twice as long as by a matrix product. Wide Gaussians are nearly
+        dependent: EDMD needs R factors or float64 for them, which `statistics="auto"` sees to.
     """
 
     centers: Any
@@ -62,9 +62,9 @@ class GaussianRBF(Observables):
                 10,000.
 
         Numerics:
-            `O(m n_centers d)` for seeding and for each step, as matrix products in scans.
+            `O(m n_centers d)` for seeding and for each step, in scans.
         """
-        x = data_rows("the data of GaussianRBF.fit", x)
+        x = near_rows("the data of GaussianRBF.fit", x)
         n = x.shape[0]
         require_integer("n_centers", n_centers, 1)
         if n_centers > n:
@@ -179,12 +179,12 @@ class RandomFourier(Observables):
 def spacing(centers: Float[Array, "p d"], x: Float[Array, "n d"]) -> Array:
     """Twice the median distance to the nearest other centre; of the data's spread for one centre.
 
-    Centres that coincide don't count; where all do, the spread of the data is taken, and 1 where
-    they have none.
+    Centres that coincide to their own rounding don't count; where all do, the spread of the data
+    is taken, and 1 where they have none.
     """
     squares = squared_distances(centers, centers)
-    scale = jnp.max(jnp.abs(centers - jnp.mean(centers, axis=0)[None, :]))
-    apart = squares > (1e-3 * scale) ** 2 * 1e-3
+    own = jnp.sum(centers**2, axis=1) * (2 * jnp.finfo(centers.dtype).eps) ** 2
+    apart = squares > jnp.maximum(own[:, None], own[None, :])
     nearest = jnp.sqrt(jnp.min(jnp.where(apart, squares, jnp.inf), axis=1))
     typical = 2 * jnp.nanmedian(jnp.where(jnp.isfinite(nearest), nearest, jnp.nan))
     spread = jnp.sqrt(jnp.sum(jnp.var(x, axis=0)))

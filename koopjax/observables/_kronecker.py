@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, matmul, pytree
+from koopjax._core import expected, matmul, precise_as, pytree
 from koopjax.observables._base import Observables, data_rows, input_names, like, require_dimension
 
 
@@ -66,7 +66,8 @@ class Kronecker(Observables):
             _, vectors = np.linalg.eigh(unfolded @ unfolded.T)
             leading = vectors[:, ::-1][:, :rank]
             signs = np.sign(leading[np.argmax(np.abs(leading), axis=0), np.arange(rank)])
-            factors.append(jnp.asarray(leading * signs, x.dtype))
+            with precise_as(x.dtype):
+                factors.append(jnp.asarray(leading * signs, x.dtype))
         return cls(tuple(factors))
 
     def size(self, d: int) -> int:

@@ -8,10 +8,17 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, pytree, static
+from koopjax._core import (
+    as_states,
+    expected,
+    leave,
+    precise_as,
+    pytree,
+    read_numbers,
+    static,
+)
 from koopjax.observables._base import (
     Observables,
-    as_float,
     atom,
     evaluate,
     input_names,
@@ -31,7 +38,7 @@ class Univariate(Observables):
 
     def evaluate(self, t: Any) -> Float[Array, "*rows k"]:
         """All functions at points `t` of any shape, on a new last axis."""
-        return self(as_float(t)[..., None])
+        return self(read_numbers("the points", t)[..., None])
 
     def _check(self, d: int) -> None:
         require_dimension(type(self).__name__, d, 1)
@@ -230,11 +237,15 @@ class Product(Observables):
         Returns:
             `d` arrays `(n, k_i)`, in the dtype of `x`.
         """
-        x = as_float(x)
+        x = as_states("the states", x, self)
         if x.ndim != 2:
             raise expected("states of shape (n, d)", f"shape {x.shape}")
         require_dimension("Product", x.shape[1], len(self.factors))
-        return [factor(x[:, i : i + 1]) for i, factor in enumerate(self.factors)]
+        # All columns in one dtype, whatever each of them alone would need.
+        with precise_as(x.dtype):
+            x = jnp.asarray(x)
+            values = [factor(x[:, i : i + 1]) for i, factor in enumerate(self.factors)]
+        return leave(values)
 
     def _require_small(self, d: int) -> None:
         size = self.size(d)
