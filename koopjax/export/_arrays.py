@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -50,9 +50,10 @@ FORMS = [
     "palette",
     "grid",
     "symbols",
+    "same",
 ]
 RAW, EQUAL, BITMASK, RICE, RICE_COLUMNS, PACKED, DEFLATED = range(7)
-RANGED, RANGED_COLUMNS, INCREASING, NARROW, PALETTE, GRID, SYMBOLS = range(7, 14)
+RANGED, RANGED_COLUMNS, INCREASING, NARROW, PALETTE, GRID, SYMBOLS, SAME = range(7, 15)
 # Decoded symbol by symbol, or into Python's integers.
 SLOW = (RANGED, RANGED_COLUMNS, INCREASING, NARROW, PALETTE, GRID, SYMBOLS)
 INDICES = (BITMASK, RICE, RICE_COLUMNS, PACKED, DEFLATED, RANGED, RANGED_COLUMNS)
@@ -110,14 +111,26 @@ def claimed(form: int, size: int, width: int) -> int:
     return size * (width + (SYMBOL if form & 0x0F in SLOW else 0))
 
 
+def put_same(place: int) -> bytes:
+    """One array once more: the record of the array that was stored at this place in the order."""
+    return bytes([SAME]) + put_varint(place)
+
+
 def get_array(
     data: bytes,
     at: int,
     shape: tuple[int, ...] | None,
     dtype: np.dtype[Any],
+    earlier: Sequence[Record] = (),
     claims: Claims | None = None,
 ) -> tuple[Record, int]:
-    """The array that `put_array` wrote at a place, and the place behind it.
+    """The array that `put_array` or `put_same` wrote at a place, and the place behind it.
+
+    Args:
+        data, at: the bytes and the place.
+        shape, dtype: that the reader expects, as in `put_array`.
+        earlier: the records before this one; one array of two names is one object.
+        claims: what is left for the arrays of the file.
 
     Raises:
         UnknownName: a dtype or form of a newer version.
@@ -127,6 +140,13 @@ def get_array(
     start = at
     code = data[at]
     at += 1
+    if code == SAME:
+        place, at = get_varint(data, at)
+        value = earlier[place].value
+        if shape not in (None, value.shape):
+            raise IndexError(f"an array of shape {value.shape} in place of {shape}")
+        claims.take(value.nbytes)
+        return Record(value, FORMS[SAME], at - start), at
     if code & HAS_DTYPE:
         if data[at] >= len(DTYPES):
             raise UnknownName(f"dtype {data[at]} of an array")

@@ -13,7 +13,8 @@ import msgpack
 import numpy as np
 from flax import errors, nnx
 
-from koopjax.export._arrays import Record, claimed, get_array, put_array
+from koopjax._core import firsts
+from koopjax.export._arrays import Record, claimed, get_array, put_array, put_same
 from koopjax.export._claims import Claims, padding
 from koopjax.export._examples import Unknown
 from koopjax.export._file import FileError, UnknownName, frame, read, unframe, write
@@ -29,14 +30,16 @@ def save(model: Any, path: str | os.PathLike[str]) -> int:
         model: an `nnx.Module`, `(linen_module, variables)`, `(function, params)` or any pytree of
             arrays. Example models, `nn.KoopmanBlock` on the library's dictionaries, `nn.Stack`,
             operators and dictionaries are stored by name and load without a template; of others
-            the file holds the arrays, and a fingerprint of their paths.
+            the file holds the arrays, and a fingerprint of their paths. Functions and strings among
+            the leaves of a callable are code, as its class is.
         path: where to; an existing file is replaced.
 
     Returns:
         The size of the file in bytes.
 
     Numerics:
-        Lossless: dtypes and bits are kept. Each array takes the smallest of its forms: raw; one
+        Lossless: dtypes and bits are kept. An array that two names share (tied weights) is stored
+        once, and shared again by `load`. Each array takes the smallest of its forms: raw; one
         value; sparse with the cheapest index coding; few values, or a scale (one, one a column or
         a row) times small integers, entropy-coded. Minus zero is a value of its own, costs as much
         as any and is on no grid: prune by `jnp.where(mask, w, 0)`, not by `w * mask`, and round by
@@ -134,14 +137,21 @@ class Taker:
         self.body, self.at = body, at
         self.claims = Claims(len(body))
         self.dtype = np.dtype(np.float32)
-        self.records: list[tuple[str, Record]] = []
+        self.paths: list[str] = []
+        self.values: list[Record] = []
 
     def __call__(self, path: Path, shape: Any, dtype: Any) -> jax.Array:
         like = self.dtype if dtype is None else np.dtype(dtype)
-        record, self.at = get_array(self.body, self.at, shape, like, self.claims)
+        record, self.at = get_array(self.body, self.at, shape, like, self.values, self.claims)
+        self.paths.append(spell(path))
+        self.values.append(record)
         self.dtype = record.value.dtype
-        self.records.append((spell(path), record))
         return to_jax(record.value)
+
+    @property
+    def records(self) -> list[tuple[str, Record]]:
+        """The arrays that were handed out, by path."""
+        return list(zip(self.paths, self.values, strict=True))
 
 
 def read_named(
@@ -174,10 +184,11 @@ def _encode(model: Any) -> bytes:
     body: list[bytes] = [msgpack.packb(node)]
     dtype = np.dtype(np.float32)
     claims = built_beside(node)
-    for entry in entries:
-        array = to_numpy(spell(entry.path), entry.value)
+    arrays = [to_numpy(spell(entry.path), entry.value) for entry in entries]
+    for entry, array, first in zip(entries, arrays, firsts(arrays), strict=True):
         like = dtype if entry.dtype is None else np.dtype(entry.dtype)
-        body.append(put_array(array, entry.shape, like))
+        place = len(body) - 1
+        body.append(put_array(array, entry.shape, like) if first == place else put_same(first))
         claims += claimed(body[-1][0], array.size, array.dtype.itemsize)
         dtype = array.dtype
     whole = b"".join(body)
@@ -192,11 +203,13 @@ def _marks(names: list[str]) -> bytes:
 def read_template(body: bytes, at: int, node: list[Any], path: object) -> Iterator[Record]:
     """The arrays of a file that does not know its architecture, each as it is asked for."""
     dtype = np.dtype(np.float32)
+    records: list[Record] = []
     claims = Claims(len(body))
     with understood(path, "arrays", "a newer koopjax"):
         for _ in _template(node)[0]:
-            record, at = get_array(body, at, None, dtype, claims)
+            record, at = get_array(body, at, None, dtype, records, claims)
             dtype = record.value.dtype
+            records.append(record)
             yield record
         _ends(body, at)
 

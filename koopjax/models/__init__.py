@@ -3,7 +3,7 @@
 from koopjax.models import linen as linen
 from koopjax.models._cnn import CNN as CNN
 from koopjax.models._evaluate import accuracy as accuracy, apply as apply, predict as predict
-from koopjax.models._forms import form_of as form_of
+from koopjax.models._forms import form_of as form_of, named_leaves as named_leaves
 from koopjax.models._mlp import MLP as MLP, ResidualMLP as ResidualMLP
 from koopjax.models._recipes import RECIPES as RECIPES, Recipe as Recipe, recipe as recipe
 from koopjax.models._registry import REGISTRY as REGISTRY, build as build, name_of as name_of
@@ -31,6 +31,7 @@ __all__ = [
     "form_of",
     "linen",
     "name_of",
+    "named_leaves",
     "predict",
     "recipe",
     "squared_error",

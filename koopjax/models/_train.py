@@ -102,6 +102,8 @@ def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimi
         )
     _evaluate.check_samples("models.train", x, y)
     out = _evaluate.check_input("models.train", form, params, rest, x)
+    if jnp.issubdtype(jnp.result_type(y), jnp.integer):
+        _evaluate.check_rows("models.train", form, params, rest, x)
     x, y = _data("models.train", x, y, out)
     if x_val is not None:
         x_val, y_val = _data("models.train validation", x_val, y_val, out)
@@ -165,7 +167,8 @@ def train(
         model: an `nnx.Module`, a pair `(linen_module, variables)`, a pair `(function, params)` with
             `function(params, x)`, or a callable pytree; left as it is. Of an NNX model, `nnx.Param`
             are trained; other Variables (frozen, batch statistics) change only as a call in
-            training mode changes them.
+            training mode changes them. A Variable that two modules share stays one; an array at two
+            leaves is two parameters, as everywhere in JAX.
         x: samples `(n, ...)`.
         y: integer labels, class probabilities, or what `loss` takes, `(n, ...)`.
         key: shuffles; epoch e uses `fold_in(key, e)`.
