@@ -43,6 +43,7 @@ from koopjax._core._linalg import (
     qr_r as qr_r,
     tol as tol,
 )
+from koopjax._core._paths import as_path as as_path, existing as existing, read_json as read_json
 from koopjax._core._precision import (
     at_least_float32 as at_least_float32,
     cast as cast,
@@ -107,6 +108,7 @@ __all__ = [
     "as_dtype",
     "as_integers",
     "as_numbers",
+    "as_path",
     "as_states",
     "as_whole",
     "at_least_float32",
@@ -120,6 +122,7 @@ __all__ = [
     "check_number",
     "codebooks",
     "digest",
+    "existing",
     "expected",
     "fingerprint",
     "firsts",
@@ -149,6 +152,7 @@ __all__ = [
     "pytree",
     "qr_r",
     "read",
+    "read_json",
     "read_numbers",
     "run_equation",
     "static",

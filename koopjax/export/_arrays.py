@@ -100,11 +100,6 @@ def put_array(array: np.ndarray, shape: tuple[int, ...] | None, dtype: np.dtype[
     return bytes([form]) + head + body
 
 
-def put_same(place: int) -> bytes:
-    """One array once more: the record of the array that was stored at this place in the order."""
-    return bytes([SAME]) + put_varint(place)
-
-
 def claimed(form: int, size: int, width: int) -> int:
     """What an array takes of a file's `Claims`: its bytes, and more where it is decoded slowly.
 
@@ -116,21 +111,26 @@ def claimed(form: int, size: int, width: int) -> int:
     return size * (width + (SYMBOL if form & 0x0F in SLOW else 0))
 
 
+def put_same(place: int) -> bytes:
+    """One array once more: the record of the array that was stored at this place in the order."""
+    return bytes([SAME]) + put_varint(place)
+
+
 def get_array(
     data: bytes,
     at: int,
     shape: tuple[int, ...] | None,
     dtype: np.dtype[Any],
-    claims: Claims | None = None,
     earlier: Sequence[Record] = (),
+    claims: Claims | None = None,
 ) -> tuple[Record, int]:
     """The array that `put_array` or `put_same` wrote at a place, and the place behind it.
 
     Args:
         data, at: the bytes and the place.
         shape, dtype: that the reader expects, as in `put_array`.
-        claims: what is left of the file's allowance.
         earlier: the records before this one; one array of two names is one object.
+        claims: what is left for the arrays of the file.
 
     Raises:
         UnknownName: a dtype or form of a newer version.
@@ -145,6 +145,7 @@ def get_array(
         value = earlier[place].value
         if shape not in (None, value.shape):
             raise IndexError(f"an array of shape {value.shape} in place of {shape}")
+        claims.take(value.nbytes)
         return Record(value, FORMS[SAME], at - start), at
     if code & HAS_DTYPE:
         if data[at] >= len(DTYPES):

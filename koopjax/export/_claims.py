@@ -11,7 +11,7 @@ FLOOR = 64 << 20
 RATIO = 1024
 #: Beside its bytes, for an entry that is decoded symbol by symbol: the time and room that it takes.
 SYMBOL = 16
-LAYERS_LIMIT = 1024  # layers of a model, cores of a train
+LAYERS_LIMIT = 256  # layers of a model, cores of a train
 PARTS_LIMIT = 1 << 16  # dictionaries within one
 DEPTH_LIMIT = 64  # lists within lists of a header
 

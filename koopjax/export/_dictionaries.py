@@ -44,6 +44,8 @@ def psi_node(psi: Any, path: tuple[Any, ...]) -> tuple[list[Any], list[Entry]]:
             entries += more
         missing = field.default is dataclasses.MISSING
         defaults.append(_Never if missing else field.default)
+    if _parts(node) > PARTS_LIMIT:
+        raise Unknown(f"more than {PARTS_LIMIT} dictionaries in one")
     return trim(node, defaults), entries
 
 

@@ -40,6 +40,10 @@ def example_node(model: nnx.Module) -> tuple[list[Any], list[Entry]]:
     if name is None:
         raise Unknown(type(model).__name__)
     config = freeze(dict(model.config))  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        _few_layers(dict(config))
+    except IndexError as error:
+        raise Unknown(f"a {name} with {error}") from None
     graph = nnx.split(model)[0]
     for mode in range(len(MODES)):
         skeleton = _skeleton(name, config, mode)

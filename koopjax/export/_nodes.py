@@ -62,6 +62,8 @@ def _module_node(model: nnx.Module, path: Path) -> Coded:
     if type(model) is nn.KoopmanBlock:
         return _block_node(model, path)
     if type(model) is nn.Stack:
+        if len(model.operators) > LAYERS_LIMIT:
+            raise Unknown(f"a stack of {len(model.operators)} operators")
         coded = [
             operator_node(operator, (*path, "operators", i))
             for i, operator in enumerate(model.operators)

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from koopjax import nn
-from koopjax.export._claims import count
+from koopjax.export._claims import LAYERS_LIMIT, count
 from koopjax.export._examples import Take, Unknown, trim
 from koopjax.export._file import UnknownName
 from koopjax.export._trains import train_node, train_shapes
@@ -33,6 +33,8 @@ def operator_node(operator: Any, path: Path) -> tuple[list[Any], list[Entry]]:
         raise Unknown(type(operator).__name__)
     setting, order, entries = None, "auto", []
     if form == "tt":
+        if len(operator.cores) > LAYERS_LIMIT:
+            raise Unknown(f"a train of {len(operator.cores)} cores")
         setting, order = train_node(operator), operator.form
         entries = [_entry((*path, "cores", k), core) for k, core in enumerate(operator.cores)]
         entries += _given(operator, path, "bias")

@@ -137,16 +137,21 @@ class Taker:
         self.body, self.at = body, at
         self.claims = Claims(len(body))
         self.dtype = np.dtype(np.float32)
-        self.names: list[str] = []
-        self.records: list[Record] = []
+        self.paths: list[str] = []
+        self.values: list[Record] = []
 
     def __call__(self, path: Path, shape: Any, dtype: Any) -> jax.Array:
         like = self.dtype if dtype is None else np.dtype(dtype)
-        record, self.at = get_array(self.body, self.at, shape, like, self.claims, self.records)
+        record, self.at = get_array(self.body, self.at, shape, like, self.values, self.claims)
+        self.paths.append(spell(path))
+        self.values.append(record)
         self.dtype = record.value.dtype
-        self.names.append(spell(path))
-        self.records.append(record)
         return to_jax(record.value)
+
+    @property
+    def records(self) -> list[tuple[str, Record]]:
+        """The arrays that were handed out, by path."""
+        return list(zip(self.paths, self.values, strict=True))
 
 
 def read_named(
@@ -158,10 +163,9 @@ def read_named(
         take.claims.take(built_beside(node))
         made = build_node(node, (), take)
         _ends(body, take.at)
-        named = list(zip(take.names, take.records, strict=True))
-        arrays = {name: record.value for name, record in named}
+        arrays = {name: record.value for name, record in take.records}
         # once more, as constructors may have cut 64-bit arrays to the default precision
-        return fill(made, arrays), named
+        return fill(made, arrays), take.records
 
 
 def _ends(body: bytes, at: int) -> None:
@@ -182,12 +186,10 @@ def _encode(model: Any) -> bytes:
     claims = built_beside(node)
     arrays = [to_numpy(spell(entry.path), entry.value) for entry in entries]
     for entry, array, first in zip(entries, arrays, firsts(arrays), strict=True):
-        if first < len(body) - 1:
-            body.append(put_same(first))
-        else:
-            like = dtype if entry.dtype is None else np.dtype(entry.dtype)
-            body.append(put_array(array, entry.shape, like))
-            claims += claimed(body[-1][0], array.size, array.dtype.itemsize)
+        like = dtype if entry.dtype is None else np.dtype(entry.dtype)
+        place = len(body) - 1
+        body.append(put_array(array, entry.shape, like) if first == place else put_same(first))
+        claims += claimed(body[-1][0], array.size, array.dtype.itemsize)
         dtype = array.dtype
     whole = b"".join(body)
     return frame(whole + padding(claims, len(whole)))
@@ -198,18 +200,18 @@ def _marks(names: list[str]) -> bytes:
     return bytes(zlib.crc32(name.encode()) & 0xFF for name in names)
 
 
-def read_template(body: bytes, at: int, node: list[Any], path: object) -> list[Record]:
-    """The arrays of a file that does not know its architecture."""
-    records = []
+def read_template(body: bytes, at: int, node: list[Any], path: object) -> Iterator[Record]:
+    """The arrays of a file that does not know its architecture, each as it is asked for."""
     dtype = np.dtype(np.float32)
+    records: list[Record] = []
     claims = Claims(len(body))
     with understood(path, "arrays", "a newer koopjax"):
         for _ in _template(node)[0]:
-            record, at = get_array(body, at, None, dtype, claims, records)
+            record, at = get_array(body, at, None, dtype, records, claims)
             dtype = record.value.dtype
             records.append(record)
+            yield record
         _ends(body, at)
-    return records
 
 
 def _template(node: list[Any]) -> tuple[bytes, int]:
@@ -220,21 +222,24 @@ def _template(node: list[Any]) -> tuple[bytes, int]:
 
 
 def _load_template(body: bytes, at: int, node: list[Any], model: Any, path: object) -> Any:
-    records = read_template(body, at, node, path)
+    with understood(path, "arrays", "a newer koopjax"):
+        marks, checksum = _template(node)
     held = arrays_of(model)
-    names = list(held)
-    for name, mark, record in zip(names, node[2], records, strict=False):
+    names, arrays = list(held), {}
+    # the records come first, so that the file is read to its end
+    for record, name, mark in zip(read_template(body, at, node, path), names, marks, strict=False):
         shape = tuple(jnp.shape(held[name]))
         if _marks([name])[0] != mark:
             raise _other(path, f"no {name} at its place in the file")
         if shape != record.value.shape:
             raise _other(path, f"{name} of shape {shape}, {record.value.shape} in the file")
-    if len(names) != len(records):
-        extra = f", {names[len(records)]} is too many" if len(names) > len(records) else ""
-        raise _other(path, f"{len(names)} arrays, {len(records)} in the file{extra}")
-    if zlib.crc32("\n".join(names).encode()) != node[3]:
+        arrays[name] = record.value
+    if len(names) != len(marks):
+        extra = f", {names[len(marks)]} is too many" if len(names) > len(marks) else ""
+        raise _other(path, f"{len(names)} arrays, {len(marks)} in the file{extra}")
+    if zlib.crc32("\n".join(names).encode()) != checksum:
         raise _other(path, "other paths of parameters")
-    return fill(model, {n: r.value for n, r in zip(names, records, strict=True)})
+    return fill(model, arrays)
 
 
 def _same_model(model: Any, shapes: dict[str, tuple[int, ...]], path: object) -> None:

@@ -38,6 +38,7 @@ def worker(arguments: argparse.Namespace) -> None:
         from tests.fuzz import calls as work
     import faulthandler
 
+    work.prepare()
     for number in range(arguments.start, arguments.stop):
         call = work.draw(arguments.seed, number)
         print(json.dumps({"begin": number, "call": str(call)}), file=sink, flush=True)

@@ -58,6 +58,11 @@ class Hang(BaseException):
     """Raised by the alarm."""
 
 
+def alarm(number: int, frame: Any) -> None:
+    """The handler of the signal that ends a call."""
+    raise Hang
+
+
 def judge_error(error: BaseException, changed: bool) -> Outcome:
     """The outcome of a call that raised."""
     frames = []

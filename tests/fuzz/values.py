@@ -214,7 +214,7 @@ SEQUENCE: dict[str, Change] = {
     "a generator": lambda a, rng: (v for v in a),
     "a dict": lambda a, rng: dict(enumerate(a)),
     "nested": lambda a, rng: [list(a)],
-    "a thousand": lambda a, rng: [list(a)[0]] * 1000,
+    "a thousand": lambda a, rng: [next(iter(a))] * 1000,
 }
 
 FUNCTION: dict[str, Change] = {
