@@ -1,4 +1,4 @@
-"""Array types, result codes, products at a stated precision, masked QR, merging of R factors."""
+"""The door for arrays, result codes, products at a stated precision, masked QR, R factors."""
 
 from koopjax._core._arrays import (
     blocks as blocks,
@@ -7,6 +7,15 @@ from koopjax._core._arrays import (
     has_float64 as has_float64,
     is_tracing as is_tracing,
     on_device as on_device,
+)
+from koopjax._core._door import (
+    as_array as as_array,
+    as_integers as as_integers,
+    as_numbers as as_numbers,
+    held as held,
+    loses_spread as loses_spread,
+    read as read,
+    read_numbers as read_numbers,
 )
 from koopjax._core._inference import inference_arguments as inference_arguments
 from koopjax._core._linalg import (
@@ -51,6 +60,9 @@ __all__ = [
     "SUCCESS",
     "UNDERDETERMINED",
     "NumericalError",
+    "as_array",
+    "as_integers",
+    "as_numbers",
     "at_least_float32",
     "blocks",
     "cast",
@@ -59,8 +71,10 @@ __all__ = [
     "expected",
     "gram",
     "has_float64",
+    "held",
     "inference_arguments",
     "is_tracing",
+    "loses_spread",
     "masked_qr",
     "matmul",
     "merge_r",
@@ -70,6 +84,8 @@ __all__ = [
     "precise_as",
     "pytree",
     "qr_r",
+    "read",
+    "read_numbers",
     "static",
     "tol",
     "traced",

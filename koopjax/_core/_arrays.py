@@ -51,13 +51,17 @@ def check_finite(name: str, array: Any) -> None:
         name: how the array is called in the message.
         array: any array; integers and booleans pass; tracers are not looked at.
     """
-    if is_tracing(array) or not jnp.issubdtype(jnp.asarray(array).dtype, jnp.inexact):
+    if is_tracing(array):
         return
-    array = jnp.asarray(array)
-    if not _all_finite(array):
-        bad = ~jnp.isfinite(array)
-        count = int(jnp.sum(bad))
-        first = tuple(int(i) for i in jnp.unravel_index(jnp.argmax(bad), bad.shape))
+    # NumPy's stay where they are: cut to float32, a finite 1e39 would be infinite.
+    xp: Any = jnp if isinstance(array, jax.Array) else np
+    array = xp.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return
+    if not (_all_finite(array) if xp is jnp else np.isfinite(array).all()):
+        bad = ~xp.isfinite(array)
+        count = int(xp.sum(bad))
+        first = tuple(int(i) for i in xp.unravel_index(xp.argmax(bad), bad.shape))
         raise ValueError(
             f"expected finite numbers in {name}, got {count} NaN or infinite entries, the first at "
             f"index {first}; try dropping those samples"

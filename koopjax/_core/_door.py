@@ -1,0 +1,249 @@
+"""The one door for arrays: what a user calls an array, its numbers unchanged, or a refusal."""
+
+import numbers
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from koopjax._core._arrays import expected, is_tracing
+
+#: Rounding to float32 may cost this much of a column's spread, in units of float32's own rounding:
+#: reached where data lie some thirty times their spread from the origin.
+SHARE = 16
+_FRAMES = "x.to_numpy(dtype=float)"
+
+
+def read(name: str, x: Any) -> Any:
+    """An array as it is, at full width: JAX arrays and tracers pass, all else becomes NumPy.
+
+    Lists, NumPy's scalars and subclasses, frames and series (by `to_numpy` or `__array__`), any
+    byte order, long doubles whose range float64 has, objects that are numbers.
+
+    Args:
+        name: how the array is called in a message.
+        x: what a user calls an array.
+
+    Returns:
+        A JAX array, or a NumPy array of numbers or booleans in native byte order.
+
+    Raises:
+        ValueError: masked entries, ragged lists, text, dates, objects, nothing at all.
+    """
+    if not isinstance(x, jax.Array) and hasattr(x, "__jax_array__"):
+        x = x.__jax_array__()
+    if isinstance(x, jax.Array):
+        if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+            _refuse(name, f"dtype {x.dtype}", "jax.random.key_data")
+        return x
+    if isinstance(x, list | tuple) and any(isinstance(row, np.ma.MaskedArray) for row in x):
+        x = np.ma.array(x)
+    if isinstance(x, np.ma.MaskedArray):
+        masked = int(np.ma.count_masked(x))
+        if masked:
+            _refuse(name, f"{masked} masked entries", "dropping those rows, or x.filled(a number)")
+        x = x.data
+    try:
+        table = None if hasattr(x, "__array__") else getattr(x, "to_numpy", None)
+        array = np.asarray(x if table is None else table())
+    except jax.errors.TracerArrayConversionError:
+        return jnp.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise _error(name, f"{type(x).__name__} ({first})", "rows of equal length") from error
+    return _native(name, array, x)
+
+
+def _native(name: str, array: np.ndarray, given: Any) -> np.ndarray:
+    """The array in a dtype of this machine that JAX has too."""
+    kind = array.dtype.kind
+    if kind == "O":
+        return _of_objects(name, array, given)
+    if kind in "fc" and array.dtype.itemsize > (8 if kind == "f" else 16):
+        # A long double; infinity may not come of a finite number.
+        with np.errstate(over="ignore"):
+            short = array.astype(np.float64 if kind == "f" else np.complex128)
+        if np.any(np.isfinite(array) & ~np.isfinite(short)):
+            _refuse(name, f"{array.dtype} numbers beyond float64's range", "rescaling them")
+        return short
+    if kind in "bifuc":
+        return np.asarray(array, array.dtype.newbyteorder("="))
+    # Void to NumPy are the narrow types that JAX has: bfloat16, float8, int4.
+    if kind == "V" and jnp.issubdtype(array.dtype, np.number):
+        return array
+    suggestion = "array.astype(float)" if kind in "US" else "numbers in place of dates and records"
+    _refuse(name, f"dtype {array.dtype}", suggestion)
+
+
+def _of_objects(name: str, array: np.ndarray, given: Any) -> np.ndarray:
+    """Python's and a frame's numbers, which NumPy keeps as objects where they are mixed or long."""
+    flat = array.ravel().tolist()
+    strange = next((item for item in flat if not isinstance(item, numbers.Real)), None)
+    if array.size == 0 or not all(isinstance(item, numbers.Real) for item in flat):
+        inside = type(given).__name__ if array.ndim == 0 else f"objects ({strange!r:.40})"
+        suggestion = _FRAMES if hasattr(given, "to_numpy") else "an array of numbers"
+        _refuse(name, inside, suggestion)
+    try:
+        if all(isinstance(item, numbers.Integral) for item in flat):
+            return array.astype(np.int64)
+    except OverflowError:
+        pass  # beyond 64 bits: a float holds the leading digits
+    try:
+        return array.astype(np.float64)
+    except OverflowError:
+        _refuse(name, "integers beyond float64's range", "rescaling them")
+
+
+def _error(name: str, got: str, suggestion: str) -> ValueError:
+    return expected(f"an array of numbers as {name}", got, suggestion)
+
+
+def _refuse(name: str, got: str, suggestion: str) -> NoReturn:
+    raise _error(name, got, suggestion)
+
+
+def read_numbers(name: str, x: Any) -> Any:
+    """Real floating numbers at full width: as `read`, and integers as the right floats.
+
+    Returns:
+        A floating JAX array, or a NumPy array (float64 for wide integers, lists and frames).
+
+    Raises:
+        ValueError: as `read`; complex numbers; formats of eight bits, in which no result could be
+            given back.
+    """
+    x = read(name, x)
+    dtype = x.dtype
+    if jnp.issubdtype(dtype, jnp.floating):
+        if dtype.itemsize < 2:
+            _refuse(name, f"dtype {dtype}", "x.astype(jnp.float32)")
+        return x
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise expected(
+            f"real numbers in {name}",
+            f"dtype {dtype}",
+            "real and imaginary parts as coordinates: jnp.concatenate([x.real, x.imag], -1)",
+        )
+    wide = dtype.itemsize >= 4
+    if isinstance(x, np.ndarray):
+        return x.astype(np.float64 if wide else jnp.result_type(float))
+    if wide and not is_tracing(x) and x.is_fully_addressable:
+        seen = np.asarray(x, np.float64)
+        # What float32 holds exactly stays on its device.
+        if np.abs(seen).max(initial=0) > 2**24:
+            return seen
+    return x.astype(jnp.result_type(float))
+
+
+def loses_spread(x: Any) -> bool:
+    """Whether float32 can't hold these float64 numbers, or a share of their spread is lost by it.
+
+    By column: the spread of the rounding error against that of the numbers. Data near the origin
+    lose nothing that a float32 result would show; data at 1e7 with spread 1 lose 8 % of their
+    variance.
+
+    Args:
+        x: `(..., d)`; only float64 arrays that can be looked at may lose, others give False.
+    """
+    if is_tracing(x) or getattr(x, "dtype", None) != np.float64 or x.size == 0:
+        return False
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return False
+    rows = np.asarray(x).reshape(-1, x.shape[-1] if x.ndim else 1)
+    single = np.finfo(np.float32)
+    # NaN and infinity lose nothing here; they are refused elsewhere.
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, spread = rows.mean(axis=0), rows.std(axis=0)
+        extent = np.maximum(rows.max(axis=0), -rows.min(axis=0))
+        # What varies by rounding in float64 only does not vary.
+        varies = spread > 4 * np.finfo(np.float64).eps * np.abs(mean)
+        outside = (spread < single.tiny) | (extent > single.max)
+        doubtful = varies & ((np.abs(mean) > SHARE * spread) | outside)
+        if not doubtful.any():
+            return False
+        some = rows[:, doubtful]
+        lost = np.std(some - some.astype(np.float32), axis=0)
+    least = SHARE * float(single.eps) * spread[doubtful]
+    return bool(np.any((lost > least) | outside[doubtful]))
+
+
+def held(name: str, x: Any) -> Array:
+    """What `read` gave, as JAX holds it here: float64 and 64-bit integers under x64 only.
+
+    Raises:
+        ValueError: a finite number that does not fit in float32, an integer that would wrap.
+    """
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    if dtype == x.dtype:
+        return jnp.asarray(x)
+    if is_tracing(x) or not getattr(x, "is_fully_addressable", True):
+        return x.astype(dtype)
+    x = np.asarray(x)
+    if x.dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if x.size and (x.min() < limits.min or x.max() > limits.max):
+            raise expected(
+                f"integers in {name} that fit in {dtype}",
+                f"{x.min()} to {x.max()}",
+                "x.astype(float) for numbers, or jax_enable_x64",
+            )
+        return jax.device_put(x.astype(dtype))
+    with np.errstate(over="ignore"):
+        short = x.astype(dtype)
+    if not np.isfinite(short).all():
+        beyond = np.isfinite(x) & ~np.isfinite(short)
+        if beyond.any():
+            raise expected(
+                f"numbers in {name} that fit in {dtype}",
+                f"{x[beyond].flat[0]:.3g}, which does not fit in {dtype}",
+                "rescaling them, or jax_enable_x64",
+            )
+    return jax.device_put(short)
+
+
+def as_array(name: str, x: Any) -> Array:
+    """An array for JAX with its dtype as far as JAX has it here; nothing wraps, nothing overflows.
+
+    For what a model takes, where tokens stay integers; see `read` and `held` for what is refused.
+
+    Args:
+        name: how the array is called in a message.
+        x: what a user calls an array.
+    """
+    return held(name, read(name, x))
+
+
+def as_numbers(name: str, x: Any) -> Array:
+    """Real floating numbers for JAX; integers and booleans become floats.
+
+    Float64 becomes float32 outside x64. Where that may cost the spread of the data, take
+    `read_numbers` and ask `loses_spread`.
+
+    Args:
+        name: how the array is called in a message.
+        x: what a user calls an array.
+
+    Raises:
+        ValueError: what `read_numbers` refuses; numbers that do not fit in float32.
+    """
+    x = read_numbers(name, x)
+    # Lists and integers have no dtype of their own: they take JAX's.
+    return held(name, x)
+
+
+def as_integers(name: str, x: Any) -> Array:
+    """Integers for JAX, such as tokens, labels, places: none wraps.
+
+    Args:
+        name: how the array is called in a message.
+        x: what a user calls an array of integers.
+
+    Raises:
+        ValueError: floats, booleans, what `read` refuses, integers beyond JAX's width here.
+    """
+    x = read(name, x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise expected(f"integers in {name}", f"dtype {x.dtype}", "x.astype(int)")
+    return held(name, x)
