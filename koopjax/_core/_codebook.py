@@ -27,7 +27,7 @@ def codebooks(
 
     Args:
         values: numbers of any shape, finite.
-        sizes: numbers of values, at least 1 each.
+        sizes: numbers of values, at least 1 each beside a kept zero.
         weights: as `values`, finite and not negative; all alike by default. What weighs nothing
             goes to the nearest value.
         keep_zero: let zeros stay zeros: where there are any, the first value is zero and stands for

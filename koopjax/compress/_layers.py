@@ -11,7 +11,7 @@ from flax import linen, nnx
 from jaxtyping import Array
 
 from koopjax import models, nn
-from koopjax._core import firsts, on_device
+from koopjax._core import firsts, has_float64, matmul, on_device, precise_as
 from koopjax.compress import _taps as taps
 from koopjax.compress._budget import inapplicable
 from koopjax.compress._problem import Problem, cut, span_name
@@ -176,22 +176,29 @@ def input_moments(
     batch = min(batch, len(x))
     both = (model, changed)[: 1 + (changed is not model)]
     tapped = [nnx.split(marked(one, paths)) for one in both]
+    # Float64 where there is: what the moments decide must not hang on roundings of the inputs.
+    dtype = jnp.float64 if has_float64() else jnp.float32
     starts = range(0, len(x) // batch * batch, batch)
-    sums = [[0.0, 0.0] for _ in paths]
+    sums: list[Any] = [(0.0, 0.0)] * len(paths)
     for start in starts:
-        rows = x[start : start + batch]
-        seen = [_inputs(tapped[0][0], state, len(paths), rows) for _, state in tapped]
-        for total, *inputs in zip(sums, *seen, strict=True):
-            # Float64: what the moments decide must not hang on roundings in the inputs' units.
-            original, delivered = _with_one(inputs[0]), _with_one(inputs[-1])
-            total[0] += delivered.T @ delivered / len(delivered)
-            total[1] += delivered.T @ original / len(delivered) if len(inputs) > 1 else 0.0
-    means = [(own / len(starts), cross / len(starts)) for own, cross in sums]
-    return means if changed is not model else [(own, own) for own, _ in means]
+        batch_rows = x[start : start + batch]
+        seen = [_inputs(tapped[0][0], state, len(paths), batch_rows) for _, state in tapped]
+        with precise_as(dtype):
+            for k, rows in enumerate(zip(*seen, strict=True)):
+                original, delivered = rows[0], rows[-1]
+                own = np.asarray(_product(delivered, delivered, dtype))
+                cross = own
+                if delivered is not original:
+                    cross = np.asarray(_product(delivered, original, dtype))
+                sums[k] = sums[k][0] + own, sums[k][1] + cross
+    return [(own / len(starts), cross / len(starts)) for own, cross in sums]
 
 
-def _with_one(rows: Array) -> np.ndarray:
-    return np.concatenate([np.ones((len(rows), 1)), np.asarray(rows, np.float64)], axis=1)
+@partial(jax.jit, static_argnames="dtype")
+def _product(a: Array, b: Array, dtype: Any) -> Array:
+    """`[1, a]ᵀ [1, b] / n`."""
+    a, b = (jnp.pad(r.astype(dtype), ((0, 0), (1, 0)), constant_values=1) for r in (a, b))
+    return matmul(a.T, b) / len(a)
 
 
 @partial(jax.jit, static_argnames=("graph", "count"))

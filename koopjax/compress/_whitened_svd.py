@@ -179,6 +179,8 @@ def factor(
     mean, mean_of = own[0, 1:], mixed[0, 1:]
     # Of the power with the mean, as a constant input has a variance of rounding alone.
     _, unit = unit_diagonal(own[1:, 1:])
+    # The weights of inputs that are always zero have no units; they are left out.
+    used = np.where(np.diag(own)[1:, None] > 0, kernel / unit[:, None], 0.0)
     sides = np.outer(unit, unit)
     values, vectors = np.linalg.eigh(sides * (own[1:, 1:] - np.outer(mean, mean)))
     values = np.maximum(values, 0) + FLOOR * max(values[-1], 1e-30)
@@ -186,7 +188,7 @@ def factor(
     # With the original's own inputs the regression would return the kernel itself.
     covariance = sides * (mixed[1:, 1:] - np.outer(mean, mean_of))
     damped = covariance + FLOOR * values[-1] * np.eye(len(mean))
-    whitened = (vectors / root).T @ damped @ (kernel / unit[:, None])
+    whitened = (vectors / root).T @ damped @ used
     u, s, vt = np.linalg.svd(whitened, full_matrices=False)
     half = np.sqrt(s)
     left, right = unit[:, None] * ((vectors / root) @ u * half[None, :]), half[:, None] * vt
