@@ -94,10 +94,11 @@ def finetune(
 
     Minimises `(1 - w) T² KL(softmax(t / T) ‖ softmax(s / T)) + w CE(labels, s)` over the student's
     parameters, for teacher outputs `t` and student outputs `s`; `w = 0` without labels. One output
-    means regression, with the mean squared difference. Every epoch is a compiled scan. Exact zeros
-    of matrices stay zero, so that a pruned model keeps its bytes; frozen arrays (indices, codes)
-    stay as they are. With `budget` or `density`, entries of least saliency go on the way, as
-    `ToSize` describes; with `value_bits` too, what stays is trained on grids.
+    means regression, with the mean squared difference. The student is in training mode (dropout on,
+    batch normalisation by the batch), the teacher in inference. Every epoch is a compiled scan.
+    Exact zeros of matrices stay zero, so that a pruned model keeps its bytes; frozen arrays
+    (indices, codes) stay as they are. With `budget` or `density`, entries of least saliency go on
+    the way, as `ToSize` describes; with `value_bits` too, what stays is trained on grids.
 
     Args:
         compressed: a `Compressed`, or a model of any form that `models.train` takes.
