@@ -97,9 +97,10 @@ def finetune(
     Minimises `(1 - w) T² KL(softmax(t / T) ‖ softmax(s / T)) + w CE(labels, s)` over the student's
     parameters, for teacher outputs `t` and student outputs `s`; `w = 0` without labels. One logit
     stands for the pair `(0, s)`. For a regression it is the mean squared difference from the
-    teacher, and with weight `w` from the labels. Every epoch is a compiled scan. Exact zeros
-    of matrices stay zero, so that a pruned model keeps its bytes; frozen arrays (indices, codes)
-    stay as they are. With `budget` or `density`, entries of least saliency go on the way, as
+    teacher, and with weight `w` from the labels. The student is in training mode (dropout on, batch
+    normalisation by the batch), the teacher in inference. Every epoch is a compiled scan. Exact
+    zeros of matrices stay zero, so that a pruned model keeps its bytes; frozen arrays (indices,
+    codes) stay as they are. With `budget` or `density`, entries of least saliency go on the way, as
     `ToSize` describes; with `value_bits` too, what stays is trained on grids.
 
     Args:

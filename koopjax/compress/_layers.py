@@ -82,7 +82,9 @@ def layers_in(
     if not paths:
         place = f"span {where['at']}" if where else "model"
         raise inapplicable(
-            f"a {place} with nnx.Linear layers, each with a matrix of its own", "none", suggestion
+            f"a {place} with nnx.Linear layers whose kernels are matrices of their own",
+            "none",
+            suggestion,
         )
     return paths, where
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from koopjax._core import ModeError, expected, trace_inference
+from koopjax._core import ModeError, as_array, expected, trace_inference
 from koopjax.models._forms import Form, form_of, named_leaves
 from koopjax.models._scores import answers, compare, read_task
 
@@ -95,6 +95,13 @@ def check_rows(name: str, form: Form, params: Any, rest: Any, x: Any) -> None:
             f"on axis {axis}",
             "a function that swaps the axes of the model's output",
         )
+
+
+def _size(name: str, batch_size: Any, x: Array) -> int:
+    """Rows of a batch."""
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise expected(f"{name}: batch_size a positive integer", f"{batch_size!r}", f"{BATCH}")
+    return min(int(batch_size), x.shape[0])
 
 
 def _cut(array: Array, size: int) -> tuple[Array, Array]:
@@ -186,14 +193,15 @@ def predict(model: Any, x: Float[Array, "n ..."], batch_size: int = BATCH) -> Fl
         ValueError: no samples, samples of a shape that the model does not take, or several batches
             of outputs without one axis as long as the batch.
     """
+    x = as_array("models.predict: x", x)
     check_samples("models.predict", x)
     form, params, rest = form_of(model)
-    size, axis = min(batch_size, len(x)), 0
+    size, axis = _size("models.predict", batch_size, x), 0
     if size == len(x):
         check_input("models.predict", form, params, rest, x, size)
     else:
         axis = batch_axis("models.predict", form, params, rest, x, size)
-    return _predict(form, params, rest, jnp.asarray(x), size, axis)
+    return _predict(form, params, rest, x, size, axis)
 
 
 def accuracy(
@@ -216,11 +224,12 @@ def accuracy(
             number of outputs, one output that looks like a probability, or samples of a shape
             that the model does not take.
     """
+    x = as_array("models.accuracy: x", x)
     check_samples("models.accuracy", x, y)
     out = output_like(model, x)
     form, params, rest = form_of(model)
     check_rows("models.accuracy", form, params, rest, x)
-    x, size = jnp.asarray(x), min(batch_size, len(x))
+    size = _size("models.accuracy", batch_size, x)
     if out.shape[1:] in ((), (1,)):  # whether it is a logit, its numbers tell
         out = _predict(form, params, rest, x, size, 0)
     _, labels = read_task(out, y, "classification")
@@ -240,8 +249,7 @@ def output_like(model: Any, x: Any) -> jax.ShapeDtypeStruct:
         ValueError: no samples, or samples of a shape that the model does not take.
     """
     check_samples("models.output_like", x)
-    out = check_input("models.output_like", *form_of(model), x)
-    return jax.ShapeDtypeStruct((np.shape(x)[0], *out.shape[1:]), out.dtype)
+    return check_input("models.output_like", *form_of(model), x, np.shape(x)[0])
 
 
 def score(

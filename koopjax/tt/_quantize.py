@@ -14,7 +14,6 @@ from koopjax.tt._round import Budget, _require_concrete, right_orthogonal, svd, 
 from koopjax.tt._support import T, check_rtol, check_train
 from koopjax.tt._trains import TensorTrain, TTMatrix
 
-
 _even = jax.jit(even)
 
 
@@ -44,26 +43,26 @@ def _sizes(row: int, column: int, base: int) -> list[tuple[int, int]]:
 def quantize(train: T, base: int = 2, rtol: float = 0.0) -> T:
     """Every mode of size `base^L` split into `L` modes of size `base` (QTT).
 
-    `A[..., i, ...] = Q[..., i_1, ..., i_L, ...]` with `i = Σ i_j base^(L - j)`: the most
-    significant digit first, so that a dense reshape in C order is the same thing.
+        `A[..., i, ...] = Q[..., i_1, ..., i_L, ...]` with `i = Σ i_j base^(L - j)`: the most
+        significant digit first, so that a dense reshape in C order is the same thing.
 
-    Args:
-        train: `TensorTrain`, or `TTMatrix` whose row and column modes are split alike (a mode of 1
-            stays 1 in all of its cores).
-        base: at least 2.
-        rtol: relative tolerance in the Frobenius norm of the whole tensor; 0 cuts rounding noise.
+        Args:
+            train: `TensorTrain`, or `TTMatrix` whose row and column modes are split alike (a mode of 1
+                stays 1 in all of its cores).
+            base: at least 2.
+            rtol: relative tolerance in the Frobenius norm of the whole tensor; 0 cuts rounding noise.
 
-    Returns:
-        A train of the same kind with ranks from the data, as `round` gives; outside jit.
+        Returns:
+            A train of the same kind with ranks from the data, as `round` gives; outside jit.
 
-    Raises:
-        ValueError: a mode that is no power of the base, NaN cores, a call under jit.
+        Raises:
+            ValueError: a mode that is no power of the base, NaN cores, a call under jit.
 
-    Example:
-        >>> import jax
-import jax.numpy as jnp
-        >>> quantize(rank_one([2.0 ** jnp.arange(8)])).ranks
-        (1, 1, 1, 1)
+        Example:
+            >>> import jax
+    import jax.numpy as jnp
+            >>> quantize(rank_one([2.0 ** jnp.arange(8)])).ranks
+            (1, 1, 1, 1)
     """
     _require_concrete("quantize", train)
     rtol = check_rtol(rtol)
@@ -108,18 +107,18 @@ import jax.numpy as jnp
 def dequantize(train: T, lengths: Sequence[int]) -> T:
     """Neighbouring modes merged into one: the inverse of `quantize`.
 
-    Args:
-        train: `TensorTrain` or `TTMatrix`.
-        lengths: how many cores make up each mode of the result; they add up to `d` (static).
+        Args:
+            train: `TensorTrain` or `TTMatrix`.
+            lengths: how many cores make up each mode of the result; they add up to `d` (static).
 
-    Returns:
-        A train of the same kind, `len(lengths)` cores; works under jit.
+        Returns:
+            A train of the same kind, `len(lengths)` cores; works under jit.
 
-    Example:
-        >>> import jax
-import jax.numpy as jnp
-        >>> dequantize(rank_one([jnp.ones(2)] * 5), (3, 2)).modes
-        (8, 4)
+        Example:
+            >>> import jax
+    import jax.numpy as jnp
+            >>> dequantize(rank_one([jnp.ones(2)] * 5), (3, 2)).modes
+            (8, 4)
     """
     check_train("the train", train)
     if not isinstance(train, TensorTrain | TTMatrix):
