@@ -12,6 +12,7 @@ from koopjax._core import (
     ILL_CONDITIONED,
     as_dtype,
     cast,
+    check_dictionary,
     expected,
     has_float64,
     is_tracing,
@@ -25,7 +26,6 @@ from koopjax.edmd._factor import is_finite
 from koopjax.edmd._inputs import (
     check_arrays,
     check_batch_size,
-    check_dictionary,
     check_stream,
     fold_layout,
     peek,
