@@ -39,6 +39,7 @@ from koopjax._core._precision import (
     precise as precise,
     precise_as as precise_as,
     precise_for as precise_for,
+    promoted as promoted,
     traced as traced,
     working_dtype as working_dtype,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "precise",
     "precise_as",
     "precise_for",
+    "promoted",
     "pytree",
     "qr_r",
     "read",
