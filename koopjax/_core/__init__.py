@@ -53,6 +53,7 @@ from koopjax._core._precision import (
     precise as precise,
     precise_as as precise_as,
     precise_for as precise_for,
+    promoted as promoted,
     traced as traced,
     working_dtype as working_dtype,
 )
@@ -150,6 +151,7 @@ __all__ = [
     "precise",
     "precise_as",
     "precise_for",
+    "promoted",
     "put_bound",
     "pytree",
     "qr_r",

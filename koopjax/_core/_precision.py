@@ -1,6 +1,7 @@
 """Where float64 is needed it is asked for locally; the global configuration stays as it is."""
 
 import contextlib
+import functools
 from typing import Any
 
 import jax
@@ -66,7 +67,13 @@ def working_dtype(dtype: Any) -> Any:
     """The dtype in which factorisations run: at least float32, since LAPACK has no half types."""
     if not jnp.issubdtype(dtype, jnp.floating):
         raise expected("floating-point observables", f"dtype {dtype}", "x.astype(jnp.float32)")
-    return jnp.promote_types(dtype, jnp.float32)
+    return promoted(dtype, jnp.float32)
+
+
+def promoted(*dtypes: Any) -> Any:
+    """The dtype that holds all of these, also where a user has made promotion strict."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
 
 
 def precise_as(dtype: Any) -> contextlib.AbstractContextManager:

@@ -19,6 +19,7 @@ from koopjax._core import (
     is_tracing,
     is_wide,
     precise_as,
+    promoted,
     pytree,
     static,
     traced,
@@ -67,7 +68,7 @@ class Lift:
         psi_y = _lifted(self.psi if self.target is None else self.target, y)
         if self.state:
             extra = x if self.state == "x" else y
-            dtype = jnp.promote_types(psi_y.dtype, extra.dtype)
+            dtype = promoted(psi_y.dtype, extra.dtype)
             psi_y = jnp.concatenate([psi_y.astype(dtype), extra.astype(dtype)], axis=1)
         return psi_x, psi_y
 

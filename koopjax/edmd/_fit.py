@@ -18,6 +18,7 @@ from koopjax._core import (
     is_tracing,
     precise,
     precise_as,
+    promoted,
     traced,
     worst,
 )
@@ -308,7 +309,7 @@ def fit(
         target=target,
         matrix=cast(solution.value, dtype),
         readout=None if readout is None else cast(readout, dtype),
-        info=cast(solution.info, jnp.promote_types(dtype, jnp.float32)),
+        info=cast(solution.info, promoted(dtype, jnp.float32)),
         result=solution.result,
     )
 

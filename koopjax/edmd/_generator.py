@@ -21,6 +21,7 @@ from koopjax._core import (
     precise,
     precise_as,
     precise_for,
+    promoted,
     pytree,
     static,
 )
@@ -224,6 +225,6 @@ def generator(
         psi=psi,
         matrix=cast(solution.value, problem.dtype),
         readout=cast(readout, problem.dtype),
-        info=cast(solution.info, jnp.promote_types(problem.dtype, jnp.float32)),
+        info=cast(solution.info, promoted(problem.dtype, jnp.float32)),
         result=solution.result,
     )

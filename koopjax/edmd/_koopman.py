@@ -20,6 +20,7 @@ from koopjax._core import (
     matmul,
     precise,
     precise_for,
+    promoted,
     pytree,
 )
 from koopjax.edmd._accumulate import block_rows
@@ -44,7 +45,7 @@ def _as_fitted(x: Array, *fitted: Any) -> Array:
 def _along(psi: Any, vectors: Array, x: Array) -> Array:
     """`Ψ(x) V`, complex, in the wider precision of both."""
     z = psi(x)
-    dtype = jnp.promote_types(z.dtype, vectors.dtype)
+    dtype = promoted(z.dtype, vectors.dtype)
     return matmul(z.astype(dtype), vectors.astype(dtype))
 
 
@@ -178,7 +179,7 @@ def _residual_sums(
 ) -> tuple[Array, Array]:
     """`Σ |Ψ(y) v − λ Ψ(x) v|²` and `Σ |Ψ(x) v|²` for every eigenpair, block by block."""
     n = x.shape[0]
-    dtype = jnp.promote_types(values.real.dtype, x.dtype)
+    dtype = promoted(values.real.dtype, x.dtype)
     weights = weights.astype(dtype)
 
     def step(carry: tuple, start: Array) -> tuple[tuple, None]:

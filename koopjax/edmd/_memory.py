@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from koopjax import observables
-from koopjax._core import as_whole, expected, held_leaves, precise_as
+from koopjax._core import as_whole, expected, held_leaves, precise_as, promoted
 from koopjax.edmd._statistics import Gram
 
 # Share of the free memory that a fit may plan with; the rest is for the data and the backend.
@@ -83,7 +83,7 @@ def observed_dtype(lift: Any, x: Any, y: Any, memory_limit: Any = None) -> Any:
     # Before tracing, because a dictionary of absurd size may build its index tables there.
     check_memory(lift, x.shape, y.shape, Gram, jnp.float32, 1, None, memory_limit)
     row = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)
-    with precise_as(jnp.promote_types(x.dtype, y.dtype)):
+    with precise_as(promoted(x.dtype, y.dtype)):
         before, after = jax.eval_shape(held_leaves(lift), row(x), row(y))
     p, q = lift.sizes(x.shape[1], y.shape[1])
     if before.shape != (1, p) or after.shape != (1, q):
@@ -92,7 +92,7 @@ def observed_dtype(lift: Any, x: Any, y: Any, memory_limit: Any = None) -> Any:
             f"{before.shape} and {after.shape}",
             "correcting size(d) of the dictionary",
         )
-    return jnp.promote_types(before.dtype, after.dtype)
+    return promoted(before.dtype, after.dtype)
 
 
 def _number(n: int) -> str:

@@ -19,6 +19,7 @@ from koopjax._core import (
     matmul,
     precise,
     precise_as,
+    promoted,
     pytree,
     qr_r,
     read_numbers,
@@ -120,7 +121,7 @@ class Gram:
         psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
         with precise(psi_x, psi_y):
             return _products(
-                psi_x, psi_y, weights, working_dtype(jnp.promote_types(psi_x.dtype, psi_y.dtype))
+                psi_x, psi_y, weights, working_dtype(promoted(psi_x.dtype, psi_y.dtype))
             )
 
     def update(self, psi_x: Array, psi_y: Array, weights: Array | None = None) -> "Gram":
@@ -232,7 +233,7 @@ class RFactor:
         """The statistic of one batch of lifted snapshots; arguments as for `Gram.from_batch`."""
         psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
         with precise(psi_x, psi_y):
-            dtype = working_dtype(jnp.promote_types(psi_x.dtype, psi_y.dtype))
+            dtype = working_dtype(promoted(psi_x.dtype, psi_y.dtype))
             rows_x, rows_y, count = weighted(psi_x, psi_y, weights, dtype)
             rows = jnp.concatenate([rows_x, rows_y], axis=1)
             return cls(_square(qr_r(rows), rows.shape[1]), count, psi_x.shape[1])

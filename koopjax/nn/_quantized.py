@@ -52,9 +52,8 @@ class Quantized(Operator):
         param_dtype: DTypeLike | None = None,
         precision: Any = functional.PRECISION,
     ):
-        check_matrix("codes", codes)
+        p, q = check_matrix("codes", codes)
         codes = read("codes", codes)
-        p, q = codes.shape
         check_bias(bias, q)
         bits = as_whole("bits", bits, 2, 8)
         most = _most(bits)

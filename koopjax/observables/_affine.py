@@ -19,6 +19,7 @@ from koopjax._core import (
     matmul,
     needs_float64,
     precise_as,
+    promoted,
     pytree,
     read_numbers,
 )
@@ -363,7 +364,7 @@ def _precisely(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Run in float64 where that can be had, and bring the results back to the first dtype."""
     dtype = args[0].dtype
     if is_tracing(*args) or not has_float64():
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = promoted(dtype, jnp.float32)
         args = tuple(a.astype(wide) if hasattr(a, "astype") else a for a in args)
         return jax.tree.map(lambda a: a.astype(dtype), function(*args, **kwargs))
     with jax.enable_x64(True):

@@ -20,6 +20,7 @@ from koopjax._core import (
     is_wide,
     leave,
     precise_for,
+    promoted,
     read,
 )
 from koopjax.observables._rowwise import require_rowwise
@@ -83,7 +84,7 @@ class Observables(abc.ABC):
 def _working(psi: Any, dtype: Any) -> Any:
     """The dtype a dictionary is computed in: at least single, double where it was fitted so."""
     wide = dtype == np.float64 or is_wide(psi)
-    return np.dtype(np.float64) if wide else jnp.promote_types(dtype, jnp.float32)
+    return np.dtype(np.float64) if wide else promoted(dtype, jnp.float32)
 
 
 @functools.partial(jax.jit, inline=True)

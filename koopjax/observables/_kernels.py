@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import as_numbers, as_whole, expected, is_tracing, matmul, pytree, static
+from koopjax._core import (
+    as_numbers,
+    as_whole,
+    expected,
+    is_tracing,
+    matmul,
+    promoted,
+    pytree,
+    static,
+)
 from koopjax.observables._base import (
     Observables,
     input_names,
@@ -77,7 +86,7 @@ class GaussianRBF(Observables):
         pick, seed = jax.random.split(key)
         if n > most:
             x = x[jax.random.choice(pick, n, (most,), replace=False)]
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(promoted(x.dtype, jnp.float32))
         centers = k_means(wide, seed, n_centers, iterations)
         bandwidth = spacing(centers, wide) if bandwidth is None else _positive(bandwidth)
         return cls(centers.astype(x.dtype), jnp.asarray(bandwidth, x.dtype))

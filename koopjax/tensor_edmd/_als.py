@@ -14,11 +14,13 @@ from koopjax._core import (
     NONFINITE_DATA,
     NONFINITE_SOLUTION,
     SUCCESS,
+    as_numbers,
     cast,
     check_finite,
     check_metric,
     expected,
     has_float64,
+    read_numbers,
     traced,
     working_dtype,
     worst,
@@ -130,7 +132,7 @@ def als(
             raise expected(f"{name} at least 0", f"{value}")
     for name, value in (("x", x), ("y", y), ("x_val", x_val), ("y_val", y_val)):
         if value is not None:
-            check_finite(name, value)
+            check_finite(name, read_numbers(name, value))
     padding = max_rank or max(int(np.max(ranks)), ADAPTIVE_RANK if adaptive else 1)
     fit = als_padded(
         psi, x, y, ranks.astype(np.int32), key, max_rank=padding, alpha=alpha, sweeps=sweeps,
@@ -233,10 +235,10 @@ def _check_counts(max_rank: Any, sweeps: Any, batch_size: Any, patience: Any) ->
 
 
 def _rows(name: str, array: Any) -> Array:
-    array = jnp.asarray(array)
+    array = as_numbers(name, array)
     if array.ndim != 2 or 0 in array.shape:
         raise expected(f"{name} of shape (samples, coordinates), not empty", f"shape {array.shape}")
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
+    return array
 
 
 def _check_data(

@@ -10,7 +10,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import tt
-from koopjax._core import blocks, expected, is_tracing, message, precise, pytree, static
+from koopjax._core import (
+    blocks,
+    expected,
+    is_tracing,
+    message,
+    precise,
+    pytree,
+    read_numbers,
+    static,
+)
 from koopjax.tensor_edmd._dictionary import check_states, factors_of, modes_of
 
 # Numbers that one block of samples may hold while it is contracted: 32 MB in float64.
@@ -136,7 +145,7 @@ class TensorKoopman:
         return self.describe()
 
     def _states(self, x: Any) -> Array:
-        x = x if isinstance(x, jax.Array | np.ndarray) else jnp.asarray(x)
+        x = read_numbers("the states", x)
         if x.ndim not in (1, 2):
             raise expected("states of shape (n, d) or (d,)", f"shape {tuple(x.shape)}")
         check_states(self.psi, x if x.ndim == 2 else x[None])
@@ -147,8 +156,7 @@ class TensorKoopman:
                 "the dictionary of the fit",
             )
         with precise(x):
-            x = jnp.asarray(x)
-        return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+            return jnp.asarray(x)
 
 
 def block_size(train: Any) -> int:

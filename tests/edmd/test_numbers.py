@@ -79,8 +79,11 @@ def test_weights_are_what_they_say():
     y = Z @ K + RNG.normal(size=Z.shape)
     w = np.where(np.arange(120) < 4, 2**32 + 1, 1)
     want = np.linalg.lstsq(Z * np.sqrt(w)[:, None], y * np.sqrt(w)[:, None], rcond=None)[0]
-    for data in ((Z, y, None, Identity(), None, "auto", w), ([(Z, y, w)],)):
-        koopman = edmd.fit(Identity(), *data, **({} if len(data) > 1 else {"target": Identity()}))
+    onto = Identity()
+    for koopman in (
+        edmd.fit(Identity(), Z, y, onto, weights=w),
+        edmd.fit(Identity(), [(Z, y, w)], target=onto),
+    ):
         np.testing.assert_allclose(koopman.matrix, want, atol=1e-4)
 
 
