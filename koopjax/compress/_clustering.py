@@ -11,7 +11,7 @@ from koopjax import export
 from koopjax._core import codebooks
 from koopjax.compress._affine import AffineLayers
 from koopjax.compress._allocation import Ladders, Rung, frontier
-from koopjax.compress._problem import Score, pose
+from koopjax.compress._problem import Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
 
 #: Sizes of codebook that are tried for a layer.
@@ -29,6 +29,8 @@ def kmeans(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
 ) -> Compressed:
     """A codebook of 2 to 256 values a layer: `W_ij ≈ c[k_ij]` of least `Σ a_i (W_ij − c[k_ij])²`.
 
@@ -41,7 +43,7 @@ def kmeans(
     Args:
         model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`. Other
             arrays stay whole.
-        calibration, budget, at, labels, validation, key: as for `whitened_svd`.
+        calibration, budget, at, labels, validation, task, score_fn, key: as for `whitened_svd`.
 
     Returns:
         `Compressed`: a copy of the model, its kernels with few distinct values; and the report.
@@ -57,7 +59,9 @@ def kmeans(
     Reference: Gong, Liu, Yang & Bourdev (2014), arXiv 1412.6115; Han, Mao & Dally (2016), ICLR;
         Choi, El-Khamy & Lee (2017), ICLR (second-order weights).
     """
-    problem = pose("kmeans", model, calibration, budget, labels, validation, key)
+    problem = pose("kmeans", model, calibration, budget, labels, validation, key, task, score_fn)
+    if problem.is_met:
+        return untouched("kmeans", problem)
     layers = AffineLayers(problem, at)
     count = range(len(layers.kernels))
     of_moments = [_rungs(layers, i, "moments") for i in count]

@@ -14,7 +14,7 @@ from koopjax.compress._affine import AffineLayers
 from koopjax.compress._allocation import Ladders, Rung, frontier
 from koopjax.compress._feedback import Rounding, feedback, on_codebook, on_grid
 from koopjax.compress._obs import refit, removal_order
-from koopjax.compress._problem import Score, pose
+from koopjax.compress._problem import Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
 from koopjax.compress._rounding import aim
 
@@ -43,6 +43,8 @@ def deep_compression(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
 ) -> Compressed:
     """Prune, quantise what is left, code the places and the values at the price of their entropy.
 
@@ -58,7 +60,7 @@ def deep_compression(
     Args:
         model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`. Other
             arrays stay whole.
-        calibration, budget, at, labels, validation, key: as for `whitened_svd`.
+        calibration, budget, at, labels, validation, task, score_fn, key: as for `whitened_svd`.
 
     Returns:
         `Compressed`: a copy of the model, its kernels with zeros and few distinct values; and the
@@ -75,7 +77,11 @@ def deep_compression(
     Reference: Han, Mao & Dally (2016), ICLR; Frantar & Alistarh (2022), Optimal Brain Compression,
         NeurIPS 35.
     """
-    problem = pose("deep_compression", model, calibration, budget, labels, validation, key)
+    problem = pose(
+        "deep_compression", model, calibration, budget, labels, validation, key, task, score_fn
+    )
+    if problem.is_met:
+        return untouched("deep_compression", problem)
     layers = AffineLayers(problem, at)
     lowest = [_nothing(layers, i) for i in range(len(layers.kernels))]
     build = lambda rungs: layers.build([rung.kernel for rung in rungs])
