@@ -86,7 +86,9 @@ def anew(results):
             key = point["track"], point["method"], point["budget"]
             if (*key, point["seed"]) in now:
                 groups.setdefault(key, []).append((point, now[*key, point["seed"]]))
-        for (track, method, budget), pairs in sorted(groups.items()):
+        for (track, method, budget), pairs in sorted(
+            groups.items(), key=lambda one: (*one[0][:2], float(one[0][2].rstrip("x")))
+        ):
             cells = [_mean([pair[k]["accuracy"] for pair in pairs]) for k in (0, 1)]
             head = f"{NAMES[name]} ({len(pairs)}), {track}"
             lines.append([head, CONTEST.get(method, method), budget, *cells])

@@ -120,7 +120,7 @@ def test_whole_networks(perceptron, name):
         errors = [np.std(out - original) / np.std(original) for out in (first, other)]
         assert errors[1] < 2 * errors[0] + 0.1
         return
-    np.testing.assert_allclose(other, first, atol=1e-3 * np.std(original))
+    np.testing.assert_allclose(other, first, atol=1e-3 * float(np.std(original)))
     if name == "obs":
         kept = [np.asarray(m.layers[0].kernel.get_value()) != 0 for m in made]
         np.testing.assert_array_equal(kept[1], kept[0])
