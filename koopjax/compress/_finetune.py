@@ -149,7 +149,9 @@ def finetune(
         raise expected("finetune: y_val with x_val", "y_val alone", "x_val=..., the samples of it")
     model, judge = compressed, None
     if isinstance(compressed, Compressed):
-        model, task = compressed.model, task or compressed.report.task
+        model = compressed.model
+        if task is None:
+            task = _task_by(compressed, (calibration, labels), (x_val, y_val))
         judge = _judge(compressed, teacher, calibration, x_val, y_val, key, task, score_fn)
     (tuned,) = train_students(
         [model], calibration, teachers=[teacher], labels=labels, keys=[key], training=training,
@@ -339,6 +341,16 @@ def _optimizer(decay: float, warmup: int, steps: int, clip: float) -> optax.Grad
         optax.add_decayed_weights(decay, mask=matrices), optax.scale_by_schedule(rising),
         at_rate(), constrained(),
     )  # fmt: skip
+
+
+def _task_by(given: Compressed, *sets: tuple[Any, Any]) -> str:
+    """Its own task, unless labels of several outputs came only now and say what it is."""
+    for x, y in sets:
+        if y is not None:
+            like = models.output_like(given.model, as_array("finetune: samples", x))
+            if like.shape[-1] > 1:
+                return models.read_task(like, y, name="finetune: labels")[0]
+    return given.report.task
 
 
 def _judge(
