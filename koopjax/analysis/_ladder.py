@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax import models, surgery
-from koopjax._core import expected
+from koopjax._core import check_metric, expected
 from koopjax.analysis._dictionaries import Snapshots, build, default_dictionaries
 from koopjax.analysis._fit_all import Plan, fit_all
 from koopjax.analysis._flow import Chain, Flow, flow
@@ -210,7 +210,5 @@ def metrics_of(parts, train: Flow, metric: Any, task: str, sample_axes: Any) -> 
     before = measure(Chain(span, tail), whole(train.before, train.shapes[0]))
     if metric is None or isinstance(metric, str):
         return measure(tail, whole(train.after, train.shapes[1])), before
-    metric, q = jnp.asarray(metric), train.after.shape[1]
-    if metric.shape != (q, q):
-        raise expected(f"a metric of shape {(q, q)}", f"{metric.shape}")
-    return metric, before
+    check_metric("metric", metric, train.after.shape[1])
+    return jnp.asarray(metric), before

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from koopjax import export, models
-from koopjax._core import as_array, check_finite, expected, on_device
+from koopjax._core import as_array, check_finite, expected, firsts, on_device
 from koopjax.compress._budget import Budget, number
 from koopjax.compress._constraint import at_rate, constrained, with_rate
 from koopjax.compress._problem import ScoreFn, check_key, pose
@@ -25,6 +25,8 @@ from koopjax.compress._to_size import SALIENCIES, ToSize
 LABEL_WEIGHT = 0.2
 #: Looks at the parameters in a pass over the data, where a run prunes or quantises on the way.
 ROUNDS = 4
+#: Note of a report on arrays that were one before.
+UNTIED = "an array that two names shared is two since its training: a shared Variable stays one"
 #: Note of a report whose score was never measured.
 UNMEASURED = "nothing was measured after fine-tuning: a score needs x_val, with y_val for accuracy"
 
@@ -95,9 +97,10 @@ def finetune(
     Minimises `(1 - w) T² KL(softmax(t / T) ‖ softmax(s / T)) + w CE(labels, s)` over the student's
     parameters, for teacher outputs `t` and student outputs `s`; `w = 0` without labels. One logit
     stands for the pair `(0, s)`. For a regression it is the mean squared difference from the
-    teacher, and with weight `w` from the labels. Every epoch is a compiled scan. Exact zeros
-    of matrices stay zero, so that a pruned model keeps its bytes; frozen arrays (indices, codes)
-    stay as they are. With `budget` or `density`, entries of least saliency go on the way, as
+    teacher, and with weight `w` from the labels. The student is in training mode (dropout on, batch
+    normalisation by the batch), the teacher in inference. Every epoch is a compiled scan. Exact
+    zeros of matrices stay zero, so that a pruned model keeps its bytes; frozen arrays (indices,
+    codes) stay as they are. With `budget` or `density`, entries of least saliency go on the way, as
     `ToSize` describes; with `value_bits` too, what stays is trained on grids.
 
     Args:
@@ -123,7 +126,8 @@ def finetune(
     Returns:
         What came: a `Compressed`, its report telling the new file and validation score, or the
         model of the form given. Without `x_val` the score is NaN, and a note says so. The one given
-        is left as it was.
+        is left as it was. An array that two names shared is trained as two, and a note says so; a
+        Variable that two modules share stays one.
 
     Raises:
         ValueError: data that do not fit, settings out of range; a `Compressed` whose file would
@@ -251,7 +255,8 @@ def train_students(
 
 def _begun(optimizer: optax.GradientTransformation, student: Any, rate: float) -> Any:
     """The optimizer's first state at this rate, which is a leaf: another is no compilation."""
-    return with_rate(optimizer.init(models.form_of(student)[1]), rate)
+    params = jax.tree.map(jnp.asarray, models.form_of(student)[1])  # some may be Python's numbers
+    return with_rate(optimizer.init(params), rate)
 
 
 def _plan(
@@ -383,6 +388,12 @@ def _judge(
     return told if known else lambda model: told(model) | {"divergence": None}
 
 
+def _tied(model: Any) -> int:
+    """How many parameters are the very array of another."""
+    leaves = jax.tree.leaves(models.form_of(model)[1])
+    return len(leaves) - len(set(firsts(leaves)))
+
+
 def account(given: Compressed, model: Any, judge: Any, epochs: int, labelled: bool) -> Compressed:
     """The fine-tuned model with a report that is true of it; `judge` from `_judge`."""
     report = given.report
@@ -398,6 +409,8 @@ def account(given: Compressed, model: Any, judge: Any, epochs: int, labelled: bo
     measured = measured | {"notes": (UNMEASURED,)} if judge is None else judge(model)
     said = (UNMEASURED, *measured["notes"])
     advice = tuple(note for note in report.notes if note not in said)
+    if _tied(given.model) > _tied(model):
+        advice = (*advice, UNTIED)
     what = "distillation with labels" if labelled else "distillation"
     return finish(
         model, method=report.method, budget=Budget(size=report.budget_bytes),

@@ -17,6 +17,7 @@ from koopjax.compress._koopman_block import Job, koopman_block, wrap
 from koopjax.compress._koopman_build import Built, dictionary
 from koopjax.compress._koopman_span import Found
 from koopjax.compress._output_metric import select_entries, softmax_moments
+from koopjax.compress._units import unit_diagonal
 
 #: Entries that are looked at, at most; choosing among them takes the cube of their number.
 MOST = 1000
@@ -115,10 +116,10 @@ def refit(hessian: np.ndarray, cross: np.ndarray, mask: np.ndarray) -> np.ndarra
         mask: `(p, q)`.
     """
     live = np.flatnonzero(mask)
-    h = hessian.reshape(cross.size, cross.size)[np.ix_(live, live)]
-    h = h + ALPHA * np.diag(np.maximum(np.diag(h), 1e-12 * np.trace(h) / len(h)))
+    h, unit = unit_diagonal(hessian.reshape(cross.size, cross.size)[np.ix_(live, live)])
     out = np.zeros(cross.size)
-    out[live] = np.linalg.solve(h, cross.ravel()[live])
+    right = unit * cross.ravel()[live]
+    out[live] = unit * np.linalg.solve(h + ALPHA * np.eye(len(h)), right)
     return out.reshape(cross.shape)
 
 

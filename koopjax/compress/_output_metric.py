@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from koopjax._core import as_numbers, check_finite, expected, matmul, read_numbers
 from koopjax.compress._budget import number
 from koopjax.compress._eliminate import backward, sizes_of
+from koopjax.compress._units import unit_diagonal
 
 #: Rows whose products are formed at a time.
 ROWS = 4096
@@ -166,11 +167,7 @@ def select_entries(
     if np.shape(hessian) != shape or cross.ndim != 2:
         raise expected(f"moments of shapes {shape} and {cross.shape}", f"{np.shape(hessian)}")
     many = sizes_of(sizes, 1, cross.size, "entries")
-    h = hessian.reshape(cross.size, cross.size)
-    # Unit diagonal, so that one ridge suits observables of any scale.
-    diagonal = np.diag(h)
-    unit = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    h = h * unit[:, None] * unit[None, :]
+    h, unit = unit_diagonal(hessian.reshape(cross.size, cross.size))
     right = cross.reshape(-1, 1) * unit[:, None]
     kept, found = np.arange(cross.size), {}
     while True:

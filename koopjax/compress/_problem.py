@@ -148,6 +148,7 @@ def cut(model: Any, x: Array, at: Any) -> tuple[tuple[Any, Any, Any], tuple[str,
         at = (at, "output")
     sample = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
     parts = surgery.split(model, sample, at)
+    surgery.check_rows(parts[1])
     return parts, (parts[1].segment.start, parts[1].segment.stop)
 
 

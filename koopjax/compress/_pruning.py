@@ -16,7 +16,7 @@ from koopjax.compress._obs import activation_order, refit, removal_order
 from koopjax.compress._problem import Problem, Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
 
-#: Ridges tried in the last refit, relative to the mean second moment of a layer's inputs.
+#: Ridges tried in the last refit, relative to the second moment of each of a layer's inputs.
 RIDGES = (1e-4, 1e-3, 1e-2)
 
 

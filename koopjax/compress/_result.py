@@ -4,10 +4,11 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from koopjax import export
-from koopjax._core import RESULTS, SUCCESS
+from koopjax import export, models
+from koopjax._core import RESULTS, SUCCESS, firsts
 from koopjax.compress._budget import Budget
 
 
@@ -111,19 +112,11 @@ def finish(
 
 
 def count_nonzero(model: Any) -> int:
-    """Non-zero floating numbers among the arrays of a model."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(_arrays(model))]
-    floating = [a for a in leaves if np.issubdtype(a.dtype, np.inexact) or a.dtype.kind == "V"]
-    return int(sum(np.count_nonzero(a) for a in floating))
-
-
-def _arrays(model: Any) -> Any:
-    from flax import nnx
-
-    if isinstance(model, nnx.Module):
-        state = nnx.to_pure_dict(nnx.state(model))
-        return jax.tree.map(lambda a: a if hasattr(a, "dtype") else None, state)
-    return [leaf for leaf in jax.tree.leaves(model) if hasattr(leaf, "dtype")]
+    """Non-zero floating numbers among the arrays of a model; what two names share counts once."""
+    _, *arrays = models.form_of(model)
+    floating = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(arrays) if floating(leaf)]
+    return int(sum(np.count_nonzero(leaves[place]) for place in set(firsts(leaves))))
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from koopjax.compress._result import Compressed, finish
 
 #: Scales tried with error feedback, relative to the best one without.
 FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)
-#: Ridges of the error feedback, relative to the mean second moment.
+#: Ridges of the error feedback, relative to the second moment of each input.
 RIDGES = (1e-3, 1e-2)
 
 

@@ -23,10 +23,11 @@ from koopjax.compress._layers import (
 )
 from koopjax.compress._problem import Problem, Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
+from koopjax.compress._units import unit_diagonal
 
 #: Samples for the moments of the layers' inputs.
 ROWS = 12_000
-#: Eigenvalues of an input's covariance below this share of the largest are damped.
+#: Eigenvalues of the covariance of inputs of unit power below this share of the largest are damped.
 FLOOR = 1e-5
 #: Most rank splits that are tried.
 TRIALS = 160
@@ -176,15 +177,21 @@ def factor(
         r, and a function from their product to the bias that goes with it.
     """
     mean, mean_of = own[0, 1:], mixed[0, 1:]
-    values, vectors = np.linalg.eigh(own[1:, 1:] - np.outer(mean, mean))
+    # Of the power with the mean, as a constant input has a variance of rounding alone.
+    _, unit = unit_diagonal(own[1:, 1:])
+    # The weights of inputs that are always zero have no units; they are left out.
+    used = np.where(np.diag(own)[1:, None] > 0, kernel / unit[:, None], 0.0)
+    sides = np.outer(unit, unit)
+    values, vectors = np.linalg.eigh(sides * (own[1:, 1:] - np.outer(mean, mean)))
     values = np.maximum(values, 0) + FLOOR * max(values[-1], 1e-30)
     root = np.sqrt(values)[None, :]
     # With the original's own inputs the regression would return the kernel itself.
-    covariance = mixed[1:, 1:] - np.outer(mean, mean_of)
-    whitened = (vectors / root).T @ (covariance + FLOOR * values[-1] * np.eye(len(mean))) @ kernel
+    covariance = sides * (mixed[1:, 1:] - np.outer(mean, mean_of))
+    damped = covariance + FLOOR * values[-1] * np.eye(len(mean))
+    whitened = (vectors / root).T @ damped @ used
     u, s, vt = np.linalg.svd(whitened, full_matrices=False)
     half = np.sqrt(s)
-    left, right = (vectors / root) @ u * half[None, :], half[:, None] * vt
+    left, right = unit[:, None] * ((vectors / root) @ u * half[None, :]), half[:, None] * vt
     return left, right, lambda product: bias + mean_of @ kernel - mean @ product
 
 

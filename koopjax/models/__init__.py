@@ -9,7 +9,7 @@ from koopjax.models._evaluate import (
     predict as predict,
     score as score,
 )
-from koopjax.models._forms import form_of as form_of
+from koopjax.models._forms import form_of as form_of, named_leaves as named_leaves
 from koopjax.models._mlp import MLP as MLP, ResidualMLP as ResidualMLP
 from koopjax.models._recipes import RECIPES as RECIPES, Recipe as Recipe, recipe as recipe
 from koopjax.models._registry import REGISTRY as REGISTRY, build as build, name_of as name_of
@@ -49,6 +49,7 @@ __all__ = [
     "form_of",
     "linen",
     "name_of",
+    "named_leaves",
     "output_like",
     "predict",
     "r_squared",

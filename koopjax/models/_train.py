@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from koopjax._core import NumericalError, check_finite, expected
+from koopjax._core import NumericalError, as_array, check_finite, expected
 from koopjax.models import _checkpoint, _evaluate, _scores, _step
 from koopjax.models._forms import Form, form_of
 
@@ -69,8 +69,8 @@ class _Plan:
 
 def _data(name: str, x: Any, y: Any, out: jax.ShapeDtypeStruct, loss: Any) -> tuple[Array, Array]:
     """Checked data on the device; `loss` None for cross-entropy, which takes no other numbers."""
+    x, y = as_array(f"{name}: x", x), as_array(f"{name}: y", y)
     _evaluate.check_samples(name, x, y)
-    x, y = jnp.asarray(x), jnp.asarray(y)
     check_finite(f"{name}: x", x)
     check_finite(f"{name}: y", y)
     of_all = jax.ShapeDtypeStruct((x.shape[0], *out.shape[1:]), out.dtype)
@@ -101,8 +101,11 @@ def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimi
             "both",
             "to put them into the optax optimizer",
         )
+    x, y = as_array("models.train: x", x), as_array("models.train: y", y)
     _evaluate.check_samples("models.train", x, y)
     out = _evaluate.check_input("models.train", form, params, rest, x)
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        _evaluate.check_rows("models.train", form, params, rest, x)
     x, y = _data("models.train", x, y, out, loss)
     if x_val is not None:
         x_val, y_val = _data("models.train validation", x_val, y_val, out, loss)
@@ -166,7 +169,8 @@ def train(
         model: an `nnx.Module`, a pair `(linen_module, variables)`, a pair `(function, params)` with
             `function(params, x)`, or a callable pytree; left as it is. Of an NNX model, `nnx.Param`
             are trained; other Variables (frozen, batch statistics) change only as a call in
-            training mode changes them.
+            training mode changes them. A Variable that two modules share stays one; an array at two
+            leaves is two parameters, as everywhere in JAX.
         x: samples `(n, ...)`.
         y: integer labels, class probabilities, or what `loss` takes, `(n, ...)`.
         key: shuffles; epoch e uses `fold_in(key, e)`.
