@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import surgery
-from koopjax._core import expected, matmul
+from koopjax._core import as_numbers, check_finite, expected, matmul
 
 #: Ways to weigh the outputs.
 METRICS = ("output", "centred", "softmax")
@@ -72,7 +72,10 @@ def output_metric(
     """
     if kind not in METRICS:
         raise expected(f"a metric among {', '.join(map(repr, METRICS))}", repr(kind))
-    states = jnp.asarray(states)
+    states = as_numbers("states", states)
+    check_finite("states", states)
+    if not isinstance(max_samples, int) or max_samples < 1:
+        raise expected("max_samples as a positive integer", f"{max_samples!r}")
     if states.ndim < 2 or states.shape[0] == 0:
         raise expected("states of shape (n, ...) with n > 0", f"shape {states.shape}")
     if kind != "output" and jax.eval_shape(function, states[:1]).size == 1:

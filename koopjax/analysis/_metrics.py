@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from koopjax import models, surgery
-from koopjax._core import expected, matmul
+from koopjax._core import as_numbers, expected, matmul, read
 
 _score = jax.jit(models.compare, static_argnames=("task", "score_fn"))
 
@@ -49,7 +49,7 @@ def evaluate(
         >>> evaluate(logits, logits, jnp.array([0, 0]))["accuracy"]
         0.5
     """
-    output, reference = jnp.asarray(output), jnp.asarray(reference)
+    output, reference = as_numbers("output", output), as_numbers("reference", reference)
     if output.shape != reference.shape:
         raise expected(f"outputs of shape {reference.shape}", f"shape {output.shape}")
     if output.ndim < 1 or output.shape[0] == 0:
@@ -122,11 +122,15 @@ def confusion(labels: Any, answers: Any, classes: int) -> Int[np.ndarray, "c c"]
         answers: `(n,)` answered classes, or `(n, c)` logits.
         classes: number of classes.
     """
-    labels, answers = np.ravel(np.asarray(labels)), np.asarray(answers)
-    answers = np.ravel(answers if answers.ndim == 1 else answers.argmax(-1))
+    labels, answers = np.ravel(read("labels", labels)), np.asarray(read("answers", answers))
+    answers = np.ravel(answers if answers.ndim == 1 else models.answers(answers))
+    if not isinstance(classes, int | np.integer) or classes < 1:
+        raise expected("a positive number of classes", f"{classes!r}")
     if labels.shape != answers.shape:
         raise expected(f"{labels.shape[0]} answers, one a label", f"{answers.shape[0]}")
     for name, values in (("labels", labels), ("answers", answers)):
+        if not np.issubdtype(values.dtype, np.integer):
+            raise expected(f"integer {name}", f"{values.dtype}", f"{name}.astype(int)")
         if values.size and (values.min() < 0 or values.max() >= classes):
             raise expected(f"{name} from 0 to {classes - 1}", f"{values.min()} to {values.max()}")
     return np.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes)

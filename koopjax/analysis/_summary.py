@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from koopjax._core import expected
+from koopjax._core import expected, read_numbers
 from koopjax.analysis._rungs import Ladder, measure_name, text_table
 
 # 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond, the normal one corrected.
@@ -28,7 +28,7 @@ def one_sided(values: Sequence[float]) -> tuple[float, float, float]:
         >>> [round(v, 3) for v in one_sided([1.0, 2.0, 3.0])]
         [2.0, 0.314, 3.686]
     """
-    array = np.asarray(values, np.float64)
+    array = np.asarray(read_numbers("values", values), np.float64)
     if array.ndim != 1 or not array.size:
         raise expected("at least one value", f"shape {array.shape}")
     mean = float(array.mean())

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from koopjax._core import expected
+from koopjax._core import expected, read
+from koopjax.compress._budget import number
 from koopjax.compress._units import unit_diagonal
 
 
@@ -39,18 +40,29 @@ def select_observables(
         Hassibi & Stork (1993), NeurIPS 5 (the saliency, there of single weights).
     """
     gram = statistics.to_gram()
-    ridge = float(alpha)
-    many = [sizes] if isinstance(sizes, int) else list(sizes)
-    p = gram.sizes[0]
+    p, ridge = gram.sizes[0], number("alpha", alpha)
+    if not ridge >= 0:
+        raise expected("alpha of at least 0", f"{alpha}")
     least = max(1, len(set(protect)))
-    for size in many:
-        if not least <= size <= p:
-            raise expected(f"a number of observables from {least} to {p}", str(size))
+    many = sizes_of(sizes, least, p, "observables")
     found = backward(
         np.asarray(gram.gram, np.float64), np.asarray(gram.cross, np.float64), many, ridge,
         tuple(protect),
     )  # fmt: skip
-    return found[many[0]][0] if isinstance(sizes, int) else [found[size][0] for size in many]
+    return found[many[0]][0] if np.ndim(sizes) == 0 else [found[size][0] for size in many]
+
+
+def sizes_of(sizes: Any, least: int, most: int, what: str) -> list[int]:
+    """One size or several, as a list.
+
+    Raises:
+        ValueError: what are no integers from `least` to `most`.
+    """
+    array = np.atleast_1d(read("sizes", sizes))
+    whole = array.ndim == 1 and array.size and np.issubdtype(array.dtype, np.integer)
+    if not whole or array.min() < least or array.max() > most:
+        raise expected(f"a number of {what} from {least} to {most}", f"{sizes!r:.60}")
+    return array.tolist()
 
 
 def backward(

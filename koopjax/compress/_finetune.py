@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from koopjax import export, models
 from koopjax._core import as_array, check_finite, expected, firsts, on_device
-from koopjax.compress._budget import Budget
+from koopjax.compress._budget import Budget, number
 from koopjax.compress._constraint import at_rate, constrained, with_rate
 from koopjax.compress._problem import ScoreFn, check_key, pose
 from koopjax.compress._result import Compressed, finish
@@ -64,10 +64,10 @@ class Training:
             if not isinstance(value, int) or value < 1:
                 raise expected(f"finetune: {name} a positive integer", f"{value!r}")
         for name in ("learning_rate", "temperature", "clip"):
-            if not getattr(self, name) > 0:
+            if not number(f"finetune: {name}", getattr(self, name)) > 0:
                 raise expected(f"finetune: a {name} above 0", f"{getattr(self, name)}")
         for name in ("label_weight", "warmup", "prune_until"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= number(f"finetune: {name}", getattr(self, name)) <= 1:
                 raise expected(f"finetune: {name} from 0 to 1", f"{getattr(self, name)}")
 
 
@@ -153,7 +153,9 @@ def finetune(
         raise expected("finetune: y_val with x_val", "y_val alone", "x_val=..., the samples of it")
     model, judge = compressed, None
     if isinstance(compressed, Compressed):
-        model, task = compressed.model, task or compressed.report.task
+        model = compressed.model
+        if task is None:
+            task = _task_by(compressed, (calibration, labels), (x_val, y_val))
         judge = _judge(compressed, teacher, calibration, x_val, y_val, key, task, score_fn)
     (tuned,) = train_students(
         [model], calibration, teachers=[teacher], labels=labels, keys=[key], training=training,
@@ -344,6 +346,16 @@ def _optimizer(decay: float, warmup: int, steps: int, clip: float) -> optax.Grad
         optax.add_decayed_weights(decay, mask=matrices), optax.scale_by_schedule(rising),
         at_rate(), constrained(),
     )  # fmt: skip
+
+
+def _task_by(given: Compressed, *sets: tuple[Any, Any]) -> str:
+    """Its own task, unless labels of several outputs came only now and say what it is."""
+    for x, y in sets:
+        if y is not None:
+            like = models.output_like(given.model, as_array("finetune: samples", x))
+            if like.shape[-1] > 1:
+                return models.read_task(like, y, name="finetune: labels")[0]
+    return given.report.task
 
 
 def _judge(
