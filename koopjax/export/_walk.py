@@ -1,7 +1,6 @@
 """The arrays of a model by path, and a model with other arrays in their places."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from flax import linen, nnx
 
 from koopjax import models
-from koopjax._core import expected, is_array, is_tracing
+from koopjax._core import expected, is_array, is_tracing, put_bound, take_bound
 
 Path = tuple[Any, ...]
 
@@ -47,7 +46,7 @@ def arrays_of(model: Any) -> dict[str, Any]:
     """
     named, _ = _take_apart(model)
     found = [(path, leaf) for path, leaf in named if path is not None]
-    if isinstance(model, nnx.Module):
+    if isinstance(take_bound(model)[0], nnx.Module):
         found.sort(key=lambda pair: _order(pair[0]))
     return {spell(path): leaf for path, leaf in found}
 
@@ -94,13 +93,15 @@ def to_jax(array: np.ndarray) -> jax.Array:
 
 def _take_apart(model: Any) -> tuple[list[tuple[Path | None, Any]], Callable[[list[Any]], Any]]:
     """All leaves of a model, those of its file with their paths, and the way back."""
-    if isinstance(model, nnx.Module):
-        graph, tree = nnx.split(model)
-        build, has_code = functools.partial(nnx.merge, graph), True
+    module, bound = take_bound(model)
+    if isinstance(module, nnx.Module):
+        graph, tree = nnx.split(module)
+        build, has_code = (lambda filled: put_bound(nnx.merge(graph, filled), bound)), True
     else:
         code, tree = _parts(model)
         build = (lambda filled: filled) if code is None else (lambda filled: (code, filled))
-        has_code = code is not None or callable(tree)
+        # A bare function's arrays are not to be seen.
+        has_code = code is not None or (callable(tree) and len(jax.tree.leaves(tree)) > 1)
     named: list[tuple[Path | None, Any]] = []
     for path, leaf, holder in models.named_leaves(tree):
         # Functions and strings of a model are code, as its class is.

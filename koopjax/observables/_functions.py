@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,8 @@ jax.tree_util.register_static(_Constant)
 class Neural(Observables):
     """A network as a dictionary, its parameters trainable leaves.
 
+    One that couples the states of a batch is refused, as for `Custom`.
+
     Args:
         module: an `nnx.Module`, a pair `(linen_module, variables)`, or a pair
             `(function, params)` with `function(params, x)`; it maps `(n, d)` to `(n, p)`.
@@ -64,6 +66,8 @@ class Neural(Observables):
     params: Any
     rest: Any
     definition: Any = static()
+
+    foreign: ClassVar[bool] = True
 
     def __init__(
         self, module: Any = None, *, params: Any = None, rest: Any = None, definition: Any = None
@@ -170,7 +174,10 @@ def _width(structure: Any, shapes: tuple[Any, ...], d: int) -> int:
 
 @watched(lambda psi: Static(psi.function))
 class Custom(Observables):
-    """A function of one's own.
+    """A function of one's own, of each state by itself.
+
+    One that gives a state other values in a batch than alone (a norm over the batch, its mean, a
+    sort) is refused when it is first evaluated; it is tried on a few rows for that.
 
     Args:
         function: maps a batch `(n, d)` to `(n, size)`, or one state `(d,)` to `(size,)`: which of
@@ -193,6 +200,8 @@ class Custom(Observables):
     count: int = static()
     params: Any = None
     labels: Any = static(default=None)
+
+    foreign: ClassVar[bool] = True
 
     def __init__(
         self,

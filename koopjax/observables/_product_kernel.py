@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, is_tracing, matmul, pytree, static
+from koopjax._core import as_numbers, expected, is_tracing, matmul, pytree, static
 from koopjax.observables._base import (
     Observables,
-    as_float,
-    data_rows,
     input_names,
     like,
+    near_rows,
     require_dimension,
     require_integer,
 )
@@ -83,7 +82,7 @@ class ProductKernel(Observables):
             n_centers: a random choice of so many, for which it takes `key`; None: all.
             key: random key.
         """
-        x = data_rows("the data of ProductKernel.fit", x)
+        x = near_rows("the data of ProductKernel.fit", x)
         if not isinstance(product, Product):
             raise expected("a Product", type(product).__name__, "Product.of(CosSin(), d)")
         product.modes(x.shape[1])
@@ -125,7 +124,7 @@ class ProductKernel(Observables):
             matrix: coefficients of the centres.
             rows: in a block; None chooses by size.
         """
-        x = as_float(x)
+        x = as_numbers("the states", x)
         require_dimension("ProductKernel", x.shape[-1], jnp.shape(self.centers)[1])
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         matrix = matrix.astype(wide.dtype)

@@ -16,6 +16,7 @@ from koopjax._core import (
     SUCCESS,
     cast,
     check_finite,
+    check_metric,
     expected,
     has_float64,
     traced,
@@ -127,7 +128,7 @@ def als(
     for name, value in (("alpha", alpha), ("rtol", rtol)):
         if not float(value) >= 0:
             raise expected(f"{name} at least 0", f"{value}")
-    for name, value in (("x", x), ("y", y), ("x_val", x_val), ("y_val", y_val), ("metric", metric)):
+    for name, value in (("x", x), ("y", y), ("x_val", x_val), ("y_val", y_val)):
         if value is not None:
             check_finite(name, value)
     padding = max_rank or max(int(np.max(ranks)), ADAPTIVE_RANK if adaptive else 1)
@@ -255,10 +256,8 @@ def _check_data(
                 f"{x_val.shape} and {y_val.shape}",
             )
     q = y.shape[1]
-    if metric is not None:
-        metric = jnp.asarray(metric)
-        if metric.shape != (q, q):
-            raise expected(f"a metric of shape {(q, q)}", f"{metric.shape}")
+    check_metric("metric", metric, q)
+    metric = None if metric is None else jnp.asarray(metric)
     front, product = separable(psi)
     width = x.shape[1]
     for part in front:
