@@ -173,7 +173,7 @@ def test_ends_with_different_positions_a_sample_are_refused():
 
 def centred(p, x):
     """The samples of a batch are coupled by their mean."""
-    return jnp.tanh((x - x.mean(0)) @ p) @ p
+    return jnp.tanh((x - x.mean(0, keepdims=True)) @ p) @ p
 
 
 def test_a_last_batch_is_as_it_would_be_alone():
