@@ -65,7 +65,7 @@ class _Reader:
             self._write(digest(value))
         else:
             text = repr(value)
-            self._write(re.sub(r" at 0x[0-9a-f]+", "", text) if self._anonymous else text)
+            self._write(re.sub(r" at 0x[0-9a-f]+|\bid=\d+", "", text) if self._anonymous else text)
 
     def _jaxpr(self, jaxpr: Any) -> None:
         numbers: dict[Any, int] = {}

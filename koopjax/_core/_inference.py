@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 from flax import errors, linen, nnx
 
 from koopjax._core._arrays import expected
@@ -92,7 +93,7 @@ def clear_words(function: Any, x: Any, *arguments: Any, **keywords: Any) -> Iter
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if first.startswith("expected "):  # clear already
             raise
-        kind = f"{x.dtype}{list(x.shape)}"
+        kind = f"{jnp.result_type(x)}{list(jnp.shape(x))}"
         raise expected(
             f"a model that takes an input {kind}",
             f"one that fails there ({type(error).__name__}: {first[:200]})",

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import inspect
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,7 +188,7 @@ def _define_tree(model: Any) -> tuple[Definition, list[Any]]:
 
 def _check_wrapped(model: Any) -> None:
     """Refuse `jax.vmap(module)` and its like, whose arrays would be constants of the function."""
-    module = inspect.unwrap(getattr(model, "func", model))
+    module = _wrapped(model)
     if module is model or not (isinstance(module, nnx.Module) or take_apart(module)[1]):
         return
     raise expected(
@@ -195,6 +197,21 @@ def _check_wrapped(model: Any) -> None:
         "graphdef, state = nnx.split(module) and the pair "
         "(lambda state, x: jax.vmap(nnx.merge(graphdef, state))(x), state)",
     )
+
+
+def _wrapped(model: Any) -> Any:
+    """What a transformation of JAX or Flax was applied to, itself where it is none."""
+    inner = getattr(model, "func", getattr(model, "__wrapped__", None))
+    code = getattr(model, "__code__", None)
+    if inspect.isfunction(inner) or inner is None:
+        # Not every transformation says what it wraps; it closes over it all the same.
+        ours = code is not None and code.co_filename.startswith(_TRANSFORMATIONS)
+        cells = inspect.getclosurevars(model).nonlocals.values() if ours else ()
+        inner = next((value for value in cells if isinstance(value, nnx.Module)), inner)
+    return model if inner is None else _wrapped(inner)
+
+
+_TRANSFORMATIONS = tuple(str(pathlib.Path(p.__file__).parent) for p in (jax, flax))
 
 
 def _define_pairs(

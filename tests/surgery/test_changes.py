@@ -23,7 +23,7 @@ settings = Settings()
 module = types.ModuleType("settings")
 module.gain = 1.0
 several = [1.0]
-array = np.ones(2, np.float32)
+array = np.ones((1, 2), np.float32)
 slope = {"value": 1.0}
 
 
