@@ -14,11 +14,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from koopjax import export, models
-from koopjax._core import as_array, check_finite, expected, firsts, on_device
+from koopjax._core import as_array, check_finite, expected, on_device
 from koopjax.compress._budget import Budget, number
 from koopjax.compress._constraint import at_rate, constrained, with_rate
 from koopjax.compress._problem import ScoreFn, check_key, pose
-from koopjax.compress._result import Compressed, finish
+from koopjax.compress._result import Compressed, count_tied, finish
 from koopjax.compress._to_size import SALIENCIES, ToSize
 
 #: Of the loss that goes to the labels where there are any.
@@ -388,12 +388,6 @@ def _judge(
     return told if known else lambda model: told(model) | {"divergence": None}
 
 
-def _tied(model: Any) -> int:
-    """How many parameters are the very array of another."""
-    leaves = jax.tree.leaves(models.form_of(model)[1])
-    return len(leaves) - len(set(firsts(leaves)))
-
-
 def account(given: Compressed, model: Any, judge: Any, epochs: int, labelled: bool) -> Compressed:
     """The fine-tuned model with a report that is true of it; `judge` from `_judge`."""
     report = given.report
@@ -409,7 +403,7 @@ def account(given: Compressed, model: Any, judge: Any, epochs: int, labelled: bo
     measured = measured | {"notes": (UNMEASURED,)} if judge is None else judge(model)
     said = (UNMEASURED, *measured["notes"])
     advice = tuple(note for note in report.notes if note not in said)
-    if _tied(given.model) > _tied(model):
+    if count_tied(given.model) > count_tied(model):
         advice = (*advice, UNTIED)
     what = "distillation with labels" if labelled else "distillation"
     return finish(

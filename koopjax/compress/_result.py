@@ -119,6 +119,12 @@ def count_nonzero(model: Any) -> int:
     return int(sum(np.count_nonzero(leaves[place]) for place in set(firsts(leaves))))
 
 
+def count_tied(model: Any) -> int:
+    """How many parameters are the very array of another."""
+    leaves = jax.tree.leaves(models.form_of(model)[1])
+    return len(leaves) - len(set(firsts(leaves)))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): _plain(v) for name, v in value.items()}
