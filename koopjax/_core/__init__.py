@@ -8,6 +8,7 @@ from koopjax._core._arrays import (
     is_tracing as is_tracing,
     on_device as on_device,
 )
+from koopjax._core._codebook import codebooks as codebooks
 from koopjax._core._door import (
     as_array as as_array,
     as_integers as as_integers,
@@ -69,6 +70,7 @@ from koopjax._core._results import (
     ILL_CONDITIONED as ILL_CONDITIONED,
     NONFINITE_DATA as NONFINITE_DATA,
     NONFINITE_SOLUTION as NONFINITE_SOLUTION,
+    NOT_CONVERGED as NOT_CONVERGED,
     RANK_DEFICIENT as RANK_DEFICIENT,
     RESULTS as RESULTS,
     SUCCESS as SUCCESS,
@@ -81,6 +83,7 @@ from koopjax._core._results import (
 from koopjax._core._settings import (
     as_dtype as as_dtype,
     as_whole as as_whole,
+    check_dictionary as check_dictionary,
     check_number as check_number,
 )
 from koopjax._core._watch import (
@@ -94,6 +97,7 @@ __all__ = [
     "ILL_CONDITIONED",
     "NONFINITE_DATA",
     "NONFINITE_SOLUTION",
+    "NOT_CONVERGED",
     "RANK_DEFICIENT",
     "RESULTS",
     "SUCCESS",
@@ -114,9 +118,11 @@ __all__ = [
     "cast",
     "changed",
     "check",
+    "check_dictionary",
     "check_finite",
     "check_metric",
     "check_number",
+    "codebooks",
     "digest",
     "existing",
     "expected",

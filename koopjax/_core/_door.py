@@ -307,10 +307,12 @@ def held_leaves(tree: Any) -> Any:
     def hold(leaf: Any) -> Any:
         if is_wide(leaf):  # fitted in float64, and used where there is none
             return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
-        if isinstance(leaf, int) and not isinstance(leaf, bool):
+        if isinstance(leaf, int):
             return leaf if abs(leaf) < 2**31 else float(leaf)
-        if not isinstance(leaf, np.ndarray | np.generic):
+        if isinstance(leaf, jax.Array | float | complex | jax.ShapeDtypeStruct):
             return leaf
+        if not isinstance(leaf, np.ndarray | np.generic):
+            return held("a dictionary", read("a dictionary", leaf))
         known = leaf.dtype.isnative and leaf.dtype.kind in "biufc" and leaf.dtype.itemsize <= 8
         if known and jax.dtypes.canonicalize_dtype(leaf.dtype) == leaf.dtype:
             return leaf

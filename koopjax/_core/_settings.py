@@ -71,3 +71,14 @@ def as_dtype(name: str, value: Any) -> np.dtype:
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or not 2 <= dtype.itemsize <= 8:
         raise expected(f"a floating dtype as {name}", f"{value!r:.60}", "jnp.float32")
     return dtype
+
+
+def check_dictionary(name: str, psi: Any) -> None:
+    """Raise unless this is callable and tells its size: what the protocol of a dictionary asks."""
+    # A class is callable and has the method too, but settings are missing.
+    if isinstance(psi, type) or not callable(psi) or not callable(getattr(psi, "size", None)):
+        raise expected(
+            f"a dictionary with size(d) as {name}, see koopjax.observables",
+            f"{getattr(psi, '__name__', type(psi).__name__)}",
+            "observables.Custom(function, size) for a function of your own",
+        )

@@ -11,7 +11,7 @@ from flax import linen, nnx
 from jaxtyping import Array
 
 from koopjax import models, nn
-from koopjax._core import firsts, matmul, on_device
+from koopjax._core import firsts, has_float64, matmul, on_device, precise_as
 from koopjax.compress import _taps as taps
 from koopjax.compress._budget import inapplicable
 from koopjax.compress._problem import Problem, cut, span_name
@@ -82,7 +82,9 @@ def layers_in(
     if not paths:
         place = f"span {where['at']}" if where else "model"
         raise inapplicable(
-            f"a {place} with nnx.Linear layers, each with a matrix of its own", "none", suggestion
+            f"a {place} with nnx.Linear layers whose kernels are matrices of their own",
+            "none",
+            suggestion,
         )
     return paths, where
 
@@ -174,27 +176,35 @@ def input_moments(
         For each layer `(X̃ᵀX̃, X̃ᵀX) / n` with `X = [1, inputs]`, float64; `X̃` of the changed model.
     """
     batch = min(batch, len(x))
-    cut = x[: len(x) // batch * batch].reshape(-1, batch, *x.shape[1:])
-    tapped = [nnx.split(marked(one, paths)) for one in (model, changed)]
-    sums = _moments(tapped[0][0], tuple(state for _, state in tapped), len(paths), cut)
-    return [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in sums]
+    both = (model, changed)[: 1 + (changed is not model)]
+    tapped = [nnx.split(marked(one, paths)) for one in both]
+    # Float64 where there is: what the moments decide must not hang on roundings of the inputs.
+    dtype = jnp.float64 if has_float64() else jnp.float32
+    starts = range(0, len(x) // batch * batch, batch)
+    sums: list[Any] = [(0.0, 0.0)] * len(paths)
+    for start in starts:
+        batch_rows = x[start : start + batch]
+        seen = [_inputs(tapped[0][0], state, len(paths), batch_rows) for _, state in tapped]
+        with precise_as(dtype):
+            for k, rows in enumerate(zip(*seen, strict=True)):
+                original, delivered = rows[0], rows[-1]
+                own = np.asarray(_product(delivered, delivered, dtype))
+                cross = own
+                if delivered is not original:
+                    cross = np.asarray(_product(delivered, original, dtype))
+                sums[k] = sums[k][0] + own, sums[k][1] + cross
+    return [(own / len(starts), cross / len(starts)) for own, cross in sums]
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _product(a: Array, b: Array, dtype: Any) -> Array:
+    """`[1, a]ᵀ [1, b] / n`."""
+    a, b = (jnp.pad(r.astype(dtype), ((0, 0), (1, 0)), constant_values=1) for r in (a, b))
+    return matmul(a.T, b) / len(a)
 
 
 @partial(jax.jit, static_argnames=("graph", "count"))
-def _moments(graph: Any, states: tuple[Any, Any], count: int, cut: Array) -> Any:
-    def inputs(state: Any, x: Array) -> list[Array]:
-        found = taps.inputs(nnx.merge(graph, state, copy=True), x)
-        rows = [found[place].astype(jnp.float32) for place in range(count)]
-        return [jnp.concatenate([jnp.ones((len(r), 1), r.dtype), r], axis=1) for r in rows]
-
-    def one(x: Array) -> list[tuple[Array, Array]]:
-        original, changed = inputs(states[0], x), inputs(states[1], x)
-        pairs = zip(changed, original, strict=True)
-        return [(matmul(a.T, a) / len(a), matmul(a.T, b) / len(a)) for a, b in pairs]
-
-    def step(total: Any, x: Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, one(x)), None
-
-    first = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, cut[0]))
-    total, _ = jax.lax.scan(step, first, cut)
-    return jax.tree.map(lambda a: a / cut.shape[0], total)
+def _inputs(graph: Any, state: Any, count: int, x: Array) -> list[Array]:
+    """The inputs of the marked layers, as rows."""
+    found = taps.inputs(nnx.merge(graph, state, copy=True), x)
+    return [found[place].astype(jnp.float32) for place in range(count)]

@@ -10,9 +10,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export, models
-from koopjax._core import expected, firsts
-from koopjax.compress._budget import too_small
-from koopjax.compress._problem import Problem, Score, cut, pose, span_name
+from koopjax._core import firsts
+from koopjax.compress._budget import inapplicable, too_small
+from koopjax.compress._problem import Problem, Score, ScoreFn, cut, pose, span_name, untouched
 from koopjax.compress._result import Compressed, finish
 
 #: How magnitudes of different arrays compare; "layer" prunes the same share of each.
@@ -38,6 +38,8 @@ def magnitude(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
 ) -> Compressed:
     """One-shot magnitude pruning, by the ranking of the weights that validates best.
 
@@ -53,8 +55,9 @@ def magnitude(
         budget: `"30x"`, `"64KiB"`, bytes, or a `Budget`.
         at: a cut to start from, or a pair of cuts: only arrays that the span between them uses are
             pruned. Without, all are.
-        labels: `(n,)` classes of `calibration`; without, agreement with the original counts.
+        labels: `(n,)` classes of `calibration`; without, the original's outputs count.
         validation: `x_val` or `(x_val, y_val)` in place of held-out samples.
+        task, score_fn: as for `koopman`.
         key: decides which samples are held out.
 
     Returns:
@@ -71,7 +74,9 @@ def magnitude(
         Han, Pool, Tran, Dally (2015), NeurIPS 28; for the layer-adaptive score Lee, Park, Mo, Ahn,
         Shin (2021), ICLR.
     """
-    problem = pose("magnitude", model, calibration, budget, labels, validation, key)
+    problem = pose("magnitude", model, calibration, budget, labels, validation, key, task, score_fn)
+    if problem.is_met:
+        return untouched("magnitude", problem)
     if at is None:
         used, where = None, {}
     else:
@@ -80,7 +85,7 @@ def magnitude(
     weights, rebuild = _weights_of(model, used)
     if not weights:
         place = "model" if used is None else f"span {where['at']}"
-        raise expected(f"a {place} with weight matrices", "none", "one with layers")
+        raise inapplicable(f"a {place} with weight matrices", "none", "one with layers")
     tried = [_prune(problem, weights, rebuild, scale) for scale in SCALES]
     best = max(tried, key=lambda t: t.score)
     scores = ", ".join(f"{t.scale} {t.score.value:.4f}" for t in tried)

@@ -26,9 +26,12 @@ class Report:
         settings: what was chosen, by name (projection, observables, rank, ridge, ...).
         why: one sentence on how it was chosen.
         score: on the validation data; see `measure`.
-        measure: "accuracy" where labels were given, else "agreement" (with the original's largest
-            output), or "r2" for a model of one output.
-        divergence: mean KL of the original's softmax to the compressed one's there, or None.
+        measure: of a classification "accuracy" where labels were given, else "agreement" with the
+            original's answers; of a regression "r2" of the original's outputs, labels or not; or
+            the name of the caller's `score_fn`.
+        divergence: mean KL of the original's softmax to the compressed one's there; None for a
+            regression.
+        task: how the output is read, "classification" or "regression".
         candidates: how many settings were compared.
         result: result code of the numerics (`koopjax._core.RESULTS`); 0 is success.
         notes: advice, such as too few samples; empty where there is none.
@@ -45,6 +48,7 @@ class Report:
     score: float
     measure: str
     divergence: float | None = None
+    task: str = "classification"
     candidates: int = 1
     result: int = SUCCESS
     notes: tuple[str, ...] = ()
@@ -82,14 +86,17 @@ class Compressed(NamedTuple):
 
 def finish(
     model: Any, *, method: str, budget: Budget, original_bytes: int, result: int = SUCCESS,
-    notes: tuple[str, ...] = (), **account: Any,
+    notes: tuple[str, ...] = (), advice: tuple[str, ...] = (), **account: Any,
 ) -> Compressed:  # fmt: skip
-    """Measure the file, make sure that it fits, and write the report."""
+    """Measure the file, make sure that it fits, and write the report.
+
+    `advice`, in place of what `result` says, goes before the notes.
+    """
     limit, stored = budget.bytes(original_bytes), export.stored_bytes(model)
     if stored > limit:  # a fault of the method's search, never of the user's
         raise AssertionError(f"{method} made a file of {stored} bytes for a budget of {limit}")
-    if result != SUCCESS and not notes:
-        notes = (RESULTS[result],)
+    if result != SUCCESS and not advice:
+        advice = (RESULTS[result],)
     report = Report(
         method=method,
         budget=str(budget),
@@ -98,7 +105,7 @@ def finish(
         original_bytes=original_bytes,
         parameters=count_nonzero(model),
         result=result,
-        notes=notes,
+        notes=(*advice, *notes),
         **account,
     )
     return Compressed(model, report)

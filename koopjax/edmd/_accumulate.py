@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from koopjax._core import (
     as_dtype,
+    check_dictionary,
     expected,
     has_float64,
     held_leaves,
@@ -27,7 +28,6 @@ from koopjax.edmd._inputs import (
     batches_of,
     check_arrays,
     check_batch_size,
-    check_dictionary,
     check_mesh,
     check_stream,
     fold_layout,

@@ -23,7 +23,7 @@ from koopjax._core import (
     read_numbers,
     static,
 )
-from koopjax.edmd._factor import is_finite, spectral
+from koopjax.edmd._factor import first, is_finite, spectral
 from koopjax.edmd._smooth import root_metric
 from koopjax.edmd._solve import Solution, check_statistics, compute
 from koopjax.edmd._solvers import (
@@ -161,7 +161,7 @@ def _fold_scores(train: Statistics, held: Gram, solver: Any, alphas: Array, rank
     whole = jnp.trace(held.target_gram)
 
     def score(alpha: Array, rank: Array) -> Array:
-        used = keep & (jnp.arange(parts.s.shape[0]) < rank)
+        used = keep & first(parts.s.shape[0], rank)
         if isinstance(solver, Ridge):
             used = keep
         h = jnp.where(used, parts.s / jnp.where(used, parts.s**2 + alpha, 1), 0)

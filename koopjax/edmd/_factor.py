@@ -72,6 +72,16 @@ def noise(stats: Statistics) -> float:
     return ROUNDINGS * float(jnp.finfo(stats.observed).eps) if stats.observed else 0.0
 
 
+def count_of(marks: Array) -> Array:
+    """How many are true, in 32 bits also where x64 is on."""
+    return jnp.sum(marks, dtype=jnp.int32)
+
+
+def first(n: int, count: Any) -> Array:
+    """A mask of the first `count` of n."""
+    return jnp.arange(n, dtype=jnp.int32) < jnp.asarray(count).astype(jnp.int32)
+
+
 def blocks_of(stats: Statistics) -> tuple[Array, Array]:
     """What is factorised and its right-hand side: `(G, C)`, or `(Rxx, Rxy)`."""
     if isinstance(stats, Gram):
@@ -122,7 +132,8 @@ def spectral(stats: Statistics, rank: Any = None) -> Spectral:
     g, rhs = blocks_of(stats)
     p = g.shape[0]
     if stats.observed:
-        found = jnp.sum(singular_values(stats, column_scale(stats)) > noise(stats))
+        scaled = singular_values(stats, column_scale(stats))
+        found = count_of(scaled > noise(stats))
         rank = found if rank is None else jnp.minimum(rank, found)
     if isinstance(stats, Gram):
         values, vectors = jnp.linalg.eigh(g)
@@ -135,7 +146,7 @@ def spectral(stats: Statistics, rank: Any = None) -> Spectral:
         v, c = vt.T, matmul(u.T, rhs)
         keep = s > cut(stats) * s[0]
     if rank is not None:
-        keep = keep & (jnp.arange(p) < rank)
+        keep = keep & first(p, rank)
     return Spectral(v, jnp.where(keep, s, 0), jnp.where(keep[:, None], c, 0))
 
 
@@ -186,7 +197,7 @@ def least_norm(stats: Statistics, alpha: Any) -> tuple[Array, Array]:
     else:
         u, s, vt = jnp.linalg.svd(g * d[None, :])
         v, c = vt.T, matmul(u.T, rhs)
-    keep = jnp.arange(s.shape[0]) < independent(stats, s)
+    keep = first(s.shape[0], independent(stats, s))
     inverse = jnp.where(keep, 1 / jnp.where(keep, s, 1), 0)
     basis = jnp.where(keep[None, :], v / d[:, None], 0)
     below = jnp.where(keep, jnp.sqrt(alpha) * inverse, 1)
@@ -249,12 +260,12 @@ def independent(stats: Statistics, scaled: Array) -> Array:
     relative = scaled / jnp.where(scaled[0] > 0, scaled[0], 1)
     if isinstance(stats, Gram):
         relative = relative**2
-    return jnp.sum((relative > cut(stats)) & (scaled > noise(stats)))
+    return count_of((relative > cut(stats)) & (scaled > noise(stats)))
 
 
 def tied(stats: Statistics, scaled: Array) -> Array:
     """Whether columns depend on each other, beyond those that are zero."""
-    dead = jnp.sum(column_scale_dead(stats, 0.0))
+    dead = count_of(column_scale_dead(stats, 0.0))
     return independent(stats, scaled) + dead < stats.sizes[0]
 
 

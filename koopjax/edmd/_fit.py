@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from koopjax._core import (
     ILL_CONDITIONED,
     cast,
+    check_dictionary,
     expected,
     has_float64,
     is_tracing,
@@ -24,7 +25,6 @@ from koopjax.edmd._factor import is_finite
 from koopjax.edmd._inputs import (
     check_arrays,
     check_batch_size,
-    check_dictionary,
     check_stream,
     fold_layout,
     peek,

@@ -12,6 +12,7 @@ from koopjax._core import (
     as_numbers,
     at_least_float32,
     cast,
+    check_dictionary,
     check_finite,
     expected,
     held_leaves,
@@ -26,7 +27,7 @@ from koopjax._core import (
 from koopjax.edmd._accumulate import Lift
 from koopjax.edmd._eig import eig
 from koopjax.edmd._fit import check_settings, estimate, prepare
-from koopjax.edmd._inputs import as_rows, check_batch_size, check_dictionary
+from koopjax.edmd._inputs import as_rows, check_batch_size
 from koopjax.edmd._koopman import Koopman, Spectrum
 
 

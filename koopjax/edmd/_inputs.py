@@ -21,17 +21,6 @@ from koopjax._core import (
 )
 
 
-def check_dictionary(name: str, psi: Any) -> None:
-    """Raise unless this is callable and tells its size: what the protocol of a dictionary asks."""
-    # A class is callable and has the method too, but settings are missing.
-    if isinstance(psi, type) or not callable(psi) or not callable(getattr(psi, "size", None)):
-        raise expected(
-            f"a dictionary with size(d) as {name}, see koopjax.observables",
-            f"{getattr(psi, '__name__', type(psi).__name__)}",
-            "observables.Custom(function, size) for a function of your own",
-        )
-
-
 def check_batch_size(batch_size: Any) -> int | None:
     """A batch size as an int; None stays None."""
     return None if batch_size is None else as_whole("batch_size", batch_size, 1)

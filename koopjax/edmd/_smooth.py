@@ -17,6 +17,7 @@ from koopjax.edmd._factor import (
     blocks_of,
     column_scale,
     cut,
+    first,
     least_norm,
     noise,
     singular_values,
@@ -116,7 +117,7 @@ def truncated(stats: Statistics, rank: Any) -> tuple[Array, Array]:
         beyond the numerical rank.
     """
     parts = spectral(stats)
-    keep = (jnp.arange(parts.s.shape[0]) < rank) & (parts.s > 0)
+    keep = first(parts.s.shape[0], rank) & (parts.s > 0)
     inverse = jnp.where(keep, 1 / jnp.where(keep, parts.s, 1), 0)
     return matmul(parts.v, inverse[:, None] * parts.c), parts.s
 
@@ -129,7 +130,7 @@ def _truncated_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     stats, rank = primals
     (_, c), (dg, dc) = jax.jvp(_moments, (stats,), (tangents[0],))
     parts = spectral(stats)
-    keep = (jnp.arange(parts.s.shape[0]) < rank) & (parts.s > 0)
+    keep = first(parts.s.shape[0], rank) & (parts.s > 0)
     values = parts.s**2
     inverse = jnp.where(keep, 1 / jnp.where(keep, values, 1), 0)
     across = inverse[:, None] * _across(values, keep)
@@ -166,7 +167,7 @@ def leading_vectors(stats: Statistics, alpha: Any, rank: Any, roots: Any) -> Arr
     b = b if roots is None else matmul(b, roots[0])
     _, s, wt = jnp.linalg.svd(b, full_matrices=False)
     live = s > jnp.finfo(b.dtype).eps * max(b.shape) * s[0]
-    keep = (jnp.arange(s.shape[0]) < rank) & live
+    keep = first(s.shape[0], rank) & live
     return wt.T * keep[None, :].astype(b.dtype)
 
 
@@ -201,7 +202,7 @@ def _reduced_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (k, h), (dk, dh) = jax.jvp(product, (stats, alpha), tangents[:2])
     values, w = jnp.linalg.eigh(h)
     live = values > jnp.finfo(h.dtype).eps * h.shape[0] * values[-1]
-    keep = (jnp.arange(h.shape[0])[::-1] < rank) & live
+    keep = first(h.shape[0], rank)[::-1] & live
     across = _across(values, keep)
     p = matmul(w * keep[None, :].astype(w.dtype), w.T)
     dp = matmul(w, matmul((across + across.T) * matmul(w.T, matmul(dh, w)), w.T))

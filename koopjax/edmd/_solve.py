@@ -121,7 +121,7 @@ def judge(
     return worst(
         flag(outcome.found < outcome.needed, RANK_DEFICIENT),
         flag((rounding > limit) | (eps * lost > limit), ILL_CONDITIONED),
-        flag(stats.count < outcome.needed, UNDERDETERMINED),
+        flag(stats.count < jnp.asarray(outcome.needed).astype(stats.dtype), UNDERDETERMINED),
         flag(~jnp.isfinite(outcome.value).all(), NONFINITE_SOLUTION),
         flag(~finite, NONFINITE_DATA),
     )

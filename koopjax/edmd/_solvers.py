@@ -12,7 +12,7 @@ from koopjax._core import (
     is_tracing,
     pytree,
 )
-from koopjax.edmd._factor import Diagnosis, diagnose, energy
+from koopjax.edmd._factor import Diagnosis, count_of, diagnose, energy
 from koopjax.edmd._smooth import decides, reduced, ridge, root_metric, truncated
 from koopjax.edmd._statistics import Statistics
 
@@ -134,7 +134,7 @@ class TruncatedSVD:
         """The solution from finite statistics."""
         del diagnosis  # the singular values that are computed anyway say more
         value, s = truncated(stats, self.rank)
-        numerical = jnp.sum(s > 0)
+        numerical = count_of(s > 0)
         used = jnp.minimum(numerical, jnp.asarray(self.rank).astype(jnp.int32))
         ratio = lambda count: jnp.where(count > 0, s[0] / _at(s, count), 1)
         return Outcome(

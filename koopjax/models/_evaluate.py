@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from koopjax._core import ModeError, expected, trace_inference
+from koopjax._core import ModeError, as_array, expected, trace_inference
 from koopjax.models._forms import Form, form_of, named_leaves
+from koopjax.models._scores import answers, compare, read_task
 
 #: Rows that a forward pass takes at once unless the caller says otherwise.
 BATCH = 2000
@@ -27,15 +28,6 @@ def check_samples(name: str, x: Any, y: Any = None) -> None:
             f"{name}: {np.shape(x)[0]} targets, one a sample",
             f"shape {np.shape(y)}",
             "x and y of one split",
-        )
-
-
-def check_classes(name: str, y: Any, out: jax.ShapeDtypeStruct, n: int) -> None:
-    """Refuse integer labels of another shape than the answers, which would broadcast."""
-    shape = (n, *out.shape[1:-1])
-    if np.shape(y) != shape:
-        raise expected(
-            f"{name}: integer labels of shape {shape}", f"shape {np.shape(y)}", "y[:, 0]"
         )
 
 
@@ -105,6 +97,13 @@ def check_rows(name: str, form: Form, params: Any, rest: Any, x: Any) -> None:
         )
 
 
+def _size(name: str, batch_size: Any, x: Array) -> int:
+    """Rows of a batch."""
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise expected(f"{name}: batch_size a positive integer", f"{batch_size!r}", f"{BATCH}")
+    return min(int(batch_size), x.shape[0])
+
+
 def _cut(array: Array, size: int) -> tuple[Array, Array]:
     """Rows in blocks of a size, and those that are left over.
 
@@ -132,11 +131,11 @@ def _predict(form: Form, params: Any, rest: Any, x: Array, batch_size: int, axis
 def count_correct(
     form: Form, params: Any, rest: Any, x: Array, y: Array, batch_size: int
 ) -> Int[Array, ""]:
-    """Number of samples whose largest logit is their label's."""
+    """Number of answers that are their label's."""
 
     def one(batch):
         x, y = batch
-        return jnp.sum(jnp.argmax(_forward(form, params, rest, x), axis=-1) == y)
+        return jnp.sum(answers(_forward(form, params, rest, x)) == y)
 
     (x, x_end), (y, y_end) = _cut(x, batch_size), _cut(y, batch_size)
     total = jnp.sum(jax.lax.map(one, (x, y)))
@@ -158,7 +157,7 @@ def measure(
         out = _forward(form, params, rest, x)
         hits = 0.0
         if jnp.issubdtype(y.dtype, jnp.integer):
-            hits = jnp.mean(jnp.argmax(out, axis=-1) == y)
+            hits = jnp.mean(answers(out) == y)
         return loss(out, y), jnp.asarray(hits, jnp.float32)
 
     (cut_x, x_end), (cut_y, y_end) = _cut(x, batch_size), _cut(y, batch_size)
@@ -194,44 +193,85 @@ def predict(model: Any, x: Float[Array, "n ..."], batch_size: int = BATCH) -> Fl
         ValueError: no samples, samples of a shape that the model does not take, or several batches
             of outputs without one axis as long as the batch.
     """
+    x = as_array("models.predict: x", x)
     check_samples("models.predict", x)
     form, params, rest = form_of(model)
-    size, axis = min(batch_size, len(x)), 0
+    size, axis = _size("models.predict", batch_size, x), 0
     if size == len(x):
         check_input("models.predict", form, params, rest, x, size)
     else:
         axis = batch_axis("models.predict", form, params, rest, x, size)
-    return _predict(form, params, rest, jnp.asarray(x), size, axis)
+    return _predict(form, params, rest, x, size, axis)
 
 
 def accuracy(
     model: Any, x: Float[Array, "n ..."], y: Int[Array, " n"], batch_size: int = BATCH
 ) -> float:
-    """Share of samples whose largest logit is their label's.
+    """Share of samples whose largest logit is their label's; of one logit, whose sign is.
 
     Args:
         model: as for `predict`.
         x: samples.
-        y: labels, integers; `(n, t)` for a model of tokens.
+        y: labels from 0 on, integers; `(n, t)` for a model of tokens. For a model of one output
+            0 and 1, where the logit is below and above 0.
         batch_size: rows of one forward pass.
 
     Returns:
         A number in [0, 1].
 
     Raises:
-        ValueError: no samples, labels that are not one integer an answer, or samples of a shape
+        ValueError: no samples, labels that are not one integer an answer from 0 on and below the
+            number of outputs, one output that looks like a probability, or samples of a shape
             that the model does not take.
     """
+    x = as_array("models.accuracy: x", x)
     check_samples("models.accuracy", x, y)
+    out = output_like(model, x)
     form, params, rest = form_of(model)
-    out = check_input("models.accuracy", form, params, rest, x)
     check_rows("models.accuracy", form, params, rest, x)
-    y = jnp.asarray(y)
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise expected("models.accuracy: integer labels", f"{y.dtype}", "y.argmax(-1)")
-    check_classes("models.accuracy", y, out, np.shape(x)[0])
-    correct = count_correct(form, params, rest, jnp.asarray(x), y, min(batch_size, len(x)))
-    return float(correct) / np.size(y)
+    size = _size("models.accuracy", batch_size, x)
+    if out.shape[1:] in ((), (1,)):  # whether it is a logit, its numbers tell
+        out = _predict(form, params, rest, x, size, 0)
+    _, labels = read_task(out, y, "classification")
+    assert labels is not None
+    correct = count_correct(form, params, rest, x, labels, size)
+    return float(correct) / labels.size
+
+
+def output_like(model: Any, x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a model's output for samples, without running it.
+
+    Args:
+        model: as for `predict`.
+        x: samples, or their shape and dtype.
+
+    Raises:
+        ValueError: no samples, or samples of a shape that the model does not take.
+    """
+    check_samples("models.output_like", x)
+    return check_input("models.output_like", *form_of(model), x, np.shape(x)[0])
+
+
+def score(
+    model: Any, x: Any, y: Any, task: str | None = None, score_fn: Any = None,
+    batch_size: int = BATCH,
+) -> float:  # fmt: skip
+    """How good a model is on labelled samples: accuracy of a classifier, R² of a regression.
+
+    Args:
+        model: as for `predict`.
+        x: samples.
+        y: classes or targets.
+        task: "classification" or "regression"; without, as `read_task` finds out.
+        score_fn: `score_fn(outputs, labels)` in place of both.
+        batch_size: rows of one forward pass.
+
+    Raises:
+        ValueError: as for `predict`; labels that don't fit, or that leave the task open.
+    """
+    outputs = predict(model, x, batch_size)
+    task, labels = read_task(outputs, y, task, score_fn=score_fn)
+    return float(compare(outputs, outputs, labels, task, score_fn)["accuracy"])
 
 
 def apply(model: Any, x: Any) -> Any:

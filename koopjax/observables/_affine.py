@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from koopjax._core import (
     as_states,
     check_metric,
+    check_number,
     expected,
     has_float64,
     is_tracing,
@@ -27,6 +28,7 @@ from koopjax.observables._base import (
     data_rows,
     input_names,
     like,
+    require_axes,
     require_dimension,
     require_integer,
 )
@@ -72,7 +74,8 @@ class Standardize(Observables):
             Two passes in float64 where the backend has it; batches are merged with the pairwise
             update of mean and variance.
         """
-        if not hasattr(x, "shape") and not _is_nested(x):
+        _check_guards(limit, floor)
+        if _is_stream(x):
             *moments, dtype = _stream(x)
             return _finish(moments, limit, floor, dtype)
         x = data_rows("the data of Standardize.fit", x)
@@ -101,6 +104,7 @@ class Standardize(Observables):
             limit: see `fit`.
             floor: see `fit`.
         """
+        _check_guards(limit, floor)
         given = {"the mean": mean, "the variance": variance, "the extent": extent}
         moments = [read_numbers(name, x) for name, x in given.items() if x is not None]
         if len({x.shape for x in moments}) != 1 or moments[0].ndim != 1:
@@ -122,6 +126,8 @@ class Standardize(Observables):
             lower: image of the smallest value.
             upper: image of the largest value; above `lower`.
         """
+        for name, bound in (("lower", lower), ("upper", upper)):
+            check_number(name, bound, -np.inf)
         if not lower < upper:
             raise expected("lower < upper", f"{lower} and {upper}")
         x = data_rows("the data of Standardize.fit_range", x)
@@ -138,7 +144,10 @@ class Standardize(Observables):
 
     def size(self, d: int) -> int:
         """`d`."""
-        require_dimension("Standardize", d, jnp.shape(self.mean)[-1])
+        (known,) = require_axes("the mean of Standardize", self.mean, 1)
+        require_dimension("Standardize", d, known)
+        if self.scale is not None and require_axes("its scale", self.scale, 1) != (known,):
+            raise expected(f"a scale of shape ({known},)", f"{jnp.shape(self.scale)}")
         return d
 
     def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
@@ -297,9 +306,18 @@ def _finish(moments: Any, limit: float, floor: float, dtype: Any = None) -> Stan
         return Standardize(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype))
 
 
-def _is_nested(x: Any) -> bool:
-    """A list of rows of numbers, to be read as one array; a list of arrays is a stream."""
-    return isinstance(x, list | tuple) and not any(hasattr(row, "shape") for row in x)
+def _is_stream(x: Any) -> bool:
+    """An iterable of batches: no array or table, nor rows of numbers to be read as one."""
+    if any(hasattr(x, name) for name in ("shape", "__array__", "to_numpy")):
+        return False
+    nested = isinstance(x, list | tuple) and not any(hasattr(row, "shape") for row in x)
+    return isinstance(x, Iterable) and not nested
+
+
+def _check_guards(limit: Any, floor: Any) -> None:
+    if not (isinstance(limit, float) and np.isposinf(limit)):
+        check_number("limit", limit, float(np.finfo(np.float32).tiny))
+    check_number("floor", floor)
 
 
 def _stream(batches: Iterable[Any]) -> Any:

@@ -20,6 +20,7 @@ from koopjax._core import (
     is_wide,
     leave,
     precise_for,
+    read,
 )
 from koopjax.observables._rowwise import require_rowwise
 
@@ -51,9 +52,10 @@ class Observables(abc.ABC):
             raise expected(
                 "states of shape (n, d) or (d,)", "a scalar", "x[None] for one coordinate"
             )
-        self.size(x.shape[-1])
         with precise_for(x, self):
-            out = _evaluate(held_leaves(self), jnp.asarray(x))
+            psi = held_leaves(self)
+            psi.size(x.shape[-1])
+            out = _evaluate(psi, jnp.asarray(x))
         return leave(out)
 
     @abc.abstractmethod
@@ -117,6 +119,14 @@ def require_dimension(name: str, d: int, dimension: int) -> None:
             f"{d}",
             "the states that it was fitted on",
         )
+
+
+def require_axes(name: str, leaf: Any, axes: int) -> tuple[int, ...]:
+    """The shape of a dictionary's array; raises unless it has so many axes."""
+    shape = jnp.shape(leaf) if hasattr(leaf, "shape") else np.shape(read(name, leaf))
+    if len(shape) != axes:
+        raise expected(f"{name} with {axes} axes", f"shape {shape}")
+    return shape
 
 
 def require_integer(name: str, value: Any, least: int) -> None:

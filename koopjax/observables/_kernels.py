@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, is_tracing, matmul, pytree, static
+from koopjax._core import as_numbers, as_whole, expected, is_tracing, matmul, pytree, static
 from koopjax.observables._base import (
     Observables,
     input_names,
@@ -69,7 +69,9 @@ class GaussianRBF(Observables):
         require_integer("n_centers", n_centers, 1)
         if n_centers > n:
             raise expected(f"at most {n} centres, one a sample", f"{n_centers}", "fewer centres")
-        most = max(64 * n_centers, 10_000) if max_samples is None else max_samples
+        most = max(64 * n_centers, 10_000)
+        if max_samples is not None:
+            most = as_whole("max_samples", max_samples, 1)
         if most < n_centers:
             raise expected(f"max_samples of at least {n_centers}", f"{max_samples}")
         pick, seed = jax.random.split(key)
@@ -77,10 +79,7 @@ class GaussianRBF(Observables):
             x = x[jax.random.choice(pick, n, (most,), replace=False)]
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centers = k_means(wide, seed, n_centers, iterations)
-        if bandwidth is None:
-            bandwidth = spacing(centers, wide)
-        elif not is_tracing(bandwidth) and not bool(jnp.all(jnp.asarray(bandwidth) > 0)):
-            raise expected("a positive bandwidth", f"{bandwidth}")
+        bandwidth = spacing(centers, wide) if bandwidth is None else _positive(bandwidth)
         return cls(centers.astype(x.dtype), jnp.asarray(bandwidth, x.dtype))
 
     def size(self, d: int) -> int:
@@ -143,8 +142,7 @@ class RandomFourier(Observables):
         """
         require_integer("d", d, 1)
         require_integer("size", size, 1)
-        if not is_tracing(bandwidth) and not bool(jnp.all(jnp.asarray(bandwidth) > 0)):
-            raise expected("a positive bandwidth", f"{bandwidth}")
+        bandwidth = _positive(bandwidth)
         dtype = jnp.result_type(float) if dtype is None else dtype
         directions = jax.random.normal(key, (d, -(-size // 2)), dtype)
         return cls(directions, jnp.asarray(bandwidth, dtype), size)
@@ -190,3 +188,10 @@ def spacing(centers: Float[Array, "p d"], x: Float[Array, "n d"]) -> Array:
     spread = jnp.sqrt(jnp.sum(jnp.var(x, axis=0)))
     width = jnp.where(jnp.isfinite(typical) & (typical > 0), typical, spread)
     return jnp.where(width > 0, width, jnp.ones_like(width))
+
+
+def _positive(bandwidth: Any) -> Array:
+    bandwidth = as_numbers("the bandwidth", bandwidth)
+    if not is_tracing(bandwidth) and not bool(jnp.all(bandwidth > 0)):
+        raise expected("a positive bandwidth", f"{bandwidth}")
+    return bandwidth

@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 
 from koopjax._core import (
     as_states,
+    as_whole,
+    check_dictionary,
     expected,
     leave,
     precise_as,
@@ -23,6 +25,7 @@ from koopjax.observables._base import (
     evaluate,
     input_names,
     like,
+    require_axes,
     require_dimension,
     require_integer,
 )
@@ -31,6 +34,8 @@ from koopjax.observables._polynomials import FAMILIES, univariate
 
 # Beyond this a full product is refused: 2^27 columns are half a gigabyte a sample.
 MAX_FULL = 2**27
+#: Factors are Python objects: more than these are a mistake, not a state.
+MOST_FACTORS = 2**20
 
 
 class Univariate(Observables):
@@ -162,7 +167,7 @@ class Gaussian1D(Univariate):
     def size(self, d: int = 1) -> int:
         """Number of centres plus one."""
         self._check(d)
-        return jnp.shape(self.centers)[0] + 1
+        return require_axes("the centres of Gaussian1D", self.centers, 1)[0] + 1
 
     def names(self, d: int = 1, inputs: Sequence[str] | None = None) -> list[str]:
         """Names such as `rbf2(x0)`."""
@@ -203,8 +208,8 @@ class Product(Observables):
     @classmethod
     def of(cls, factor: Any, d: int) -> "Product":
         """The same family for all of `d` coordinates."""
-        require_integer("d", d, 1)
-        return cls((factor,) * d)
+        check_dictionary("the factor of Product", factor)
+        return cls((factor,) * as_whole("d", d, 1, MOST_FACTORS))
 
     def modes(self, d: int | None = None) -> tuple[int, ...]:
         """The families' sizes: the mode sizes of the tensor."""
@@ -212,6 +217,8 @@ class Product(Observables):
             raise expected("at least one factor in Product", "none")
         if d is not None:
             require_dimension("Product", d, len(self.factors))
+        for factor in self.factors:
+            check_dictionary("a factor of Product", factor)
         return tuple(factor.size(1) for factor in self.factors)
 
     def size(self, d: int) -> int:
