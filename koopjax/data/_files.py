@@ -57,7 +57,12 @@ def _raw_bytes(path: pathlib.Path) -> bytes:
     try:
         with gzip.open(path, "rb") as file:
             start = file.read(HEAD)
-            declared = _idx_size(path, start)
+            try:
+                declared = _idx_size(path, start)
+            except ValueError:
+                while file.read(1 << 20):  # where the stream is damaged, that is the reason
+                    pass
+                raise
             if declared > DEFLATE * size + len(start):
                 raise _corrupt(path, f"{declared:,} bytes as the header says", f"{size:,} packed")
             return start + file.read(declared - len(start) + 1)

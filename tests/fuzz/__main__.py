@@ -1,6 +1,6 @@
-"""Calls of public verbs with wrong arguments, or damaged files, counted by what becomes of them.
+"""Wrong calls of public verbs, damaged files or command lines, counted by what becomes of them.
 
-usage: python -m tests.fuzz [--calls 10000 | --files 1000] [--seed 0] [--out counts.json]
+usage: python -m tests.fuzz [--calls 10000 | --files 1000 | --lines 200] [--seed 0] [--out FILE]
        python -m tests.fuzz --only NUMBER        one call, with its traceback
 
 What is done is kept in the file beside `--out` with the ending `.jsonl`, a line a call; called
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import importlib
 import json
 import os
 import pathlib
@@ -26,16 +27,19 @@ MEMORY = 12 << 30  # bytes of address space
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
 
 
+def work_of(arguments: argparse.Namespace) -> Any:
+    """The module that draws and runs what was asked for."""
+    name = "damage" if arguments.files else "lines" if arguments.lines else "calls"
+    return importlib.import_module(f"tests.fuzz.{name}")
+
+
 def worker(arguments: argparse.Namespace) -> None:
     """Calls from one number to another, a line each on standard output."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sink, sys.stdout = sys.stdout, sys.stderr  # a verb may print
-    if arguments.files:
-        from tests.fuzz import damage as work
-    else:
-        from tests.fuzz import calls as work
+    work = work_of(arguments)
     import faulthandler
 
     work.prepare()
@@ -68,7 +72,7 @@ def control(arguments: argparse.Namespace) -> None:
     lines = pathlib.Path(arguments.out).with_suffix(".jsonl")
     rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     done = rows[-1]["number"] + 1 if rows else 0
-    total = arguments.files or arguments.calls
+    total = arguments.files or arguments.lines or arguments.calls
     trace = pathlib.Path(tempfile.mkdtemp()) / "trace"
     with lines.open("a") as log:
         while done < total:
@@ -99,7 +103,7 @@ def run_worker(
     command = [sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "tests.fuzz"]
     command += ["--worker", "--start", start, "--stop", stop, "--seed", arguments.seed]
     command += ["--trace", trace, "--limit", arguments.limit]
-    command += ["--files", arguments.files] if arguments.files else []
+    command += ["--files", arguments.files, "--lines", arguments.lines]
     environment = {
         **os.environ,
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip(),
@@ -145,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.fuzz")
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--files", type=int, default=0)
+    parser.add_argument("--lines", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="fuzz.json")
     parser.add_argument("--only", type=int)
@@ -157,10 +162,7 @@ def main() -> None:
     if arguments.worker:
         worker(arguments)
     elif arguments.only is not None:
-        if arguments.files:
-            from tests.fuzz import damage as work
-        else:
-            from tests.fuzz import calls as work
+        work = work_of(arguments)
         call = work.draw(arguments.seed, arguments.only)
         print(call)
         print(work.run(call, arguments.limit, show=True))

@@ -42,7 +42,7 @@ def uniform(
     system: str, key: Array, n: int, d: int, low: float, high: float, dtype: jnp.dtype | type
 ) -> Float[Array, "n d"]:
     """Initial states, independent and uniform in a box."""
-    n = as_whole(f"systems.{system}: the number n of samples", n, 1, MOST_SAMPLES)
+    n = as_whole(f"systems.{system}: at least one sample, n", n, 1, MOST_SAMPLES)
     for name, bound in (("low", low), ("high", high)):
         check_number(f"systems.{system}: the bound {name}", bound, -math.inf)
     try:
