@@ -264,7 +264,12 @@ class Table:
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "Table":
         """The table that `to_json` wrote (numbers that were NaN as NaN)."""
-        read = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        if not isinstance(path, str | os.PathLike):
+            raise expected("the path of a table", f"{path!r:.60}", "what to_json wrote")
+        try:
+            read = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise expected("a table that to_json wrote", f"{path}: {error}") from error
         known = isinstance(read, dict) and {"axes", "columns", "rows"} <= set(read)
         if not known:
             raise expected("a table that to_json wrote", f"{path} with other content")

@@ -14,6 +14,7 @@ from koopjax._core import (
     NONFINITE_DATA,
     NONFINITE_SOLUTION,
     SUCCESS,
+    as_numbers,
     cast,
     check_finite,
     expected,
@@ -232,10 +233,10 @@ def _check_counts(max_rank: Any, sweeps: Any, batch_size: Any, patience: Any) ->
 
 
 def _rows(name: str, array: Any) -> Array:
-    array = jnp.asarray(array)
+    array = as_numbers(name, array)
     if array.ndim != 2 or 0 in array.shape:
         raise expected(f"{name} of shape (samples, coordinates), not empty", f"shape {array.shape}")
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
+    return array
 
 
 def _check_data(
@@ -256,7 +257,7 @@ def _check_data(
             )
     q = y.shape[1]
     if metric is not None:
-        metric = jnp.asarray(metric)
+        metric = as_numbers("metric", metric)
         if metric.shape != (q, q):
             raise expected(f"a metric of shape {(q, q)}", f"{metric.shape}")
     front, product = separable(psi)

@@ -10,7 +10,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import tt
-from koopjax._core import blocks, expected, is_tracing, message, precise, pytree, static
+from koopjax._core import (
+    blocks,
+    expected,
+    held,
+    is_tracing,
+    message,
+    precise,
+    pytree,
+    read_numbers,
+    static,
+)
 from koopjax.tensor_edmd._dictionary import check_states, factors_of, modes_of
 
 # Numbers that one block of samples may hold while it is contracted: 32 MB in float64.
@@ -43,8 +53,9 @@ class TensorInfo:
 
 def check_outputs(x: Any, outputs: int, steps: Any) -> int:
     """The number of steps as an int; raises unless it is one that can be taken."""
-    if isinstance(steps, bool) or np.ndim(steps) != 0 or int(steps) != steps or steps < 1:
-        raise expected("a whole number of steps, at least 1", f"{steps}")
+    whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
+    if not whole or not 1 <= steps < 2**31:
+        raise expected("a whole number of steps, at least 1", f"{steps!r:.60}")
     if steps > 1 and outputs != x.shape[-1]:
         raise expected(
             f"{x.shape[-1]} outputs, the coordinates of the state, to take several steps",
@@ -136,7 +147,9 @@ class TensorKoopman:
         return self.describe()
 
     def _states(self, x: Any) -> Array:
-        x = x if isinstance(x, jax.Array | np.ndarray) else jnp.asarray(x)
+        listed = not hasattr(x, "dtype")
+        x = read_numbers("x", x)
+        x = held("x", x) if listed else x
         if x.ndim not in (1, 2):
             raise expected("states of shape (n, d) or (d,)", f"shape {tuple(x.shape)}")
         check_states(self.psi, x if x.ndim == 2 else x[None])
@@ -148,7 +161,7 @@ class TensorKoopman:
             )
         with precise(x):
             x = jnp.asarray(x)
-        return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+        return x
 
 
 def block_size(train: Any) -> int:

@@ -210,6 +210,4 @@ def placed(train: Any, e: Any, center: int, dtype: Any = None) -> Any:
     kept = e if d == 1 else xp.clip(e, lowest, highest)
     shares = _shares(e - kept, d - 1) if d > 1 else xp.zeros((0, 1, 1), np.int32)
     own = xp.asarray(kept, np.int32).reshape(1, 1, 1)
-    return _rebuilt(
-        train, _shifted(cores, xp.concatenate([shares[:center], own, shares[center:]]))
-    )
+    return _rebuilt(train, _shifted(cores, xp.concatenate([shares[:center], own, shares[center:]])))
