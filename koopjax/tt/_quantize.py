@@ -105,18 +105,17 @@ def quantize(train: T, base: int = 2, rtol: float = 0.0) -> T:
 def dequantize(train: T, lengths: Sequence[int]) -> T:
     """Neighbouring modes merged into one: the inverse of `quantize`.
 
-        Args:
-            train: `TensorTrain` or `TTMatrix`.
-            lengths: how many cores make up each mode of the result; they add up to `d` (static).
+    Args:
+        train: `TensorTrain` or `TTMatrix`.
+        lengths: how many cores make up each mode of the result; they add up to `d` (static).
 
-        Returns:
-            A train of the same kind, `len(lengths)` cores; works under jit.
+    Returns:
+        A train of the same kind, `len(lengths)` cores; works under jit.
 
-        Example:
-            >>> import jax
-    import jax.numpy as jnp
-            >>> dequantize(rank_one([jnp.ones(2)] * 5), (3, 2)).modes
-            (8, 4)
+    Example:
+        >>> import jax.numpy as jnp
+        >>> dequantize(rank_one([jnp.ones(2)] * 5), (3, 2)).modes
+        (8, 4)
     """
     check_train("the train", train)
     if not isinstance(train, TensorTrain | TTMatrix):
