@@ -34,7 +34,7 @@ from koopjax.tensor_edmd import FunctionMajor, separable
 from koopjax.tensor_edmd._dictionary import factors_of
 
 #: Standard deviation up to which an output does not vary, in roundings of its root mean square.
-ROUNDINGS = 64
+ROUNDINGS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def interaction_spectrum(
         Float64 throughout where the backend has it. Sums of non-negative terms only, so small
         shares are as exact as large ones. One pass over the samples, `O(n d m²)`; then
         `O(d m r³)` for all orders and indices together and `O(d² r³)` for the pairs. An output
-        whose standard deviation is below 64 roundings of its size (of the dtype of the train) does
+        whose standard deviation is below 128 roundings of its size (of the dtype of the train) does
         not vary and counts for nothing: where none does, all shares are zero.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import edmd
-from koopjax._core import NONFINITE_DATA, check_metric, expected, matmul, pytree
+from koopjax._core import NONFINITE_DATA, check_metric, expected, matmul, pytree, read_numbers
 from koopjax.edmd._factor import is_finite
 from koopjax.edmd._smooth import leading_vectors, root_metric
 from koopjax.edmd._solve import cancellation, judge, rounding_unit
@@ -215,6 +215,7 @@ def reduced_ranks(
     p, q = statistics.sizes
     chosen = check_ranks(range(1, min(p, q) + 1) if ranks is None else ranks, min(p, q))
     alphas = listed_alphas(alpha)
+    metric = None if metric is None else read_numbers("the metric", metric)
     check_metric("metric", metric, q)
     if validation is not None and validation.sizes != (p, q):
         raise expected(f"validation statistics of sizes {(p, q)}", f"{validation.sizes}")

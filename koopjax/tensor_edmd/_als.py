@@ -258,8 +258,8 @@ def _check_data(
                 f"{x_val.shape} and {y_val.shape}",
             )
     q = y.shape[1]
+    metric = None if metric is None else as_numbers("metric", metric)
     check_metric("metric", metric, q)
-    metric = None if metric is None else jnp.asarray(metric)
     front, product = separable(psi)
     width = x.shape[1]
     for part in front:

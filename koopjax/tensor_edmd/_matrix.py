@@ -137,7 +137,8 @@ class Settings:
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
                 raise expected(f"{name} a whole number, at least 0", f"{value!r}")
         for name in ("rtol", "tol"):
-            if not 0 <= getattr(self, name) < 1:
+            value = getattr(self, name)
+            if not isinstance(value, int | float | np.number) or not 0 <= abs(value) == value < 1:
                 raise expected(f"{name} at least 0 and below 1", f"{getattr(self, name)!r}")
 
 

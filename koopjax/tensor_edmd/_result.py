@@ -13,6 +13,7 @@ from koopjax import tt
 from koopjax._core import (
     blocks,
     expected,
+    held,
     is_tracing,
     message,
     precise,
@@ -52,8 +53,9 @@ class TensorInfo:
 
 def check_outputs(x: Any, outputs: int, steps: Any) -> int:
     """The number of steps as an int; raises unless it is one that can be taken."""
-    if isinstance(steps, bool) or np.ndim(steps) != 0 or int(steps) != steps or steps < 1:
-        raise expected("a whole number of steps, at least 1", f"{steps}")
+    whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
+    if not whole or not 1 <= steps < 2**31:
+        raise expected("a whole number of steps, at least 1", f"{steps!r:.60}")
     if steps > 1 and outputs != x.shape[-1]:
         raise expected(
             f"{x.shape[-1]} outputs, the coordinates of the state, to take several steps",
@@ -145,7 +147,9 @@ class TensorKoopman:
         return self.describe()
 
     def _states(self, x: Any) -> Array:
+        listed = not hasattr(x, "dtype")
         x = read_numbers("the states", x)
+        x = held("the states", x) if listed else x
         if x.ndim not in (1, 2):
             raise expected("states of shape (n, d) or (d,)", f"shape {tuple(x.shape)}")
         check_states(self.psi, x if x.ndim == 2 else x[None])

@@ -6,13 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from koopjax._core import expected
 from koopjax.tt._orthogonal import interface_norm
 from koopjax.tt._padded import PaddedTT
 from koopjax.tt._precision import einsum, precise, real_dtype
 from koopjax.tt._range import balanced, even, lifted, lifts, shift
-from koopjax.tt._support import T, as_train, check_same, check_train, like
+from koopjax.tt._support import T, as_floating, as_train, check_same, check_train, like
 from koopjax.tt._trains import TensorTrain
 
 
@@ -104,6 +106,10 @@ def scale(a: T, factor: Any) -> T:
         [[3.0, 3.0], [3.0, 3.0]]
     """
     check_train("the train", a)
+    if not isinstance(factor, int | float | complex):
+        factor = as_floating("the factor", factor)
+    if np.ndim(factor):
+        raise expected("one number as factor", f"shape {np.shape(factor)}", "tt.hadamard")
     with precise(a, factor):
         return _scale(a, factor)
 

@@ -13,7 +13,8 @@ from koopjax._core import expected
 from koopjax.tt._contraction_order import ContractionOrder, Shapes, order_for
 from koopjax.tt._precision import precise
 from koopjax.tt._range import even
-from koopjax.tt._support import check_train
+from koopjax.tt._support import as_floating, check_precision, check_train
+from koopjax.tt._trains import TTMatrix
 
 PRECISION = "highest"
 WIDE = 16  # columns from which one product a block beats moving axes for a single product
@@ -49,10 +50,18 @@ def contract(
         >>> tt.contract(ones, [jnp.ones((5, 2)), jnp.ones((5, 3))]).shape
         (5, 4)
     """
+    check_train("contract", matrix)
+    _require_matrix(matrix)
+    check_precision(precision)
     stacked = not isinstance(factors, list | tuple)
-    arrays: Any = factors if stacked else tuple(jnp.asarray(f) for f in factors)
+    if stacked:
+        arrays: Any = as_floating("the factors", factors)
+    else:
+        arrays = tuple(as_floating(f"factor {k}", f) for k, f in enumerate(factors))
     shapes = (
-        [tuple(jnp.shape(f)) for f in arrays] if not stacked else [arrays.shape[1:]] * len(arrays)
+        [tuple(f.shape) for f in arrays]
+        if not stacked or arrays.ndim == 0
+        else [arrays.shape[1:]] * len(arrays)
     )
     good = all(len(s) == 2 for s in shapes) and len({s[0] for s in shapes}) == 1
     if not good or [s[-1] for s in shapes] != list(matrix.row_modes):
@@ -61,7 +70,6 @@ def contract(
             f"shapes {_short(shapes)}",
             "the fit's own dictionary",
         )
-    check_train("contract", matrix)
     order = order_for(matrix, shapes[0][0], form=form)
     with precise(matrix, arrays):
         return _contract(tuple(matrix.cores), arrays, order, precision)
@@ -88,17 +96,23 @@ def apply_matrix(
         >>> apply_matrix(eye, jnp.arange(6.0).reshape(1, 6))
         Array([[0., 1., 2., 3., 4., 5.]], dtype=float32)
     """
-    with precise(matrix, x):
-        x = jnp.asarray(x)
+    check_train("apply_matrix", matrix)
+    _require_matrix(matrix)
+    check_precision(precision)
+    x = as_floating("the rows", x)
     if x.ndim != 2 or x.shape[1] != matrix.shape[0]:
         raise expected(
             f"rows of width {matrix.shape[0]}, the product of the modes {_short(matrix.row_modes)}",
             f"an array of shape {x.shape}",
         )
-    check_train("apply_matrix", matrix)
     order = order_for(matrix, x.shape[0], kind="vector", form=form)
     with precise(matrix, x):
         return _apply(tuple(matrix.cores), x, order, precision)
+
+
+def _require_matrix(matrix: Any) -> None:
+    if not isinstance(matrix, TTMatrix):
+        raise expected("a TTMatrix", type(matrix).__name__, "tt.matrix_from_dense(array, ...)")
 
 
 def _short(shapes: Any) -> str:

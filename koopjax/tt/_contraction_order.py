@@ -15,6 +15,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from koopjax._core import expected
 
 STEP = 0.6e-6  # one operation that waits for the one before
@@ -210,6 +212,9 @@ def contraction_order(
         raise expected(f"a form among {list(FORMS)}", repr(form))
     if kind not in _KINDS:
         raise expected(f"a kind among {sorted(_KINDS)}", repr(kind))
+    for name, sizes in (("ranks", ranks), ("row_modes", row_modes), ("column_modes", column_modes)):
+        if not isinstance(sizes, Sequence | np.ndarray):
+            raise expected(f"a sequence of whole numbers as {name}", f"{sizes!r:.60}")
     return _decide(tuple(ranks), tuple(row_modes), tuple(column_modes), max(1, n), kind, form)
 
 

@@ -1,9 +1,9 @@
 """Cross approximation: a train from few entries of a tensor that is only known as a function.
 
-Each core is known on rows of large volume and on the columns behind its bond. Where entries drawn at
-random between the two cores of a bond lie off what these rows and columns say, a row and a column
-more are evaluated. Points all over the tensor keep it honest; those where the train is wrong join
-the index sets.
+Each core is known on rows of large volume and on the columns behind its bond. Where entries drawn
+at random between the two cores of a bond lie off what these rows and columns say, a row and a
+column more are evaluated. Points all over the tensor keep it honest; those where the train is wrong
+join the index sets.
 """
 
 import math
@@ -18,7 +18,7 @@ from jaxtyping import Array
 from koopjax._core import NOT_CONVERGED, SUCCESS, expected, pytree, static, traced
 from koopjax.tt._ranks import as_ranks
 from koopjax.tt._round import Host, round_cores, to_device
-from koopjax.tt._support import check_modes, check_rtol
+from koopjax.tt._support import check_key, check_modes, check_rtol, check_whole
 from koopjax.tt._trains import TensorTrain
 
 SAMPLES = 8  # entries drawn to find a pivot
@@ -346,7 +346,12 @@ def cross(
     modes, rtol = check_modes(modes), check_rtol(rtol)
     if traced(key):
         raise expected("a concrete key", "a traced one", "calling cross outside jit")
-    _check_counts(max_sweeps=max_sweeps, max_evaluations=max_evaluations, batch_size=batch_size)
+    check_key(key)
+    if not callable(function):
+        raise expected("a function of index arrays (m, d)", f"{function!r:.60}")
+    max_sweeps = check_whole("max_sweeps", max_sweeps, 1)
+    max_evaluations = check_whole("max_evaluations", max_evaluations, 1)
+    batch_size = None if batch_size is None else check_whole("batch_size", batch_size, 1)
     if max_evaluations < (batch_size or 1):
         raise expected(f"max_evaluations of at least one batch, {batch_size}", f"{max_evaluations}")
     most = None if max_rank is None else as_ranks(len(modes), max_rank)
@@ -380,14 +385,6 @@ def cross(
     code = SUCCESS if converged else NOT_CONVERGED
     ranks = np.asarray(train.ranks, np.int32)
     return train, CrossInfo(error, sample.count, sweeps, ranks, converged, code, reason)
-
-
-def _check_counts(**counts: Any) -> None:
-    for name, value in counts.items():
-        if value is None and name == "batch_size":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise expected(f"{name} of at least 1, a whole number", f"{value!r}")
 
 
 def _draw(rng: np.random.Generator, modes: tuple[int, ...], count: int) -> Host:

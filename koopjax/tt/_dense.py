@@ -12,7 +12,7 @@ from koopjax.tt._range import even, lifted, shift
 
 
 def _rows(cores: Any) -> Array:
-    """All rows of the product of cores `(r, n, s)`, `(∏ n, s)`, each with an exponent of its own."""
+    """All rows of the product of cores `(r, n, s)`, `(∏ n, s)`, each scaled by itself."""
     out, e = jnp.ones((1, cores[0].shape[0]), cores[0].dtype), jnp.zeros(1, jnp.int32)
     for core in cores:
         r, n, s = core.shape

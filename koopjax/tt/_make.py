@@ -13,8 +13,14 @@ from jaxtyping import Array
 from koopjax._core import check_finite, expected
 from koopjax.tt._precision import precise, precise_as
 from koopjax.tt._ranks import as_ranks, feasible_ranks
-from koopjax.tt._support import as_floating, check_modes
+from koopjax.tt._support import as_floating, check_dtype, check_key, check_modes
 from koopjax.tt._trains import TensorTrain, TTMatrix
+
+
+def _listed(name: str, arrays: Any) -> Any:
+    if not isinstance(arrays, list | tuple | np.ndarray | jax.Array) or np.ndim(arrays[:0]) < 1:
+        raise expected(f"a list of {name}", f"{arrays!r:.60}")
+    return arrays
 
 
 def rank_one(vectors: Sequence[Any]) -> TensorTrain:
@@ -29,7 +35,7 @@ def rank_one(vectors: Sequence[Any]) -> TensorTrain:
         (2, 3)
     """
     cores = []
-    for k, vector in enumerate(vectors):
+    for k, vector in enumerate(_listed("vectors", vectors)):
         vector = as_floating(f"vector {k}", vector)
         if vector.ndim != 1:
             raise expected(f"vector {k} of shape (n,)", f"shape {tuple(vector.shape)}")
@@ -51,7 +57,7 @@ def kronecker(matrices: Sequence[Any]) -> TTMatrix:
         (4, 6)
     """
     cores = []
-    for k, matrix in enumerate(matrices):
+    for k, matrix in enumerate(_listed("matrices", matrices)):
         matrix = as_floating(f"matrix {k}", matrix)
         if matrix.ndim != 2:
             raise expected(f"matrix {k} of shape (m, n)", f"shape {tuple(matrix.shape)}")
@@ -68,7 +74,7 @@ def identity(modes: Sequence[int], dtype: Any = jnp.float32) -> TTMatrix:
         >>> identity((2, 3)).shape
         (6, 6)
     """
-    with precise_as(dtype):
+    with precise_as(check_dtype(dtype)):
         return kronecker([jnp.eye(n, dtype=dtype) for n in check_modes(modes)])
 
 
@@ -118,6 +124,8 @@ def random(
         >>> random(jax.random.key(0), (2, 3, 2), 5).ranks
         (1, 2, 2, 1)
     """
+    check_key(key)
+    dtype = check_dtype(dtype)
     modes = check_modes(modes)
     bounds = feasible_ranks(modes)
     ranks = [min(r, m) for r, m in zip(as_ranks(len(modes), rank), bounds, strict=True)]

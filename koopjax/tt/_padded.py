@@ -151,12 +151,13 @@ def pad(train: Any, rank: int, mode: int | None = None) -> PaddedTT:
         >>> pad(TensorTrain([jnp.ones((1, 2, 3)), jnp.ones((3, 4, 1))]), 5).ranks
         (1, 3, 1)
     """
-    from koopjax.tt._support import check_train
+    from koopjax.tt._support import check_train, check_whole
 
     if not isinstance(train, TensorTrain):
         raise expected("a TensorTrain to pad", type(train).__name__, "tt.from_dense(array)")
     check_train("the train", train)
-    mode = max(train.modes) if mode is None else int(mode)
+    rank = check_whole("the padded rank", rank, 1)
+    mode = max(train.modes) if mode is None else check_whole("the padded mode", mode, 1)
     if rank < max(train.ranks) or mode < max(train.modes):
         raise expected(
             f"a padded rank of at least {max(train.ranks)} and mode of at least {max(train.modes)}",

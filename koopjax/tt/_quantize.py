@@ -11,7 +11,7 @@ from koopjax._core import expected
 from koopjax.tt._precision import precise
 from koopjax.tt._range import even, placed
 from koopjax.tt._round import Budget, _require_concrete, right_orthogonal, svd, to_device, wide
-from koopjax.tt._support import T, check_rtol, check_train
+from koopjax.tt._support import T, check_modes, check_rtol, check_train, check_whole
 from koopjax.tt._trains import TensorTrain, TTMatrix
 
 _even = jax.jit(even)
@@ -43,37 +43,35 @@ def _sizes(row: int, column: int, base: int) -> list[tuple[int, int]]:
 def quantize(train: T, base: int = 2, rtol: float = 0.0) -> T:
     """Every mode of size `base^L` split into `L` modes of size `base` (QTT).
 
-        `A[..., i, ...] = Q[..., i_1, ..., i_L, ...]` with `i = Σ i_j base^(L - j)`: the most
-        significant digit first, so that a dense reshape in C order is the same thing.
+    `A[..., i, ...] = Q[..., i_1, ..., i_L, ...]` with `i = Σ i_j base^(L - j)`: the most
+    significant digit first, so that a dense reshape in C order is the same thing.
 
-        Args:
-            train: `TensorTrain`, or `TTMatrix` whose row and column modes are split alike (a mode of 1
-                stays 1 in all of its cores).
-            base: at least 2.
-            rtol: relative tolerance in the Frobenius norm of the whole tensor; 0 cuts rounding noise.
+    Args:
+        train: `TensorTrain`, or `TTMatrix` whose row and column modes are split alike (a mode of 1
+            stays 1 in all of its cores).
+        base: at least 2.
+        rtol: relative tolerance in the Frobenius norm of the whole tensor; 0 cuts rounding noise.
 
-        Returns:
-            A train of the same kind with ranks from the data, as `round` gives; outside jit.
+    Returns:
+        A train of the same kind with ranks from the data, as `round` gives; outside jit.
 
-        Raises:
-            ValueError: a mode that is no power of the base, NaN cores, a call under jit.
+    Raises:
+        ValueError: a mode that is no power of the base, NaN cores, a call under jit.
 
-        Example:
-            >>> import jax
-    import jax.numpy as jnp
-            >>> quantize(rank_one([2.0 ** jnp.arange(8)])).ranks
-            (1, 1, 1, 1)
+    Example:
+        >>> import jax.numpy as jnp
+        >>> quantize(rank_one([2.0 ** jnp.arange(8)])).ranks
+        (1, 1, 1, 1)
     """
     _require_concrete("quantize", train)
     rtol = check_rtol(rtol)
     check_train("the train", train)
     if not isinstance(train, TensorTrain | TTMatrix):
         raise expected("a TensorTrain or TTMatrix", type(train).__name__, "tt.unpad")
-    if int(base) != base or base < 2:
-        raise expected("a base of at least 2", f"{base}", "base=2")
+    base = check_whole("the base", base, 2)
     matrix = isinstance(train, TTMatrix)
     shapes = [core.shape if matrix else (*core.shape[:2], 1, core.shape[2]) for core in train.cores]
-    groups = [_sizes(shape[1], shape[2], int(base)) for shape in shapes]
+    groups = [_sizes(shape[1], shape[2], base) for shape in shapes]
     host, e = right_orthogonal(
         [wide(c).reshape(s[0], s[1] * s[2], s[3]) for c, s in zip(train.cores, shapes, strict=True)]
     )
@@ -107,23 +105,22 @@ def quantize(train: T, base: int = 2, rtol: float = 0.0) -> T:
 def dequantize(train: T, lengths: Sequence[int]) -> T:
     """Neighbouring modes merged into one: the inverse of `quantize`.
 
-        Args:
-            train: `TensorTrain` or `TTMatrix`.
-            lengths: how many cores make up each mode of the result; they add up to `d` (static).
+    Args:
+        train: `TensorTrain` or `TTMatrix`.
+        lengths: how many cores make up each mode of the result; they add up to `d` (static).
 
-        Returns:
-            A train of the same kind, `len(lengths)` cores; works under jit.
+    Returns:
+        A train of the same kind, `len(lengths)` cores; works under jit.
 
-        Example:
-            >>> import jax
-    import jax.numpy as jnp
-            >>> dequantize(rank_one([jnp.ones(2)] * 5), (3, 2)).modes
-            (8, 4)
+    Example:
+        >>> import jax.numpy as jnp
+        >>> dequantize(rank_one([jnp.ones(2)] * 5), (3, 2)).modes
+        (8, 4)
     """
     check_train("the train", train)
     if not isinstance(train, TensorTrain | TTMatrix):
         raise expected("a TensorTrain or TTMatrix", type(train).__name__, "tt.unpad")
-    lengths = [int(length) for length in lengths]
+    lengths = list(check_modes(lengths))
     if not lengths or min(lengths) < 1 or sum(lengths) != train.order:
         raise expected(f"lengths of 1 or more that add up to {train.order}", f"{lengths}")
     merged: list[Any] = []

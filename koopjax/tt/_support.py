@@ -1,6 +1,7 @@
 """What the verbs share: precision, checks of modes, ranks and numbers, views of a TT matrix."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import expected, traced
+from koopjax._core import as_numbers, expected, read, traced
 from koopjax.tt._padded import PaddedTT
 from koopjax.tt._precision import precise
 from koopjax.tt._trains import TensorTrain, TTMatrix
@@ -19,16 +20,14 @@ T = TypeVar("T", TensorTrain, TTMatrix, PaddedTT)
 
 def as_floating(name: str, array: Any) -> Array:
     """A real or complex floating array; integers become the default float."""
-    kind = np.dtype(array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype)
-    if kind.kind in "OSUMmV" and not jnp.issubdtype(kind, jnp.floating):
-        raise expected(f"numbers in {name}", f"dtype {kind}")
-    with precise(array):
-        array = jnp.asarray(array)
-        if jnp.issubdtype(array.dtype, jnp.inexact):
-            return array
-        if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == jnp.bool_:
-            return array.astype(jnp.result_type(float))
-    raise expected(f"numbers in {name}", f"dtype {array.dtype}")
+    listed = not hasattr(array, "dtype")
+    array = read(name, array)
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return as_numbers(name, array)
+    if listed:  # numbers of Python have no digits of their own to keep
+        return jnp.asarray(array)
+    with precise(jax.ShapeDtypeStruct((), array.dtype)):
+        return jnp.asarray(array)
 
 
 @jax.jit
@@ -98,7 +97,10 @@ def check_same(verb: str, a: Any, b: Any) -> None:
 
 def check_modes(modes: Sequence[int]) -> tuple[int, ...]:
     """Mode sizes as a tuple of integers, at least one of them, each at least 1."""
-    modes = tuple(int(n) for n in modes)
+    given = read("the modes", modes)
+    if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
+        raise expected("mode sizes as a sequence of whole numbers", f"{modes!r:.60}", "(2, 3, 4)")
+    modes = tuple(int(n) for n in given)
     if not modes or min(modes) < 1:
         raise expected("at least one mode, each of size 1 or more", f"modes {modes}")
     return modes
@@ -106,10 +108,50 @@ def check_modes(modes: Sequence[int]) -> tuple[int, ...]:
 
 def check_rtol(rtol: Any) -> float:
     """A relative tolerance as a float: finite and not negative."""
-    value = float(rtol)
-    if not (math.isfinite(value) and value >= 0):
-        raise expected("rtol of 0 or more", f"{value}", "rtol=1e-6")
-    return value
+    real = np.ndim(rtol) == 0 and isinstance(rtol, numbers.Real | np.ndarray | jax.Array)
+    if not real or not 0 <= float(rtol) < math.inf:
+        raise expected("one number of 0 or more as rtol", f"{rtol!r:.60}", "rtol=1e-6")
+    return float(rtol)
+
+
+def check_whole(name: str, value: Any, least: int, most: int = 2**31 - 1) -> int:
+    """A whole number within bounds as an int."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not least <= value <= most:
+        raise expected(f"{name} a whole number from {least} to {most}", f"{value!r:.60}")
+    return int(value)
+
+
+def check_key(key: Any) -> None:
+    """Raise unless this is one random key of JAX."""
+    good = isinstance(key, jax.Array) and (
+        key.ndim == 0
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        else key.dtype == jnp.uint32 and key.ndim == 1
+    )
+    if not good:
+        got = f"shape {key.shape}, {key.dtype}" if isinstance(key, jax.Array) else f"{key!r:.60}"
+        raise expected("one random key", got, "jax.random.key(0)")
+
+
+def check_dtype(dtype: Any) -> np.dtype:
+    """A real or complex floating dtype."""
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.inexact):
+        raise expected("a real or complex floating dtype", f"{dtype!r:.60}", "jnp.float32")
+    return found
+
+
+def check_precision(precision: Any) -> None:
+    """Raise unless `jax.lax` knows this precision."""
+    names = {"default", "high", "highest", "fastest", "bfloat16", "bfloat16_3x", "tensorfloat32"}
+    known = isinstance(precision, str) and precision in names | {"float32"}
+    pair = isinstance(precision, tuple) and len(precision) == 2
+    if not (known or pair or precision is None or isinstance(precision, jax.lax.Precision)):
+        raise expected("a precision of JAX", f"{precision!r:.60}", "precision='highest'")
 
 
 def as_train(train: Any) -> TensorTrain:

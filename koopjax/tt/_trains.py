@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from koopjax._core import expected, pytree
+from koopjax._core import expected, pytree, read
 
 
 def _check_cores(kind: str, cores: tuple[Any, ...], ndim: int) -> None:
     """Raise unless cores chain: right number of axes, ranks that meet, ranks of 1 at the ends."""
+    if not isinstance(cores, tuple) or not all(hasattr(core, "shape") for core in cores):
+        raise expected(f"a list of arrays as cores of a {kind}", f"{cores!r:.60}")
     if not cores:
         raise expected(f"at least one core in a {kind}", "none")
     shapes = [tuple(jnp.shape(core)) for core in cores]
@@ -28,6 +30,12 @@ def _check_cores(kind: str, cores: tuple[Any, ...], ndim: int) -> None:
         raise expected("ranks of 1 at both ends", f"{shapes[0][0]} and {shapes[-1][-1]}")
 
 
+def _foreign(core: Any) -> bool:
+    """Whether an array is one of NumPy that JAX would not take as it is."""
+    odd = isinstance(core, np.ndarray) and (not core.dtype.isnative or core.dtype.itemsize > 16)
+    return odd or isinstance(core, np.ma.MaskedArray)
+
+
 class _Train:
     """What both kinds share."""
 
@@ -35,8 +43,9 @@ class _Train:
 
     def __post_init__(self) -> None:
         """Take a list as a tuple, so that equal trains have equal tree structures."""
-        if isinstance(self.cores, list):
-            object.__setattr__(self, "cores", tuple(self.cores))
+        if isinstance(self.cores, list | tuple):
+            cores = (read(f"core {k}", c) if _foreign(c) else c for k, c in enumerate(self.cores))
+            object.__setattr__(self, "cores", tuple(cores))
 
     @property
     def order(self) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from koopjax import analysis, tt
+from koopjax import analysis, tensor_edmd, tt
 from koopjax.observables import (
     Compose,
     CosSin,
@@ -174,6 +174,67 @@ def test_coordinates_are_those_behind_the_projection_and_float32_is_enough():
     told = found.to_dict()
     assert told["leading"][0]["share"] == pytest.approx(0.5, rel=1e-5)
     assert "single coordinates" in told["sentence"]
+
+
+def test_sobols_g_function():
+    weights, n = np.array([0.0, 1.0, 4.5, 9.0]), 2000
+    # |4x - 2| on x in [0, 1], as a polynomial of u = (4x - 2)² has no root: taken as the input.
+    x = np.stack([np.random.default_rng(k).permutation((np.arange(n) + 0.5) / n) for k in range(4)])
+    inputs = np.abs(4 * x.T - 2)
+    one, line = np.eye(2)
+    cores = [core([[(a * one + line) / (1 + a)]]) for a in weights]
+    found = analysis.interaction_spectrum(fitted(Product.of(Polynomial1D(1), 4), cores), inputs)
+    own = 1 / (3 * (1 + weights) ** 2)
+    whole = np.prod(1 + own) - 1
+    np.testing.assert_allclose(found.first, own / whole, rtol=1e-5)
+    total = own * np.prod(1 + own) / (1 + own) / whole
+    np.testing.assert_allclose(found.total, total, rtol=1e-5)
+    pairs = np.outer(own, own) / whole * (1 - np.eye(4))
+    np.testing.assert_allclose(found.pairs, pairs, rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("value", [-3.7e5, 2.2e-4])
+def test_what_varies_by_rounding_does_not_vary(wide, value):
+    rng = np.random.default_rng(5)
+    dtype = np.float64 if wide else np.float32
+    x = rng.uniform(-1, 1, (250, 3)).astype(dtype)
+    psi = Product.of(Polynomial1D(2), 3)
+    flat = np.full((250, 1), value, dtype)
+    with jax.enable_x64(wide):
+        for fit in (
+            tensor_edmd.mandy(psi, x, flat),
+            tensor_edmd.als(psi, x, flat, 2, jax.random.key(0), sweeps=1),
+        ):
+            found = analysis.interaction_spectrum(fit, x)
+            assert sum(found.orders) + found.beyond == 0
+            assert found.variance == 0
+            assert not np.any(found.total)
+            assert "does not vary" in found.sentence()
+
+
+def test_a_constant_beside_an_output_that_varies_takes_no_share():
+    psi = Product.of(Polynomial1D(1), 2)
+    eps = np.finfo(np.float32).eps
+    one, line = np.eye(2)
+    # Output 0: 1e6 with rounding in both coordinates; output 1: 0.01 x0 x1.
+    first = np.zeros((1, 2, 2, 2))
+    first[0, :, 0, 0], first[0, :, 1, 1] = 1e6 * (one + eps * line), 0.01 * line
+    cores = [first.astype(np.float32), core([[one + eps * line], [line]]).astype(np.float32)]
+    fit = types.SimpleNamespace(psi=psi, train=tt.TTMatrix([jnp.asarray(c) for c in cores]))
+    signs = np.array(list(itertools.product([-1.0, 1.0], repeat=2)))
+    for metric in (None, np.eye(2)):
+        found = analysis.interaction_spectrum(fit, signs, metric=metric)
+        np.testing.assert_allclose(found.orders[:2], [0, 1], atol=1e-9)
+        assert found.variance == pytest.approx(1e-4, rel=1e-5)
+
+
+def test_modes_that_are_functions_are_no_coordinates():
+    psi = tensor_edmd.FunctionMajor(Product.of(Polynomial1D(2), 3))
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    fit = tensor_edmd.mandy(psi, x, x[:, :1])
+    with pytest.raises(ValueError, match="FunctionMajor"):
+        analysis.interaction_spectrum(fit, x)
 
 
 def test_a_constant_has_no_spectrum_and_mistakes_are_named():

@@ -406,3 +406,13 @@ def test_few_samples_of_real_data():
     y = np.eye(10)[np.asarray(images.y_train)[:150]]
     fit = tensor_edmd.als(Product.of(CosSin(1.0), x.shape[1]), x, y, 4, KEY, alpha=1e-2, sweeps=1)
     assert float(fit.info.residual) < 0.5
+
+
+def test_function_major_dictionaries_are_fitted():
+    rng = np.random.default_rng(11)
+    x = rng.normal(size=(300, 4)).astype(np.float32)
+    y = x[:, :1] - 2 * x[:, 1:2] * x[:, 3:] ** 2
+    psi = tensor_edmd.FunctionMajor(Product.of(Polynomial1D(2), 4))
+    fit = tensor_edmd.als(psi, x, y, 5, jax.random.key(0))
+    assert fit.train.row_modes == (5, 5)
+    assert np.linalg.norm(np.asarray(fit.predict(x)) - y) <= 1e-4 * np.linalg.norm(y)

@@ -59,7 +59,7 @@ def test_counts_what_it_evaluates_and_keeps_the_batch_shape():
 
     train, info = tt.cross(counted, (5,) * 4, jax.random.key(0), rtol=1e-4, batch_size=64)
     assert set(seen) == {(64, 4)}
-    assert 0 < int(info.evaluations) <= 64 * len(seen)
+    assert int(info.evaluations) == 64 * len(seen)
     plain, _ = tt.cross(hilbert, (5,) * 4, jax.random.key(0), rtol=1e-4)
     assert all(np.array_equal(a, b) for a, b in zip(train.cores, plain.cores, strict=True))
 
@@ -73,6 +73,53 @@ def test_limits_are_kept_and_said():
     _, info = tt.cross(hilbert, (6,) * 5, jax.random.key(0), rtol=1e-12, max_evaluations=10)
     assert "max_evaluations" in info.reason
     assert int(info.sweeps) == 1
+
+
+@pytest.mark.parametrize("most", [1, 7, 50, 300, 1000])
+@pytest.mark.parametrize("batch_size", [None, 1, 32])
+def test_no_more_than_max_evaluations_and_no_entry_twice(most, batch_size):
+    seen = []
+
+    def counted(i):
+        seen.append(i.copy())
+        return bump(i)
+
+    settings = {"rtol": 1e-9, "max_evaluations": most, "batch_size": batch_size}
+    if (batch_size or 1) > most:
+        with pytest.raises(ValueError, match="one batch"):
+            tt.cross(counted, (7,) * 5, jax.random.key(0), **settings)
+        return
+    with jax.enable_x64(True):
+        train, info = tt.cross(counted, (7,) * 5, jax.random.key(0), **settings)
+    rows = np.concatenate(seen)
+    assert len(rows) == int(info.evaluations) <= most
+    assert batch_size == 32 or len(np.unique(rows, axis=0)) == len(rows)
+    assert not info.converged
+    assert int(info.result) != 0
+    assert "max_evaluations" in info.reason
+    assert np.all(np.isfinite(train.to_dense()))
+
+
+@pytest.mark.parametrize(
+    ("function", "modes", "rtol", "most"),
+    # Entries that a published one-site cross approximation took, to the same error or a larger one.
+    [
+        (hilbert, (6,) * 6, 1e-9, 3523),
+        (hilbert, (4,) * 20, 1e-7, 14755),
+        (bump, (7,) * 5, 1e-9, 2375),
+        (lambda i: np.sin(0.1 * i.sum(1)) + 0.3 * np.cos(0.02 * i[:, 0] * i[:, 1]), (32,) * 5,
+         1e-8, 82779),
+    ],
+)  # fmt: skip
+def test_as_few_evaluations_as_others_take(function, modes, rtol, most):
+    with jax.enable_x64(True):
+        train, info = tt.cross(function, modes, jax.random.key(0), rtol=rtol)
+        rng = np.random.default_rng(1)
+        indices = np.stack([rng.integers(0, n, 500) for n in modes], axis=1)
+        got, want = np.asarray(tt.entries(train, indices)), function(indices)
+    assert int(info.evaluations) <= most
+    assert int(info.result) == 0
+    assert np.linalg.norm(got - want) <= 2 * rtol * np.linalg.norm(want)
 
 
 def test_small_and_empty_functions():
