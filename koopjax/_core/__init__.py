@@ -8,6 +8,7 @@ from koopjax._core._arrays import (
     is_tracing as is_tracing,
     on_device as on_device,
 )
+from koopjax._core._codebook import codebooks as codebooks
 from koopjax._core._door import (
     as_array as as_array,
     as_integers as as_integers,
@@ -20,7 +21,19 @@ from koopjax._core._door import (
     read as read,
     read_numbers as read_numbers,
 )
-from koopjax._core._inference import inference_arguments as inference_arguments
+from koopjax._core._fingerprint import (
+    digest as digest,
+    fingerprint as fingerprint,
+    run_equation as run_equation,
+)
+from koopjax._core._inference import (
+    ModeError as ModeError,
+    infer as infer,
+    inference_arguments as inference_arguments,
+    put_bound as put_bound,
+    take_bound as take_bound,
+    trace_inference as trace_inference,
+)
 from koopjax._core._linalg import (
     check_metric as check_metric,
     gram as gram,
@@ -30,6 +43,7 @@ from koopjax._core._linalg import (
     qr_r as qr_r,
     tol as tol,
 )
+from koopjax._core._paths import as_path as as_path, existing as existing, read_json as read_json
 from koopjax._core._precision import (
     at_least_float32 as at_least_float32,
     cast as cast,
@@ -43,11 +57,21 @@ from koopjax._core._precision import (
     traced as traced,
     working_dtype as working_dtype,
 )
-from koopjax._core._pytree import pytree as pytree, static as static
+from koopjax._core._pytree import (
+    Outline as Outline,
+    Static as Static,
+    firsts as firsts,
+    is_array as is_array,
+    pytree as pytree,
+    static as static,
+    take_apart as take_apart,
+    watched as watched,
+)
 from koopjax._core._results import (
     ILL_CONDITIONED as ILL_CONDITIONED,
     NONFINITE_DATA as NONFINITE_DATA,
     NONFINITE_SOLUTION as NONFINITE_SOLUTION,
+    NOT_CONVERGED as NOT_CONVERGED,
     RANK_DEFICIENT as RANK_DEFICIENT,
     RESULTS as RESULTS,
     SUCCESS as SUCCESS,
@@ -63,37 +87,56 @@ from koopjax._core._settings import (
     check_dictionary as check_dictionary,
     check_number as check_number,
 )
+from koopjax._core._watch import (
+    changed as changed,
+    note as note,
+    trace_context as trace_context,
+    version as version,
+)
 
 __all__ = [
     "ILL_CONDITIONED",
     "NONFINITE_DATA",
     "NONFINITE_SOLUTION",
+    "NOT_CONVERGED",
     "RANK_DEFICIENT",
     "RESULTS",
     "SUCCESS",
     "UNDERDETERMINED",
+    "ModeError",
     "NumericalError",
+    "Outline",
+    "Static",
     "as_array",
     "as_dtype",
     "as_integers",
     "as_numbers",
+    "as_path",
     "as_states",
     "as_whole",
     "at_least_float32",
     "blocks",
     "cast",
+    "changed",
     "check",
     "check_dictionary",
     "check_finite",
     "check_metric",
     "check_number",
+    "codebooks",
+    "digest",
+    "existing",
     "expected",
+    "fingerprint",
+    "firsts",
     "gram",
     "has_float64",
     "has_x64",
     "held",
     "held_leaves",
+    "infer",
     "inference_arguments",
+    "is_array",
     "is_tracing",
     "is_wide",
     "leave",
@@ -103,18 +146,28 @@ __all__ = [
     "merge_r",
     "message",
     "needs_float64",
+    "note",
     "on_device",
     "precise",
     "precise_as",
     "precise_for",
     "promoted",
+    "put_bound",
     "pytree",
     "qr_r",
     "read",
+    "read_json",
     "read_numbers",
+    "run_equation",
     "static",
+    "take_apart",
+    "take_bound",
     "tol",
+    "trace_context",
+    "trace_inference",
     "traced",
+    "version",
+    "watched",
     "working_dtype",
     "worst",
 ]

@@ -12,6 +12,7 @@ ILL_CONDITIONED = 2
 UNDERDETERMINED = 3
 NONFINITE_DATA = 4
 NONFINITE_SOLUTION = 5
+NOT_CONVERGED = 6  # of searches, which have no other code to be compared with
 
 # In order of severity: `worst` takes the maximum.
 RESULTS: dict[int, str] = {
@@ -39,6 +40,10 @@ RESULTS: dict[int, str] = {
     NONFINITE_SOLUTION: (
         "the solve gave NaN or infinity from finite data: the range of the dtype was exceeded. "
         "Standardise the input, use float64, or set a ridge"
+    ),
+    NOT_CONVERGED: (
+        "a bound ended the search before its tolerance was met; the best found was returned. Allow "
+        "more sweeps or evaluations, or a larger rank or tolerance"
     ),
 }
 

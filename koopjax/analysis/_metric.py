@@ -75,6 +75,11 @@ def output_metric(
     states = jnp.asarray(states)
     if states.ndim < 2 or states.shape[0] == 0:
         raise expected("states of shape (n, ...) with n > 0", f"shape {states.shape}")
+    if kind != "output" and jax.eval_shape(function, states[:1]).size == 1:
+        raise expected(
+            f"several outputs for the metric {kind!r}, which takes off what they have in common",
+            "one output", "'output'",
+        )  # fmt: skip
     n = states.shape[0]
     chosen = np.unique(np.linspace(0, n - 1, min(n, max_samples)).astype(int))
     total = _accumulate(function, states[chosen], kind=kind, sample_axes=sample_axes)

@@ -14,6 +14,11 @@ def root_of(metric: Any) -> np.ndarray:
     return vectors[:, keep] * np.sqrt(values[keep])[None, :]
 
 
+def output_core(cores: Sequence[np.ndarray]) -> int:
+    """Which TT-matrix core holds the outputs."""
+    return max(range(len(cores)), key=lambda k: cores[k].shape[2])
+
+
 @dataclasses.dataclass(frozen=True)
 class Chain:
     """Each core contracted with the mean of its functions, and with roots of their covariance.
@@ -35,7 +40,7 @@ class Chain:
         root: np.ndarray | None,
     ) -> "Chain":
         """From TT-matrix cores `(r, m, q, s)`; the core with outputs takes the metric's root."""
-        out = max(range(len(cores)), key=lambda k: cores[k].shape[2])
+        out = output_core(cores)
         still, moving = [], []
         for k, (core, mean, covariance) in enumerate(zip(cores, means, covariances, strict=True)):
             if k == out and root is not None:
@@ -88,6 +93,29 @@ def _sweeps(chain: Chain, whole: bool) -> tuple[list[np.ndarray], list[np.ndarra
         state = right[-1]
         right.append(_right(still, state) + (_right(moving, state) if whole else 0.0))
     return left, right[::-1]
+
+
+def outputs_of(chain: Chain, out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Squared mean and variance of each output `(q,)`, which lie in core `out`; sums of squares."""
+
+    def side(places: Sequence[int], step: Any) -> tuple[np.ndarray, np.ndarray]:
+        rest, varied = np.ones((1, 1)), np.zeros((1, 1))
+        for k in places:
+            varied = step(chain.still[k], varied) + step(chain.moving[k], rest + varied)
+            rest = step(chain.still[k], rest)
+        return rest, varied
+
+    def square(left: np.ndarray, cores: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return np.sum(np.matmul(np.matmul(left, cores), right) * cores, axis=(-2, -1))
+
+    rest, varied = side(range(out), _left)
+    still_right, varied_right = side(range(chain.order - 1, out, -1), _right)
+    right = still_right + varied_right
+    still = chain.still[out]
+    moving = chain.moving[out].reshape(-1, *still.shape)
+    variance = square(rest, still, varied_right) + square(varied, still, right)
+    variance = variance + square(rest + varied, moving, right).sum(0)
+    return square(rest, still, still_right), variance
 
 
 def sobol_of(chain: Chain) -> tuple[np.ndarray, np.ndarray]:

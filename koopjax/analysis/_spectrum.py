@@ -13,6 +13,7 @@ from koopjax import tt
 from koopjax._core import (
     NONFINITE_SOLUTION,
     SUCCESS,
+    as_numbers,
     blocks,
     check_finite,
     check_metric,
@@ -20,9 +21,20 @@ from koopjax._core import (
     has_float64,
     message,
 )
-from koopjax.analysis._sobol import Chain, orders_of, pairs_of, root_of, sobol_of
-from koopjax.tensor_edmd import separable
+from koopjax.analysis._sobol import (
+    Chain,
+    orders_of,
+    output_core,
+    outputs_of,
+    pairs_of,
+    root_of,
+    sobol_of,
+)
+from koopjax.tensor_edmd import FunctionMajor, separable
 from koopjax.tensor_edmd._dictionary import factors_of
+
+#: Standard deviation up to which an output does not vary, in roundings of its root mean square.
+ROUNDINGS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +145,13 @@ def interaction_spectrum(
     Numerics:
         Float64 throughout where the backend has it. Sums of non-negative terms only, so small
         shares are as exact as large ones. One pass over the samples, `O(n d m²)`; then
-        `O(d m r³)` for all orders and indices together and `O(d² r³)` for the pairs.
+        `O(d m r³)` for all orders and indices together and `O(d² r³)` for the pairs. An output
+        whose standard deviation is below 64 roundings of its size (of the dtype of the train) does
+        not vary and counts for nothing: where none does, all shares are zero.
 
     Raises:
-        ValueError: states or a metric of another shape, complex cores, NaN among the samples.
+        ValueError: states or a metric of another shape, complex cores, NaN among the samples, a
+            dictionary whose modes are functions and not coordinates.
 
     Example:
         >>> import types
@@ -153,7 +168,7 @@ def interaction_spectrum(
         Sobol (1993), Math. Model. Comput. Exp. 1, for the decomposition and the indices.
     """
     front, product = separable(fit.psi)
-    x = jnp.asarray(x)
+    x = as_numbers("x", x)
     _check(fit, x, max_order)
     q = fit.train.shape[1]
     check_metric("metric", metric, q)
@@ -161,12 +176,16 @@ def interaction_spectrum(
     root = None if metric is None else root_of(metric)
     means, covariances, joint = _moments(fit, x, root, batch_size)
     modes = product.modes()
-    chain = Chain.of(
-        [np.asarray(core, np.float64) for core in fit.train.cores],
-        [mean[:m] for mean, m in zip(means, modes, strict=True)],
-        [c[:m, :m] for c, m in zip(covariances, modes, strict=True)],
-        root,
-    )
+    cores = [np.asarray(core, np.float64) for core in fit.train.cores]
+    means = [mean[:m] for mean, m in zip(means, modes, strict=True)]
+    covariances = [c[:m, :m] for c, m in zip(covariances, modes, strict=True)]
+    out = output_core(cores)
+    constant, varied = outputs_of(Chain.of(cores, means, covariances, None), out)
+    rounding = ROUNDINGS * float(jnp.finfo(fit.train.dtype).eps)
+    # Written so that NaN stays, and is flagged below.
+    still = varied <= rounding**2 * (constant + varied)
+    cores[out] = np.where(still[:, None], 0.0, cores[out])
+    chain = Chain.of(cores, means, covariances, root)
     by_order = orders_of(chain, min(max_order, len(modes)))
     variance = float(by_order.sum())
     scale = 1 / variance if variance > 0 else 0.0
@@ -197,8 +216,14 @@ def second_moment_roots(fit: Any, x: Any, batch_size: int = 4096) -> list[np.nda
 def _check(fit: Any, x: Any, max_order: int) -> None:
     if x.ndim != 2 or x.shape[0] == 0:
         raise expected("samples (n, d) with n > 0", f"shape {x.shape}")
-    if int(max_order) != max_order or max_order < 1:
-        raise expected("max_order of at least 1", f"{max_order}")
+    if not isinstance(max_order, int | np.integer) or max_order < 1:
+        raise expected("max_order of at least 1, a whole number", f"{max_order!r}")
+    if isinstance(separable(fit.psi)[1], FunctionMajor):
+        raise expected(
+            "a Product dictionary, with a mode for every coordinate",
+            "FunctionMajor, with one for every function",
+            "a fit over its psi.product",
+        )
     if np.issubdtype(fit.train.dtype, np.complexfloating):
         raise expected("a train of real numbers", f"{fit.train.dtype}")
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from koopjax._core import expected
+from koopjax.compress._units import unit_diagonal
 
 
 def select_observables(
@@ -70,10 +71,10 @@ def backward(
         share: of the remaining observables that go in one step.
     """
     p = len(gram)
-    scale = float(np.trace(gram)) / max(p, 1) or 1.0
-    ridge = max(alpha, 1e-10 * scale)
-    inverse = np.linalg.inv(gram + ridge * np.eye(p))
-    k = inverse @ cross
+    gram, unit = unit_diagonal(gram)
+    # Rounding is relative to each observable, a ridge is not.
+    inverse = np.linalg.inv(gram + np.diag(np.maximum(alpha * unit**2, 1e-10)))
+    k = inverse @ (cross * unit[:, None])
     kept = np.arange(p)
     held = np.zeros(p, bool)
     held[list(protect)] = True
@@ -93,5 +94,5 @@ def backward(
             k = k[stay] - lever @ k[gone]
             inverse = inverse[np.ix_(stay, stay)] - lever @ side.T
             kept = kept[stay]
-        out[size] = (kept.copy(), k.copy())
+        out[size] = (kept.copy(), k * unit[kept, None])
     return out

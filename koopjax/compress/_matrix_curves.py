@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from koopjax._core import expected
 from koopjax.compress._obs import activation_order, surgeon_stage
+from koopjax.compress._units import unit_diagonal
 
 #: Methods of `matrix_curves`.
 CURVES = ("magnitude", "wanda", "obs")
@@ -65,11 +66,8 @@ def matrix_curves(
     if unknown:
         raise expected(f"methods among {', '.join(CURVES)}", f"{unknown[0]!r}")
     counts = [max(1, round(share * cross.size)) for share in shares]
-    # Observables of unit second moment, so that one ridge suits all; one that is always zero has
-    # the ridge alone, and the coefficient zero.
-    moment = np.diag(gram)
-    unit = 1 / np.sqrt(np.where(moment > 0, moment, 1.0))
-    scaled, right = gram * unit[:, None] * unit[None, :], cross * unit[:, None]
+    scaled, unit = unit_diagonal(gram)
+    right = cross * unit[:, None]
     ridge = max(float(alpha), 1e-10)
     dense = unit[:, None] * np.linalg.solve(scaled + ridge * np.eye(p), right)
     out: dict[str, list[np.ndarray]] = {}

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from koopjax._core import expected, matmul
 from koopjax.compress._eliminate import backward
+from koopjax.compress._units import unit_diagonal
 
 #: Rows whose products are formed at a time.
 ROWS = 4096
@@ -157,11 +158,7 @@ def select_entries(
     for size in many:
         if not 1 <= size <= cross.size:
             raise expected(f"a number of entries from 1 to {cross.size}", str(size))
-    h = np.asarray(hessian, np.float64).reshape(cross.size, cross.size)
-    # Unit diagonal, so that one ridge suits observables of any scale.
-    diagonal = np.diag(h)
-    unit = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    h = h * unit[:, None] * unit[None, :]
+    h, unit = unit_diagonal(np.asarray(hessian, np.float64).reshape(cross.size, cross.size))
     right = cross.reshape(-1, 1) * unit[:, None]
     kept, found = np.arange(cross.size), {}
     while True:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from koopjax import tt
 from koopjax._core import as_numbers, expected, is_tracing, matmul, pytree
+from koopjax.observables import Product
 from koopjax.tensor_edmd._als_local import outer
 from koopjax.tensor_edmd._dictionary import separable
 from koopjax.tensor_edmd._result import TensorInfo, TensorKoopman
@@ -32,6 +33,8 @@ def stacked_factors(psi: Any, x: Array) -> Array:
     for part in front:
         x = part(x)
     product.modes(x.shape[1])
+    if not isinstance(product, Product):
+        return _padded(product.factors_at(x))
     leaves, trees = zip(*(jax.tree.flatten(f) for f in product.factors), strict=True)
     shapes = {tuple(jnp.shape(leaf) for leaf in row) for row in leaves}
     if len(set(trees)) == 1 and len(shapes) == 1:
@@ -41,7 +44,10 @@ def stacked_factors(psi: Any, x: Array) -> Array:
         ]
         one = jax.tree.unflatten(trees[0], stacked)
         return jax.vmap(lambda f, t: f(t[:, None]))(one, x.T) if stacked else _alike(product, x)
-    factors = product.factors_at(x)
+    return _padded(product.factors_at(x))
+
+
+def _padded(factors: list[Array]) -> Array:
     most = max(f.shape[1] for f in factors)
     return jnp.stack([jnp.pad(f, ((0, 0), (0, most - f.shape[1]))) for f in factors])
 

@@ -1,6 +1,7 @@
 """Sums, products and inner products of tensor trains, ragged and padded."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, Shaped
 from koopjax.tt._orthogonal import interface_norm
 from koopjax.tt._padded import PaddedTT
 from koopjax.tt._precision import einsum, precise, real_dtype
+from koopjax.tt._range import balanced, even, lifted, lifts, shift
 from koopjax.tt._support import T, as_train, check_same, check_train, like
 from koopjax.tt._trains import TensorTrain
 
@@ -50,7 +52,7 @@ def subtract(a: T, b: T) -> T:
 
 @jax.jit
 def _add(a: TensorTrain, b: TensorTrain) -> TensorTrain:
-    last = a.order - 1
+    a, b, last = even(a), even(b), a.order - 1
     if last == 0:
         return TensorTrain((a.cores[0] + b.cores[0],))
     cores = []
@@ -75,7 +77,7 @@ def _block_diagonal(x: Array, y: Array) -> Array:
 
 @jax.jit
 def _add_padded(a: PaddedTT, b: PaddedTT) -> PaddedTT:
-    size = a.max_rank
+    a, b, size = even(a), even(b), a.max_rank
     dtype = jnp.result_type(a.cores, b.cores)
     x, y = a.cores.astype(dtype), b.cores.astype(dtype)
     cores = jax.vmap(_block_diagonal)(x, y)
@@ -109,6 +111,7 @@ def scale(a: T, factor: Any) -> T:
 @jax.jit
 def _scale(a: Any, factor: Any) -> Any:
     factor = jnp.asarray(factor) if isinstance(factor, jax.Array) else factor
+    a = even(a)
     if isinstance(a, PaddedTT):
         dtype = jnp.result_type(a.cores, factor)
         cores = a.cores.astype(dtype)
@@ -148,14 +151,15 @@ def _kron_cores(x: Array, y: Array) -> Array:
 
 @jax.jit
 def _hadamard(a: TensorTrain, b: TensorTrain) -> TensorTrain:
-    pairs = zip(a.cores, b.cores, strict=True)
+    pairs = zip(even(a).cores, even(b).cores, strict=True)
     return TensorTrain(tuple(_kron_cores(x, y) for x, y in pairs))
 
 
 @jax.jit
 def _hadamard_padded(a: PaddedTT, b: PaddedTT) -> PaddedTT:
     rank_mask = jax.vmap(jnp.kron)(a.rank_mask, b.rank_mask.astype(a.rank_mask.dtype))
-    return PaddedTT(jax.vmap(_kron_cores)(a.cores, b.cores), rank_mask, a.mode_mask)
+    cores = jax.vmap(_kron_cores)(even(a).cores, even(b).cores)
+    return PaddedTT(cores, rank_mask, a.mode_mask)
 
 
 def dot(a: T, b: T) -> Shaped[Array, ""]:
@@ -165,7 +169,8 @@ def dot(a: T, b: T) -> Shaped[Array, ""]:
         a, b: two trains of one kind and of equal modes.
 
     Returns:
-        A scalar array. Costs `2 Σ n_k r² s` operations.
+        A scalar array; infinite or zero only where its own value leaves the dtype, whatever the
+        cores. Costs `2 Σ n_k r² s` operations.
 
     Example:
         >>> import jax.numpy as jnp
@@ -187,16 +192,26 @@ def _meet(left: Array, x: Array, y: Array) -> Array:
 
 @jax.jit
 def _dot(a: Any, b: Any) -> Array:
+    (a, e), (b, f) = balanced(as_train(a)), balanced(as_train(b))
+    value, more = _dot_apart(a, b)
+    return shift(value, e + f + more)
+
+
+def _dot_apart(a: Any, b: Any) -> tuple[Array, Array]:
+    """The inner product of balanced trains as a number and an exponent of two."""
     dtype = jnp.result_type(a.dtype, b.dtype)
+    e = jnp.zeros((), jnp.int32)
     if isinstance(a, PaddedTT):
         first = jnp.zeros((a.max_rank, b.max_rank), dtype).at[0, 0].set(1)
         steps = (a.cores.astype(dtype), b.cores.astype(dtype))
-        left, _ = jax.lax.scan(lambda left, pair: (_meet(left, *pair), None), first, steps)
-        return left[0, 0]
+        step = lambda state, pair: (lifted(_meet(state[0], *pair), state[1]), None)
+        (left, e), _ = jax.lax.scan(step, (first, e), steps)
+        return left[0, 0], e
     left = jnp.ones((1, 1), dtype)
-    for x, y in zip(as_train(a).cores, as_train(b).cores, strict=True):
+    for x, y, due in zip(a.cores, b.cores, lifts(a, b), strict=True):
         left = _meet(left, x.astype(dtype), y.astype(dtype))
-    return left[0, 0]
+        left, e = lifted(left, e) if due else (left, e)
+    return left[0, 0], e
 
 
 def norm(a: Any) -> Float[Array, ""]:
@@ -210,7 +225,7 @@ def norm(a: Any) -> Float[Array, ""]:
         a: any train.
 
     Returns:
-        A real scalar array.
+        A real scalar array; infinite where the dtype does not hold the norm, which `log_norm` does.
 
     Example:
         >>> import jax.numpy as jnp
@@ -222,29 +237,63 @@ def norm(a: Any) -> Float[Array, ""]:
         return _norm(a)
 
 
+def log_norm(a: Any) -> Float[Array, ""]:
+    """The natural logarithm of the norm, also where the norm leaves the dtype; `-inf` of zeros.
+
+    Args:
+        a: any train.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(f"{log_norm(rank_one([jnp.full(1, 1e30)] * 3)) / jnp.log(10.0):.3f}")
+        90.000
+    """
+    check_train("the train", a)
+    with precise(a):
+        return _log_norm(a)
+
+
 @jax.jit
 def _norm(a: Any) -> Array:
-    return _safe_norm(as_train(a))
+    return shift(*_norm_apart(a))
+
+
+@jax.jit
+def _log_norm(a: Any) -> Array:
+    value, e = _norm_apart(a)
+    safe = jnp.where(value > 0, value, 1)
+    found = jnp.log(safe) + e.astype(value.dtype) * math.log(2)
+    return jnp.where(value > 0, found, -jnp.inf)
+
+
+def _norm_apart(a: Any) -> tuple[Array, Array]:
+    """The norm as a number and an exponent of two."""
+    a, e = balanced(as_train(a))
+    value, more = _safe_norm(a)
+    return value, e + more.astype(jnp.int32)
 
 
 @functools.partial(jax.custom_jvp)
-def _safe_norm(a: Any) -> Array:
-    return interface_norm(a).astype(real_dtype(a.dtype))
+def _safe_norm(a: Any) -> tuple[Array, Array]:
+    """Norm and exponent of a balanced train; the exponent in a dtype that may have a tangent."""
+    value, e = interface_norm(a)
+    return value.astype(real_dtype(a.dtype)), e.astype(jnp.float32)
 
 
 @_safe_norm.defjvp
 def _safe_norm_jvp(primals: Any, tangents: Any) -> Any:
     (a,), (da,) = primals, tangents
-    value = _safe_norm(a)
+    value, e = _safe_norm(a)
 
-    def half_square(cores: Any) -> Array:
+    def half_square(cores: Any) -> tuple[Array, Array]:
         moved = TensorTrain(cores) if isinstance(a, TensorTrain) else _with_cores(a, cores)
-        return jnp.real(_dot(a, moved))
+        return _dot_apart(a, moved)
 
     # Re⟨A, A(t)⟩ with the first argument held: its derivative is Re⟨A, dA⟩.
-    _, slope = jax.jvp(half_square, (a.cores,), (da.cores,))
+    _, slope, f = jax.jvp(half_square, (a.cores,), (da.cores,), has_aux=True)
     safe = jnp.where(value > 0, value, 1)
-    return value, jnp.where(value > 0, slope / safe, 0).astype(value.dtype)
+    moved = shift(jnp.real(slope).astype(value.dtype) / safe, f - 2 * e.astype(jnp.int32))
+    return (value, e), (jnp.where(value > 0, moved, 0), jnp.zeros_like(e))
 
 
 def _with_cores(a: PaddedTT, cores: Array) -> PaddedTT:

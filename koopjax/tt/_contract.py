@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from koopjax._core import expected
 from koopjax.tt._contraction_order import ContractionOrder, Shapes, order_for
 from koopjax.tt._precision import precise
+from koopjax.tt._range import even
 from koopjax.tt._support import check_train
 
 PRECISION = "highest"
@@ -127,6 +128,7 @@ def _outer(a: Array, b: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("order", "precision"))
 def _contract(cores: Any, factors: Any, order: ContractionOrder, precision: Any) -> Array:
+    cores = even(cores)
     if order.form == "scan":
         return _scan(cores, factors, order.middle, precision)
     if order.form == "tree":
@@ -260,6 +262,7 @@ def _tree(cores: Any, factors: Any, at: int, precision: Any) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("order", "precision"))
 def _apply(cores: Any, x: Array, order: ContractionOrder, precision: Any) -> Array:
+    cores = even(cores)
     s = _shapes(cores)
     merged = [_merge(cores, s, i, j, precision) for i, j in order.groups]
     if len(merged) == 1:

@@ -1,9 +1,9 @@
 """Cross approximation: a train from few entries of a tensor that is only known as a function.
 
-Two neighbouring cores at a time: all entries between the index sets on both sides are evaluated,
-their singular values choose the rank, and rows of large volume become the next index set. What a
-sweep sees is compared with what the train said before, and points drawn afresh after every sweep
-keep it honest; points where the train is wrong join the index sets.
+Each core is known on rows of large volume and on the columns behind its bond. Where entries drawn at
+random between the two cores of a bond lie off what these rows and columns say, a row and a column
+more are evaluated. Points all over the tensor keep it honest; those where the train is wrong join
+the index sets.
 """
 
 import math
@@ -15,11 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import expected, pytree, static, traced
+from koopjax._core import NOT_CONVERGED, SUCCESS, expected, pytree, static, traced
 from koopjax.tt._ranks import as_ranks
-from koopjax.tt._round import Host, svd, to_device
+from koopjax.tt._round import Host, round_cores, to_device
 from koopjax.tt._support import check_modes, check_rtol
 from koopjax.tt._trains import TensorTrain
+
+SAMPLES = 8  # entries drawn to find a pivot
+CHECKED = 100  # fresh points of the final check
+CUT = 2.0  # times the tolerance: residual at which a pivot is added, shared out over the bonds
 
 
 @pytree
@@ -27,12 +31,13 @@ class CrossInfo:
     """What a cross approximation says about itself.
 
     Attributes:
-        error: estimated relative error: the larger of that on the last sweep's entries and on
-            fresh random ones, before they were used.
-        evaluations: entries of the function that were computed.
+        error: estimated relative error, on random points that the train was not made from.
+        evaluations: rows that the function was given, all of them different but for those that
+            fill up a batch.
         sweeps: half sweeps, in one direction each.
         ranks: TT ranks `(d + 1,)`.
         converged: whether `error` came down to the tolerance.
+        result: result code: success, or that a bound ended the search.
         reason: why it stopped, in words (static).
     """
 
@@ -41,6 +46,7 @@ class CrossInfo:
     sweeps: Any
     ranks: Any
     converged: Any
+    result: Any
     reason: str = static(default="")
 
 
@@ -76,16 +82,29 @@ def maxvol(a: Host, limit: float = 1.05, steps: int = 200) -> tuple[Host, Host]:
     return rows, np.linalg.lstsq(a[rows].T, a.T, rcond=None)[0].T
 
 
-class _Sampler:
-    """The function, checked, counted, and called with arrays of one shape where that is wanted."""
+class Spent(Exception):
+    """The next values would exceed `max_evaluations`."""
 
-    def __init__(self, function: Callable[..., Any], batch_size: int | None) -> None:
+
+class Sampler:
+    """The function: checked, counted, bounded, and never asked twice for one entry.
+
+    Args:
+        function: as `cross` takes it.
+        batch_size: rows of every call, None for as many as are wanted.
+        limit: rows that the function may be given in all.
+    """
+
+    def __init__(self, function: Callable[..., Any], batch_size: int | None, limit: int) -> None:
         self.function = function
         self.batch_size = batch_size
+        self.limit = limit
         self.count = 0
+        self.known: dict[bytes, Any] = {}
         self.dtype: Any = None
 
     def _call(self, indices: Host) -> Host:
+        self.count += len(indices)
         values = self.function(indices)
         kept = isinstance(values, jax.Array)
         values = np.asarray(jax.device_get(values))
@@ -95,30 +114,37 @@ class _Sampler:
                 f"shape {values.shape}",
                 "a function of an index array (m, d) that returns (m,)",
             )
+        if values.dtype.kind in "OSUMm":
+            raise expected("numbers as values of the function", f"dtype {values.dtype}")
         if self.dtype is None:
             floating = jnp.issubdtype(values.dtype, jnp.inexact)
             dtype = values.dtype if floating else jnp.result_type(float)
             # NumPy's float64 becomes what JAX makes of it; an array of JAX keeps its digits.
             self.dtype = np.dtype(dtype if kept else jax.dtypes.canonicalize_dtype(dtype))
-        return values
-
-    def __call__(self, indices: Host) -> Host:
-        indices = np.ascontiguousarray(indices, np.int32)
-        size = self.batch_size
-        if size is None:
-            values = self._call(indices)
-        else:
-            padding = -len(indices) % size
-            full = np.concatenate([indices, np.repeat(indices[-1:], padding, axis=0)])
-            parts = [self._call(full[i : i + size]) for i in range(0, len(full), size)]
-            values = np.concatenate(parts)[: len(indices)]
-        self.count += len(indices)
         if values.dtype.kind == "V":  # bfloat16 and the like
             values = values.astype(np.float32)
         if not np.isfinite(values).all():
             where = indices[int(np.argmin(np.isfinite(values)))].tolist()
             raise expected("finite values of the function", f"NaN or infinity at index {where}")
         return values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
+
+    def _evaluate(self, indices: Host) -> Host:
+        size = self.batch_size or len(indices)
+        padding = -len(indices) % size
+        if self.count + len(indices) + padding > self.limit:
+            raise Spent
+        full = np.concatenate([indices, np.repeat(indices[-1:], padding, axis=0)])
+        parts = [self._call(full[i : i + size]) for i in range(0, len(full), size)]
+        return np.concatenate(parts)[: len(indices)]
+
+    def __call__(self, indices: Host) -> Host:
+        indices = np.ascontiguousarray(indices, np.int32)
+        keys = [row.tobytes() for row in indices]
+        new = {key: i for i, key in enumerate(keys) if key not in self.known}
+        if new:
+            found = self._evaluate(indices[list(new.values())])
+            self.known.update(zip(new, found.tolist(), strict=True))
+        return np.asarray([self.known[key] for key in keys])
 
 
 def evaluate(cores: Sequence[Host], indices: Host) -> Host:
@@ -129,13 +155,14 @@ def evaluate(cores: Sequence[Host], indices: Host) -> Host:
     return left[:, 0]
 
 
-def _block(left: Host, n: int, m: int, right: Host) -> Host:
-    """All multi-indices `left × n × m × right`, `(r n m s, d)`, the right ones running fastest."""
-    grids = np.meshgrid(
-        np.arange(len(left)), np.arange(n), np.arange(m), np.arange(len(right)), indexing="ij"
-    )
-    a, i, j, b = (grid.reshape(-1) for grid in grids)
-    return np.concatenate([left[a], i[:, None], j[:, None], right[b]], axis=1).astype(np.int32)
+def _pairs(first: Host, second: Host) -> Host:
+    """All rows of one array followed by those of another, the second running fastest."""
+    left = np.repeat(first, len(second), axis=0)
+    return np.concatenate([left, np.tile(second, (len(first), 1))], axis=1).astype(np.int32)
+
+
+def _digits(n: int) -> Host:
+    return np.arange(n, dtype=np.int32)[:, None]
 
 
 def _relative(difference: Host, values: Host) -> float:
@@ -143,71 +170,131 @@ def _relative(difference: Host, values: Host) -> float:
     return lost / size if size else (0.0 if lost == 0 else math.inf)
 
 
-class _Cross:
-    """Index sets on both sides of every bond, and the train that they give."""
+def _independent(a: Host, floor: float, most: int) -> list[int]:
+    """Columns that span the others to within a floor, by elimination with complete pivoting."""
+    rest, columns = a.copy(), []
+    while len(columns) < min(most, *a.shape):
+        i, j = np.unravel_index(int(np.argmax(np.abs(rest))), rest.shape)
+        if np.abs(rest[i, j]) <= floor:
+            break
+        columns.append(int(j))
+        rest = rest - np.outer(rest[:, j] / rest[i, j], rest[i])
+    return columns or [0]
 
-    def __init__(self, sample: _Sampler, modes: tuple[int, ...], rtol: float, most: Any) -> None:
-        d = len(modes)
-        self.sample, self.modes, self.d = sample, modes, d
-        self.cut = 0.1 * rtol / math.sqrt(max(d - 1, 1))
+
+class _Cross:
+    """Index sets behind every bond, and the train that they give.
+
+    A half sweep goes from left to right; the next one finds everything mirrored.
+    """
+
+    def __init__(
+        self, sample: Sampler, modes: tuple[int, ...], rtol: float, most: Any, rng: Any
+    ) -> None:
+        self.sample, self.modes, self.rtol, self.rng = sample, modes, rtol, rng
         self.most = most
-        empty = np.zeros((1, 0), np.int32)
-        self.left: list[Host] = [empty] + [np.zeros((0, k), np.int32) for k in range(1, d + 1)]
-        self.right: list[Host] = [np.zeros((0, d - k), np.int32) for k in range(d)] + [empty]
+        self.mirrored = False
+        #: Suffixes `(s_k, d - k)` behind bond k.
+        d = len(modes)
+        self.behind = [np.zeros((int(k == d), d - k), np.int32) for k in range(d + 1)]
         self.cores: list[Host] | None = None
+        self.points = _draw(rng, modes, SAMPLES)
+        self.scale = 0.0
+
+    def __call__(self, indices: Host) -> Host:
+        return self.sample(indices[:, ::-1] if self.mirrored else indices)
 
     def join(self, points: Host) -> None:
-        """Let whole multi-indices take part in all index sets."""
-        for k in range(1, self.d):
-            self.left[k] = np.unique(np.concatenate([self.left[k], points[:, :k]]), axis=0)
-            self.right[k] = np.unique(np.concatenate([self.right[k], points[:, k:]]), axis=0)
+        """Let whole multi-indices take part in the next half sweep."""
+        points = points[:, ::-1] if self.mirrored else points
+        for k in range(1, len(self.modes)):
+            self.behind[k] = np.unique(np.concatenate([self.behind[k], points[:, k:]]), axis=0)
 
-    def _split(self, k: int) -> tuple[Host, Host, Host, float, Host]:
-        n, m = self.modes[k], self.modes[k + 1]
-        indices = _block(self.left[k], n, m, self.right[k + 2])
-        values = self.sample(indices)
-        error = math.inf
-        if self.cores is not None:
-            error = _relative(values - evaluate(self.cores, indices), values)
-        a = values.reshape(len(self.left[k]) * n, m * len(self.right[k + 2]))
-        u, s, vh = svd(a)
-        tails = np.sqrt(np.append(np.cumsum(s[::-1] ** 2)[::-1], 0.0))
-        noise = 4 * np.finfo(s.dtype).eps * math.sqrt(len(s))
-        rank = int(np.argmax(tails <= max(self.cut, noise) * tails[0]))
-        rank = max(1, min(rank, len(s) if self.most is None else self.most[k + 1]))
-        return u[:, :rank], s[:rank], vh[:rank], error, indices
+    def sweep(self, grow: bool) -> bool:
+        """One half sweep; whether all that was seen lay within the tolerance of the train."""
+        d, quiet = len(self.modes), True
+        ahead, cores = [np.zeros((1, 0), np.int32)], []
+        for k in range(1, d):
+            rows = _pairs(ahead[-1], _digits(self.modes[k - 1]))
+            columns = _pairs(_digits(self.modes[k]), self.behind[k + 1])
+            most = min(len(rows), len(columns), 2**30 if self.most is None else self.most[k])
+            chosen, factor, found = self._split(rows, columns, k, most, grow)
+            quiet = quiet and found
+            cores.append(factor.reshape(len(ahead[-1]), self.modes[k - 1], -1))
+            ahead.append(rows[chosen])
+        last = self(_pairs(ahead[-1], _digits(self.modes[-1])))
+        cores.append(last.reshape(len(ahead[-1]), self.modes[-1], 1))
+        self._turn(ahead, cores)
+        return quiet
 
-    def forward(self) -> float:
-        """One half sweep from left to right; the largest error seen."""
-        cores, worst, rest = [], 0.0, np.zeros((1, 1))
-        for k in range(self.d - 1):
-            u, s, vh, error, _ = self._split(k)
-            worst = max(worst, error)
-            rows, core = maxvol(u)
-            r, n = len(self.left[k]), self.modes[k]
-            grid = _block(self.left[k], n, 1, np.zeros((1, 0), np.int32))[:, : k + 1]
-            cores.append(core.reshape(r, n, -1))
-            rest = (u[rows] * s[None, :]) @ vh
-            self.left[k + 1] = grid[rows]
-        cores.append(rest.reshape(-1, self.modes[-1], 1))
-        self.cores = cores
-        return worst
+    def _turn(self, ahead: list[Host], cores: list[Host]) -> None:
+        size = np.ones((1, 1))
+        for core in cores:  # the mean square of the train
+            size = np.einsum("ab,anc,bnd->cd", size, core, core.conj()) / core.shape[1]
+        self.scale = math.sqrt(abs(size[0, 0]))
+        self.cores = [core.transpose(2, 1, 0) for core in cores[::-1]] if self.mirrored else cores
+        empty = np.zeros((1, 0), np.int32)
+        self.behind = [empty, *(sets[:, ::-1] for sets in ahead[:0:-1]), empty]
+        self.modes, self.mirrored = self.modes[::-1], not self.mirrored
+        self.most = None if self.most is None else self.most[::-1]
 
-    def backward(self) -> float:
-        """One half sweep from right to left."""
-        cores, worst, rest = [], 0.0, np.zeros((1, 1))
-        for k in range(self.d - 2, -1, -1):
-            u, s, vh, error, _ = self._split(k)
-            worst = max(worst, error)
-            columns, core = maxvol(vh.T)
-            m, right = self.modes[k + 1], self.right[k + 2]
-            grid = _block(np.zeros((1, 0), np.int32), 1, m, right)[:, 1:]
-            cores.append(core.T.reshape(-1, m, len(right)))
-            rest = (u * s[None, :]) @ vh[:, columns]
-            self.right[k + 1] = grid[columns]
-        cores.append(rest.reshape(1, self.modes[0], -1))
-        self.cores = cores[::-1]
-        return worst
+    def _split(
+        self, rows: Host, columns: Host, k: int, most: int, grow: bool
+    ) -> tuple[Any, Host, bool]:
+        """Rows that stand for all, the factor that interpolates between them, and the verdict.
+
+        The block of all rows and columns is never evaluated: only the columns behind the bond, the
+        rows that were chosen, and a row and a column for every pivot that is added, where entries
+        drawn at random show the largest residual.
+        """
+        some = self(_pairs(rows, self.behind[k])).reshape(len(rows), -1)
+        top = float(np.max(np.abs(some)))
+        noise = 8 * float(jnp.finfo(self.sample.dtype).eps) * top
+        cut = max(CUT * self.rtol * self.scale / math.sqrt(len(self.modes)), noise)
+        kept = _independent(some, 0.1 * cut if self.scale else noise, most)
+        chosen, factor = maxvol(np.linalg.qr(some[:, kept])[0])
+        if not grow:
+            return chosen, factor, True
+        lines = self(_pairs(rows[chosen], columns)).reshape(len(chosen), -1)
+        limit, quiet = min(most, 2 * len(chosen)), True
+        while True:
+            i = self.rng.integers(0, len(rows), SAMPLES)
+            j = self.rng.integers(0, len(columns), SAMPLES)
+            values = self(np.concatenate([rows[i], columns[j]], axis=1))
+            rest = np.abs(values - np.sum(factor[i] * lines[:, j].T, axis=1))
+            at = int(np.argmax(rest))
+            if rest[at] <= cut:
+                break
+            quiet = False
+            if len(chosen) >= limit:
+                break
+            column = self(_pairs(rows, columns[j[at]][None]))
+            gap = column - factor @ lines[:, j[at]]
+            row = int(np.argmax(np.abs(gap)))
+            line = self(_pairs(rows[row][None], columns))
+            step = (gap / gap[row])[:, None]
+            factor = np.concatenate([factor - step * factor[row][None], step], axis=1)
+            lines = np.concatenate([lines, line[None]])
+            chosen = np.append(chosen, row)
+        return chosen, factor, quiet
+
+    def rounded(self, dtype: Any, wanted: Any) -> list[Host]:
+        """Cores of least ranks: what was chosen greedily has a few too many."""
+        assert self.cores is not None
+        return round_cores(self.cores, 0.1 * self.rtol, wanted, dtype)[0]
+
+    def error(self, cores: list[Host], fresh: int) -> tuple[float, Host]:
+        """Relative error on all points drawn so far and some fresh ones, and the worst of them."""
+        modes = self.modes[::-1] if self.mirrored else self.modes
+        if fresh:
+            drawn = _draw(self.rng, modes, fresh)
+            self.sample(drawn)
+            self.points = np.concatenate([self.points, drawn])
+        values = self.sample(self.points)
+        difference = values - evaluate(cores, self.points)
+        order = np.argsort(-np.abs(difference))[:2]
+        bad = np.abs(difference[order]) > self.rtol * float(np.sqrt(np.mean(np.abs(values) ** 2)))
+        return _relative(difference, values), self.points[order[bad]]
 
 
 def cross(
@@ -223,7 +310,8 @@ def cross(
 ) -> tuple[TensorTrain, CrossInfo]:
     """A train of a tensor that is given entry by entry, from few of its entries.
 
-    Two-site cross approximation with rows of maximal volume; ranks adapt to the tolerance.
+    Interpolation between rows of maximal volume; pivots are added where entries drawn at random
+    lie off the train, until they lie within the tolerance. No entry is asked for twice.
 
     Args:
         function: maps an index array `(m, d)` (int32, NumPy) to `(m,)` values, real or complex.
@@ -232,14 +320,16 @@ def cross(
         rtol: relative tolerance of the estimated error.
         max_rank: an upper bound on the ranks, one or `d - 1`.
         max_sweeps: most half sweeps.
-        max_evaluations: no new sweep begins beyond so many.
+        max_evaluations: bound on the rows that the function is given in all, those of the check
+            and those that fill up a batch included. Where it ends the search, the train of the last
+            complete half sweep is returned, `info.converged` is false and `info.result` not zero.
         batch_size: call the function with exactly so many rows (the last ones repeated where there
             are fewer), so that a jitted function compiles once; all at once by default.
 
     Returns:
-        `TensorTrain` in the dtype of the function's values, and `CrossInfo`. Takes about
-        `sweeps · Σ n_k n_{k+1} r_{k-1} r_{k+1}` evaluations. The error is an estimate: a peak that
-        no index has touched stays unseen.
+        `TensorTrain` in the dtype of the function's values, and `CrossInfo`. Takes some
+        `2 Σ n_k r_{k-1} r_k` evaluations, all of which are remembered (about 150 bytes each). The
+        error is an estimate: a peak that no index has touched stays unseen.
 
     Raises:
         ValueError: values of another shape, NaN or infinite ones, rtol below 0, a call under jit.
@@ -250,56 +340,55 @@ def cross(
         >>> bool(info.converged), int(info.evaluations) < 8**6 // 4
         (True, True)
 
-    Reference: Savostyanov & Oseledets (2011); maximal volume: Goreinov et al. (2010).
+    Reference: Dolgov & Savostyanov (2020), Comput. Phys. Commun. 246, for pivots found by samples;
+    maximal volume: Goreinov et al. (2010).
     """
     modes, rtol = check_modes(modes), check_rtol(rtol)
     if traced(key):
         raise expected("a concrete key", "a traced one", "calling cross outside jit")
-    for name, value in (("max_sweeps", max_sweeps), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise expected(f"{name} of at least 1", f"{value}")
-    d = len(modes)
-    most = None if max_rank is None else as_ranks(d, max_rank)
+    _check_counts(max_sweeps=max_sweeps, max_evaluations=max_evaluations, batch_size=batch_size)
+    if max_evaluations < (batch_size or 1):
+        raise expected(f"max_evaluations of at least one batch, {batch_size}", f"{max_evaluations}")
+    most = None if max_rank is None else as_ranks(len(modes), max_rank)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    sample = _Sampler(function, batch_size)
-    if d == 1:
-        core = sample(np.arange(modes[0])[:, None]).reshape(1, -1, 1)
-        train = TensorTrain(to_device([core], sample.dtype))
-        return train, CrossInfo(0.0, sample.count, 1, np.ones(2, int), True, "every entry taken")
-
-    state = _Cross(sample, modes, rtol, most)
-    state.join(_draw(rng, modes, 3))
-    error, sweeps, reason = math.inf, 0, ""
-    while not reason:
-        seen = state.forward() if sweeps % 2 == 0 else state.backward()
-        sweeps += 1
-        error, wrong = _check(state, rng, rtol)
-        # The first sweep has nothing to compare with.
-        error = max(error, seen)
-        if error <= rtol:
-            reason = "the estimated error is within the tolerance"
-        elif sweeps >= max_sweeps:
-            reason = f"max_sweeps={max_sweeps} reached"
-        elif sample.count >= max_evaluations:
-            reason = f"max_evaluations={max_evaluations} reached"
-        else:
-            state.join(wrong)
-    assert state.cores is not None
-    train = TensorTrain(to_device(state.cores, sample.dtype))
+    sample = Sampler(function, batch_size, int(max_evaluations))
+    state = _Cross(sample, modes, rtol, most, rng)
+    cores, error, sweeps, reason = None, math.inf, 0, ""
+    try:
+        values = sample(state.points)
+        state.join(state.points[[int(np.argmax(np.abs(values)))]])
+        while not reason:
+            sweeps += 1
+            quiet = state.sweep(grow=sweeps > 1)
+            cores = state.rounded(sample.dtype, most)
+            error, wrong = state.error(cores, 0)
+            if quiet and error <= rtol:
+                error, wrong = state.error(cores, CHECKED)
+            if quiet and error <= rtol:
+                reason = "the estimated error is within the tolerance"
+            elif sweeps >= max_sweeps:
+                reason = f"max_sweeps={max_sweeps} reached"
+            else:
+                state.join(wrong)
+    except Spent:
+        reason = f"max_evaluations={max_evaluations} reached"
+    if cores is None:  # not one sweep: the mean of what is known
+        mean = np.mean(list(sample.known.values())) if sample.known else 0.0
+        cores = [np.full((1, n, 1), mean if k == 0 else 1.0) for k, n in enumerate(modes)]
+    train = TensorTrain(to_device(cores, sample.dtype or jnp.result_type(float)))
+    converged = "tolerance" in reason
+    code = SUCCESS if converged else NOT_CONVERGED
     ranks = np.asarray(train.ranks, np.int32)
-    return train, CrossInfo(error, sample.count, sweeps, ranks, error <= rtol, reason)
+    return train, CrossInfo(error, sample.count, sweeps, ranks, converged, code, reason)
+
+
+def _check_counts(**counts: Any) -> None:
+    for name, value in counts.items():
+        if value is None and name == "batch_size":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise expected(f"{name} of at least 1, a whole number", f"{value!r}")
 
 
 def _draw(rng: np.random.Generator, modes: tuple[int, ...], count: int) -> Host:
     return np.stack([rng.integers(0, n, count) for n in modes], axis=1).astype(np.int32)
-
-
-def _check(state: _Cross, rng: np.random.Generator, rtol: float) -> tuple[float, Host]:
-    """Relative error at fresh random points, and those of them that should join."""
-    assert state.cores is not None
-    points = _draw(rng, state.modes, 100)
-    values = state.sample(points)
-    difference = values - evaluate(state.cores, points)
-    order = np.argsort(-np.abs(difference))[:2]
-    bad = np.abs(difference[order]) > rtol * float(np.sqrt(np.mean(np.abs(values) ** 2)))
-    return _relative(difference, values), points[order[bad]]

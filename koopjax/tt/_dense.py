@@ -8,39 +8,42 @@ from jaxtyping import Array
 
 from koopjax._core import matmul
 from koopjax.tt._precision import precise
+from koopjax.tt._range import even, lifted, shift
+
+
+def _rows(cores: Any) -> Array:
+    """All rows of the product of cores `(r, n, s)`, `(∏ n, s)`, each with an exponent of its own."""
+    out, e = jnp.ones((1, cores[0].shape[0]), cores[0].dtype), jnp.zeros(1, jnp.int32)
+    for core in cores:
+        r, n, s = core.shape
+        out = matmul(out, core.reshape(r, n * s)).reshape(-1, s)
+        out, e = lifted(out, jnp.repeat(e, n), axis=1)
+    return shift(out, e[:, None])
 
 
 @jax.jit
 def _dense(train: Any) -> Array:
     """The full tensor of a `TensorTrain`."""
-    out = train.cores[0][0]
-    for core in train.cores[1:]:
-        r, n, s = core.shape
-        out = matmul(out.reshape(-1, r), core.reshape(r, n * s)).reshape(-1, s)
-    return out.reshape(train.modes)
+    return _rows(even(train).cores).reshape(train.modes)
 
 
 @jax.jit
 def _dense_matrix(matrix: Any) -> Array:
     """The full matrix of a `TTMatrix`."""
     d = matrix.order
-    out = matrix.cores[0].reshape(-1, matrix.cores[0].shape[-1])
-    for core in matrix.cores[1:]:
-        r = core.shape[0]
-        out = matmul(out, core.reshape(r, -1)).reshape(-1, core.shape[-1])
+    merged = [core.reshape(core.shape[0], -1, core.shape[-1]) for core in even(matrix).cores]
     modes = [size for core in matrix.cores for size in core.shape[1:3]]
     order = [*range(0, 2 * d, 2), *range(1, 2 * d, 2)]
-    return jnp.transpose(out.reshape(modes), order).reshape(matrix.shape)
+    return jnp.transpose(_rows(merged).reshape(modes), order).reshape(matrix.shape)
 
 
 @jax.jit
 def _dense_padded(train: Any) -> Array:
     """The full tensor of a `PaddedTT`, `(N, ..., N)`."""
-    out = train.cores[0][0]
-    for core in train.cores[1:]:
-        r, n, s = core.shape
-        out = matmul(out.reshape(-1, r), core.reshape(r, n * s)).reshape(-1, s)
-    return out[:, 0].reshape((train.cores.shape[2],) * train.order)
+    cores = even(train).cores
+    return _rows([cores[0][:1], *cores[1:-1], cores[-1][:, :, :1]]).reshape(
+        (cores.shape[2],) * train.order
+    )
 
 
 def dense(train: Any) -> Array:

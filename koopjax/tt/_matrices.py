@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from koopjax._core import expected
 from koopjax.tt._precision import einsum, precise
+from koopjax.tt._range import even
 from koopjax.tt._round import round
 from koopjax.tt._support import check_rtol, check_train
 from koopjax.tt._trains import TensorTrain, TTMatrix
@@ -81,7 +82,7 @@ def vecmat(vector: TensorTrain, matrix: TTMatrix) -> TensorTrain:
 @jax.jit
 def _matvec(matrix: TTMatrix, vector: TensorTrain) -> TensorTrain:
     cores = []
-    for a, v in zip(matrix.cores, vector.cores, strict=True):
+    for a, v in zip(even(matrix).cores, even(vector).cores, strict=True):
         core = einsum("amnb,cnd->acmbd", a, v)
         cores.append(core.reshape(a.shape[0] * v.shape[0], a.shape[1], -1))
     return TensorTrain(tuple(cores))
@@ -110,7 +111,7 @@ def matmul(a: TTMatrix, b: TTMatrix) -> TTMatrix:
 @jax.jit
 def _matmul(a: TTMatrix, b: TTMatrix) -> TTMatrix:
     cores = []
-    for x, y in zip(a.cores, b.cores, strict=True):
+    for x, y in zip(even(a).cores, even(b).cores, strict=True):
         core = einsum("amlb,clnd->acmnbd", x, y)
         cores.append(core.reshape(x.shape[0] * y.shape[0], x.shape[1], y.shape[2], -1))
     return TTMatrix(tuple(cores))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from koopjax._core import expected, masked_qr, matmul
 from koopjax.tt._padded import PaddedTT, padded, prefix_mask
 from koopjax.tt._precision import dagger, einsum, factor_dtype, precise, real_dtype
+from koopjax.tt._range import balanced, lifted, lifts, placed, shift
 from koopjax.tt._support import T, as_train, check_train, like
 from koopjax.tt._trains import TensorTrain
 
@@ -57,7 +58,9 @@ def padded_qr(a: Array, rows: Array, mask: Array) -> tuple[Array, Array, Array]:
     return q.astype(dtype), matmul(dagger(q), a).astype(dtype), kept
 
 
-def left_sweep(cores: Array, rank_mask: Array, mode_mask: Array) -> tuple[Array, Array, Array]:
+def left_sweep(
+    cores: Array, rank_mask: Array, mode_mask: Array
+) -> tuple[Array, Array, Array, Array]:
     """Left-orthogonal cores of a padded train.
 
     Args:
@@ -66,23 +69,25 @@ def left_sweep(cores: Array, rank_mask: Array, mode_mask: Array) -> tuple[Array,
         mode_mask: `(d, N)`.
 
     Returns:
-        Left-orthogonal `(d, R, N, R)`, the last triangular factor `(R, R)` and masks `(d + 1, R)`.
+        Left-orthogonal `(d, R, N, R)`, the last triangular factor `(R, R)`, the exponent that it
+        is to be multiplied by, and masks `(d + 1, R)`.
     """
     _, size, n, _ = cores.shape
 
     def step(carry: Any, inputs: Any) -> Any:
-        r, left = carry
+        r, e, left = carry
         core, right, modes = inputs
         a = einsum("ab,bnc->anc", r, core).reshape(size * n, size)
         rows = (left[:, None] * modes[None, :]).reshape(-1)
         q, r, kept = padded_qr(a, rows, right)
-        return (r, kept), (q.reshape(size, n, size), kept)
+        r, e = lifted(r, e)
+        return (r, e, kept), (q.reshape(size, n, size), kept)
 
     first = jnp.diag(rank_mask[0]).astype(cores.dtype)
-    start = (first, rank_mask[0])
+    start = (first, jnp.zeros((), jnp.int32), rank_mask[0])
     inputs = (cores, rank_mask[1:], mode_mask.astype(rank_mask.dtype))
-    (r, _), (out, masks) = jax.lax.scan(step, start, inputs)
-    return out, r, jnp.concatenate([rank_mask[:1], masks])
+    (r, e, _), (out, masks) = jax.lax.scan(step, start, inputs)
+    return out, r, e, jnp.concatenate([rank_mask[:1], masks])
 
 
 def flip(cores: Array) -> Array:
@@ -90,10 +95,13 @@ def flip(cores: Array) -> Array:
     return jnp.transpose(cores[::-1], (0, 3, 2, 1))
 
 
-def right_sweep(cores: Array, rank_mask: Array, mode_mask: Array) -> tuple[Array, Array, Array]:
-    """Right-orthogonal cores, the first factor (to be multiplied from the left), and masks."""
-    out, r, masks = left_sweep(flip(cores), rank_mask[::-1], mode_mask[::-1])
-    return flip(out), r.T, masks[::-1]
+def right_sweep(
+    cores: Array, rank_mask: Array, mode_mask: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Right-orthogonal cores, the first factor (to be multiplied from the left) with its exponent,
+    and masks."""
+    out, r, e, masks = left_sweep(flip(cores), rank_mask[::-1], mode_mask[::-1])
+    return flip(out), r.T, e, masks[::-1]
 
 
 def orthogonalize(train: T, center: int) -> T:
@@ -101,7 +109,8 @@ def orthogonalize(train: T, center: int) -> T:
 
     Cores left of `center` satisfy `Σ_n G[n]ᴴ G[n] = I`, those right of it `Σ_n G[n] G[n]ᴴ = I`;
     the norm of the tensor is the norm of the core at the centre. Ranks above what the modes allow
-    are cut to it, exactly.
+    are cut to it, exactly. Where the norm leaves the dtype, the other cores carry the rest of it
+    as powers of two.
 
     Args:
         train: any train; a TT matrix is treated as the train of its merged modes.
@@ -132,30 +141,38 @@ def orthogonalize(train: T, center: int) -> T:
 
 @functools.partial(jax.jit, static_argnames="center")
 def _orthogonalize(train: TensorTrain, *, center: int) -> TensorTrain:
-    cores = list(train.cores)
+    train, e = balanced(train)
+    cores, due = list(train.cores), lifts(train)
     for k in range(center):
         r, n, s = cores[k].shape
         q, rest = ragged_qr(cores[k].reshape(r * n, s))
         cores[k] = q.reshape(r, n, -1)
+        rest, e = lifted(rest, e) if due[k] else (rest, e)
         cores[k + 1] = einsum("ab,bnc->anc", rest, cores[k + 1])
     for k in range(len(cores) - 1, center, -1):
         r, n, s = cores[k].shape
         q, rest = ragged_qr(cores[k].reshape(r, n * s).T)
         cores[k] = q.T.reshape(-1, n, s)
+        rest, e = lifted(rest, e) if due[k] else (rest, e)
         cores[k - 1] = einsum("anb,cb->anc", cores[k - 1], rest)
-    return TensorTrain(tuple(cores))
+    cores[center], e = lifted(cores[center], e)
+    return placed(TensorTrain(tuple(cores)), e, center)
 
 
 @functools.partial(jax.jit, static_argnames="center")
 def _orthogonalize_padded(train: PaddedTT, *, center: int) -> PaddedTT:
+    train, e = balanced(train)
     cores, ranks, modes = train.cores, train.rank_mask, train.mode_mask
-    left, carry, left_masks = left_sweep(cores[:center], ranks[: center + 1], modes[:center])
-    right, back, right_masks = right_sweep(
+    left, carry, before, left_masks = left_sweep(
+        cores[:center], ranks[: center + 1], modes[:center]
+    )
+    right, back, behind, right_masks = right_sweep(
         cores[center + 1 :], ranks[center + 1 :], modes[center + 1 :]
     )
-    middle = einsum("ab,bnc,cd->and", carry, cores[center], back)
+    middle, e = lifted(einsum("ab,bnc,cd->and", carry, cores[center], back), e + before + behind)
     masks = jnp.concatenate([left_masks, right_masks])
-    return PaddedTT(jnp.concatenate([left, middle[None], right]), masks, modes)
+    out = PaddedTT(jnp.concatenate([left, middle[None], right]), masks, modes)
+    return placed(out, e, center)
 
 
 def scaled_norm(a: Array) -> Array:
@@ -165,16 +182,17 @@ def scaled_norm(a: Array) -> Array:
     return top * jnp.sqrt(jnp.sum(jnp.abs(a / safe.astype(a.dtype)) ** 2))
 
 
-def interface_norm(train: Any) -> Array:
-    """The norm as that of the last triangular factor of a sweep."""
+def interface_norm(train: Any) -> tuple[Array, Array]:
+    """The norm as that of the last triangular factor of a sweep, and its exponent."""
     if isinstance(train, PaddedTT):
-        _, r, _ = left_sweep(train.cores, train.rank_mask, train.mode_mask)
-        return scaled_norm(r)
-    rest = jnp.ones((1, 1), train.dtype)
-    for core in train.cores:
+        _, r, e, _ = left_sweep(train.cores, train.rank_mask, train.mode_mask)
+        return scaled_norm(r), e
+    rest, e = jnp.ones((1, 1), train.dtype), jnp.zeros((), jnp.int32)
+    for core, due in zip(train.cores, lifts(train), strict=True):
         r, n, s = core.shape
         _, rest = ragged_qr(matmul(rest, core.reshape(r, n * s)).reshape(-1, s))
-    return scaled_norm(rest)
+        rest, e = lifted(rest, e) if due else (rest, e)
+    return scaled_norm(rest), e
 
 
 def singular_values(train: Any) -> tuple[Float[Array, " r"], ...] | Float[Array, "d_minus_1 R"]:
@@ -223,7 +241,8 @@ def allowed_ranks(train: TensorTrain) -> tuple[int, ...]:
 
 @jax.jit
 def _singular_values(train: PaddedTT) -> Array:
-    right, first, masks = right_sweep(train.cores, train.rank_mask, train.mode_mask)
+    train, e = balanced(train)
+    right, first, more, masks = right_sweep(train.cores, train.rank_mask, train.mode_mask)
     size, n = right.shape[1:3]
     dtype = right.dtype
 
@@ -241,4 +260,4 @@ def _singular_values(train: PaddedTT) -> Array:
     modes = train.mode_mask.astype(masks.dtype)
     start = (first, jnp.sum(masks[0]))
     _, values = jax.lax.scan(step, start, (right[:-1], masks[1:-1], modes[:-1]))
-    return values
+    return shift(values, e + more)

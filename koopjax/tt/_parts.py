@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Shaped
 
 from koopjax._core import check_finite, expected, traced
 from koopjax.tt._precision import einsum, precise
+from koopjax.tt._range import even, lifted, shift
 from koopjax.tt._support import as_floating, check_train
 from koopjax.tt._trains import TensorTrain
 
@@ -84,7 +85,7 @@ def _contract_modes(train: TensorTrain, vectors: dict[int, Array]) -> Any:
     return _absorb(
         [
             einsum("anb,n->ab", core, vectors[k]) if k in vectors else core
-            for k, core in enumerate(train.cores)
+            for k, core in enumerate(even(train).cores)
         ]
     )
 
@@ -186,8 +187,10 @@ def entries(train: TensorTrain, indices: Int[Any, "m d"]) -> Shaped[Array, " m"]
 
 @jax.jit
 def _entries(train: TensorTrain, indices: Array) -> Array:
-    left = jnp.take(train.cores[0][0], indices[:, 0], axis=0, mode="clip")
-    for k, core in enumerate(train.cores[1:], start=1):
+    cores, e = even(train).cores, jnp.zeros(len(indices), jnp.int32)
+    left = jnp.take(cores[0][0], indices[:, 0], axis=0, mode="clip")
+    for k, core in enumerate(cores[1:], start=1):
+        left, e = lifted(left, e, axis=1)
         chosen = jnp.take(core, indices[:, k], axis=1, mode="clip")
         left = einsum("sa,asb->sb", left, chosen)
-    return left[:, 0]
+    return shift(left[:, 0], e)

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from koopjax._core import expected
 from koopjax.tt._precision import precise
+from koopjax.tt._range import even, placed
 from koopjax.tt._round import Budget, _require_concrete, right_orthogonal, svd, to_device, wide
 from koopjax.tt._support import T, check_rtol, check_train
 from koopjax.tt._trains import TensorTrain, TTMatrix
+
+_even = jax.jit(even)
 
 
 def _digits(n: int, base: int) -> int | None:
@@ -39,25 +43,26 @@ def _sizes(row: int, column: int, base: int) -> list[tuple[int, int]]:
 def quantize(train: T, base: int = 2, rtol: float = 0.0) -> T:
     """Every mode of size `base^L` split into `L` modes of size `base` (QTT).
 
-    `A[..., i, ...] = Q[..., i_1, ..., i_L, ...]` with `i = Σ i_j base^(L - j)`: the most
-    significant digit first, so that a dense reshape in C order is the same thing.
+        `A[..., i, ...] = Q[..., i_1, ..., i_L, ...]` with `i = Σ i_j base^(L - j)`: the most
+        significant digit first, so that a dense reshape in C order is the same thing.
 
-    Args:
-        train: `TensorTrain`, or `TTMatrix` whose row and column modes are split alike (a mode of 1
-            stays 1 in all of its cores).
-        base: at least 2.
-        rtol: relative tolerance in the Frobenius norm of the whole tensor; 0 cuts rounding noise.
+        Args:
+            train: `TensorTrain`, or `TTMatrix` whose row and column modes are split alike (a mode of 1
+                stays 1 in all of its cores).
+            base: at least 2.
+            rtol: relative tolerance in the Frobenius norm of the whole tensor; 0 cuts rounding noise.
 
-    Returns:
-        A train of the same kind with ranks from the data, as `round` gives; outside jit.
+        Returns:
+            A train of the same kind with ranks from the data, as `round` gives; outside jit.
 
-    Raises:
-        ValueError: a mode that is no power of the base, NaN cores, a call under jit.
+        Raises:
+            ValueError: a mode that is no power of the base, NaN cores, a call under jit.
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> quantize(rank_one([2.0 ** jnp.arange(8)])).ranks
-        (1, 1, 1, 1)
+        Example:
+            >>> import jax
+    import jax.numpy as jnp
+            >>> quantize(rank_one([2.0 ** jnp.arange(8)])).ranks
+            (1, 1, 1, 1)
     """
     _require_concrete("quantize", train)
     rtol = check_rtol(rtol)
@@ -69,7 +74,7 @@ def quantize(train: T, base: int = 2, rtol: float = 0.0) -> T:
     matrix = isinstance(train, TTMatrix)
     shapes = [core.shape if matrix else (*core.shape[:2], 1, core.shape[2]) for core in train.cores]
     groups = [_sizes(shape[1], shape[2], int(base)) for shape in shapes]
-    host = right_orthogonal(
+    host, e = right_orthogonal(
         [wide(c).reshape(s[0], s[1] * s[2], s[3]) for c, s in zip(train.cores, shapes, strict=True)]
     )
     budget = Budget(rtol, float(np.linalg.norm(host[0])), sum(map(len, groups)) - 1, train.dtype)
@@ -92,6 +97,7 @@ def quantize(train: T, base: int = 2, rtol: float = 0.0) -> T:
             rest, r = s[:rank, None] * vh[:rank], rank
             if last:
                 host[k + 1] = np.einsum("ab,bnc->anc", rest, host[k + 1])
+    cores = list(placed(cores, e, len(cores) - 1, train.dtype))
     if matrix:
         return TTMatrix(to_device(cores, train.dtype))  # pyright: ignore[reportReturnType]
     plain = [core[:, :, 0] for core in cores]
@@ -101,17 +107,18 @@ def quantize(train: T, base: int = 2, rtol: float = 0.0) -> T:
 def dequantize(train: T, lengths: Sequence[int]) -> T:
     """Neighbouring modes merged into one: the inverse of `quantize`.
 
-    Args:
-        train: `TensorTrain` or `TTMatrix`.
-        lengths: how many cores make up each mode of the result; they add up to `d` (static).
+        Args:
+            train: `TensorTrain` or `TTMatrix`.
+            lengths: how many cores make up each mode of the result; they add up to `d` (static).
 
-    Returns:
-        A train of the same kind, `len(lengths)` cores; works under jit.
+        Returns:
+            A train of the same kind, `len(lengths)` cores; works under jit.
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> dequantize(rank_one([jnp.ones(2)] * 5), (3, 2)).modes
-        (8, 4)
+        Example:
+            >>> import jax
+    import jax.numpy as jnp
+            >>> dequantize(rank_one([jnp.ones(2)] * 5), (3, 2)).modes
+            (8, 4)
     """
     check_train("the train", train)
     if not isinstance(train, TensorTrain | TTMatrix):
@@ -122,9 +129,10 @@ def dequantize(train: T, lengths: Sequence[int]) -> T:
     merged: list[Any] = []
     with precise(train):
         start = 0
+        cores = _even(train).cores
         for length in lengths:
-            core = train.cores[start]
-            for following in train.cores[start + 1 : start + length]:
+            core = cores[start]
+            for following in cores[start + 1 : start + length]:
                 joined = jnp.tensordot(core, following, axes=1, precision="highest")
                 if isinstance(train, TTMatrix):
                     joined = jnp.swapaxes(joined, 2, 3)

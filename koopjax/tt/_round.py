@@ -15,6 +15,7 @@ import numpy as np
 from koopjax._core import check_finite, expected, on_device, traced
 from koopjax.tt._padded import PaddedTT, pad, unpad
 from koopjax.tt._precision import precise_as
+from koopjax.tt._range import balanced, lifted, placed
 from koopjax.tt._ranks import RoundInfo, as_ranks, feasible_ranks, was_clipped
 from koopjax.tt._support import T, as_floating, as_train, check_modes, check_rtol, check_train, like
 from koopjax.tt._trains import TensorTrain, TTMatrix
@@ -107,6 +108,7 @@ def svd_cores(
 ) -> tuple[list[Host], Budget]:
     """TT-SVD of a host array from left to right."""
     d = len(modes)
+    a, e = lifted(a, 0)
     budget = Budget(rtol, float(np.linalg.norm(a)), d - 1, dtype)
     cores, rest, r = [], a, 1
     for k in range(d - 1):
@@ -115,7 +117,7 @@ def svd_cores(
         cores.append(u[:, :rank].reshape(r, modes[k], rank))
         rest, r = s[:rank, None] * vh[:rank], rank
     cores.append(rest.reshape(r, modes[-1], 1))
-    return cores, budget
+    return list(placed(cores, e, d - 1, dtype)), budget
 
 
 def from_dense(
@@ -209,15 +211,18 @@ def matrix_from_dense(
     return (matrix, _info(budget, matrix.ranks, merged, max_rank)) if return_info else matrix
 
 
-def right_orthogonal(cores: Sequence[Host]) -> list[Host]:
-    """Cores with the norm in the first one, on the host."""
+def right_orthogonal(cores: Sequence[Host]) -> tuple[list[Host], Any]:
+    """Cores with the norm in the first one, up to an exponent of two, on the host."""
+    cores, e = balanced(cores)
     out = list(cores)
     for k in range(len(out) - 1, 0, -1):
         r, n, s = out[k].shape
         q, rest = np.linalg.qr(out[k].reshape(r, n * s).T)
         out[k] = q.T.reshape(-1, n, s)
+        rest, e = lifted(rest, e)
         out[k - 1] = np.einsum("anb,cb->anc", out[k - 1], rest)
-    return out
+    out[0], e = lifted(out[0], e)
+    return out, e
 
 
 def round_cores(
@@ -225,7 +230,7 @@ def round_cores(
 ) -> tuple[list[Host], Budget]:
     """Rounding of host cores: QR from the right, SVD from the left."""
     d = len(cores)
-    out = right_orthogonal(cores)
+    out, e = right_orthogonal(cores)
     budget = Budget(rtol, float(np.linalg.norm(out[0])), d - 1, dtype)
     for k in range(d - 1):
         r, n, s = out[k].shape
@@ -233,7 +238,7 @@ def round_cores(
         rank = budget.rank(values, len(values) if wanted is None else wanted[k + 1])
         out[k] = u[:, :rank].reshape(r, n, rank)
         out[k + 1] = np.einsum("ab,bnc->anc", values[:rank, None] * vh[:rank], out[k + 1])
-    return out, budget
+    return list(placed(out, e, d - 1, dtype)), budget
 
 
 def round(train: T, rtol: float = 0.0, max_rank: Any = None, *, return_info: bool = False) -> Any:

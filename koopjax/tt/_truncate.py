@@ -19,6 +19,7 @@ from koopjax._core import expected, matmul, traced
 from koopjax.tt._orthogonal import allowed_ranks, flip, left_sweep, ragged_qr, scaled_norm
 from koopjax.tt._padded import PaddedTT, prefix_mask
 from koopjax.tt._precision import dagger, einsum, factor_dtype, precise, real_dtype
+from koopjax.tt._range import balanced, lifted, lifts, placed
 from koopjax.tt._ranks import RoundInfo, as_ranks, feasible_ranks, requested, was_clipped
 from koopjax.tt._support import T, as_train, check_train, like
 from koopjax.tt._trains import TensorTrain
@@ -130,15 +131,22 @@ def truncate(train: T, rank: Any, *, max_rank: int | None = None, return_info: b
     return (out, info) if return_info else out
 
 
-def _lost(total: Any, cut: Array) -> Array:
-    """Relative error from the norms cut at each bond and the norm of the tensor."""
-    total, cut = jax.lax.stop_gradient((jnp.asarray(total), cut))
-    return jnp.sqrt(jnp.sum((cut / jnp.where(total > 0, total, 1)) ** 2))
+def _lost(total: Array, cut: Array) -> Array:
+    """Relative error, from the norm at each bond before it was cut and the norm of what was cut.
+
+    Each bond has a scale of its own: what came before left `1 - share` of the squared norm.
+    """
+    total, cut = jax.lax.stop_gradient((total, cut))
+    share = (cut / jnp.where(total > 0, total, 1)) ** 2
+    before = jnp.cumprod(jnp.concatenate([jnp.ones_like(share[:1]), 1 - share[:-1]]))
+    return jnp.sqrt(jnp.sum(share * before))
 
 
 @functools.partial(jax.jit, static_argnames=("ranks", "asked"))
 def _truncate(train: TensorTrain, *, ranks: tuple[int, ...], asked: int | None) -> Any:
-    cores, d = train.cores, train.order
+    train, e = balanced(train)
+    cores, d, due = train.cores, train.order, lifts(train)
+    # Interfaces up to their scale, which no basis depends on.
     interfaces: list[Any] = [None] * d + [jnp.ones((1, 1), train.dtype)]
     rest, mixed = interfaces[d], interfaces[d]
     for k in range(d - 1, 0, -1):
@@ -146,11 +154,13 @@ def _truncate(train: TensorTrain, *, ranks: tuple[int, ...], asked: int | None) 
         held = jax.lax.stop_gradient(einsum("anb,bc->anc", cores[k], rest)).reshape(r, -1)
         q, r_t = ragged_qr(held.T)
         rest = jax.lax.stop_gradient(r_t.T)
+        rest, _ = lifted(rest, 0) if due[k] else (rest, 0)
         q = jax.lax.stop_gradient(q.T.reshape(q.shape[1], n, -1))
         mixed = einsum("anb,bc,dnc->ad", cores[k], mixed, jnp.conj(q))
+        mixed, _ = lifted(mixed, 0) if due[k] else (mixed, 0)
         interfaces[k] = mixed
     left = jnp.ones((1, 1), train.dtype)
-    out, lost, total = [], [], jnp.ones((), real_dtype(train.dtype))
+    out, lost, totals = [], [], []
     most = allowed_ranks(train)
     for k in range(d - 1):
         n = cores[k].shape[1]
@@ -160,15 +170,17 @@ def _truncate(train: TensorTrain, *, ranks: tuple[int, ...], asked: int | None) 
         keep = jnp.asarray([i < rank for i in range(small)])
         u, s = basis(a, interfaces[k + 1], keep)
         u = u[:, :rank]
-        total = scaled_norm(s) if k == 0 else total
-        lost.append(scaled_norm(s[rank:]) if rank < small else jnp.zeros_like(total))
+        totals.append(scaled_norm(s))
+        lost.append(scaled_norm(s[rank:]) if rank < small else jnp.zeros_like(totals[-1]))
         out.append(u.reshape(-1, n, rank))
         left = matmul(dagger(u), a)
-    out.append(einsum("ab,bnc->anc", left, cores[-1]))
-    done = TensorTrain(tuple(out))
+        left, e = lifted(left, e) if due[k] else (left, e)
+    last, e = lifted(einsum("ab,bnc->anc", left, cores[-1]), e)
+    done = placed(TensorTrain((*out, last)), e, d - 1)
     feasible = feasible_ranks(train.modes)
     clipped = was_clipped(asked if asked is not None else ranks, ranks, feasible)
-    error = _lost(total, jnp.asarray(lost, total.dtype))
+    real = real_dtype(train.dtype)
+    error = _lost(jnp.asarray(totals, real), jnp.asarray(lost, real))
     return done, RoundInfo(
         error, jnp.asarray(done.ranks), jnp.asarray(feasible), jnp.asarray(clipped)
     )
@@ -188,15 +200,15 @@ def feasible_counts(modes: Array, size: int) -> Array:
 
 
 def _mixed_interfaces(train: PaddedTT) -> Array:
-    """`F_k = W_k Q_kᴴ` for every bond `(d + 1, R, R)`, `Q` held fixed."""
+    """`F_k = W_k Q_kᴴ` for every bond `(d + 1, R, R)` up to their scales, `Q` held fixed."""
     held = jax.lax.stop_gradient((train.cores, train.rank_mask, train.mode_mask))
-    q, _, _ = left_sweep(flip(held[0]), held[1][::-1], held[2][::-1])
+    q, *_ = left_sweep(flip(held[0]), held[1][::-1], held[2][::-1])
     q = jax.lax.stop_gradient(flip(q))
     last = jnp.diag(train.rank_mask[-1]).astype(train.cores.dtype)
 
     def step(mixed: Array, pair: Any) -> tuple[Array, Array]:
         core, fixed = pair
-        mixed = einsum("anb,bc,dnc->ad", core, mixed, jnp.conj(fixed))
+        mixed, _ = lifted(einsum("anb,bc,dnc->ad", core, mixed, jnp.conj(fixed)), 0)
         return mixed, mixed
 
     _, mixed = jax.lax.scan(step, last, (train.cores, q), reverse=True)
@@ -205,6 +217,7 @@ def _mixed_interfaces(train: PaddedTT) -> Array:
 
 @functools.partial(jax.jit, static_argnames="size")
 def _truncate_padded(train: PaddedTT, rank: Array, *, size: int) -> Any:
+    train, e = balanced(train)
     cores, d, full = train.cores, train.order, train.max_rank
     n = cores.shape[2]
     real = train.rank_mask.dtype
@@ -224,7 +237,7 @@ def _truncate_padded(train: PaddedTT, rank: Array, *, size: int) -> Any:
     interfaces = _mixed_interfaces(train)
 
     def step(carry: Any, inputs: Any) -> Any:
-        left, count = carry
+        left, e, count = carry
         core, f, target, mode = inputs
         a = einsum("ab,bnc->anc", left, core).reshape(size * n, full)
         new = jnp.minimum(target, count * jnp.sum(mode).astype(jnp.int32))
@@ -236,21 +249,21 @@ def _truncate_padded(train: PaddedTT, rank: Array, *, size: int) -> Any:
         u = u * rows.astype(u.dtype)[:, None]
         cut = scaled_norm(s * (1 - prefix_mask(new, thin, s.dtype)))
         outputs = (u.reshape(size, n, size), new, cut, scaled_norm(s))
-        return (matmul(dagger(u), a), new), outputs
+        return (*lifted(matmul(dagger(u), a), e), new), outputs
 
-    start = (jnp.zeros((size, full), cores.dtype).at[0, 0].set(1), one)
+    start = (jnp.zeros((size, full), cores.dtype).at[0, 0].set(1), e, one)
     inputs = (cores[:-1], interfaces[1:-1], targets, train.mode_mask[:-1].astype(real))
-    (left, _), (out, ranks, cut, total) = jax.lax.scan(step, start, inputs)
-    last = einsum("ab,bnc->anc", left, cores[-1])[:, :, :size]
+    (left, e, _), (out, ranks, cut, total) = jax.lax.scan(step, start, inputs)
+    last, e = lifted(einsum("ab,bnc->anc", left, cores[-1])[:, :, :size], e)
     ranks = jnp.concatenate([one[None], ranks, one[None]])
     done = PaddedTT(
         jnp.concatenate([out, last[None]]), prefix_mask(ranks, size, real), train.mode_mask
     )
-    first = total[0] if d > 1 else jnp.ones((), real)
+    done = placed(done, e, d - 1)
     asked = _asked(d, rank)[1:-1]
     beyond = asked > (jnp.max(most[1:-1], initial=1) if rank.ndim == 0 else most[1:-1])
     clipped = jnp.any(beyond)
-    return done, RoundInfo(_lost(first, cut), ranks, most, clipped)
+    return done, RoundInfo(_lost(total, cut), ranks, most, clipped)
 
 
 def _asked(d: int, rank: Array) -> Array:

@@ -202,7 +202,9 @@ def test_the_better_ridge_is_chosen(mlp):
 
 
 def test_without_labels_there_is_agreement(mlp):
-    found = analysis.ladder(mlp, TRAIN, x_test=TEST, key=KEY, dictionaries=TWO, ranks=(1,))
+    found = analysis.ladder(
+        mlp, TRAIN, x_test=TEST, key=KEY, dictionaries=TWO, ranks=(1,), task="classification"
+    )
     assert found.original["accuracy"] is None
     assert found.find("affine").accuracy is None
     assert 0 < found.find("affine").agreement <= 1
