@@ -115,9 +115,9 @@ def test_integers_and_lists_are_taken():
 def test_predictions_of_bad_states():
     koopman = edmd.fit(Identity(), X, X)
     for steps in (-1, 1.5):
-        with pytest.raises(ValueError, match="whole number of steps"):
+        with pytest.raises(ValueError, match="steps as a whole number"):
             koopman.predict(X, steps)
-    with pytest.raises(ValueError, match="whole number of steps"):
+    with pytest.raises(ValueError, match="steps as a whole number"):
         koopman.simulate(X, 0)
     with pytest.raises(ValueError, match=r"\(n, d\)"):
         koopman.predict(X[None])
@@ -168,5 +168,5 @@ def test_numbers_of_steps_from_numpy():
     square = edmd.fit(Identity(), X, 0.5 * X)
     assert square.simulate(X, np.int64(3)).shape == (3, 20, 2)
     for steps in (np.nan, np.inf, np.ones(2)):
-        with pytest.raises(ValueError, match="whole number of steps"):
+        with pytest.raises(ValueError, match="steps as a whole number"):
             square.predict(X, steps)

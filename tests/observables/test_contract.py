@@ -125,7 +125,7 @@ def test_wrong_number_of_coordinates_says_what_to_do():
 def test_scalar_complex_and_misnamed_inputs_are_refused():
     with pytest.raises(ValueError, match="got a scalar"):
         ob.Identity()(1.0)
-    with pytest.raises(ValueError, match="expected real states"):
+    with pytest.raises(ValueError, match="expected real numbers in the states"):
         ob.Identity()(jnp.ones((2, 2), jnp.complex64))
     with pytest.raises(ValueError, match="expected 4 input names, got 1"):
         ob.Monomials(2).names(4, ["a"])
