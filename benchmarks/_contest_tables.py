@@ -73,7 +73,34 @@ def full(results):
         for track in TRACKS
     }
     head = "# The contest at equal stored bytes\n\nWritten by `python benchmarks/readme.py`."
-    return "\n\n".join([head, *_tables(results, budgets), _note(results)]) + "\n"
+    return "\n\n".join([head, *_tables(results, budgets), _note(results), *anew(results)]) + "\n"
+
+
+def anew(results):
+    """Points that were made again because their method has changed, with those before."""
+    lines = [["made anew, networks", "", "budget", "before", "now"], ["---"] * 3 + ["---:"] * 2]
+    for name, result in results.items():
+        now = {(p["track"], p["method"], p["budget"], p["seed"]): p for p in result["points"]}
+        groups = {}
+        for point in result.get("before", []):
+            key = point["track"], point["method"], point["budget"]
+            if (*key, point["seed"]) in now:
+                groups.setdefault(key, []).append((point, now[*key, point["seed"]]))
+        for (track, method, budget), pairs in sorted(
+            groups.items(), key=lambda one: (*one[0][:2], float(one[0][2].rstrip("x")))
+        ):
+            cells = [_mean([pair[k]["accuracy"] for pair in pairs]) for k in (0, 1)]
+            head = f"{NAMES[name]} ({len(pairs)}), {track}"
+            lines.append([head, CONTEST.get(method, method), budget, *cells])
+    return [_markdown(lines)] if len(lines) > 2 else []
+
+
+def _mean(accuracies):
+    known = [100 * a for a in accuracies if a is not None]
+    if not known:
+        return "–"
+    spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.1f}{spread}"
 
 
 def show_pareto(results):

@@ -8,11 +8,16 @@ interrupted run goes on and later ones add seeds, methods and budgets:
     python benchmarks/pareto.py --dataset mnist --data-dir DIR --tracks fine-tuned \
         --budgets 8x,10x,20x,30x,50x,100x,200x --seeds 1
 
+A method that has changed is made again with `--again NAME,...`: its points of these tracks, budgets
+and seeds leave the ledger and stay in the results under "before", beside the new ones. On networks
+of another machine the old code gives them anew, with the same `--cache`: `--before` names its JSON.
+
 One rival is made here: `small_network_axes`, a small ReLU network behind the very projection that
 the Koopman methods have, so that one sees what the projection does and what the products.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import platform
@@ -80,8 +85,45 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", default=None)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--cache", default=None, help="folder for trained networks")
+    parser.add_argument("--again", default="", help="methods to make again")
+    parser.add_argument("--before", default=None, help="results of the old code for --again")
     parser.add_argument("--out", default=str(HERE / "results"))
     return parser.parse_args()
+
+
+Key = tuple[str, str, str, int]
+
+
+def key_of(point: dict) -> Key:
+    """What a point is of."""
+    return point["track"], point["method"], point["budget"], point["seed"]
+
+
+def set_aside(ledger: pathlib.Path, again: set[Key], done: set[Key]) -> list[dict]:
+    """Take points out of a ledger, and the choices of their settings, unless done before."""
+    lines = ledger.read_text().splitlines() if ledger.exists() else []
+    rows = [json.loads(line) for line in lines]
+    gone = [
+        row["row"] for row in rows
+        if row.get("kind") == "point" and key_of(row["row"]) in again - done
+    ]  # fmt: skip
+    chosen = {(point["track"], point["method"]) for point in gone}
+    stays = lambda row: (
+        row not in gone
+        and (
+            "settings" not in row
+            or "tried" not in row
+            or (row["track"], row["method"]) not in chosen
+        )
+    )
+    if gone:
+        kept = [
+            line
+            for line, row in zip(lines, rows, strict=True)
+            if "row" not in row or stays(row["row"])
+        ]
+        ledger.write_text("\n".join(kept) + "\n")
+    return gone
 
 
 def main() -> None:
@@ -116,18 +158,33 @@ def main() -> None:
             f"{point.method} seed {point.seed}: {figure} ({point.stored_bytes} bytes)", flush=True,
         )  # fmt: skip
 
-    result = compress.pareto(
-        network, dataset, None if args.methods is None else args.methods.split(","),
-        args.budgets.split(","), range(args.seeds), tracks=args.tracks.split(","),
-        training=compress.Training(**kept),
-        tuning=compress.Training(**(kept if few else {"epochs": CHOOSING})),
-        tune_at=args.tune_at.split(","), recipes=RIVALS,
-        ledger=out / f"pareto_{args.dataset}.jsonl", progress=show,
+    tracks, budgets, ledger = (
+        args.tracks.split(","), args.budgets.split(","), out / f"pareto_{args.dataset}.jsonl",
     )  # fmt: skip
     path = out / f"pareto_{args.dataset}.json"
     old = json.loads(path.read_text()) if path.exists() else {}
-    ours = {(p.track, p.method, p.budget, p.seed): p.as_dict() for p in result.points}
-    held = {(p["track"], p["method"], p["budget"], p["seed"]): p for p in old.get("points", [])}
+    before = {key_of(point): point for point in old.get("before", [])}
+    names = [name for name in args.again.split(",") if name]
+    again = set(itertools.product(tracks, names, budgets, range(args.seeds)))
+    done = set(before)
+    before |= {key_of(point): point for point in set_aside(ledger, again, done)}
+    if args.before is not None:
+        found = json.loads(pathlib.Path(args.before).read_text())["points"]
+        before |= {key_of(point): point for point in found if key_of(point) in again}
+    if names:  # before anything is made again, so that an interrupted run can go on
+        stay = [point for point in old.get("points", []) if key_of(point) not in again - done]
+        old |= {"before": list(before.values()), "points": stay}
+        path.write_text(json.dumps(old, indent=1) + "\n")
+    result = compress.pareto(
+        network, dataset, None if args.methods is None else args.methods.split(","),
+        budgets, range(args.seeds), tracks=tracks,
+        training=compress.Training(**kept),
+        tuning=compress.Training(**(kept if few else {"epochs": CHOOSING})),
+        tune_at=args.tune_at.split(","), recipes=RIVALS,
+        ledger=ledger, progress=show,
+    )  # fmt: skip
+    ours = {key_of(p.as_dict()): p.as_dict() for p in result.points}
+    held = {key_of(p): p for p in old.get("points", [])}
     merged = compress.Pareto(
         [compress.Point(**p) for p in (held | ours).values()], result.variants, result.originals
     )
@@ -135,6 +192,7 @@ def main() -> None:
         "dataset": args.dataset, "sizes": list(sizes), "epochs": EPOCHS, "trained": kept,
         "originals": old.get("originals", {})
         | {str(s): dict(o) for s, o in result.originals.items()},
+        "before": list(before.values()),
         "summary": merged.summary(), "points": [p.as_dict() for p in merged.points],
         "variants": [
             {"track": t, "method": m, "budget": b, "settings": dict(s)}

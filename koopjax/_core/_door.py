@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core._arrays import expected, is_tracing
+from koopjax._core._arrays import expected, has_float64, is_tracing
+from koopjax._core._precision import has_x64, is_wide
 
 #: Rounding to float32 may cost this much of a column's spread, in units of float32's own rounding:
 #: reached where data lie some thirty times their spread from the origin.
@@ -169,6 +170,49 @@ def loses_spread(x: Any) -> bool:
     return bool(np.any((lost > least) | outside[doubtful]))
 
 
+def needs_float64(name: str, x: Any, *trees: Any) -> bool:
+    """Whether what `read_numbers` gave has to be computed in float64, although x64 is off.
+
+    So it is where the numbers are float64 arrays of JAX already, where float32 would cost their
+    spread, and where what they meet was fitted in float64.
+
+    Args:
+        name: how the array is called in a message.
+        x: floating numbers.
+        *trees: what they meet: dictionaries, matrices.
+
+    Raises:
+        ValueError: float32 would cost the spread, and the backend has no float64.
+    """
+    if x.dtype != np.float64 or has_x64():
+        return False
+    if not isinstance(x, jax.Array) and not is_wide(*trees) and not loses_spread(x):
+        return False
+    if not has_float64():
+        raise expected(
+            f"numbers in {name} whose spread float32 holds, as this backend has no float64",
+            "float64 numbers far from the origin",
+            "x - x.mean(axis=0) before they go in",
+        )
+    return True
+
+
+def as_states(name: str, x: Any, *trees: Any) -> Any:
+    """Real floating numbers for what computes in float64 where that is needed.
+
+    Args:
+        name: how the array is called in a message.
+        x: what a user calls an array.
+        *trees: what it meets, see `needs_float64`.
+
+    Returns:
+        An array of JAX; float64 outside x64 (then perhaps NumPy's) where `needs_float64` says so.
+        What follows runs in `precise_as(x.dtype)` and gives its results back by `leave`.
+    """
+    x = read_numbers(name, x)
+    return x if needs_float64(name, x, *trees) else held(name, x)
+
+
 def held(name: str, x: Any) -> Array:
     """What `read` gave, as JAX holds it here: float64 and 64-bit integers under x64 only.
 
@@ -180,7 +224,11 @@ def held(name: str, x: Any) -> Array:
         return jnp.asarray(x)
     if is_tracing(x) or not getattr(x, "is_fully_addressable", True):
         return x.astype(dtype)
-    x = np.asarray(x)
+    return jax.device_put(_cut(name, np.asarray(x), dtype))
+
+
+def _cut(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
+    """Numbers in a narrower dtype of their kind, if it holds them."""
     if x.dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if x.size and (x.min() < limits.min or x.max() > limits.max):
@@ -189,18 +237,17 @@ def held(name: str, x: Any) -> Array:
                 f"{x.min()} to {x.max()}",
                 "x.astype(float) for numbers, or jax_enable_x64",
             )
-        return jax.device_put(x.astype(dtype))
+        return x.astype(dtype)
     with np.errstate(over="ignore"):
         short = x.astype(dtype)
-    if not np.isfinite(short).all():
-        beyond = np.isfinite(x) & ~np.isfinite(short)
-        if beyond.any():
-            raise expected(
-                f"numbers in {name} that fit in {dtype}",
-                f"{x[beyond].flat[0]:.3g}, which does not fit in {dtype}",
-                "rescaling them, or jax_enable_x64",
-            )
-    return jax.device_put(short)
+    beyond = np.isfinite(x) & ~np.isfinite(short) if not np.isfinite(short).all() else None
+    if beyond is not None and beyond.any():
+        raise expected(
+            f"numbers in {name} that fit in {dtype}",
+            f"{x[beyond].flat[0]:.3g}, which does not fit in {dtype}",
+            "rescaling them, or jax_enable_x64",
+        )
+    return short
 
 
 def as_array(name: str, x: Any) -> Array:
@@ -247,3 +294,31 @@ def as_integers(name: str, x: Any) -> Array:
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise expected(f"integers in {name}", f"dtype {x.dtype}", "x.astype(int)")
     return held(name, x)
+
+
+def held_leaves(tree: Any) -> Any:
+    """A dictionary's arrays as JAX takes them here: what a user wrote down does not wrap.
+
+    A leaf of NumPy or a Python number that a compiled call would cut is cut here, if it fits;
+    integers that don't become floats, as in states. What was fitted in float64 becomes float32
+    outside x64, for a `precise_for` that does not widen.
+    """
+
+    def hold(leaf: Any) -> Any:
+        if is_wide(leaf):  # fitted in float64, and used where there is none
+            return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+        if isinstance(leaf, int):
+            return leaf if abs(leaf) < 2**31 else float(leaf)
+        if isinstance(leaf, jax.Array | float | complex | jax.ShapeDtypeStruct):
+            return leaf
+        if not isinstance(leaf, np.ndarray | np.generic):
+            return held("a dictionary", read("a dictionary", leaf))
+        known = leaf.dtype.isnative and leaf.dtype.kind in "biufc" and leaf.dtype.itemsize <= 8
+        if known and jax.dtypes.canonicalize_dtype(leaf.dtype) == leaf.dtype:
+            return leaf
+        leaf = read("a dictionary", leaf)
+        if leaf.dtype.kind in "iu" and np.abs(leaf.astype(np.float64)).max(initial=0) >= 2**31:
+            leaf = leaf.astype(np.float64)
+        return _cut("a dictionary", leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+
+    return jax.tree.map(hold, tree)

@@ -4,7 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from koopjax._core._arrays import check_finite, expected, is_tracing
+from koopjax._core._door import read_numbers
 
 
 def matmul(a: Array, b: Array) -> Array:
@@ -57,6 +61,40 @@ def masked_qr(
     q, r = jnp.linalg.qr(stacked)
     outer = mask[:, None] * mask[None, :]
     return q[: a.shape[0], :rank] * mask[None, :], r[:rank] * outer
+
+
+def check_metric(name: str, metric: Any, size: int) -> None:
+    """Raise unless what an error costs is a metric: finite, symmetric, positive semidefinite.
+
+    Up to rounding of its dtype; a metric that is being traced is asked for its shape alone.
+
+    Args:
+        name: how it is called in a message.
+        metric: `(size, size)`, or none.
+        size: of the vectors that it measures.
+    """
+    if metric is None:
+        return
+    metric = metric if is_tracing(metric) else read_numbers(name, metric)
+    if metric.shape != (size, size):
+        raise expected(f"a {name} of shape ({size}, {size})", f"shape {metric.shape}")
+    if is_tracing(metric):
+        return
+    check_finite(name, metric)
+    host = np.asarray(metric, np.float64)
+    grain = float(np.sqrt(jnp.finfo(metric.dtype).eps)) * np.abs(host).max(initial=0)
+    if np.abs(host - host.T).max(initial=0) > grain:
+        raise expected(
+            f"a symmetric {name}", "one that differs from its transpose", "(A + A.T) / 2"
+        )
+    try:
+        np.linalg.cholesky(host + (grain or 1) * np.eye(size))
+    except np.linalg.LinAlgError as error:
+        raise expected(
+            f"a positive semidefinite {name}",
+            f"an eigenvalue of {np.linalg.eigvalsh(host)[0]:.3g}",
+            "x.T @ x / n, or an average of Jacobians' outer products",
+        ) from error
 
 
 def tol(dtype: Any, condition: float = 1.0) -> float:

@@ -1,9 +1,13 @@
 """Frozen dataclasses that are pytrees: arrays are leaves, what changes a shape is static."""
 
 import dataclasses
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import numpy as np
+
+from koopjax._core._watch import version
 
 T = TypeVar("T")
 
@@ -40,7 +44,114 @@ def pytree(cls: type[T]) -> type[T]:
         [2.0]
     """
     made = dataclasses.dataclass(frozen=True, eq=False)(cls)
-    fields = dataclasses.fields(made)  # pyright: ignore[reportArgumentType]
-    meta = [f.name for f in fields if f.metadata.get("static", False)]
-    data = [f.name for f in fields if not f.metadata.get("static", False)]
+    data, meta = _fields(made)
     return jax.tree_util.register_dataclass(made, data_fields=data, meta_fields=meta)
+
+
+def _fields(cls: Any) -> tuple[list[str], list[str]]:
+    fields = dataclasses.fields(cls)
+    meta = [f.name for f in fields if f.metadata.get("static", False)]
+    return [f.name for f in fields if f.name not in meta], meta
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
+def watched(code: Callable[[Any], Hashable]) -> Callable[[type[T]], type[T]]:
+    """As `pytree`, for a class with a function among its static fields.
+
+    The function may close over what changes. Its version at the moment of flattening belongs to
+    the structure, so that JAX compiles again once the function computes something else.
+
+    Args:
+        code: finds in an instance what the version is found by.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        made = dataclasses.dataclass(frozen=True, eq=False)(cls)
+        data, meta = _fields(made)
+
+        def flatten(tree: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+            children = [(jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in data]
+            return children, (tuple(getattr(tree, name) for name in meta), version(code(tree)))
+
+        def unflatten(structure: tuple[Any, ...], children: Any) -> Any:
+            return made(**dict(zip((*data, *meta), (*children, *structure[0]), strict=True)))
+
+        jax.tree_util.register_pytree_with_keys(made, flatten, unflatten)
+        return made
+
+    return decorate
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Static:
+    """Any object as a static argument: equal for the same value of one type, or the same object."""
+
+    value: Any
+
+    def __hash__(self) -> int:
+        try:
+            return hash((type(self.value), self.value))
+        except TypeError:
+            return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Static) or type(other.value) is not type(self.value):
+            return False
+        # What has no hash may be changed in place.
+        return self.value is other.value or (_is_hashable(self.value) and self.value == other.value)
+
+
+def _is_hashable(value: Any) -> bool:
+    """Whether a value has a hash, which its type alone doesn't tell."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """A pytree without its arrays, hashable; see `take_apart`."""
+
+    treedef: Any
+    statics: tuple[Static | None, ...]
+
+    def fill(self, arrays: Any, *, statics: bool = True) -> Any:
+        """The tree again, with these arrays in their order; `None` for all else where not asked."""
+        source = iter(arrays)
+        others = [s.value if s is not None and statics else None for s in self.statics]
+        pairs = zip(self.statics, others, strict=True)
+        leaves = [next(source) if s is None else other for s, other in pairs]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array or a floating-point number; integers and flags are settings."""
+    kinds = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | float | complex
+    return isinstance(leaf, kinds)
+
+
+def take_apart(tree: Any) -> tuple[Outline, list[tuple[Any, Any]]]:
+    """A pytree as its static outline and its arrays, each with its path.
+
+    Functions, strings, integers and flags among the leaves belong to the outline, as an activation
+    or a number of heads of a callable pytree does; arrays and floating-point numbers don't.
+
+    Args:
+        tree: any pytree.
+    """
+    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    statics = tuple(None if is_array(leaf) else Static(leaf) for _, leaf in pairs)
+    return Outline(treedef, statics), [pair for pair in pairs if is_array(pair[1])]
+
+
+def firsts(arrays: Sequence[Any]) -> list[int]:
+    """For each array, the place of the first that is the same memory: its own, unless tied."""
+    held = [np.asarray(array) for array in arrays]  # all at once, or memory would be used again
+    seen: dict[Any, int] = {}
+    out = []
+    for place, array in enumerate(held):
+        key = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype)
+        out.append(seen.setdefault(key, place) if array.size else place)
+    return out

@@ -24,8 +24,9 @@ RESULTS: dict[int, str] = {
     ),
     ILL_CONDITIONED: (
         "the problem is too ill-conditioned for the precision of its statistics, and digits are "
-        "lost. Use R factors (statistics='rfactor'), float64, orthogonal observables on "
-        "standardised inputs, or a larger ridge"
+        "lost. Use orthogonal observables on standardised inputs, a larger ridge, or statistics "
+        "that keep more digits than these (info.statistics and info.dtype: R factors more than a "
+        "Gram matrix, float64 more than float32)"
     ),
     UNDERDETERMINED: (
         "there are fewer samples than observables, so infinitely many matrices fit; the one of "

@@ -42,14 +42,6 @@ def scaled(x: Any) -> Any:
     return observables.Select(standard, jnp.asarray(live, jnp.int32))
 
 
-def largest_dimension(degree: int, limit: int) -> int:
-    """The most coordinates on which all products up to a degree number at most `limit`."""
-    d = 1
-    while math.comb(d + 1 + degree, degree) <= limit:
-        d += 1
-    return d
-
-
 def affine(data: Snapshots) -> Any:
     """A constant and the coordinates."""
     return observables.Compose(scaled(data.x), observables.Monomials(1))
@@ -63,22 +55,34 @@ def leading(data: Snapshots, rank: int) -> Any:
     return observables.Compose(projected, scale)
 
 
+def of_degree(data: Snapshots, rank: int, degree: int) -> Any:
+    """The products of exactly that many factors of the leading directions."""
+    first = leading(data, rank)
+    r = first.size(data.x.shape[1])
+    size = lambda top: math.comb(r + top, top)
+    columns = jnp.arange(size(degree - 1), size(degree), dtype=jnp.int32)
+    return observables.Select(observables.Compose(first, observables.Monomials(degree)), columns)
+
+
 def quadratic(data: Snapshots, limit: int = LARGEST) -> Any:
-    """All products up to degree 2, of the leading directions where all would be too many."""
+    """All products up to degree 2; where they would be too many, of the leading directions.
+
+    The linear part stays whole beside them: a richer dictionary holds what a poorer one does.
+    """
     first = scaled(data.x)
     d = first.size(data.x.shape[1])
-    if math.comb(d + 2, 2) > limit:
-        first = leading(data, largest_dimension(2, limit))
-    return observables.Compose(first, observables.Monomials(2))
+    linear = observables.Compose(first, observables.Monomials(1))
+    if math.comb(d + 2, 2) <= limit:
+        return observables.Compose(first, observables.Monomials(2))
+    # Beside a constant and d coordinates, squares and products of r directions: as many as there
+    # are products up to degree 2 of r - 1.
+    rank = 1 + observables.largest_dimension(2, limit - d - 1)
+    return observables.Concat(linear, of_degree(data, min(rank, d), 2))
 
 
 def cubic(data: Snapshots, directions: int, limit: int = LARGEST) -> Any:
     """Degree 2 as in `quadratic`, and the products of degree 3 of the leading directions."""
-    first = leading(data, directions)
-    r = first.size(data.x.shape[1])
-    third = jnp.arange(math.comb(r + 2, 2), math.comb(r + 3, 3), dtype=jnp.int32)
-    products = observables.Compose(first, observables.Monomials(3))
-    return observables.Concat(quadratic(data, limit), observables.Select(products, third))
+    return observables.Concat(quadratic(data, limit), of_degree(data, directions, 3))
 
 
 def radial(data: Snapshots, centers: int) -> Any:
@@ -108,7 +112,8 @@ def default_dictionaries(
         directions: leading directions that get degree 3.
         centers: Gaussians.
         features: random Fourier features.
-        limit: most observables of degree 2; above, it works on the leading directions.
+        limit: most observables of degree 2; above, the products are those of the leading
+            directions, beside all coordinates.
 
     Returns:
         Name → factory, to be passed on to `ladder(dictionaries=...)`; add, drop or replace entries

@@ -106,7 +106,7 @@ def _chosen(choices: Any, name: str, columns: Any) -> dict[str, float] | None:
 
 def _choose(stats, size, psi, val, columns, setting, plan) -> dict[str, float]:
     """For each target the ridge of least divergence (or most accuracy) on validation samples."""
-    labels = None if plan.choose == "kl" else plan.y_val
+    labels, score_fn = (None, None) if plan.choose == "kl" else (plan.y_val, setting.score_fn)
     best: dict[str, tuple[float, float]] = {}
     for alpha in plan.alphas:
         k = solve(stats, size, float(alpha), jnp.dtype(val.before.dtype))
@@ -116,9 +116,7 @@ def _choose(stats, size, psi, val, columns, setting, plan) -> dict[str, float]:
             if target == "state":
                 shape = val.shapes[1]
                 output = _apply(setting.tail, states(output, shape, setting.sample_axes))
-            found = evaluate(
-                output, val.output, labels, task=setting.task, score_fn=setting.score_fn
-            )
+            found = evaluate(output, val.output, labels, task=setting.task, score_fn=score_fn)
             loss = found["kl"] if plan.choose == "kl" else -found["accuracy"]
             loss = loss if np.isfinite(loss) else np.inf
             if target not in best or loss < best[target][0]:

@@ -49,7 +49,7 @@ def _run(head: Any, span: Any, tail: Any, x: Array) -> tuple[Array, Array, Array
 
 
 def flow(parts: tuple[Any, Any, Any], x: Any, name: str, sample_axes: Any, batch: int) -> Flow:
-    """Run a model cut in three on all samples, `batch` at a time; one compilation.
+    """Run a model cut in three on all samples, `batch` at a time; a compilation for each size.
 
     Raises:
         ValueError: no samples, NaN among them, or states that are no vectors without `sample_axes`.
@@ -59,14 +59,11 @@ def flow(parts: tuple[Any, Any, Any], x: Any, name: str, sample_axes: Any, batch
     check_finite(name, x)
     n, size = x.shape[0], min(batch, x.shape[0])
     collected: list[list[Array]] = [[], [], []]
+    surgery.check_rows(parts[1], sample_axes)
     for start in range(0, n, size):
-        part = np.asarray(x[start : start + size])
-        count = len(part)
-        if count < size:
-            # The last batch is filled up with its last sample: another size would compile anew.
-            part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
-        for values, value in zip(collected, _run(*parts, part), strict=True):
-            values.append(value[:count])
+        values = _run(*parts, np.asarray(x[start : start + size]))
+        for held, value in zip(collected, values, strict=True):
+            held.append(value)
     before, after, output = (jnp.concatenate(values) for values in collected)
     if sample_axes is None and (before.ndim != 2 or after.ndim != 2):
         raise expected(

@@ -1,5 +1,6 @@
 """How nonlinear is a span: every dictionary and every rank in its place, measured."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax import surgery
-from koopjax._core import expected
+from koopjax import models, surgery
+from koopjax._core import check_metric, expected
 from koopjax.analysis._dictionaries import Snapshots, build, default_dictionaries
 from koopjax.analysis._fit_all import Plan, fit_all
 from koopjax.analysis._flow import Chain, Flow, flow
 from koopjax.analysis._measure import Setting, assemble, nulls_of
 from koopjax.analysis._metric import METRICS, output_metric
-from koopjax.analysis._metrics import check_classes, check_labels, check_task, states
+from koopjax.analysis._metrics import states
 from koopjax.analysis._rungs import Ladder
 
 #: Ridges that are tried, in units of the mean squared column norm of the dictionary.
@@ -43,7 +44,7 @@ def ladder(
     choose: str = "kl",
     choices: Mapping[str, float] | None = None,
     refit: bool = True,
-    task: str = "classification",
+    task: str | None = None,
     score_fn: Callable[[Array, Array], Array] | None = None,
     metric: Any = None,
     weights: Any = None,
@@ -81,7 +82,9 @@ def ladder(
         choose: "kl" (the least divergence from the original on `x_val`) or "accuracy".
         choices: ridges that are chosen already, the `.choices` of another ladder.
         refit: fit the chosen ridge anew on `x_train` and `x_val` together.
-        task: "classification" or "regression" (R² and squared errors; see `evaluate`).
+        task: "classification" or "regression" (R² and squared errors; see `evaluate`). Where left
+            out, integer labels that name the outputs say classification, other labels and none
+            regression (`models.read_task`).
         score_fn: stands in for the accuracy, see `evaluate`.
         metric: `(q, q)` metric on the states after the span, or one of "output", "centred",
             "softmax" (see `output_metric`); "centred" for a classification, else "output".
@@ -104,26 +107,29 @@ def ladder(
 
     Raises:
         ValueError: wrong shapes, no samples, NaN, unknown names, ranks below 1, a dictionary too
-            large for memory.
+            large for memory, labels that do not fit the output or leave the task open.
 
     Reference: Sugishita, Kinjo & Ohkubo (2024), arXiv 2402.11740 (Koopman matrices in place of
         layers, and their singular values).
     """
-    _check(x_test, ranks, alphas, choose, y_val, task, metric)
+    _check(x_test, ranks, alphas, choose, x_val, y_val, metric)
     at = cuts_of(model, x_train, at)
     parts = surgery.split(model, x_train[:2], at)
     run = lambda x, name: flow(parts, x, name, sample_axes, batch_size)
     train, test = run(x_train, "x_train"), run(x_test, "x_test")
     val = None if x_val is None else run(x_val, "x_val")
-    check_labels(y_test, test.output.shape[0], task)
-    if y_test is not None and task == "classification" and score_fn is None:
-        check_classes(y_test, test.output.shape[:-1])
+    read = functools.partial(models.read_task, score_fn=score_fn)
+    labels = None
+    if y_test is not None or y_val is None:
+        task, labels = read(test.output, y_test, task, name="y_test")
+    if val is not None and y_val is not None:
+        task, y_val = read(val.output, y_val, task, name="y_val")
+    assert task is not None
     if weights is not None and np.shape(weights) != (train.before.shape[0],):
         raise expected(f"weights of shape ({train.before.shape[0]},)", f"{np.shape(weights)}")
     if val is None and choices is None:
         train, val, weights = hold_out(train, weights)
     metric_after, metric_before = metrics_of(parts, train, metric, task, sample_axes)
-    labels = None if y_test is None else jnp.asarray(y_test)
     setting = Setting(
         model, example_of(x_train), at, parts[2], test, labels, metric_after, task, score_fn,
         sample_axes, tuple(sorted(set(ranks))), stored,
@@ -146,8 +152,7 @@ def _columns(train: Flow) -> dict[str, slice]:
     return {"state": slice(0, q), "logits": slice(q, q + train.output.shape[1])}
 
 
-def _check(x_test, ranks, alphas, choose, y_val, task, metric) -> None:
-    check_task(task)
+def _check(x_test, ranks, alphas, choose, x_val, y_val, metric) -> None:
     if x_test is None:
         raise expected("x_test, the samples that rungs are measured on", "none")
     if any(int(rank) != rank or rank < 1 for rank in ranks):
@@ -156,6 +161,8 @@ def _check(x_test, ranks, alphas, choose, y_val, task, metric) -> None:
         raise expected("at least one ridge, all above 0", f"{tuple(alphas)}", "alphas=(1e-3,)")
     if choose not in ("kl", "accuracy"):
         raise expected("choose='kl' or 'accuracy'", repr(choose))
+    if y_val is not None and x_val is None:
+        raise expected("x_val, the samples of y_val", "y_val alone", "both, or none of them")
     if choose == "accuracy" and y_val is None:
         raise expected("y_val to choose by accuracy", "none", "choose='kl'")
     if isinstance(metric, str) and metric not in METRICS:
@@ -194,14 +201,14 @@ def hold_out(train: Flow, weights: Any) -> tuple[Flow, Flow, Any]:
 def metrics_of(parts, train: Flow, metric: Any, task: str, sample_axes: Any) -> tuple[Any, Any]:
     """Metrics on the states after and before the span."""
     _, span, tail = parts
-    default = "centred" if task == "classification" else "output"
+    # What a softmax does not see is a common shift of several logits.
+    several = train.output.ndim > 1 and train.output.shape[-1] > 1
+    default = "centred" if task == "classification" and several else "output"
     kind = metric if isinstance(metric, str) else default
     whole = lambda rows, shape: states(rows, shape, sample_axes)
     measure = lambda f, s: output_metric(f, s, kind=kind, sample_axes=sample_axes)
     before = measure(Chain(span, tail), whole(train.before, train.shapes[0]))
     if metric is None or isinstance(metric, str):
         return measure(tail, whole(train.after, train.shapes[1])), before
-    metric, q = jnp.asarray(metric), train.after.shape[1]
-    if metric.shape != (q, q):
-        raise expected(f"a metric of shape {(q, q)}", f"{metric.shape}")
-    return metric, before
+    check_metric("metric", metric, train.after.shape[1])
+    return jnp.asarray(metric), before

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax import export, observables, surgery
+from koopjax import export, models, observables, surgery
 from koopjax.analysis._fits import Fit, Forms, encode
 from koopjax.analysis._flow import Flow
 from koopjax.analysis._metrics import evaluate, score_ranks
@@ -74,6 +74,7 @@ def assemble(setting: Setting, fits: dict[str, Fit], nulls: Any, tolerance: floa
     )  # fmt: skip
     original = {
         "accuracy": whole.get("accuracy"),
+        "task": setting.task,
         "parameters": surgery.cut_points(setting.model, setting.example)[-1].parameters,
         "stored_bytes": export.stored_bytes(setting.model) if setting.stored else None,
     }
@@ -88,8 +89,7 @@ def assemble(setting: Setting, fits: dict[str, Fit], nulls: Any, tolerance: floa
 
 
 def _answers(output: Any, task: str) -> np.ndarray:
-    output = np.asarray(output)
-    return output.argmax(-1) if task == "classification" else output
+    return np.asarray(models.answers(output) if task == "classification" else output)
 
 
 def _measure(setting, coded, right, ranks, target) -> tuple[list[dict], Array]:

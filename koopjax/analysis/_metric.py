@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import surgery
-from koopjax._core import expected, matmul
+from koopjax._core import as_numbers, check_finite, expected, matmul
 
 #: Ways to weigh the outputs.
 METRICS = ("output", "centred", "softmax")
@@ -72,9 +72,17 @@ def output_metric(
     """
     if kind not in METRICS:
         raise expected(f"a metric among {', '.join(map(repr, METRICS))}", repr(kind))
-    states = jnp.asarray(states)
+    states = as_numbers("states", states)
+    check_finite("states", states)
+    if not isinstance(max_samples, int) or max_samples < 1:
+        raise expected("max_samples as a positive integer", f"{max_samples!r}")
     if states.ndim < 2 or states.shape[0] == 0:
         raise expected("states of shape (n, ...) with n > 0", f"shape {states.shape}")
+    if kind != "output" and jax.eval_shape(function, states[:1]).size == 1:
+        raise expected(
+            f"several outputs for the metric {kind!r}, which takes off what they have in common",
+            "one output", "'output'",
+        )  # fmt: skip
     n = states.shape[0]
     chosen = np.unique(np.linspace(0, n - 1, min(n, max_samples)).astype(int))
     total = _accumulate(function, states[chosen], kind=kind, sample_axes=sample_axes)

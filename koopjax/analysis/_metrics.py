@@ -8,76 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from koopjax import surgery
-from koopjax._core import expected, matmul
+from koopjax import models, surgery
+from koopjax._core import as_numbers, expected, matmul, read
 
-#: How the output of a model is read.
-TASKS = ("classification", "regression")
-
-
-def check_task(task: str) -> None:
-    """Refuse an unknown reading of the output."""
-    if task not in TASKS:
-        raise expected(f"a task among {', '.join(map(repr, TASKS))}", repr(task))
-
-
-def check_labels(labels: Any, n: int, task: str, name: str = "y_test") -> None:
-    """Refuse labels that are not one a sample, or classes that are no integers."""
-    if labels is None:
-        return
-    if not np.shape(labels) or np.shape(labels)[0] != n:
-        raise expected(f"{n} labels in {name}, one a sample", f"shape {np.shape(labels)}")
-    if task == "classification" and not np.issubdtype(np.asarray(labels).dtype, np.integer):
-        raise expected(
-            f"integer classes in {name}", f"{np.asarray(labels).dtype}", "task='regression'"
-        )
-
-
-def check_classes(labels: Any, shape: tuple[int, ...]) -> None:
-    """Refuse classes of another shape than the answers, which would broadcast; traceable."""
-    if np.shape(labels) != shape:
-        raise expected(f"integer labels of shape {shape}", f"shape {np.shape(labels)}", "y[:, 0]")
-
-
-def r_squared(truth: Array, guess: Array) -> Array:
-    """`1 - Σ (y - ŷ)² / Σ (y - ȳ)²` over all entries, means a coordinate; 0 for constant truth."""
-    centred = truth - jnp.mean(truth, axis=0, keepdims=True)
-    whole = jnp.sum(centred**2)
-    left = jnp.sum((truth - guess) ** 2)
-    return jnp.where(whole > 0, 1 - left / jnp.where(whole > 0, whole, 1), 0)
-
-
-def divergence(reference: Array, output: Array) -> Array:
-    """Mean Kullback-Leibler divergence of the softmax of `output` from that of `reference`."""
-    p = jax.nn.log_softmax(reference, axis=-1)
-    q = jax.nn.log_softmax(output, axis=-1)
-    return jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1))
-
-
-def score(output: Array, reference: Array, labels: Any, task: str, score_fn: Any) -> dict:
-    """Accuracy, agreement and divergence of one output; traceable. See `evaluate`."""
-    output, reference = output.astype(jnp.float32), reference.astype(jnp.float32)
-    if task == "classification":
-        answer = jnp.argmax(output, axis=-1)
-        agreement = jnp.mean(answer == jnp.argmax(reference, axis=-1))
-        kl = divergence(reference, output)
-        accuracy = None
-        if labels is not None and score_fn is None:
-            check_classes(labels, answer.shape)
-            accuracy = jnp.mean(answer == labels)
-    else:
-        agreement = r_squared(reference, output)
-        kl = jnp.mean((reference - output) ** 2)
-        accuracy = None
-        if labels is not None:
-            accuracy = r_squared(labels.reshape(output.shape).astype(jnp.float32), output)
-    if score_fn is not None and labels is not None:
-        accuracy = score_fn(output, labels)
-    found = {"agreement": agreement, "kl": kl}
-    return found if accuracy is None else {"accuracy": accuracy, **found}
-
-
-_score = jax.jit(score, static_argnames=("task", "score_fn"))
+_score = jax.jit(models.compare, static_argnames=("task", "score_fn"))
 
 
 def evaluate(
@@ -85,7 +19,7 @@ def evaluate(
     reference: Any,
     labels: Any = None,
     *,
-    task: str = "classification",
+    task: str | None = None,
     score_fn: Any = None,
 ) -> dict[str, float]:
     """Compare a replaced model's output with the original's and with the labels.
@@ -94,7 +28,8 @@ def evaluate(
         output: `(n, ..., c)` logits (or predictions) of the replaced model.
         reference: the original's, of the same shape.
         labels: `(n, ...)` integer classes, or targets for a regression; `None` without.
-        task: `"classification"` or `"regression"`.
+        task: "classification" or "regression"; found by `models.read_task` where left out, which
+            takes a network for a classifier if integer labels name its outputs.
         score_fn: `score_fn(output, labels)`, a scalar that stands in for the accuracy; the same
             object each time, so that it is compiled once.
 
@@ -104,20 +39,22 @@ def evaluate(
         (mean KL divergence of the softmax from the original's; for a regression the mean squared
         difference of outputs).
 
+    Raises:
+        ValueError: outputs of different shapes, labels that don't fit them, or that leave the task
+            open.
+
     Example:
         >>> import jax.numpy as jnp
         >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
         >>> evaluate(logits, logits, jnp.array([0, 0]))["accuracy"]
         0.5
     """
-    check_task(task)
-    output, reference = jnp.asarray(output), jnp.asarray(reference)
+    output, reference = as_numbers("output", output), as_numbers("reference", reference)
     if output.shape != reference.shape:
         raise expected(f"outputs of shape {reference.shape}", f"shape {output.shape}")
-    if output.shape[0] == 0:
+    if output.ndim < 1 or output.shape[0] == 0:
         raise expected("at least one sample", "an empty batch")
-    check_labels(labels, output.shape[0], task, "labels")
-    labels = None if labels is None else jnp.asarray(labels)
+    task, labels = models.read_task(reference, labels, task, score_fn=score_fn)
     found = _score(output, reference, labels, task=task, score_fn=score_fn)
     return {name: float(value) for name, value in found.items()}
 
@@ -171,7 +108,8 @@ def score_ranks(
 
     def one(rank: Array) -> dict:
         rows, output = output_of(rank)
-        return {"r2": r_squared(truth, rows), **score(output, reference, labels, task, score_fn)}
+        found = models.compare(output, reference, labels, task, score_fn)
+        return {"r2": models.r_squared(truth, rows), **found}
 
     return jax.lax.map(one, ranks), output_of(ranks[-1])[1]
 
@@ -184,11 +122,15 @@ def confusion(labels: Any, answers: Any, classes: int) -> Int[np.ndarray, "c c"]
         answers: `(n,)` answered classes, or `(n, c)` logits.
         classes: number of classes.
     """
-    labels, answers = np.ravel(np.asarray(labels)), np.asarray(answers)
-    answers = np.ravel(answers if answers.ndim == 1 else answers.argmax(-1))
+    labels, answers = np.ravel(read("labels", labels)), np.asarray(read("answers", answers))
+    answers = np.ravel(answers if answers.ndim == 1 else models.answers(answers))
+    if not isinstance(classes, int | np.integer) or classes < 1:
+        raise expected("a positive number of classes", f"{classes!r}")
     if labels.shape != answers.shape:
         raise expected(f"{labels.shape[0]} answers, one a label", f"{answers.shape[0]}")
     for name, values in (("labels", labels), ("answers", answers)):
+        if not np.issubdtype(values.dtype, np.integer):
+            raise expected(f"integer {name}", f"{values.dtype}", f"{name}.astype(int)")
         if values.size and (values.min() < 0 or values.max() >= classes):
             raise expected(f"{name} from 0 to {classes - 1}", f"{values.min()} to {values.max()}")
     return np.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes)

@@ -9,19 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax import export, surgery
+from koopjax import export, models, surgery
 from koopjax._core import expected
 from koopjax.analysis._dictionaries import Snapshots, affine, quadratic
 from koopjax.analysis._flow import Flow, flow
 from koopjax.analysis._ladder import cuts_of, example_of, hold_out, ladder, metrics_of
-from koopjax.analysis._metrics import (
-    check_classes,
-    check_labels,
-    check_task,
-    evaluate,
-    r_squared,
-    states,
-)
+from koopjax.analysis._metrics import evaluate, states
 from koopjax.analysis._points import Plane, Point, train_name
 from koopjax.analysis._rungs import Ladder
 from koopjax.analysis._train_fits import fit_trains
@@ -54,7 +47,7 @@ def plane(
     outputs: int = 16,
     tolerance: float = 0.005,
     reference: Ladder | str | None = "all",
-    task: str = "classification",
+    task: str | None = None,
     score_fn: Callable[[Array, Array], Array] | None = None,
     sample_axes: Any = None,
     stored: bool = True,
@@ -97,7 +90,7 @@ def plane(
         reference: rows to compare with: "all" (identity, mean, affine, full quadratic), "nulls"
             (the first two), a `Ladder` of the same span whose full rows are taken, or None for
             none.
-        task: "classification" or "regression".
+        task: "classification" or "regression"; found as by `ladder` where left out.
         score_fn: stands in for the accuracy, see `evaluate`.
         sample_axes: how states that are no vectors are read, as in `surgery.to_rows`.
         stored: whether to measure the bytes of each point's file.
@@ -117,15 +110,12 @@ def plane(
             coordinates than the state has, a memory limit too small for one lane.
     """
     _check(x_test, degrees, ranks, alphas, choices, reference)
-    check_task(task)
     at = cuts_of(model, x_train, at)
     parts = surgery.split(model, x_train[:2], at)
     run = lambda x, name: flow(parts, x, name, sample_axes, batch_size)
     train, test = run(x_train, "x_train"), run(x_test, "x_test")
     val = None if x_val is None else run(x_val, "x_val")
-    check_labels(y_test, test.output.shape[0], task)
-    if y_test is not None and task == "classification" and score_fn is None:
-        check_classes(y_test, test.output.shape[:-1])
+    task, y_test = models.read_task(test.output, y_test, task, score_fn=score_fn, name="y_test")
     if val is None and choices is None:
         train, val, _ = hold_out(train, None)
     if not 1 <= latent <= train.before.shape[1]:
@@ -212,6 +202,7 @@ class _Measure:
         whole = evaluate(output, output, self.labels, task=self.task, score_fn=self.score_fn)
         return {
             "accuracy": whole.get("accuracy"),
+            "task": self.task,
             "parameters": surgery.cut_points(self.model, self.example)[-1].parameters,
             "stored_bytes": export.stored_bytes(self.model) if self.stored else None,
         }
@@ -234,7 +225,7 @@ class _Measure:
         return Point(
             dictionary=train_name(degree), rank=rank, truncation="tt", target="state", null=False,
             accuracy=scores.get("accuracy"), agreement=scores["agreement"], kl=scores["kl"],
-            r2=float(r_squared(jnp.asarray(self.test.after), rows)),
+            r2=float(models.r_squared(jnp.asarray(self.test.after), rows)),
             observables=(degree + 1) ** latent, numbers=train.numbers, stored_bytes=stored,
             alpha=float(alpha), condition=float(train.fit.info.condition),
             result=int(train.fit.result), degree=degree, latent=latent,

@@ -8,7 +8,7 @@ import numpy as np
 
 from koopjax import surgery
 from koopjax._core import expected
-from koopjax.analysis._rungs import Rung, text_table
+from koopjax.analysis._rungs import Rung, measure_name, text_table
 from koopjax.analysis._spectrum import Spectrum, interaction_spectrum
 from koopjax.analysis._summary import one_sided
 from koopjax.analysis._trains import bond_singular_values, truncated
@@ -46,7 +46,7 @@ class Plane:
         points: degrees rising, at each of them ranks rising.
         nulls: rows to compare with, of the ladder: identity and mean (nulls), then the full
             dictionaries.
-        original: `accuracy`, `parameters`, `stored_bytes` of the model as it was.
+        original: `accuracy`, `task`, `parameters`, `stored_bytes` of the model as it was.
         span: names of the two cuts.
         latent: number of latent coordinates.
         family: of polynomials.
@@ -197,6 +197,7 @@ def plane_sentence(
 ) -> str:
     """The least degree and rank, or the nearest point where none is within the tolerance."""
     what = "agreement" if original["accuracy"] is None else "accuracy"
+    named = measure_name(original)
     text = f"From {span[0]!r} to {span[1]!r} over {latent} latent coordinates"
     text += f" and {seeds} seeds" if seeds > 1 else ""
     spread = lambda row: f" ± {row[f'{what}_std']:.4f}" if seeds > 1 else ""
@@ -206,12 +207,12 @@ def plane_sentence(
         best = max(rows, key=lambda row: row[what])
         return (
             f"{text}, no tensor train stays within {tolerance:g} of the original; the nearest has "
-            f"degree {best['degree']} and rank {best['rank']} with {what} {shown(best)}."
+            f"degree {best['degree']} and rank {best['rank']} with {named} {shown(best)}."
         )
     against = "" if what == "agreement" else f" against {shown(original)}"
     return (
         f"{text}, degree {found['degree']} at tensor-train rank {found['rank']} is enough to stay "
-        f"within {tolerance:g}: {what} {shown(found)}{against}, {round(found['numbers']):,} "
+        f"within {tolerance:g}: {named} {shown(found)}{against}, {round(found['numbers']):,} "
         "numbers."
     )
 

@@ -69,6 +69,14 @@ class Rung:
         return {**found, "message": message(self.result)}
 
 
+def measure_name(original: dict[str, Any]) -> str:
+    """What a sentence calls accuracy, or agreement without labels: for a regression both are R²."""
+    labelled = original["accuracy"] is not None
+    if original.get("task", "classification") == "classification":
+        return "accuracy" if labelled else "agreement"
+    return "R² against the labels" if labelled else "agreement (R²)"
+
+
 def logits_name(dictionary: str) -> str:
     """How a rung that maps to the output is called."""
     return f"{dictionary}, to the logits"
@@ -80,7 +88,7 @@ class Ladder:
 
     Attributes:
         rungs: in order of richness, ranks of a dictionary after its full matrix.
-        original: `accuracy`, `parameters`, `stored_bytes` of the model as it was.
+        original: `accuracy`, `task`, `parameters`, `stored_bytes` of the model as it was.
         span: names of the two cuts.
         task: "classification" or "regression".
         tolerance: accuracy that a sentence lets go of.
@@ -153,15 +161,16 @@ class Ladder:
         found = self.least(tolerance)
         span = f"From {self.span[0]!r} to {self.span[1]!r}"
         what = "accuracy" if self.original["accuracy"] is not None else "agreement"
+        named = measure_name(self.original)
         if found is None:
             best = max(self.rungs, key=lambda r: getattr(r, what))
             return (
                 f"{span}, no rung stays within {tolerance:g} of the original; the nearest is "
-                f"{best.name} with {what} {getattr(best, what):.4f}."
+                f"{best.name} with {named} {getattr(best, what):.4f}."
             )
         against = "" if what == "agreement" else f" against {self.original['accuracy']:.4f}"
         return (
-            f"{span}, {found.name} is enough to stay within {tolerance:g}: {what} "
+            f"{span}, {found.name} is enough to stay within {tolerance:g}: {named} "
             f"{getattr(found, what):.4f}{against}, {found.numbers:,} numbers."
         )
 

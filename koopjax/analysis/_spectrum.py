@@ -16,6 +16,7 @@ from koopjax._core import (
     as_numbers,
     blocks,
     check_finite,
+    check_metric,
     expected,
     has_float64,
     message,
@@ -170,8 +171,7 @@ def interaction_spectrum(
     x = as_numbers("x", x)
     _check(fit, x, max_order)
     q = fit.train.shape[1]
-    if metric is not None and np.shape(metric) != (q, q):
-        raise expected(f"a metric of shape {(q, q)}", f"{np.shape(metric)}")
+    check_metric("metric", metric, q)
     check_finite("x", x)
     root = None if metric is None else root_of(metric)
     means, covariances, joint = _moments(fit, x, root, batch_size)

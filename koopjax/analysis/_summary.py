@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from koopjax._core import expected
-from koopjax.analysis._rungs import Ladder, text_table
+from koopjax._core import expected, read_numbers
+from koopjax.analysis._rungs import Ladder, measure_name, text_table
 
 # 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond, the normal one corrected.
 _T95 = (
@@ -28,7 +28,7 @@ def one_sided(values: Sequence[float]) -> tuple[float, float, float]:
         >>> [round(v, 3) for v in one_sided([1.0, 2.0, 3.0])]
         [2.0, 0.314, 3.686]
     """
-    array = np.asarray(values, np.float64)
+    array = np.asarray(read_numbers("values", values), np.float64)
     if array.ndim != 1 or not array.size:
         raise expected("at least one value", f"shape {array.shape}")
     mean = float(array.mean())
@@ -93,17 +93,18 @@ class Summary:
         tolerance = self.tolerance if tolerance is None else tolerance
         found = self.least(tolerance, confident=confident)
         what = "accuracy" if self.original["accuracy"] is not None else "agreement"
+        named = measure_name(self.original)
         shown = lambda row: f"{row[what]:.4f} ± {row[f'{what}_std']:.4f}"
         span = f"From {self.span[0]!r} to {self.span[1]!r} over {self.seeds} seeds"
         if found is None:
             best = max(self.rows, key=lambda row: row[what])
             return (
                 f"{span}, no rung stays within {tolerance:g} of the original; the nearest is "
-                f"{_name(best)} with {what} {shown(best)}."
+                f"{_name(best)} with {named} {shown(best)}."
             )
         against = "" if what == "agreement" else f" against {shown(self.original)}"
         return (
-            f"{span}, {_name(found)} is enough to stay within {tolerance:g}: {what} "
+            f"{span}, {_name(found)} is enough to stay within {tolerance:g}: {named} "
             f"{shown(found)}{against}, {round(found['numbers']):,} numbers."
         )
 

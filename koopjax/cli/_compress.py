@@ -39,15 +39,25 @@ def compressed_table(results: Mapping[str, Any]) -> Any:
 
 def budgets_from(texts: tuple[str, ...]) -> list[str]:
     """Budgets given one by one or separated by commas, checked."""
-    from koopjax import compress
-
     budgets = [part.strip() for text in texts for part in text.split(",") if part.strip()]
     if not budgets:
         raise UserError("--budget: expected at least one size, got none, try 30x or 64KiB")
     for budget in budgets:
-        with mistakes("--budget"):
-            compress.Budget.parse(budget)
+        check_budget(budget)
     return budgets
+
+
+def check_budget(budget: str) -> None:
+    """Refuse what is no budget, and a bare number, which may be a ratio or bytes."""
+    from koopjax import compress
+
+    with mistakes("--budget"):
+        compress.Budget.parse(budget)
+    if budget.strip().replace(".", "", 1).isdigit():
+        raise UserError(
+            f"--budget: expected a ratio or a size with its unit, got {budget}, "
+            f"try {budget}x (so many times smaller) or {budget}B (bytes)"
+        )
 
 
 @main.command()
@@ -133,9 +143,7 @@ def compress(
 
 def compression_sentence(results: Mapping[str, Any]) -> str:
     """The smaller model, in one sentence."""
-    best = results.get("best")
-    if best is None:
-        return "No method has a form that fits the budget; the notes say what would."
+    best = results["best"]
     return (
         f"A smaller Flax model on disk, loaded again and measured: {best['path']}, "
         f"{best['stored_bytes']:,} bytes ({best['ratio']:.1f}x smaller), accuracy "

@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from koopjax.cli import _console as show, _networks as networks, _results as study
-from koopjax.cli._app import main, mistakes, options, writable_folder
+from koopjax.cli._app import main, options, writable_folder
 from koopjax.cli._commands import emit
-from koopjax.cli._compress import compressed_table, compression_sentence
+from koopjax.cli._compress import check_budget, compressed_table, compression_sentence
 from koopjax.cli._study import ladder_table
 
 # A hidden layer of 48 has 1,225 products up to degree 2, one of 100 has 5,151: the wider one costs
@@ -78,10 +78,7 @@ def demo(
     """
     full = networks.load_dataset(dataset, data_dir, download)
     writable_folder(out)
-    from koopjax import compress
-
-    with mistakes("--budget"):
-        compress.Budget.parse(budget)
+    check_budget(budget)
     how = networks.recipe(full, "mlp", None)
     sizes = how.config["sizes"]
     if len(full.y_train) < 10_000:

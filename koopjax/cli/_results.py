@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from koopjax.cli import _networks as networks
+from koopjax.cli._app import UserError
 
 Results = dict[str, Any]
 
@@ -234,6 +235,11 @@ def add_compressed(
         network.model, x, test, budgets, methods, at=at, key=jax.random.key(network.seed),
         progress=progress, keep=keep,
     )  # fmt: skip
+    if not paths:
+        known = [row for row in rows if row.smallest is not None]
+        least = min(known, key=lambda row: row.smallest or 0, default=None)
+        said = rows[0].note if least is None else f"{least.method} needs {least.smallest} bytes"
+        raise UserError(f"--budget: expected a size that a method has a form of, got none: {said}")
     whole = models.accuracy(network.model, *test)
     if not results["original"]:
         results["original"] = {

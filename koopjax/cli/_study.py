@@ -30,8 +30,9 @@ def span_options(command: Any) -> Any:
 def numbers_from(option: str, text: str) -> tuple[int, ...]:
     """A comma-separated list of whole numbers from 1."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"{option}: expected whole numbers from 1, got {text!r}, try 4,8,16")
+    # a number of more digits is no rank, and Python refuses to read one of thousands
+    if not parts or not all(p.isdecimal() and len(p) < 10 and int(p) > 0 for p in parts):
+        raise UserError(f"{option}: expected whole numbers from 1, got {text[:60]!r}, try 4,8,16")
     return tuple(int(part) for part in parts)
 
 

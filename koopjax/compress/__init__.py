@@ -5,7 +5,11 @@ returns a model with a report: `METHODS[name](model, calibration, "20x", key=key
 """
 
 from koopjax.compress import _koopman_formats as koopman_formats
-from koopjax.compress._budget import Budget as Budget, BudgetTooSmall as BudgetTooSmall
+from koopjax.compress._budget import (
+    Budget as Budget,
+    BudgetTooSmall as BudgetTooSmall,
+    Inapplicable as Inapplicable,
+)
 from koopjax.compress._clustering import kmeans as kmeans
 from koopjax.compress._constraint import constrained as constrained
 from koopjax.compress._deep_compression import deep_compression as deep_compression
@@ -44,6 +48,7 @@ __all__ = [
     "Budget",
     "BudgetTooSmall",
     "Compressed",
+    "Inapplicable",
     "Pareto",
     "Point",
     "Recipe",

@@ -10,8 +10,6 @@ from koopjax.compress._problem import Problem
 
 #: Samples for the moments of the layers' inputs.
 ROWS = 20_000
-#: A second moment below this share of a layer's mean is that of an input that is always zero.
-DEAD = 1e-12
 
 
 class AffineLayers:
@@ -48,6 +46,8 @@ class AffineLayers:
 
     def moments(self, i: int, kernels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Second moments of layer i's inputs in a changed model, and those with the original's."""
+        if all(a is b for a, b in zip(kernels, self.kernels, strict=True)):
+            return self.grams[i], self.grams[i]
         changed, paths = self.build(kernels), [self.paths[i]]
         (both,) = input_moments(self.twin, changed, paths, self.x, self.batch)
         return both
@@ -64,8 +64,7 @@ class AffineLayers:
 
     def dead(self, i: int) -> np.ndarray:
         """`(m,)`: the inputs of layer i that are zero on all samples."""
-        power = np.diag(self.grams[i])[1:]
-        return power <= DEAD * power.mean()
+        return np.diag(self.grams[i])[1:] <= 0
 
     def error(self, i: int, kernel: np.ndarray) -> float:
         """Mean squared error of layer i's output, relative to that of a constant output."""

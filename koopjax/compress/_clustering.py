@@ -1,15 +1,17 @@
 """k-means codebooks: the weights of a layer share a few values."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from koopjax import export, nn
+from koopjax import export
+from koopjax._core import codebooks
 from koopjax.compress._affine import AffineLayers
 from koopjax.compress._allocation import Ladders, Rung, frontier
-from koopjax.compress._problem import Score, pose
+from koopjax.compress._problem import Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
 
 #: Sizes of codebook that are tried for a layer.
@@ -27,26 +29,28 @@ def kmeans(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
 ) -> Compressed:
     """A codebook of 2 to 256 values a layer: `W_ij ≈ c[k_ij]` of least `Σ a_i (W_ij − c[k_ij])²`.
 
-    Lloyd's k-means on the scalars, with `a_i = 1` or the second moment of the layer's input i (an
-    input that is always zero then has zero weights), whichever validates better; the bias takes up
-    the mean error. The sizes of the layers' codebooks start from equal errors and from the least
+    The optimum, by dynamic programming, with `a_i = 1` or the second moment of the layer's input i
+    (an input that is always zero then has zero weights), whichever validates better; the bias takes
+    up the mean error. The sizes of the layers' codebooks start from equal errors and from the least
     sum of errors, and move between layers while the validation score rises. The file holds the
     values once and the places at the price of their entropy.
 
     Args:
         model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`. Other
             arrays stay whole.
-        calibration, budget, at, labels, validation, key: as for `whitened_svd`.
+        calibration, budget, at, labels, validation, task, score_fn, key: as for `whitened_svd`.
 
     Returns:
         `Compressed`: a copy of the model, its kernels with few distinct values; and the report.
 
     Numerics:
-        Float64 on the host; twenty clusterings and encodings a layer and weighting, and up to 120
-        evaluations on the validation samples.
+        Float64 on the host; a search for all sizes of codebook and twenty encodings a layer and
+        weighting, and up to 120 evaluations on the validation samples.
 
     Raises:
         ValueError: bad data, an unknown cut, no linear layer there, or a budget below two values
@@ -55,7 +59,9 @@ def kmeans(
     Reference: Gong, Liu, Yang & Bourdev (2014), arXiv 1412.6115; Han, Mao & Dally (2016), ICLR;
         Choi, El-Khamy & Lee (2017), ICLR (second-order weights).
     """
-    problem = pose("kmeans", model, calibration, budget, labels, validation, key)
+    problem = pose("kmeans", model, calibration, budget, labels, validation, key, task, score_fn)
+    if problem.is_met:
+        return untouched("kmeans", problem)
     layers = AffineLayers(problem, at)
     count = range(len(layers.kernels))
     of_moments = [_rungs(layers, i, "moments") for i in count]
@@ -96,7 +102,7 @@ def _size(rung: Rung) -> int:
 
 
 def _rungs(
-    layers: AffineLayers, i: int, weighting: str, sizes: tuple[int, ...] = SIZES
+    layers: AffineLayers, i: int, weighting: str, sizes: Sequence[int] = SIZES
 ) -> list[Rung]:
     """The forms of a layer by the size of its codebook."""
     weights = layers.kernels[i][1:].astype(layers.dtypes[i])
@@ -105,19 +111,12 @@ def _rungs(
         power = np.where(layers.dead(i), 0.0, np.diag(layers.grams[i])[1:])
         weights = np.where(layers.dead(i)[:, None], np.zeros((), weights.dtype), weights)
         cost = np.broadcast_to(power[:, None], weights.shape)
-    rungs = []
-    for size in sizes:
-        if size > 2 and 2 * size > weights.size:
-            break
-        values = codebook(weights, size, cost)
+    rungs, sizes = [], [size for size in sizes if size == 2 or 2 * size <= weights.size]
+    found = codebooks(weights, sizes, cost, keep_zero=True)
+    for size, (book, codes) in zip(sizes, found, strict=True):
+        values = book.astype(weights.dtype)[codes]
         kernel = layers.centred(i, values.astype(np.float64))
         rungs.append(
             Rung(export.stored_bytes([values]), layers.error(i, kernel), kernel, note=size)
         )
     return frontier(rungs)
-
-
-def codebook(weights: np.ndarray, size: int, cost: np.ndarray | None) -> np.ndarray:
-    """The matrix with its values replaced by their centres; zeros stay."""
-    found = nn.Clustered.from_dense(weights, size, weights=cost)
-    return np.asarray(found.codebook.get_value())[np.asarray(found.codes.get_value())]

@@ -19,7 +19,7 @@ from koopjax.compress._budget import Budget, BudgetTooSmall, Inapplicable, small
 from koopjax.compress._finetune import Training
 from koopjax.compress._methods import ANY_BITS, METHODS
 from koopjax.compress._points import Point
-from koopjax.compress._problem import cut
+from koopjax.compress._problem import ScoreFn, cut
 from koopjax.compress._recipe_lanes import finetuned_lanes
 from koopjax.compress._recipes import Recipe, finetuned, recipe, start
 from koopjax.compress._result import Compressed
@@ -29,7 +29,7 @@ FLOAT = "fine-tuned"
 
 @dataclasses.dataclass(eq=False)
 class Contest:
-    """The originals, the data and what is finished."""
+    """The originals, the data and what is finished; `task` is found where it is None."""
 
     model: Any
     data: Any
@@ -39,6 +39,8 @@ class Contest:
     keep: Callable[[Point, Compressed], None] | None = None
     recipes: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)
     at: Any = None
+    task: str | None = None
+    score_fn: ScoreFn | None = None
 
     def __post_init__(self) -> None:
         self.rows: Any = None
@@ -64,6 +66,8 @@ class Contest:
         if self.at is not None:
             ends = self.at if isinstance(self.at, list | tuple) else (self.at, "output")
             own["at"] = [getattr(end, "name", end) for end in ends]
+        if self.score_fn is not None:
+            own["score_fn"] = getattr(self.score_fn, "__name__", "score_fn")
         if not self.made:
             leaves = [np.asarray(a) for a in jax.tree.leaves(models.form_of(self.model)[1])]
             own["model"] = [[list(a.shape), zlib.crc32(a.tobytes())] for a in leaves]
@@ -94,6 +98,11 @@ class Contest:
         named = lambda row: (row["track"], row["method"], row["budget"])
         return {named(row): row["settings"] for row in found if row["settings"] is not None}
 
+    def _score(self, model: Any) -> float:
+        """On the test data."""
+        x, y = self.test
+        return models.score(model, x, y, self.task, self.score_fn)
+
     def account(self, seed: int) -> dict[str, Any]:
         """The original's row, made once."""
         row = self.rows.find("original", seed=seed)
@@ -102,7 +111,7 @@ class Contest:
             if self.at is not None:  # an unknown cut before anything is compressed
                 cut(model, self.val[0], self.at)
             row = {
-                "seed": seed, "accuracy": models.accuracy(model, *self.test),
+                "seed": seed, "accuracy": self._score(model),
                 "stored_bytes": export.stored_bytes(model),
             }  # fmt: skip
             self.rows.add("original", row)
@@ -155,7 +164,7 @@ class Contest:
             report = None if one is None else one.report
             point = Point(
                 **at, seed=seed, family=self.recipe(method).family,
-                accuracy=None if one is None else models.accuracy(one.model, *self.test),
+                accuracy=None if one is None else self._score(one.model),
                 ratio=None if report is None else original["stored_bytes"] / report.stored_bytes,
                 stored_bytes=None if report is None else report.stored_bytes,
                 parameters=None if report is None else report.parameters,
@@ -234,11 +243,15 @@ class Contest:
         """The compressed networks of some seeds; of several at once in a trained track alone."""
         originals = [self.original(seed, everything) for seed in seeds]
         x, y = self.all if everything else self.train
+        if self.task is None:  # labels say it, and what follows may not have them
+            like = models.output_like(originals[0], self.test[0])
+            self.task, _ = models.read_task(like, self.test[1], score_fn=self.score_fn)
         keys: list[Array] = [jax.random.key(1000 + seed) for seed in seeds]
         how = self.recipe(method)
         at = self.at if how.family == "koopman" else None
         if track == "one-shot":
-            return [METHODS[method](originals[0], x, budget, at=at, key=keys[0])]
+            one = METHODS[method](originals[0], x, budget, at=at, task=self.task, key=keys[0])
+            return [one]
         settings = dict(settings)
         bits = settings.pop("value_bits", None)
         free = track == "label-free"
@@ -246,7 +259,8 @@ class Contest:
         common: Any = {
             "labels": None if free else y, "validation": self.val[0] if free else self.val,
             "variant": settings, "value_bits": bits,
-            "training": self.training if everything else self.tuning,
+            "training": self.training if everything else self.tuning, "task": self.task,
+            "score_fn": None if free else self.score_fn,
         }  # fmt: skip
         if len(seeds) > 1:
             return finetuned_lanes(

@@ -1,6 +1,7 @@
 """Deep compression: pruning, then few values or a grid, then entropy coding."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export
+from koopjax._core import codebooks
 from koopjax.compress._affine import AffineLayers
 from koopjax.compress._allocation import Ladders, Rung, frontier
-from koopjax.compress._clustering import codebook
 from koopjax.compress._feedback import Rounding, feedback, on_codebook, on_grid
 from koopjax.compress._obs import refit, removal_order
-from koopjax.compress._problem import Score, pose
+from koopjax.compress._problem import Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
 from koopjax.compress._rounding import aim
 
@@ -25,7 +26,7 @@ VALUES = (4, 8, 16, 32, 64)
 GRIDS = (2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.12, 0.06)
 #: Largest multiple of a grid's step.
 MOST = 1 << 14
-#: Ridge of refits and of the error feedback, relative to the mean second moment.
+#: Ridge of refits and of the error feedback, relative to the second moment of each input.
 RIDGE = 1e-3
 #: How the weights that go are chosen.
 RANKINGS = ("obs", "magnitude")
@@ -42,11 +43,13 @@ def deep_compression(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
 ) -> Compressed:
     """Prune, quantise what is left, code the places and the values at the price of their entropy.
 
     Weights go by optimal brain surgeon, `v² / [G⁻¹]_ii` with the rest refitted, or by magnitude,
-    whichever validates better. What stays is rounded to a k-means codebook of 4 to 64 values or to
+    whichever validates better. What stays is rounded to the best codebook of 4 to 64 values or to
     a grid; after optimal brain surgeon with error feedback by the layer's Gram matrix G. A layer
     has a form for each share kept and number of values; those that no smaller one betters in the
     error of its output are split over the layers from equal errors and from the least sum of
@@ -57,7 +60,7 @@ def deep_compression(
     Args:
         model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`. Other
             arrays stay whole.
-        calibration, budget, at, labels, validation, key: as for `whitened_svd`.
+        calibration, budget, at, labels, validation, task, score_fn, key: as for `whitened_svd`.
 
     Returns:
         `Compressed`: a copy of the model, its kernels with zeros and few distinct values; and the
@@ -74,7 +77,11 @@ def deep_compression(
     Reference: Han, Mao & Dally (2016), ICLR; Frantar & Alistarh (2022), Optimal Brain Compression,
         NeurIPS 35.
     """
-    problem = pose("deep_compression", model, calibration, budget, labels, validation, key)
+    problem = pose(
+        "deep_compression", model, calibration, budget, labels, validation, key, task, score_fn
+    )
+    if problem.is_met:
+        return untouched("deep_compression", problem)
     layers = AffineLayers(problem, at)
     lowest = [_nothing(layers, i) for i in range(len(layers.kernels))]
     build = lambda rungs: layers.build([rung.kernel for rung in rungs])
@@ -112,31 +119,40 @@ class Coding:
 
     Attributes:
         mask: `(m + 1, n)`, the weights that stay and the biases.
-        values: size of the codebook, or None.
         step: of the grid, or None.
+        book: sorted values, or None.
     """
 
     mask: np.ndarray
-    values: int | None = None
     step: float | None = None
+    book: np.ndarray | None = None
 
-    def rounding(self, target: np.ndarray, gram: np.ndarray, dtype: np.dtype) -> Rounding:
-        """The rounding for a target; a codebook is fitted to what it keeps."""
+    def rounding(self, dtype: np.dtype) -> Rounding:
+        """To the grid or the codebook."""
         if self.step is not None:
             return on_grid(self.step, MOST, dtype)
-        assert self.values is not None
-        weights = np.where(self.mask, target, 0.0)[1:].astype(dtype)
-        cost = np.broadcast_to(np.diag(gram)[1:, None], weights.shape)
-        # One more for the zero, which is not among the values of what is kept.
-        book = np.unique(codebook(weights, self.values + 1, cost).astype(np.float64))
-        return on_codebook(book[book != 0] if np.any(book != 0) else book)
+        assert self.book is not None
+        return on_codebook(self.book)
 
     @property
     def words(self) -> str:
         """For the report."""
         share = self.mask[1:].mean()
-        what = f"{self.values} values" if self.step is None else f"step {self.step:.3g}"
+        what = f"step {self.step:.3g}" if self.book is None else f"{len(self.book)} values"
         return f"{100 * share:.1f} %, {what}"
+
+
+def _on_books(
+    mask: np.ndarray, target: np.ndarray, gram: np.ndarray, dtype: np.dtype, sizes: Sequence[int]
+) -> list[Coding]:
+    """Codebooks for what a mask keeps of a target, an error counting by its input's moment."""
+    weights = np.where(mask, target, 0.0)[1:].astype(dtype)
+    kept = weights != 0
+    if not kept.any():
+        return [Coding(mask, book=np.zeros(1)) for _ in sizes]
+    cost = np.broadcast_to(np.diag(gram)[1:, None], weights.shape)
+    books = [book for book, _ in codebooks(weights[kept], sizes, cost[kept])]
+    return [Coding(mask, book=np.unique(b.astype(dtype)).astype(np.float64)) for b in books]
 
 
 def _nothing(layers: AffineLayers, i: int) -> Rung:
@@ -184,10 +200,11 @@ def _drafts(layers: AffineLayers, i: int, kept: np.ndarray, mask: np.ndarray) ->
     gram, dtype = layers.grams[i], layers.dtypes[i]
     spread = float(np.sqrt(np.mean(kept[1:][mask[1:]] ** 2)))
     codings = [Coding(mask, step=g * spread) for g in GRIDS if spread > 0]
-    codings += [Coding(mask, values=k) for k in VALUES if 2 * k < np.count_nonzero(mask[1:])]
+    sizes = [k for k in VALUES if 2 * k < np.count_nonzero(mask[1:])]
+    codings += _on_books(mask, kept, gram, dtype, sizes) if sizes else []
     out = []
     for coding in codings:
-        rounded = np.where(mask[1:], coding.rounding(kept, gram, dtype)(kept[1:]), 0.0)
+        rounded = np.where(mask[1:], coding.rounding(dtype)(kept[1:]), 0.0)
         _, counts = np.unique(rounded, return_counts=True)
         entropy = -np.sum(counts * np.log2(counts / rounded.size)) / 8
         size = int(entropy + dtype.itemsize * (len(counts) if coding.step is None else 1))
@@ -208,7 +225,7 @@ def _thinned(rungs: list[Rung], most: int) -> list[Rung]:
 def _plain(layers: AffineLayers, i: int, draft: Rung) -> Rung:
     """A draft rounded to the nearest, in its true size."""
     coding, kept = draft.form, draft.kernel
-    nearest = coding.rounding(kept, layers.grams[i], layers.dtypes[i])(kept[1:])
+    nearest = coding.rounding(layers.dtypes[i])(kept[1:])
     kernel = layers.centred(i, np.where(coding.mask[1:], nearest, 0.0))
     return Rung(_bytes(layers, i, kernel), layers.error(i, kernel), kernel, coding, coding.words)
 
@@ -224,7 +241,7 @@ def _quantised(
     layers: AffineLayers, i: int, gram: np.ndarray, target: np.ndarray, coding: Coding
 ) -> np.ndarray:
     """A target on the mask of a coding, rounded with error feedback."""
-    rounding = coding.rounding(target, gram, layers.dtypes[i])
+    rounding = coding.rounding(layers.dtypes[i])
     return feedback(gram, target, rounding, mask=coding.mask, protect=(0,), alpha=RIDGE)
 
 
@@ -235,5 +252,8 @@ def _once_more(layers: AffineLayers, rungs: list[Rung]) -> list[np.ndarray]:
         mask = rung.form.mask
         gram, target, live = aim(layers, i, out, RIDGE)
         target = refit(gram, gram @ target, mask & live, alpha=RIDGE)
-        out[i] = _quantised(layers, i, gram, target, rung.form)
+        coding = rung.form
+        if coding.book is not None:
+            (coding,) = _on_books(mask, target, gram, layers.dtypes[i], [len(coding.book)])
+        out[i] = _quantised(layers, i, gram, target, coding)
     return out

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from koopjax._core import expected
+from koopjax._core import expected, read
+from koopjax.compress._budget import number
+from koopjax.compress._units import unit_diagonal
 
 
 def select_observables(
@@ -38,18 +40,29 @@ def select_observables(
         Hassibi & Stork (1993), NeurIPS 5 (the saliency, there of single weights).
     """
     gram = statistics.to_gram()
-    ridge = float(alpha)
-    many = [sizes] if isinstance(sizes, int) else list(sizes)
-    p = gram.sizes[0]
+    p, ridge = gram.sizes[0], number("alpha", alpha)
+    if not ridge >= 0:
+        raise expected("alpha of at least 0", f"{alpha}")
     least = max(1, len(set(protect)))
-    for size in many:
-        if not least <= size <= p:
-            raise expected(f"a number of observables from {least} to {p}", str(size))
+    many = sizes_of(sizes, least, p, "observables")
     found = backward(
         np.asarray(gram.gram, np.float64), np.asarray(gram.cross, np.float64), many, ridge,
         tuple(protect),
     )  # fmt: skip
-    return found[many[0]][0] if isinstance(sizes, int) else [found[size][0] for size in many]
+    return found[many[0]][0] if np.ndim(sizes) == 0 else [found[size][0] for size in many]
+
+
+def sizes_of(sizes: Any, least: int, most: int, what: str) -> list[int]:
+    """One size or several, as a list.
+
+    Raises:
+        ValueError: what are no integers from `least` to `most`.
+    """
+    array = np.atleast_1d(read("sizes", sizes))
+    whole = array.ndim == 1 and array.size and np.issubdtype(array.dtype, np.integer)
+    if not whole or array.min() < least or array.max() > most:
+        raise expected(f"a number of {what} from {least} to {most}", f"{sizes!r:.60}")
+    return array.tolist()
 
 
 def backward(
@@ -70,10 +83,10 @@ def backward(
         share: of the remaining observables that go in one step.
     """
     p = len(gram)
-    scale = float(np.trace(gram)) / max(p, 1) or 1.0
-    ridge = max(alpha, 1e-10 * scale)
-    inverse = np.linalg.inv(gram + ridge * np.eye(p))
-    k = inverse @ cross
+    gram, unit = unit_diagonal(gram)
+    # Rounding is relative to each observable, a ridge is not.
+    inverse = np.linalg.inv(gram + np.diag(np.maximum(alpha * unit**2, 1e-10)))
+    k = inverse @ (cross * unit[:, None])
     kept = np.arange(p)
     held = np.zeros(p, bool)
     held[list(protect)] = True
@@ -93,5 +106,5 @@ def backward(
             k = k[stay] - lever @ k[gone]
             inverse = inverse[np.ix_(stay, stay)] - lever @ side.T
             kept = kept[stay]
-        out[size] = (kept.copy(), k.copy())
+        out[size] = (kept.copy(), k * unit[kept, None])
     return out

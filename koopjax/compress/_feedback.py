@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from scipy.linalg import get_lapack_funcs
 
 from koopjax.compress._obs import alike
+from koopjax.compress._units import unit_diagonal
 
 Rounding = Callable[[np.ndarray], np.ndarray]
 
@@ -73,7 +74,7 @@ def feedback(
         rounding: values to values.
         mask: the entries that there are; all without.
         protect: rows that are not rounded (the bias); they come last and take up what is left.
-        alpha: ridge, relative to the mean of the diagonal of `gram`.
+        alpha: ridge, relative to each entry of the diagonal of `gram`.
 
     Numerics:
         Float64 on the host: one factorisation for columns that share their mask.
@@ -83,7 +84,7 @@ def feedback(
         Optimal Brain Compression, NeurIPS 35.
     """
     p = len(gram)
-    ridge = alpha * max(float(np.trace(gram)) / p, 1e-300)
+    ridge = alpha / unit_diagonal(gram)[1] ** 2
     kept = np.ones(matrix.shape, bool) if mask is None else np.asarray(mask)
     last = np.isin(np.arange(p), list(protect))
     # protected rows behind all others, which go by falling power
@@ -91,7 +92,7 @@ def feedback(
     out = np.zeros(matrix.shape)
     for rows, columns in alike(kept[order]):
         rows = order[rows]
-        system = gram[np.ix_(rows, rows)] + ridge * np.eye(len(rows))
+        system = gram[np.ix_(rows, rows)] + np.diag(ridge[rows])
         # A lower factor of the flipped matrix is an upper one of the matrix.
         lower = np.linalg.cholesky(system[::-1, ::-1])
         upper = get_lapack_funcs(("trtri",), (lower,))[0](lower, lower=1)[0][::-1, ::-1]

@@ -14,17 +14,19 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from koopjax import export, models
-from koopjax._core import check_finite, expected, on_device
-from koopjax.compress._budget import Budget
+from koopjax._core import as_array, check_finite, expected, on_device
+from koopjax.compress._budget import Budget, number
 from koopjax.compress._constraint import at_rate, constrained, with_rate
-from koopjax.compress._problem import pose
-from koopjax.compress._result import Compressed, finish
+from koopjax.compress._problem import ScoreFn, check_key, pose
+from koopjax.compress._result import Compressed, count_tied, finish
 from koopjax.compress._to_size import SALIENCIES, ToSize
 
 #: Of the loss that goes to the labels where there are any.
 LABEL_WEIGHT = 0.2
 #: Looks at the parameters in a pass over the data, where a run prunes or quantises on the way.
 ROUNDS = 4
+#: Note of a report on arrays that were one before.
+UNTIED = "an array that two names shared is two since its training: a shared Variable stays one"
 #: Note of a report whose score was never measured.
 UNMEASURED = "nothing was measured after fine-tuning: a score needs x_val, with y_val for accuracy"
 
@@ -62,10 +64,10 @@ class Training:
             if not isinstance(value, int) or value < 1:
                 raise expected(f"finetune: {name} a positive integer", f"{value!r}")
         for name in ("learning_rate", "temperature", "clip"):
-            if not getattr(self, name) > 0:
+            if not number(f"finetune: {name}", getattr(self, name)) > 0:
                 raise expected(f"finetune: a {name} above 0", f"{getattr(self, name)}")
         for name in ("label_weight", "warmup", "prune_until"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= number(f"finetune: {name}", getattr(self, name)) <= 1:
                 raise expected(f"finetune: {name} from 0 to 1", f"{getattr(self, name)}")
 
 
@@ -75,6 +77,8 @@ def finetune(
     *,
     teacher: Any,
     labels: ArrayLike | None = None,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
     key: Array,
     training: Training | None = None,
     budget: Any = None,
@@ -91,17 +95,22 @@ def finetune(
     """Train a compressed model to answer as its original does.
 
     Minimises `(1 - w) T² KL(softmax(t / T) ‖ softmax(s / T)) + w CE(labels, s)` over the student's
-    parameters, for teacher outputs `t` and student outputs `s`; `w = 0` without labels. One output
-    means regression, with the mean squared difference. Every epoch is a compiled scan. Exact zeros
-    of matrices stay zero, so that a pruned model keeps its bytes; frozen arrays (indices, codes)
-    stay as they are. With `budget` or `density`, entries of least saliency go on the way, as
+    parameters, for teacher outputs `t` and student outputs `s`; `w = 0` without labels. One logit
+    stands for the pair `(0, s)`. For a regression it is the mean squared difference from the
+    teacher, and with weight `w` from the labels. The student is in training mode (dropout on, batch
+    normalisation by the batch), the teacher in inference. Every epoch is a compiled scan. Exact
+    zeros of matrices stay zero, so that a pruned model keeps its bytes; frozen arrays (indices,
+    codes) stay as they are. With `budget` or `density`, entries of least saliency go on the way, as
     `ToSize` describes; with `value_bits` too, what stays is trained on grids.
 
     Args:
         compressed: a `Compressed`, or a model of any form that `models.train` takes.
         calibration: `(n, ...)` samples.
-        teacher: the original model, of any form, or its outputs `(n, q)` on `calibration`.
-        labels: `(n,)` integers; without, nothing but the teacher is learned from.
+        teacher: the original model, of any form, or its outputs `(n, ..., q)` on `calibration`.
+        labels: `(n,)` classes, or targets of a regression; without, nothing but the teacher is
+            learned from.
+        task, score_fn: as for every method; a `Compressed` knows its task. A bare model without
+            labels is trained as a regression unless it is said to be a classifier.
         key: shuffles.
         training: a `Training`; or its fields as keywords (`epochs=5, learning_rate=1e-3`).
         budget: prune on the way until the file takes at most so many bytes: bytes, `"64KiB"`, or a
@@ -110,16 +119,15 @@ def finetune(
         saliency: which entries go, "fisher" (the default), "magnitude" or "lamp" (layer-adaptive
             magnitude); with a budget or a density.
         value_bits: with a budget, quantise: bits a non-zero value takes, entropy-coded.
-        x_val, y_val: samples and labels on which a `Compressed` is scored anew: by accuracy, or
-            without labels by agreement with the teacher. One output is scored by r2 against the
-            teacher, labels or not.
+        x_val, y_val: samples and labels on which a `Compressed` is scored anew, as by the methods.
         progress: called as `progress(epoch, metrics)`, four times a pass where entries go.
         checkpoint, resume: as in `models.train`; an interrupted run goes on.
 
     Returns:
         What came: a `Compressed`, its report telling the new file and validation score, or the
         model of the form given. Without `x_val` the score is NaN, and a note says so. The one given
-        is left as it was.
+        is left as it was. An array that two names shared is trained as two, and a note says so; a
+        Variable that two modules share stays one.
 
     Raises:
         ValueError: data that do not fit, settings out of range; a `Compressed` whose file would
@@ -146,11 +154,13 @@ def finetune(
     model, judge = compressed, None
     if isinstance(compressed, Compressed):
         model = compressed.model
-        judge = _judge(compressed, teacher, calibration, x_val, y_val, key)
+        if task is None:
+            task = _task_by(compressed, (calibration, labels), (x_val, y_val))
+        judge = _judge(compressed, teacher, calibration, x_val, y_val, key, task, score_fn)
     (tuned,) = train_students(
         [model], calibration, teachers=[teacher], labels=labels, keys=[key], training=training,
         limits=[limit], densities=[density], saliency=saliency, value_bits=[value_bits],
-        progress=progress, checkpoint=checkpoint, resume=resume,
+        progress=progress, checkpoint=checkpoint, resume=resume, task=task,
     )  # fmt: skip
     if not isinstance(compressed, Compressed):
         return tuned
@@ -166,6 +176,7 @@ def train_students(
     keys: Sequence[Array],
     training: Training,
     limits: Sequence[int | None],
+    task: str | None = None,
     densities: Sequence[float | None] | None = None,
     saliency: str = "fisher",
     value_bits: Sequence[float | None] | None = None,
@@ -180,7 +191,7 @@ def train_students(
         calibration, labels: shared by all.
         teachers: one a student: a model or its outputs; the same object is run once.
         keys, limits, densities, value_bits: one a student; see `finetune`.
-        training, saliency: shared.
+        task, training, saliency: shared.
         progress, checkpoint, resume: as in `finetune`; checkpoints of one student alone.
 
     Returns:
@@ -190,7 +201,9 @@ def train_students(
     count = len(students)
     densities = densities or [None] * count
     value_bits = value_bits or [None] * count
-    x = jnp.asarray(calibration)
+    for key in keys:
+        check_key("finetune", key)
+    x = as_array("finetune: calibration", calibration)
     if x.ndim < 2 or x.shape[0] == 0:
         raise expected("finetune: calibration of shape (n, ...), n > 0", f"shape {x.shape}")
     _check_sizes(limits, densities, saliency, value_bits)
@@ -199,8 +212,9 @@ def train_students(
         if id(teacher) not in run:
             run[id(teacher)] = _teacher_outputs(teacher, x)
     logits = [run[id(teacher)] for teacher in teachers]
-    weight = training.label_weight if labels is not None and logits[0].shape[-1] > 1 else 0.0
-    targets = [_targets(one, labels, weight) for one in logits]
+    task, labels = models.read_task(logits[0], labels, task, name="finetune: labels")
+    weight = 0.0 if labels is None else training.label_weight
+    targets = [_targets(one, labels if weight else None) for one in logits]
     batch = min(training.batch_size, len(x))
     sized = any(one is not None for one in (*limits, *densities))
     # Epochs of a quarter, so that entries go in small portions.
@@ -217,7 +231,7 @@ def train_students(
     ]
     common: Any = {
         "epochs": epochs, "batch_size": batch, "epoch_size": size, "optimizer": optimizer,
-        "loss": _loss(logits[0].shape[-1], float(training.temperature), float(weight)),
+        "loss": _loss(logits[0].shape[-1], task, float(training.temperature), float(weight)),
         "progress": progress,
     }  # fmt: skip
     if count == 1:
@@ -241,7 +255,8 @@ def train_students(
 
 def _begun(optimizer: optax.GradientTransformation, student: Any, rate: float) -> Any:
     """The optimizer's first state at this rate, which is a leaf: another is no compilation."""
-    return with_rate(optimizer.init(models.form_of(student)[1]), rate)
+    params = jax.tree.map(jnp.asarray, models.form_of(student)[1])  # some may be Python's numbers
+    return with_rate(optimizer.init(params), rate)
 
 
 def _plan(
@@ -278,57 +293,46 @@ def _size_of(budget: Any) -> int:
     return parsed.size
 
 
-def _teacher_outputs(teacher: Any, x: Array) -> Float[Array, "n q"]:
+def _teacher_outputs(teacher: Any, x: Array) -> Float[Array, "n ... q"]:
     """The original's outputs, run or given."""
     outputs = teacher if hasattr(teacher, "ndim") else models.predict(teacher, x)
     outputs = on_device(outputs, jnp.float32)
-    if outputs.ndim != 2 or outputs.shape[0] != x.shape[0]:
+    if outputs.ndim < 2 or outputs.shape[0] != x.shape[0]:
         raise expected(
-            f"finetune: teacher outputs of shape ({x.shape[0]}, q)", f"shape {outputs.shape}",
+            f"finetune: teacher outputs of shape ({x.shape[0]}, ..., q)", f"shape {outputs.shape}",
             "the original model, or its outputs on the calibration samples",
         )  # fmt: skip
     check_finite("the teacher's outputs (finetune)", outputs)
     return outputs
 
 
-def _targets(logits: Array, labels: Any, weight: float) -> Array:
-    """Teacher outputs, with the label as one more column where it is learned from."""
+def _targets(outputs: Array, labels: Array | None) -> Array:
+    """Teacher outputs, with the labels as further columns where they are learned from."""
     if labels is None:
-        return logits
-    labels = jnp.asarray(labels)
-    if labels.shape != logits.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise expected(
-            f"finetune: labels as {logits.shape[0]} integers",
-            f"{labels.dtype} of shape {labels.shape}",
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if weight and (low < 0 or high >= logits.shape[1]):
-        raise expected(
-            f"finetune: labels from 0 to {logits.shape[1] - 1}", f"labels from {low} to {high}"
-        )
-    return jnp.concatenate([logits, labels[:, None].astype(logits.dtype)], 1) if weight else logits
+        return outputs
+    columns = labels if labels.ndim == outputs.ndim else labels[..., None]
+    return jnp.concatenate([outputs, columns.astype(outputs.dtype)], axis=-1)
 
 
 # Cached by their settings: the training step takes both as static arguments, and the same object
 # again means that nothing is compiled anew.
 @functools.lru_cache(maxsize=128)
-def _loss(outputs: int, temperature: float, weight: float) -> Callable[[Array, Array], Array]:
-    def squared(student: Array, targets: Array) -> Array:
-        return jnp.mean((student - targets[:, :outputs]) ** 2)
-
+def _loss(
+    outputs: int, task: str, temperature: float, weight: float
+) -> Callable[[Array, Array], Array]:
     def distilled(student: Array, targets: Array) -> Array:
-        teacher = targets[:, :outputs] / temperature
-        soft = optax.losses.kl_divergence_with_log_targets(
-            jax.nn.log_softmax(student / temperature), jax.nn.log_softmax(teacher)
-        )
-        loss = (1 - weight) * temperature**2 * jnp.mean(soft)
+        teacher, labels = targets[..., :outputs], targets[..., outputs:]
+        student = student.reshape(teacher.shape)
+        if task == "regression":
+            loss = (1 - weight) * models.squared_error(student, teacher)
+            return loss + weight * models.squared_error(student, labels) if weight else loss
+        soft = models.divergence(teacher / temperature, student / temperature, task)
+        loss = (1 - weight) * temperature**2 * soft
         if not weight:
             return loss
-        labels = targets[:, outputs].astype(jnp.int32)
-        hard = optax.softmax_cross_entropy_with_integer_labels(student, labels)
-        return loss + weight * jnp.mean(hard)
+        return loss + weight * models.cross_entropy(student, labels[..., 0].astype(jnp.int32))
 
-    return squared if outputs == 1 else distilled
+    return distilled
 
 
 @functools.lru_cache(maxsize=128)
@@ -344,9 +348,20 @@ def _optimizer(decay: float, warmup: int, steps: int, clip: float) -> optax.Grad
     )  # fmt: skip
 
 
+def _task_by(given: Compressed, *sets: tuple[Any, Any]) -> str:
+    """Its own task, unless labels of several outputs came only now and say what it is."""
+    for x, y in sets:
+        if y is not None:
+            like = models.output_like(given.model, as_array("finetune: samples", x))
+            if like.shape[-1] > 1:
+                return models.read_task(like, y, name="finetune: labels")[0]
+    return given.report.task
+
+
 def _judge(
-    given: Compressed, teacher: Any, calibration: Any, x_val: Any, y_val: Any, key: Array
-) -> Callable[[Any], dict[str, Any]] | None:
+    given: Compressed, teacher: Any, calibration: Any, x_val: Any, y_val: Any, key: Array,
+    task: str, score_fn: Any,
+) -> Callable[[Any], dict[str, Any]] | None:  # fmt: skip
     """What scores a model on validation samples as the methods do; None where there are none.
 
     Returns:
@@ -357,22 +372,20 @@ def _judge(
     """
     if x_val is None:
         return None
-    if given.report.measure == "r2":
-        y_val = None
-    if y_val is not None:  # labels that do not fit are told here, not when all is trained
-        models.accuracy(given.model, x_val, y_val)
-    if not hasattr(teacher, "ndim"):
-        budget, few = Budget(size=given.report.budget_bytes), jnp.asarray(calibration)[:2]
-        problem = pose("finetune", teacher, few, budget, None, (x_val, y_val), key)
-        return lambda model: problem.account(problem.score_model(model))
-    if y_val is None:
+    known = not hasattr(teacher, "ndim")
+    if not known and y_val is None:
         raise expected(
             "finetune: the original model as the teacher, whose outputs on x_val the score needs",
             "its outputs on the calibration samples", "teacher=model, or no x_val",
         )  # fmt: skip
-    return lambda model: {
-        "score": models.accuracy(model, x_val, y_val), "measure": "accuracy", "divergence": None
-    }  # fmt: skip
+    # With labels alone the score needs no outputs of the original; the divergence does.
+    few = as_array("finetune: calibration", calibration)[:2]
+    problem = pose(
+        "finetune", teacher if known else given.model, few,
+        Budget(size=given.report.budget_bytes), None, (x_val, y_val), key, task, score_fn,
+    )  # fmt: skip
+    told = lambda model: problem.account(problem.score_model(model))
+    return told if known else lambda model: told(model) | {"divergence": None}
 
 
 def account(given: Compressed, model: Any, judge: Any, epochs: int, labelled: bool) -> Compressed:
@@ -386,13 +399,16 @@ def account(given: Compressed, model: Any, judge: Any, epochs: int, labelled: bo
             "or budget=True",
         )  # fmt: skip
     # The score before the training is no longer one of this model.
-    measured = {"score": math.nan, "measure": report.measure} if judge is None else judge(model)
-    notes = tuple(note for note in report.notes if note != UNMEASURED)
+    measured = {"score": math.nan, "measure": report.measure, "task": report.task}
+    measured = measured | {"notes": (UNMEASURED,)} if judge is None else judge(model)
+    said = (UNMEASURED, *measured["notes"])
+    advice = tuple(note for note in report.notes if note not in said)
+    if count_tied(given.model) > count_tied(model):
+        advice = (*advice, UNTIED)
     what = "distillation with labels" if labelled else "distillation"
     return finish(
         model, method=report.method, budget=Budget(size=report.budget_bytes),
         original_bytes=report.original_bytes, result=report.result,
-        notes=notes if judge else (*notes, UNMEASURED),
         settings={**report.settings, "finetuned": f"{epochs} epochs, {what}"}, why=report.why,
-        candidates=report.candidates, **measured,
+        advice=advice, candidates=report.candidates, **measured,
     )  # fmt: skip

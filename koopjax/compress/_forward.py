@@ -38,7 +38,7 @@ def select_forward(statistics: Any, sizes: int | Sequence[int], *, alpha: float 
     for size in many:
         if not 1 <= size <= p:
             raise expected(f"a number of observables from 1 to {p}", str(size))
-    first = np.diag(gram) + max(float(alpha), 1e-10 * float(np.trace(gram)) / p)
+    first = np.diag(gram) + np.maximum(float(alpha), 1e-10 * np.diag(gram))
     left, rest = first.copy(), cross.copy()
     basis = np.zeros((max(many), p))
     order: list[int] = []

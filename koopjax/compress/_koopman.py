@@ -9,11 +9,11 @@ from jaxtyping import Array
 from koopjax import export
 from koopjax._core import UNDERDETERMINED
 from koopjax.compress._budget import BudgetTooSmall
-from koopjax.compress._koopman_block import Task, on_span
+from koopjax.compress._koopman_block import Job, on_span
 from koopjax.compress._koopman_build import Built
 from koopjax.compress._koopman_span import Clock, Found
 from koopjax.compress._koopman_spans import Fitted, candidates, check_extras, fit, pairs_of, several
-from koopjax.compress._problem import pose
+from koopjax.compress._problem import ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
 
 #: Calibration samples an observable below which the result is flagged.
@@ -29,6 +29,8 @@ def koopman(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
     bits: str = "float32",
     seconds: float | None = None,
     spans: str | None = None,
@@ -54,9 +56,14 @@ def koopman(
             output without. What lies outside the span stays and takes its bytes. A list of pairs:
             a block for each, fitted one after another, the later ones on what the earlier deliver;
             they share the budget as the spans share the original's parameters.
-        labels: `(n,)` classes of `calibration`, to choose settings by accuracy; without, by
-            agreement with the original. Never used in the fit.
+        labels: `(n,)` classes of `calibration`, to choose settings by accuracy; without, by what
+            the original answers, as for a regression always. Never used in the fit.
         validation: `x_val` or `(x_val, y_val)`; without, some of `calibration` are held out.
+        task: "classification" or "regression"; found from outputs and labels where left out. One
+            without labels is judged by R² of its outputs unless it is said to be a classifier,
+            whose answers alone then count (agreement), and no shift that all logits share.
+        score_fn: `score_fn(outputs, labels)`, a scalar, larger is better, in place of accuracy and
+            R²; the same object again compiles nothing.
         key: draws held-out samples and those for the Jacobians.
         bits: "float32", or "any" to try projections and K of few bits an entry as well.
         seconds: after which no further choice is tried; the best so far is returned, and the report
@@ -84,7 +91,9 @@ def koopman(
     """
     check_extras(bits, seconds, spans, at)
     clock = Clock(seconds)
-    problem = pose("koopman", model, calibration, budget, labels, validation, key)
+    problem = pose("koopman", model, calibration, budget, labels, validation, key, task, score_fn)
+    if problem.is_met:
+        return untouched("koopman", problem)
     if pairs_of(at) is not None:
         return _account_several(problem, several(problem, pairs_of(at), bits, clock, key))
     made: list[Fitted] = []
@@ -95,25 +104,25 @@ def koopman(
             skipped += 1
             continue
         try:
-            task = on_span("koopman", problem, ends, key)
+            job = on_span("koopman", problem, ends, key)
         except BudgetTooSmall as error:  # another span may leave less of the original in the file
             small = small or error
             continue
-        made.append(fit(task, bits, clock))
+        made.append(fit(job, bits, clock))
     if not made:
         raise small or AssertionError("no span was tried")
     best = max(made, key=lambda fitted: fitted.built.score)
     tried = sum(fitted.found.tried for fitted in made)
     skipped += sum(fitted.found.skipped for fitted in made)
     found = dataclasses.replace(best.found, tried=tried, skipped=skipped)
-    return account("koopman", best.task, found, best.built)
+    return account("koopman", best.job, found, best.built)
 
 
 def _account_several(problem: Any, made: tuple[Any, list[Fitted], Any]) -> Compressed:
     model, blocks, score = made
-    settings: dict[str, Any] = {"at": [list(fitted.task.ends) for fitted in blocks]}
-    for number, (task, _, built) in enumerate(blocks):
-        settings[f"span {number}"] = task.span.reading() | built.setting.as_dict(task.span.d)
+    settings: dict[str, Any] = {"at": [list(fitted.job.ends) for fitted in blocks]}
+    for number, (job, _, built) in enumerate(blocks):
+        settings[f"span {number}"] = job.span.reading() | built.setting.as_dict(job.span.d)
     return finish(
         model, method="koopman", budget=problem.budget, original_bytes=problem.original_bytes,
         settings=settings, why=f"each span by the best validation {problem.measure}, in order",
@@ -123,33 +132,33 @@ def _account_several(problem: Any, made: tuple[Any, list[Fitted], Any]) -> Compr
 
 
 def account(
-    method: str, task: Task, found: Found, built: Built, *, why: str | None = None, **chosen: Any
+    method: str, job: Job, found: Found, built: Built, *, why: str | None = None, **chosen: Any
 ) -> Compressed:
     """The account of a block.
 
     Args:
-        method, task, found, built: as they are.
+        method, job, found, built: as they are.
         why: in place of the sentence on the closed form.
         chosen: further settings.
     """
-    problem, span, setting = task.problem, task.span, built.setting
-    notes, code = [], built.code
+    problem, span, setting = job.problem, job.span, built.setting
+    advice, code = [], built.code
     unused = export.stored_bytes(built.model) < 0.8 * problem.limit
     if setting.observables * FEW > span.count or (unused and found.limited):
         code = UNDERDETERMINED
-        notes.append(
+        advice.append(
             f"{span.count} calibration samples are few: the dictionary was kept to "
             f"{setting.observables} observables and the ridge set to {setting.ridge:g} of their "
             "number; give more samples, which need no labels"
         )
     if found.skipped:
-        notes.append(f"the time was over with {found.skipped} passes of the search left out")
+        advice.append(f"the time was over with {found.skipped} passes of the search left out")
     return finish(
         built.model,
         method=method,
         budget=problem.budget,
         original_bytes=problem.original_bytes,
-        settings={"at": list(task.ends), **span.reading(), **setting.as_dict(span.d), **chosen},
+        settings={"at": list(job.ends), **span.reading(), **setting.as_dict(span.d), **chosen},
         why=why
         or (
             f"of {found.tried} settings that fit, the best validation {problem.measure}; "
@@ -157,6 +166,6 @@ def account(
         ),
         candidates=found.tried,
         result=code,
-        notes=tuple(notes),
+        advice=tuple(advice),
         **problem.account(built.score),
     )

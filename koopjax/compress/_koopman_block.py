@@ -12,11 +12,11 @@ from koopjax import export, nn, observables
 from koopjax._core import expected, on_device
 from koopjax.compress._budget import too_small
 from koopjax.compress._koopman_span import Span
-from koopjax.compress._problem import Problem, cut, placed, pose, run
+from koopjax.compress._problem import Problem, check_real, cut, placed, run
 from koopjax.compress._setting import Setting
 
 
-class Task(NamedTuple):
+class Job(NamedTuple):
     """A span to be replaced within a budget.
 
     Attributes:
@@ -32,28 +32,20 @@ class Task(NamedTuple):
     room: int
 
 
-def prepare(
-    method: str, model: Any, calibration: Any, budget: Any, at: Any, labels: Any, validation: Any,
-    key: Array,
-) -> Task:  # fmt: skip
-    """Check the arguments, run the original up to both cuts, and count the bytes that are left.
+def on_span(method: str, problem: Problem, at: Any, key: Array) -> Job:
+    """Run the original up to both cuts, and count the bytes that are left.
 
     Raises:
-        ValueError: as every method does; `BudgetTooSmall` where not even the smallest block fits.
+        ValueError: a cut that is unknown, or behind which there are no real numbers;
+            `BudgetTooSmall` where not even the smallest block fits.
     """
-    problem = pose(method, model, calibration, budget, labels, validation, key)
-    return on_span(method, problem, at, key)
-
-
-def on_span(method: str, problem: Problem, at: Any, key: Array) -> Task:
-    """`prepare` for a problem that is posed already."""
     parts, ends = cut(problem.model, problem.x, at)
     span = states(problem, parts, jax.random.fold_in(key, 1))
     base = fixed_bytes(problem, span, ends)
     smallest = base + span.least
     if smallest > problem.limit:
         raise too_small(method, problem.limit, smallest, problem.original_bytes)
-    return Task(problem, span, ends, problem.limit - base)
+    return Job(problem, span, ends, problem.limit - base)
 
 
 def states(problem: Problem, parts: Any, key: Array, deliver: Any = None) -> Span:
@@ -68,6 +60,7 @@ def states(problem: Problem, parts: Any, key: Array, deliver: Any = None) -> Spa
     """
     head, span, tail = parts
     shape, x = problem.x.shape, problem.x
+    check_real(problem.model, x, parts)
     h, h_val = run(head, x), run(head, problem.x_val)
     y, y_val = run(span, h), run(span, h_val)
     if deliver is not None:
@@ -83,7 +76,7 @@ def states(problem: Problem, parts: Any, key: Array, deliver: Any = None) -> Spa
         h=flat(h), y=flat(y), h_val=flat(h_val), y_val=flat(y_val), sample=h[:2],
         out_shape=y.shape[1:], out_dtype=y.dtype, tail=None if direct else tail,
         parts=(span,) if direct else (span, tail), raw=h, outputs=problem.teacher.shape[-1],
-        logits=direct and problem.measure != "r2", key=key,
+        softmax=problem.softmax, logits=direct and problem.softmax, key=key,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from koopjax import edmd, export, observables
 from koopjax._core import SUCCESS, on_device
-from koopjax.compress._koopman_block import Task, koopman_block, wrap
+from koopjax.compress._koopman_block import Job, koopman_block, wrap
 from koopjax.compress._koopman_formats import quantized
 from koopjax.compress._koopman_span import Found, Span
 from koopjax.compress._problem import Score
@@ -41,7 +41,7 @@ class Built(NamedTuple):
     fits: bool = True
 
 
-def build(task: Task, found: Found) -> Built:
+def build(job: Job, found: Found) -> Built:
     """Fit on all samples, held-out ones included, and give up observables until the file fits.
 
     The score is that of a fit without the held-out samples.
@@ -51,12 +51,12 @@ def build(task: Task, found: Found) -> Built:
     if setting.bits is not None:  # K is fitted to what the coarser projection reads
         codes, scale = quantized(moment.covariance[np.ix_(kept, kept)], matrix, setting.bits)
         matrix = codes * scale
-    return build_from(task, setting, matrix, moment.mean[kept] @ matrix)
+    return build_from(job, setting, matrix, moment.mean[kept] @ matrix)
 
 
-def build_from(task: Task, setting: Setting, matrix: np.ndarray, shift: np.ndarray) -> Built:
+def build_from(job: Job, setting: Setting, matrix: np.ndarray, shift: np.ndarray) -> Built:
     """`build` for any projection `(m, r)` of the kept entries; `shift` is taken off behind it."""
-    problem, span = task.problem, task.span
+    problem, span = job.problem, job.span
     some = lambda columns: observables.Select(psi, jnp.asarray(columns))
     read = lambda h: h[:, setting.kept]
     psi = dictionary(matrix, shift, setting.degree)
@@ -70,7 +70,7 @@ def build_from(task: Task, setting: Setting, matrix: np.ndarray, shift: np.ndarr
     while True:
         k, code = _solve(whole, setting, span)
         block = koopman_block(span, setting, matrix, shift, k)
-        model = wrap(problem, span, task.ends, block)
+        model = wrap(problem, span, job.ends, block)
         over = export.stored_bytes(model) - problem.limit
         if over <= 0 or setting.observables <= 2:
             break

@@ -13,10 +13,11 @@ from jaxtyping import Array, Float, Int
 from koopjax import edmd, export, observables
 from koopjax._core import on_device
 from koopjax.compress._eliminate import backward
-from koopjax.compress._koopman_block import Task, koopman_block, wrap
+from koopjax.compress._koopman_block import Job, koopman_block, wrap
 from koopjax.compress._koopman_build import Built, dictionary
 from koopjax.compress._koopman_span import Found
 from koopjax.compress._output_metric import select_entries, softmax_moments
+from koopjax.compress._units import unit_diagonal
 
 #: Entries that are looked at, at most; choosing among them takes the cube of their number.
 MOST = 1000
@@ -30,34 +31,34 @@ SHARE = 0.05
 ALPHA = 1e-4
 
 
-def with_entries(task: Task, found: Found) -> Built | None:
+def with_entries(job: Job, found: Found) -> Built | None:
     """The best block of a found projection whose K has lost entries; None where there is none.
 
     All products of the coordinates (the most useful of them where they are many), and of their K
     the entries that the logits' softmax can least do without, the others refitted at every step.
 
     Args:
-        task, found: a span that ends at logits, and what the search found for it in float32.
+        job, found: a span that ends at logits, and what the search found for it in float32.
     """
-    span, setting = task.span, found.setting
-    if not span.logits or span.q < 2:
+    span, setting = job.span, found.setting
+    if not span.logits:
         return None
     read = found.entries.read(setting.directions, len(setting.kept))
     widths = {min(read.shape[1], math.ceil(wide * setting.coordinates)) for wide in WIDER}
-    made = [_of_width(task, found, read[setting.kept, :r]) for r in sorted(widths)]
+    made = [_of_width(job, found, read[setting.kept, :r]) for r in sorted(widths)]
     return max((one for one in made if one is not None), key=lambda b: b.score, default=None)
 
 
-def _of_width(task: Task, found: Found, matrix: np.ndarray) -> Built | None:
+def _of_width(job: Job, found: Found, matrix: np.ndarray) -> Built | None:
     """The same for a projection `(m, r)` of the kept entries."""
-    span, problem, setting = task.span, task.problem, found.setting
-    room = task.room - 4 * (matrix.size + matrix.shape[1])
+    span, problem, setting = job.span, job.problem, found.setting
+    room = job.room - 4 * (matrix.size + matrix.shape[1])
     if room < 8 * span.q:
         return None
     kept = setting.kept
     shift = found.moment.mean[kept] @ matrix
     psi = dictionary(matrix, shift, setting.degree)
-    columns = _useful(task, setting, psi)
+    columns = _useful(job, setting, psi)
     lifted = lambda h: _lifted(psi, columns, kept, h)
     hessian, cross = softmax_moments(lifted(span.h), span.y)
     most = min(len(columns) * span.q, room // 4)
@@ -76,7 +77,7 @@ def _of_width(task: Task, found: Found, matrix: np.ndarray) -> Built | None:
             setting, coordinates=matrix.shape[1], columns=columns[live], rank=span.q, entries=size
         )
         block = koopman_block(span, chosen, matrix, shift, on_device(k[live], jnp.float32))
-        return wrap(problem, span, task.ends, block), chosen, k[live]
+        return wrap(problem, span, job.ends, block), chosen, k[live]
 
     size = _largest(sizes, lambda n: export.stored_bytes(make(n)[0]) <= problem.limit)
     if size is None:
@@ -95,9 +96,9 @@ def _lifted(
     return observables.Select(psi, columns)(h[:, kept])
 
 
-def _useful(task: Task, setting: Any, psi: Any) -> np.ndarray:
+def _useful(job: Job, setting: Any, psi: Any) -> np.ndarray:
     """As many products as `MOST` allows, those that least squares can least do without."""
-    span, total = task.span, psi.size(len(setting.kept))
+    span, total = job.span, psi.size(len(setting.kept))
     count = max(2, MOST // span.q)
     if total <= count:
         return np.arange(total)
@@ -115,10 +116,10 @@ def refit(hessian: np.ndarray, cross: np.ndarray, mask: np.ndarray) -> np.ndarra
         mask: `(p, q)`.
     """
     live = np.flatnonzero(mask)
-    h = hessian.reshape(cross.size, cross.size)[np.ix_(live, live)]
-    h = h + ALPHA * np.diag(np.maximum(np.diag(h), 1e-12 * np.trace(h) / len(h)))
+    h, unit = unit_diagonal(hessian.reshape(cross.size, cross.size)[np.ix_(live, live)])
     out = np.zeros(cross.size)
-    out[live] = np.linalg.solve(h, cross.ravel()[live])
+    right = unit * cross.ravel()[live]
+    out[live] = unit * np.linalg.solve(h + ALPHA * np.eye(len(h)), right)
     return out.reshape(cross.shape)
 
 

@@ -6,13 +6,14 @@ worse in it than the plain form that it starts from. They are functions of `G` a
 matrix answers every form, with no second pass over the data.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from koopjax._core import expected
+from koopjax._core import codebooks, expected
+from koopjax.compress._feedback import feedback, on_codebook
+from koopjax.compress._units import unit_diagonal
 
 #: Scales of a grid that are tried, as shares of that which reaches the largest entry.
 SHRINK = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -82,7 +83,7 @@ def quantized(
         gram: `(p, p)` second moments of the inputs.
         matrix: `(p, q)`, acting from the right.
         bits: 2 to 8; codes lie within `± (2^(bits-1) − 1)`.
-        alpha: ridge of the feedback, relative to the mean of the diagonal of `gram`.
+        alpha: ridge of the feedback, relative to each entry of the diagonal of `gram`.
 
     Returns:
         Integers and float32 scales.
@@ -104,7 +105,7 @@ def quantized(
     scales = scales.astype(np.float32).astype(np.float64)
     wide = np.tile(matrix, (1, len(SHRINK)))
     nearest = lambda row: np.clip(np.rint(row / scales), -most, most) * scales
-    fed = _feed_back(gram, wide, nearest, alpha)
+    fed = feedback(gram, wide, nearest, alpha=alpha)
     forms = np.concatenate([fed, nearest(wide)], axis=1)
     error = gram_error(gram, np.tile(wide, (1, 2)), forms).reshape(-1, q)
     best = np.argmin(error, axis=0)
@@ -119,9 +120,9 @@ def clustered(
 ) -> Codebook:  # fmt: skip
     """A codebook of few values for all entries.
 
-    Starts from k-means of the entries; then, in turn, codes by error feedback as in `quantized`
-    and values by least squares in the Gram metric, `Σ_c Z_cᵀ G Z_c b = Σ_c Z_cᵀ G W_c` with the
-    one-hot codes `Z_c` of column c. The best round is returned.
+    Starts from the optimum of the entries alone; then, in turn, codes by error feedback as in
+    `quantized` and values by least squares in the Gram metric, `Σ_c Z_cᵀ G Z_c b = Σ_c Z_cᵀ G W_c`
+    with the one-hot codes `Z_c` of column c. The best round is returned.
 
     Args:
         gram, matrix, alpha: as in `quantized`.
@@ -135,14 +136,13 @@ def clustered(
     gram, matrix = _checked(gram, matrix)
     if size < 1:
         raise expected("a codebook of at least one value", f"{size}")
-    book = _k_means(matrix.ravel(), min(size, len(np.unique(matrix))))
-    best = Codebook(book, _nearest_code(book, matrix))
+    best = Codebook(*codebooks(matrix, [size])[0])
+    book = best.values
     least = float(gram_error(gram, matrix, best.matrix).sum())
     codes = best.codes
     for turn in range(ROUNDS):
         if turn:  # the first turn refits the values of the plain codes
-            fed = _feed_back(gram, matrix, lambda row, b=book: b[_nearest_code(b, row)], alpha)
-            codes = _nearest_code(book, fed)
+            codes = _nearest_code(book, feedback(gram, matrix, on_codebook(book), alpha=alpha))
         book = _refit_values(gram, matrix, codes, book)
         codes = np.argsort(np.argsort(book, kind="stable"), kind="stable")[codes]
         book = np.sort(book)
@@ -165,7 +165,7 @@ def grouped_rows(
     Args:
         gram, matrix: as in `quantized`.
         groups: how many are left.
-        alpha: ridge of the refit, relative to the mean of the diagonal.
+        alpha: ridge of the refit, relative to the second moment of each group.
 
     Numerics: `O(p³)` on the host at worst, with vectorised inner loops.
 
@@ -193,9 +193,10 @@ def grouped_rows(
     kept, labels = np.unique(labels, return_inverse=True)
     plain = Groups(labels, center[kept])
     z = np.eye(len(kept))[labels]
-    system = z.T @ gram @ z
-    ridge = alpha * max(float(np.trace(system)) / len(kept), 1e-300) * np.eye(len(kept))
-    fitted = Groups(labels, np.linalg.solve(system + ridge, z.T @ gram @ matrix))
+    system, unit = unit_diagonal(z.T @ gram @ z)
+    right = unit[:, None] * (z.T @ gram @ matrix)
+    rows = unit[:, None] * np.linalg.solve(system + alpha * np.eye(len(kept)), right)
+    fitted = Groups(labels, rows)
     errors = [gram_error(gram, matrix, form.matrix).sum() for form in (fitted, plain)]
     return fitted if errors[0] <= errors[1] else plain
 
@@ -208,42 +209,6 @@ def _checked(gram: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarr
             f"shapes {matrix.shape} and {gram.shape}",
         )
     return gram, matrix
-
-
-def _feed_back(
-    gram: np.ndarray, matrix: np.ndarray, nearest: Callable[[np.ndarray], np.ndarray], alpha: float
-) -> np.ndarray:
-    """Each row to what `nearest` says, its error made good by the rows to come.
-
-    With `G⁻¹ = Uᵀ U`, `U` upper triangular, row i's error `e` is best made good by
-    `−(e / U_ii) U_ij` in the rows j behind it, all earlier ones being fixed.
-    """
-    p = len(gram)
-    ridge = alpha * max(float(np.trace(gram)) / p, 1e-300)
-    order = np.argsort(-np.diag(gram), kind="stable")  # what weighs most first
-    inverse = np.linalg.inv(gram[np.ix_(order, order)] + ridge * np.eye(p))
-    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
-    # `inverse = upper.T @ upper` with the transposed lower factor.
-    rest, out = matrix[order].copy(), np.empty_like(matrix)
-    for i in range(p):
-        out[order[i]] = nearest(rest[i])
-        error = (rest[i] - out[order[i]]) / upper[i, i]
-        rest[i + 1 :] -= upper[i, i + 1 :, None] * error
-    return out
-
-
-def _k_means(values: np.ndarray, size: int, rounds: int = 50) -> np.ndarray:
-    """Lloyd's algorithm in one dimension, from evenly spaced values."""
-    book = np.linspace(values.min(), values.max(), size)
-    for _ in range(rounds):
-        codes = _nearest_code(book, values)
-        count = np.bincount(codes, minlength=size)
-        total = np.bincount(codes, values, minlength=size)
-        new = np.sort(np.where(count > 0, total / np.maximum(count, 1), book))
-        if np.array_equal(new, book):
-            break
-        book = new
-    return book
 
 
 def _nearest_code(book: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -262,5 +227,6 @@ def _refit_values(
         weighted = gram @ z
         system += z.T @ weighted
         right += weighted.T @ matrix[:, c]
-    ridge = 1e-10 * max(float(np.trace(system)) / size, 1e-300)
-    return np.linalg.solve(system + ridge * np.eye(size), right + ridge * book)
+    system, unit = unit_diagonal(system)
+    moved = np.linalg.solve(system + 1e-10 * np.eye(size), unit * right + 1e-10 * book / unit)
+    return unit * moved

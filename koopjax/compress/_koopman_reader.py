@@ -9,7 +9,7 @@ import numpy as np
 
 from koopjax import observables
 from koopjax._core import on_device
-from koopjax.compress._koopman_block import Task, fixed_bytes
+from koopjax.compress._koopman_block import Job, fixed_bytes
 from koopjax.compress._koopman_formats import quantized
 from koopjax.compress._projection import axes_of
 
@@ -25,46 +25,46 @@ ROWS = 20_000
 FINER = 2
 
 
-def readings(task: Task, bits: int | None = None) -> Iterator[Task]:
-    """A task as it is, and behind Kronecker projections of a few sizes where its state has axes.
+def readings(job: Job, bits: int | None = None) -> Iterator[Job]:
+    """A job as it is, and behind Kronecker projections of a few sizes where its state has axes.
 
     A state has axes where it is an array of at least two, or a flat input (784 pixels are 28 x 28);
     whether that is so of its data is for the validation score to say.
 
     Args:
-        task: of a whole span.
+        job: of a whole span.
         bits: of an entry of the directions; float32 without.
     """
-    yield task
-    shape = task.span.raw.shape[1:]
+    yield job
+    shape = job.span.raw.shape[1:]
     axes = axes_of(shape)
-    arranged = sum(n > 1 for n in shape) > 1 or task.ends[0] == "input"
+    arranged = sum(n > 1 for n in shape) > 1 or job.ends[0] == "input"
     if not arranged or len(axes) < 2 or min(axes) < SHORT:
         return
     width = 32 if bits is None else bits + FINER
-    most = MOST * (8 * task.room / width) / sum(n * n for n in axes)
+    most = MOST * (8 * job.room / width) / sum(n * n for n in axes)
     chosen = dict.fromkeys(
         tuple(max(1, round(min(share, share / SHARES[0] * most) * n)) for n in axes)
         for share in SHARES
     )
     for ranks in chosen:
-        one = behind_axes(task, axes, ranks, bits)
+        one = behind_axes(job, axes, ranks, bits)
         if one is not None:
             yield one
 
 
 def behind_axes(
-    task: Task, axes: Sequence[int], ranks: Sequence[int], bits: int | None = None
-) -> Task | None:
-    """A task whose span reads `h (A_1 ⊗ ... ⊗ A_k)` in the place of `h`; None without room for it.
+    job: Job, axes: Sequence[int], ranks: Sequence[int], bits: int | None = None
+) -> Job | None:
+    """A job whose span reads `h (A_1 ⊗ ... ⊗ A_k)` in the place of `h`; None without room for it.
 
     Args:
-        task: as it is.
+        job: as it is.
         axes: sizes of the state's axes, the last one fastest.
         ranks: directions of each.
         bits: of an entry of the directions; float32 without.
     """
-    span, problem = task.span, task.problem
+    span, problem = job.span, job.problem
     kronecker = observables.Kronecker.fit(span.h[:ROWS], axes, ranks)
     if bits is not None:
         kronecker = observables.Kronecker(
@@ -72,8 +72,8 @@ def behind_axes(
         )
     read = lambda h: kronecker(h)
     span = dataclasses.replace(span, h=read(span.h), h_val=read(span.h_val), reader=kronecker)
-    room = problem.limit - fixed_bytes(problem, span, task.ends)
-    return Task(problem, span, task.ends, room) if room >= span.least else None
+    room = problem.limit - fixed_bytes(problem, span, job.ends)
+    return Job(problem, span, job.ends, room) if room >= span.least else None
 
 
 def _on_grid(factor: Any, bits: int) -> Any:

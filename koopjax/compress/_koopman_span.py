@@ -29,6 +29,7 @@ class Span:
         parts: callables from the first cut to the output.
         raw: states at the first cut in their own shape.
         outputs: width of the model's output.
+        softmax: whether a softmax reads them, which does not see a common shift.
         logits: the span ends at the outputs of a classifier.
         key: for draws.
         reader: dictionary that reads the state at the first cut before anything else does
@@ -46,6 +47,7 @@ class Span:
     parts: tuple[Any, ...]
     raw: Array
     outputs: int
+    softmax: bool
     logits: bool
     key: Array
     reader: Any = None
@@ -74,7 +76,7 @@ class Span:
     def metric(self) -> np.ndarray:
         """Metric on the target: what all logits have in common hardly counts."""
         eye = np.eye(self.q)
-        return eye - (1 - 1e-3) / self.q if self.logits and self.q > 1 else eye
+        return eye - (1 - 1e-3) / self.q if self.logits else eye
 
     def reading(self) -> dict[str, Any]:
         """How the state is read, for the report: nothing to say where it is read as it is."""
@@ -85,7 +87,9 @@ class Span:
 
     def slopes(self, rows: int) -> np.ndarray:
         """`(d, d)` mean square of the outputs' derivatives with respect to `h`, on some samples."""
-        metric = jacobian_metric(self.parts, self.raw[:rows], self.outputs, self.key)
+        metric = jacobian_metric(
+            self.parts, self.raw[:rows], self.outputs, self.key, centred=self.softmax
+        )
         if self.reader is None:
             return metric
         # Directions of an axis are orthonormal, so that what was read is put back by the same.

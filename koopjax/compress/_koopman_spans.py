@@ -5,13 +5,14 @@ import itertools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
 from koopjax import export, surgery
 from koopjax._core import expected
 from koopjax.compress._budget import too_small
-from koopjax.compress._koopman_block import Task, fixed_bytes, least_block, states
+from koopjax.compress._koopman_block import Job, fixed_bytes, least_block, states
 from koopjax.compress._koopman_build import Built, build
 from koopjax.compress._koopman_entries import with_entries
 from koopjax.compress._koopman_reader import readings
@@ -27,11 +28,11 @@ class Fitted(NamedTuple):
     """What a search found, and the block made of it.
 
     Attributes:
-        task: the span, read as was best.
+        job: the span, read as was best.
         found, built: of it.
     """
 
-    task: Task
+    job: Job
     found: Found
     built: Built
 
@@ -52,7 +53,7 @@ def check_extras(bits: Any, seconds: Any, spans: Any, at: Any) -> None:
         raise expected("koopman: at or spans='search'", "both", "one of them")
 
 
-def fit(task: Task, bits: str, clock: Clock) -> Fitted:
+def fit(job: Job, bits: str, clock: Clock) -> Fitted:
     """The best block of a span.
 
     Its state as it is, then behind directions of its axes; float32 first, then on grids of few bits
@@ -61,8 +62,8 @@ def fit(task: Task, bits: str, clock: Clock) -> Fitted:
     best: Fitted | None = None
     tried = skipped = 0
     for width in (None, *(BITS if bits == "any" else ())):
-        made: list[tuple[Task, Found]] = []
-        for read in readings(task, width):
+        made: list[tuple[Job, Found]] = []
+        for read in readings(job, width):
             if (best is not None or made) and clock.over():
                 skipped += 1
                 break
@@ -79,7 +80,7 @@ def fit(task: Task, bits: str, clock: Clock) -> Fitted:
                 best = other
     assert best is not None
     if best.found.setting.bits is None and not clock.over():
-        built, tried = with_entries(best.task, best.found), tried + 1
+        built, tried = with_entries(best.job, best.found), tried + 1
         if built is not None and built.score > best.built.score:
             best = best._replace(built=built)
     return best._replace(found=dataclasses.replace(best.found, tried=tried, skipped=skipped))
@@ -90,6 +91,8 @@ def candidates(problem: Problem) -> list[tuple[str, str]]:
     sample = jax.ShapeDtypeStruct((2, *problem.x.shape[1:]), problem.x.dtype)
     hidden = [c.name for c in surgery.cut_points(problem.model, sample) if c.hidden]
     later = [(name, "output") for name in hidden]
+    if not jnp.issubdtype(sample.dtype, jnp.floating):  # tokens are no state to replace
+        return later
     return [("input", "output"), *later, *(("input", name) for name in reversed(hidden))]
 
 
@@ -143,7 +146,7 @@ def several(
         for names, share in zip(ends, shares, strict=True):
             made.append(_one(problem, names, share + spare, made, bits, clock, key))
             last = made[-1]
-            spare = max(0, last.task.problem.limit - export.stored_bytes(last.built.model))
+            spare = max(0, last.job.problem.limit - export.stored_bytes(last.built.model))
         blocks = [_block_of(fitted.built.model) for fitted in made]
         model = _together(problem, ends, spans, blocks)
         over = export.stored_bytes(model) - problem.limit
@@ -163,10 +166,10 @@ def _one(
         chain: list[Any] = []
         start = "input"
         for fitted in made:
-            ends = fitted.task.ends
+            ends = fitted.job.ends
             if ends[0] != start:
                 chain.append(cut(problem.model, problem.x, (start, ends[0]))[0][1])
-            chain.append(_rowwise(fitted.task.span, _block_of(fitted.built.model)))
+            chain.append(_rowwise(fitted.job.span, _block_of(fitted.built.model)))
             start = ends[1]
         if names[0] != start:
             chain.append(cut(problem.model, problem.x, (start, names[0]))[0][1])
@@ -174,8 +177,8 @@ def _one(
     span = states(problem, parts, jax.random.fold_in(key, 1), deliver)
     # The rest of the original is in this file and must not count: only the block's share does.
     limit = fixed_bytes(problem, span, names) + share
-    task = Task(dataclasses.replace(problem, limit=limit), span, names, share)
-    return fit(task, bits, clock)
+    job = Job(dataclasses.replace(problem, limit=limit), span, names, share)
+    return fit(job, bits, clock)
 
 
 def _through(chain: list[Any], x: Any) -> Any:

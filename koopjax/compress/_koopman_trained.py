@@ -15,11 +15,11 @@ from koopjax import export
 from koopjax._core import expected
 from koopjax.compress import _varpro
 from koopjax.compress._koopman import account
-from koopjax.compress._koopman_block import Task, koopman_block, prepare, wrap
+from koopjax.compress._koopman_block import Job, koopman_block, on_span, wrap
 from koopjax.compress._koopman_build import Built, build, build_from
 from koopjax.compress._koopman_reader import readings
 from koopjax.compress._koopman_span import Clock, Found
-from koopjax.compress._problem import Score
+from koopjax.compress._problem import Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed
 from koopjax.compress._search import RIDGES, ROWS, search
 
@@ -42,6 +42,8 @@ def koopman_trained(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
     steps: int = 100,
     together: int = 2000,
     rates: Sequence[float] = RATES,
@@ -57,7 +59,7 @@ def koopman_trained(
     validation score; the best start is among them.
 
     Args:
-        model, calibration, budget, at, labels, validation, key: as for `koopman`.
+        model, calibration, budget, at, labels, validation, task, score_fn, key: as for `koopman`.
         steps: of the first stage; 0 leaves it out.
         together: of the second stage; 0 leaves it out, and K stays the least-squares one.
         rates: of learning, relative to the size of each array's entries.
@@ -83,8 +85,13 @@ def koopman_trained(
             f"{steps}, {together} and {tuple(rates)}",
         )
     clock = Clock(seconds)
-    task = prepare("koopman_trained", model, calibration, budget, at, labels, validation, key)
-    starts, found = _starts(task, clock)
+    problem = pose(
+        "koopman_trained", model, calibration, budget, labels, validation, key, task, score_fn
+    )
+    if problem.is_met:
+        return untouched("koopman_trained", problem)
+    job = on_span("koopman_trained", problem, at, key)
+    starts, found = _starts(job, clock)
     made = {"start": starts[0]}
     if (steps or together) and not clock.over():
         draw = jax.random.split(jax.random.fold_in(key, 2), 3)
@@ -102,7 +109,7 @@ def koopman_trained(
 class _Stage(NamedTuple):
     """A block, and what it takes to train on from it."""
 
-    task: Task
+    job: Job
     found: Found
     built: Built
     frame: _varpro.Frame
@@ -111,13 +118,13 @@ class _Stage(NamedTuple):
     rows_val: Array
 
     @classmethod
-    def of(cls, task: Task, found: Found, built: Built) -> "_Stage":
+    def of(cls, job: Job, found: Found, built: Built) -> "_Stage":
         """Ready to train."""
-        setting, span, mask = built.setting, task.span, built.matrix != 0
+        setting, span, mask = built.setting, job.span, built.matrix != 0
         frame = _varpro.frame(found.moment, setting.kept, setting.columns, setting.degree, mask)
         state = _varpro.begin(frame, built.matrix, built.shift, built.clean)
-        data = (span.h[:, setting.kept], span.y, _teacher(task))
-        return cls(task, found, built, frame, state, data, span.h_val[:, setting.kept])
+        data = (span.h[:, setting.kept], span.y, _teacher(job))
+        return cls(job, found, built, frame, state, data, span.h_val[:, setting.kept])
 
     def train(
         self, steps: int, rate: float, through: bool, key: Array, told: Any = None
@@ -130,11 +137,12 @@ class _Stage(NamedTuple):
         return self._train(steps, rate, through, key, None)[1]
 
     def _train(self, steps: int, rate: float, through: bool, key: Array, told: Any) -> Any:
-        span = self.task.span
+        span = self.job.span
         return _varpro.train(
             self.frame, self.state, self.data, tail=span.tail,
-            shape=(span.out_shape, span.out_dtype), steps=steps, rate=rate, through=through,
-            look=functools.partial(self._look, through), key=key, progress=told,
+            shape=(span.out_shape, span.out_dtype), task=self.job.problem.task, steps=steps,
+            rate=rate, through=through, look=functools.partial(self._look, through), key=key,
+            progress=told,
         )  # fmt: skip
 
     def _look(self, through: bool, state: _varpro.Trained) -> Score:
@@ -142,12 +150,12 @@ class _Stage(NamedTuple):
             psi = _observe(self.frame, state, self.data[0][:LOOK])
             state = state._replace(operator=(_varpro.solved(psi, self.data[1][:LOOK]),))
         states = _predict(self.frame, state, self.rows_val)
-        return self.task.problem.score(self.task.span.outputs_of(np.asarray(states)))
+        return self.job.problem.score(self.job.span.outputs_of(np.asarray(states)))
 
     def solve(self, state: _varpro.Trained) -> "_Stage":
         """With the least-squares K of a trained projection, its ridge chosen anew."""
         matrix, shift = _varpro.projection(self.frame, state)
-        setting, problem = self.built.setting, self.task.problem
+        setting, problem = self.built.setting, self.job.problem
         h, y, _ = self.data
         n = min(len(h), ROWS)
         psi = np.asarray(_observe(self.frame, state, h[:n]), np.float64)
@@ -156,25 +164,25 @@ class _Stage(NamedTuple):
         scores = []
         for ridge in RIDGES:
             k = np.linalg.solve(gram + ridge * n * np.eye(len(gram)), cross)
-            scores.append((problem.score(self.task.span.outputs_of(psi_val @ k)), ridge))
+            scores.append((problem.score(self.job.span.outputs_of(psi_val @ k)), ridge))
         setting = dataclasses.replace(setting, ridge=max(scores)[1])
-        return _Stage.of(self.task, self.found, build_from(self.task, setting, matrix, shift))
+        return _Stage.of(self.job, self.found, build_from(self.job, setting, matrix, shift))
 
     def keep(self, state: _varpro.Trained) -> "_Stage":
         """With the K that was trained; should the file not fit, the faintest products go."""
-        task, setting = self.task, self.built.setting
+        job, setting = self.job, self.built.setting
         matrix, shift = _varpro.projection(self.frame, state)
         k: list[np.ndarray] = [np.asarray(a) for a in state.operator]
         while True:
             operator = tuple(k) if len(k) > 1 else k[0]
-            block = koopman_block(task.span, setting, matrix, shift, operator)
-            model = wrap(task.problem, task.span, task.ends, block)
-            over = export.stored_bytes(model) - task.problem.limit
+            block = koopman_block(job.span, setting, matrix, shift, operator)
+            model = wrap(job.problem, job.span, job.ends, block)
+            over = export.stored_bytes(model) - job.problem.limit
             if over <= 0 or setting.observables <= 2:
-                score = task.problem.score_model(model)
+                score = job.problem.score_model(model)
                 code = self.built.code
                 built = Built(model, setting, matrix, shift, operator, operator, score, code)
-                return _Stage.of(task, self.found, built)
+                return _Stage.of(job, self.found, built)
             count = max(1, over // (4 * setting.rank))
             order = np.argsort(-np.linalg.norm(functools.reduce(np.matmul, k), axis=1))
             stay = np.sort(order[: max(2, setting.observables - count)])
@@ -185,19 +193,19 @@ class _Stage(NamedTuple):
 _observe, _predict = jax.jit(_varpro.observe), jax.jit(_varpro.predict)
 
 
-def _teacher(task: Task) -> Array:
+def _teacher(job: Job) -> Array:
     """The original's outputs on the calibration samples."""
-    span = task.span
+    span = job.span
     rows = range(0, span.count, 2000)
     out = jnp.concatenate([span.outputs_of(span.y[i : i + 2000]) for i in rows])
     return out.astype(jnp.float32)
 
 
-def _starts(task: Task, clock: Clock) -> tuple[list["_Stage"], Found]:
+def _starts(job: Job, clock: Clock) -> tuple[list["_Stage"], Found]:
     """Where training may begin, the best first, and the account of all that was tried for it."""
     starts: list[_Stage] = []
     tried = skipped = 0
-    for read in readings(task):
+    for read in readings(job):
         if starts and clock.over():
             skipped += 1
             break
@@ -242,8 +250,8 @@ def _finish(found: Found, made: dict[str, _Stage]) -> Compressed:
     """The stage that is best on validation; the earlier one where they tie."""
     scores = {name: stage.built.score for name, stage in made.items()}
     name = max(scores, key=lambda n: scores[n])
-    task = made[name].task
+    job = made[name].job
     shown = ", ".join(f"{n} {score.value:.4f}" for n, score in scores.items())
-    why = f"the best validation {task.problem.measure} of these stages: {shown}"
+    why = f"the best validation {job.problem.measure} of these stages: {shown}"
     whole = dataclasses.replace(made[name].found, tried=found.tried, skipped=found.skipped)
-    return account("koopman_trained", task, whole, made[name].built, why=why, trained=name)
+    return account("koopman_trained", job, whole, made[name].built, why=why, trained=name)

@@ -11,28 +11,12 @@ from flax import linen, nnx
 from jaxtyping import Array
 
 from koopjax import models, nn
-from koopjax._core import expected, matmul, on_device
+from koopjax._core import firsts, has_float64, matmul, on_device, precise_as
+from koopjax.compress import _taps as taps
 from koopjax.compress._budget import inapplicable
 from koopjax.compress._problem import Problem, cut, span_name
 
 Path = tuple[Any, ...]
-
-
-class Seen(nnx.Variable):
-    """The input that a layer saw last."""
-
-
-class Tap(nnx.Module):
-    """A linear layer that remembers its input rows."""
-
-    def __init__(self, linear: nnx.Linear):
-        self.linear = linear
-        self.seen = Seen(jnp.zeros((0, linear.in_features)))
-
-    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
-        """The layer's output."""
-        self.seen.set_value(x.reshape(-1, x.shape[-1]))
-        return self.linear(x, *args, **kwargs)
 
 
 def as_nnx(model: Any) -> nnx.Module:
@@ -60,8 +44,24 @@ def as_nnx(model: Any) -> nnx.Module:
 
 
 def linear_paths(model: nnx.Module) -> list[Path]:
-    """Paths of all `nnx.Linear` layers, in the order of the model's attributes."""
-    paths = [path for path, node in nnx.iter_graph(model) if type(node) is nnx.Linear]
+    """Paths of all `nnx.Linear` layers whose kernel is a matrix of their own, in order.
+
+    Not those of a stack that a scan goes through, nor those that share their kernel, nor those
+    whose kernel is normalised before each use: another matrix in its place would be another layer.
+    """
+    normed = {
+        id(node.layer_instance)
+        for _, node in nnx.iter_graph(model)
+        if isinstance(node, nnx.WeightNorm | nnx.SpectralNorm)
+    }
+    found = {
+        path: node.kernel.get_value()
+        for path, node in nnx.iter_graph(model)
+        if type(node) is nnx.Linear and id(node) not in normed
+    }
+    same = firsts(list(found.values()))
+    own = [path for k, path in enumerate(found) if same.count(same[k]) == 1]
+    paths = [path for path in own if found[path].ndim == 2]
     return sorted(paths, key=lambda path: [(isinstance(k, str), k) for k in path])
 
 
@@ -77,26 +77,49 @@ def layers_in(
         if twin is not problem.model:  # Linen's names end in the number of the layer
             used = {name.replace("layers_", "layers.") for name in used}
         paths = [path for path in paths if span_name((*path, "kernel")) in used]
+    called = jax.eval_shape(partial(taps.inputs, marked(twin, paths)), problem.x[:1])
+    paths = [path for place, path in enumerate(paths) if place in called]
     if not paths:
         place = f"span {where['at']}" if where else "model"
-        raise expected(f"a {place} with nnx.Linear layers", "none", suggestion)
+        raise inapplicable(
+            f"a {place} with nnx.Linear layers whose kernels are matrices of their own",
+            "none",
+            suggestion,
+        )
     return paths, where
+
+
+def marked(model: nnx.Module, paths: Sequence[Path]) -> nnx.Module:
+    """A copy whose layers at these paths have marks for `taps.inputs`."""
+    copy = nnx.clone(model)
+    taps.mark([get(copy, path) for path in paths])
+    return copy
 
 
 def get(model: Any, path: Path) -> Any:
     """The node at a path."""
     for key in path:
-        model = model[key] if isinstance(key, int) else getattr(model, key)
+        model = model[key] if _is_container(model) else getattr(model, key)
     return model
 
 
 def put(model: Any, path: Path, node: Any) -> None:
-    """Replace the node at a path, in place."""
-    parent, key = get(model, path[:-1]), path[-1]
-    if isinstance(key, int):
-        parent[key] = node
-    else:
-        setattr(parent, key, node)
+    """Replace the node at a path, in place, wherever the model holds it."""
+    old = get(model, path)
+    for _, parent in list(nnx.iter_graph(model)):
+        if isinstance(parent, dict | list):
+            pairs: Any = list(parent.items() if isinstance(parent, dict) else enumerate(parent))
+        else:
+            pairs = list(nnx.iter_children(parent)) if isinstance(parent, nnx.Module) else []
+        for key in [key for key, child in pairs if child is old]:
+            if _is_container(parent):
+                parent[key] = node  # pyright: ignore[reportIndexIssue]
+            else:
+                setattr(parent, key, node)
+
+
+def _is_container(node: Any) -> bool:
+    return isinstance(node, dict | list | nnx.List | nnx.Dict)
 
 
 def with_kernels(
@@ -122,7 +145,8 @@ def with_factors(model: nnx.Module, paths: Sequence[Path], operators: Sequence[A
     """
     if type(model) is models.MLP:
         given = dict(zip(paths, operators, strict=True))
-        every = [given.get(p) or _whole(get(model, p)) for p in linear_paths(model)]
+        places = [("layers", k) for k in range(len(model.layers))]
+        every = [given.get(path) or _whole(get(model, path)) for path in places]
         return nn.Stack(every, ("relu",) * (len(every) - 1))
     copy = nnx.clone(model)
     for path, operator in zip(paths, operators, strict=True):
@@ -152,35 +176,35 @@ def input_moments(
         For each layer `(X̃ᵀX̃, X̃ᵀX) / n` with `X = [1, inputs]`, float64; `X̃` of the changed model.
     """
     batch = min(batch, len(x))
-    cut = x[: len(x) // batch * batch].reshape(-1, batch, *x.shape[1:])
-    states = []
-    for one in (model, changed):
-        tapped = nnx.clone(one)
-        tapped.eval()
-        for path in paths:
-            put(tapped, path, Tap(get(tapped, path)))
-        graph, state = nnx.split(tapped)
-        states.append(state)
-    sums = _moments(graph, tuple(states), tuple(paths), cut)
-    return [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in sums]
+    both = (model, changed)[: 1 + (changed is not model)]
+    tapped = [nnx.split(marked(one, paths)) for one in both]
+    # Float64 where there is: what the moments decide must not hang on roundings of the inputs.
+    dtype = jnp.float64 if has_float64() else jnp.float32
+    starts = range(0, len(x) // batch * batch, batch)
+    sums: list[Any] = [(0.0, 0.0)] * len(paths)
+    for start in starts:
+        batch_rows = x[start : start + batch]
+        seen = [_inputs(tapped[0][0], state, len(paths), batch_rows) for _, state in tapped]
+        with precise_as(dtype):
+            for k, rows in enumerate(zip(*seen, strict=True)):
+                original, delivered = rows[0], rows[-1]
+                own = np.asarray(_product(delivered, delivered, dtype))
+                cross = own
+                if delivered is not original:
+                    cross = np.asarray(_product(delivered, original, dtype))
+                sums[k] = sums[k][0] + own, sums[k][1] + cross
+    return [(own / len(starts), cross / len(starts)) for own, cross in sums]
 
 
-@partial(jax.jit, static_argnames=("graph", "paths"))
-def _moments(graph: Any, states: tuple[Any, Any], paths: tuple[Path, ...], cut: Array) -> Any:
-    def inputs(state: Any, x: Array) -> list[Array]:
-        model = nnx.merge(graph, state, copy=True)
-        model(x)
-        rows = [get(model, path).seen.get_value().astype(jnp.float32) for path in paths]
-        return [jnp.concatenate([jnp.ones((len(r), 1), r.dtype), r], axis=1) for r in rows]
+@partial(jax.jit, static_argnames="dtype")
+def _product(a: Array, b: Array, dtype: Any) -> Array:
+    """`[1, a]ᵀ [1, b] / n`."""
+    a, b = (jnp.pad(r.astype(dtype), ((0, 0), (1, 0)), constant_values=1) for r in (a, b))
+    return matmul(a.T, b) / len(a)
 
-    def one(x: Array) -> list[tuple[Array, Array]]:
-        original, changed = inputs(states[0], x), inputs(states[1], x)
-        pairs = zip(changed, original, strict=True)
-        return [(matmul(a.T, a) / len(a), matmul(a.T, b) / len(a)) for a, b in pairs]
 
-    def step(total: Any, x: Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, one(x)), None
-
-    first = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, cut[0]))
-    total, _ = jax.lax.scan(step, first, cut)
-    return jax.tree.map(lambda a: a / cut.shape[0], total)
+@partial(jax.jit, static_argnames=("graph", "count"))
+def _inputs(graph: Any, state: Any, count: int, x: Array) -> list[Array]:
+    """The inputs of the marked layers, as rows."""
+    found = taps.inputs(nnx.merge(graph, state, copy=True), x)
+    return [found[place].astype(jnp.float32) for place in range(count)]

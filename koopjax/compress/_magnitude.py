@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen, nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from koopjax import export
-from koopjax._core import expected
-from koopjax.compress._budget import too_small
-from koopjax.compress._problem import Problem, Score, cut, pose, span_name
+from koopjax import export, models
+from koopjax._core import firsts
+from koopjax.compress._budget import inapplicable, too_small
+from koopjax.compress._problem import Problem, Score, ScoreFn, cut, pose, span_name, untouched
 from koopjax.compress._result import Compressed, finish
 
 #: How magnitudes of different arrays compare; "layer" prunes the same share of each.
@@ -39,6 +38,8 @@ def magnitude(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
 ) -> Compressed:
     """One-shot magnitude pruning, by the ranking of the weights that validates best.
 
@@ -49,13 +50,14 @@ def magnitude(
 
     Args:
         model: an `nnx.Module`, `(linen_module, variables)`, `(function, params)`, or any callable
-            pytree.
+            pytree. An array that two of its names share is pruned as one.
         calibration: `(n, ...)` samples, of which some are held out to choose the ranking.
         budget: `"30x"`, `"64KiB"`, bytes, or a `Budget`.
         at: a cut to start from, or a pair of cuts: only arrays that the span between them uses are
             pruned. Without, all are.
-        labels: `(n,)` classes of `calibration`; without, agreement with the original counts.
+        labels: `(n,)` classes of `calibration`; without, the original's outputs count.
         validation: `x_val` or `(x_val, y_val)` in place of held-out samples.
+        task, score_fn: as for `koopman`.
         key: decides which samples are held out.
 
     Returns:
@@ -72,7 +74,9 @@ def magnitude(
         Han, Pool, Tran, Dally (2015), NeurIPS 28; for the layer-adaptive score Lee, Park, Mo, Ahn,
         Shin (2021), ICLR.
     """
-    problem = pose("magnitude", model, calibration, budget, labels, validation, key)
+    problem = pose("magnitude", model, calibration, budget, labels, validation, key, task, score_fn)
+    if problem.is_met:
+        return untouched("magnitude", problem)
     if at is None:
         used, where = None, {}
     else:
@@ -81,7 +85,7 @@ def magnitude(
     weights, rebuild = _weights_of(model, used)
     if not weights:
         place = "model" if used is None else f"span {where['at']}"
-        raise expected(f"a {place} with weight matrices", "none", "one with layers")
+        raise inapplicable(f"a {place} with weight matrices", "none", "one with layers")
     tried = [_prune(problem, weights, rebuild, scale) for scale in SCALES]
     best = max(tried, key=lambda t: t.score)
     scores = ", ".join(f"{t.scale} {t.score.value:.4f}" for t in tried)
@@ -104,63 +108,29 @@ def _weights_of(model: Any, used: set[str] | None) -> tuple[list[np.ndarray], An
         model: the original.
         used: names of arrays, as those of a part's parameters; None for all.
     """
-    if isinstance(model, nnx.Module):
-        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-        held, rest_of = nnx.to_flat_state(params), rest
-        paths = [path for path, _ in held]
-        leaves = [variable.get_value() for _, variable in held]
-
-        def rebuild(values: list[Any]) -> Any:
-            pairs = [
-                (path, variable.replace(value))
-                for path, (_, variable), value in zip(paths, held, values, strict=True)
-            ]
-            return nnx.merge(graphdef, nnx.from_flat_state(pairs), rest_of, copy=True)
-
-        return _of_leaves(leaves, rebuild, _chosen(paths, used))
-    if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], linen.Module):
-        module, variables = model
-        paths, leaves, tree = _flatten(variables["params"])
-        return _of_leaves(
-            leaves,
-            lambda values: (module, {**variables, "params": jax.tree.unflatten(tree, values)}),
-            _chosen(paths, used),
-        )
-    if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
-        paths, leaves, tree = _flatten(model[1])
-        rebuild_function = lambda values: (model[0], jax.tree.unflatten(tree, values))
-        return _of_leaves(leaves, rebuild_function, _chosen(paths, used))
-    paths, leaves, tree = _flatten(model)
-    return _of_leaves(leaves, lambda v: jax.tree.unflatten(tree, v), _chosen(paths, used))
-
-
-def _flatten(tree: Any) -> tuple[list[Any], list[Any], Any]:
-    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    return [path for path, _ in pairs], [leaf for _, leaf in pairs], treedef
-
-
-def _chosen(paths: list[Any], used: set[str] | None) -> list[bool]:
-    """Which paths a span names; it writes a bare leaf or index as `params` or `params.0`."""
-    if used is None:
-        return [True] * len(paths)
-    names = [span_name(path) for path in paths]
-    return [not used.isdisjoint({n, f"params.{n}" if n else "params"}) for n in names]
-
-
-def _of_leaves(leaves: list[Any], rebuild: Any, chosen: list[bool]) -> tuple[list[np.ndarray], Any]:
-    places = [
-        i
-        for i, leaf in enumerate(leaves)
-        if chosen[i] and jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    ]
+    form, params, rest = models.form_of(model)
+    leaves, tree = jax.tree.flatten(params)
+    groups: dict[int, list[int]] = {}  # an array of two names is one, with one mask
+    places = zip(firsts(leaves), models.named_leaves(params), strict=True)
+    for i, (first, (path, leaf, _)) in enumerate(places):
+        if _chosen(path, used) and jnp.ndim(leaf) >= 2 and not jnp.iscomplexobj(leaf):
+            groups.setdefault(first, []).append(i)
 
     def with_weights(weights: list[np.ndarray]) -> Any:
         values = list(leaves)
-        for i, weight in zip(places, weights, strict=True):
-            values[i] = jnp.asarray(weight, jnp.result_type(leaves[i]))
-        return rebuild(values)
+        for group, weight in zip(groups.values(), weights, strict=True):
+            made = jnp.asarray(weight, weight.dtype)
+            for i in group:
+                values[i] = made
+        return form.merge(jax.tree.unflatten(tree, values), rest)
 
-    return [np.asarray(leaves[i]) for i in places], with_weights
+    return [np.asarray(leaves[group[0]]) for group in groups.values()], with_weights
+
+
+def _chosen(path: tuple[Any, ...], used: set[str] | None) -> bool:
+    """Whether a span names a path; it writes a bare leaf or index as `params` or `params.0`."""
+    name = span_name(path)
+    return used is None or not used.isdisjoint({name, f"params.{name}" if name else "params"})
 
 
 def saliencies(weights: list[np.ndarray], scale: str) -> list[np.ndarray]:

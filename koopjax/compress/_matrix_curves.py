@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from koopjax._core import expected
+from koopjax._core import check_finite, expected, read_numbers
+from koopjax.compress._budget import number
 from koopjax.compress._obs import activation_order, surgeon_stage
+from koopjax.compress._units import unit_diagonal
 
 #: Methods of `matrix_curves`.
 CURVES = ("magnitude", "wanda", "obs")
@@ -52,24 +54,29 @@ def matrix_curves(
     Reference: Hassibi & Stork (1993), NeurIPS 5 (OBS); Sun, Liu, Bair & Kolter (2024),
         arXiv 2306.11695 (Wanda).
     """
-    gram, cross = np.asarray(gram, np.float64), np.asarray(cross, np.float64)
-    p = len(gram)
+    gram, cross = (
+        np.asarray(read_numbers(name, a), np.float64)
+        for name, a in (("gram", gram), ("cross", cross))
+    )
+    p = len(gram) if gram.ndim else 0
     if gram.shape != (p, p) or cross.ndim != 2 or len(cross) != p:
         raise expected("a Gram matrix (p, p) and moments (p, q)", f"{gram.shape}, {cross.shape}")
+    for name, values in (("shares", shares), ("methods", methods)):
+        if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+            raise expected(f"a list of {name}", f"{values!r:.60}")
+    check_finite("gram", gram)
+    check_finite("cross", cross)
     for share in shares:
-        if not 0 < share <= 1:
+        if not 0 < number("a share", share) <= 1:
             raise expected("shares of the entries above 0 and at most 1", f"{share}")
-    if not alpha >= 0:
+    if not number("alpha", alpha) >= 0:
         raise expected("a ridge of at least 0", f"{alpha}")
     unknown = [name for name in methods if name not in CURVES]
     if unknown:
         raise expected(f"methods among {', '.join(CURVES)}", f"{unknown[0]!r}")
     counts = [max(1, round(share * cross.size)) for share in shares]
-    # Observables of unit second moment, so that one ridge suits all; one that is always zero has
-    # the ridge alone, and the coefficient zero.
-    moment = np.diag(gram)
-    unit = 1 / np.sqrt(np.where(moment > 0, moment, 1.0))
-    scaled, right = gram * unit[:, None] * unit[None, :], cross * unit[:, None]
+    scaled, unit = unit_diagonal(gram)
+    right = cross * unit[:, None]
     ridge = max(float(alpha), 1e-10)
     dense = unit[:, None] * np.linalg.solve(scaled + ridge * np.eye(p), right)
     out: dict[str, list[np.ndarray]] = {}

@@ -15,7 +15,8 @@ from koopjax.compress._tensor_train import tensor_train
 from koopjax.compress._whitened_svd import whitened_svd
 
 #: Name -> method, each called as
-#: `method(model, calibration, budget, *, at=None, labels=None, validation=None, key)`.
+#: `method(model, calibration, budget, *, at=None, labels=None, validation=None, key, task=None,
+#: score_fn=None)`.
 #: Names of Koopman methods begin with "koopman".
 METHODS: dict[str, Callable[..., Compressed]] = {
     "koopman": koopman,

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from scipy.linalg import get_lapack_funcs
 
 from koopjax._core import expected
+from koopjax.compress._units import unit_diagonal
 
 #: Share of the remaining entries that go in one stage.
 SHARE = 0.15
@@ -51,7 +52,7 @@ def removal_order(
     Args:
         gram: `(p, p)` second moments of the inputs, float64.
         matrix: `(p, q)`, acting from the right.
-        alpha: ridge, relative to the mean of the diagonal of `gram`; at least 1e-10.
+        alpha: ridge, relative to each entry of the diagonal of `gram`; at least 1e-10.
         protect: rows that stay, such as that of the constant.
         least: share of the entries at which the order stops mattering; those left go by saliency.
 
@@ -65,7 +66,8 @@ def removal_order(
     p, q = matrix.shape
     if gram.shape != (p, p):
         raise expected(f"a Gram matrix of shape ({p}, {p})", f"{gram.shape}")
-    ridge = max(float(alpha), 1e-10) * max(float(np.trace(gram)) / p, 1e-300)
+    gram, unit = unit_diagonal(gram)
+    matrix, ridge = matrix / unit[:, None], max(float(alpha), 1e-10)
     whole = float(np.sum(matrix * (gram @ matrix))) or 1.0
     cross = gram @ matrix
     mask = np.ones((p, q), bool)
@@ -94,7 +96,10 @@ def removal_order(
 def surgeon_stage(
     gram: np.ndarray, cross: np.ndarray, mask: np.ndarray, ridge: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The refitted matrix on a mask and the saliency of its entries, both `(p, q)`."""
+    """The refitted matrix on a mask and the saliency of its entries, both `(p, q)`.
+
+    For a Gram matrix of unit diagonal, or the ridge depends on the units.
+    """
     v, saliency = np.zeros(cross.shape), np.zeros(cross.shape)
     for rows, columns in alike(mask):
         places = np.ix_(rows, columns)
@@ -143,15 +148,15 @@ def refit(
         gram: `(p, p)`.
         cross: `C = XᵀY`, `(p, q)`.
         mask: which entries may differ from zero.
-        alpha: ridge, relative to the mean of the diagonal of `gram`.
+        alpha: ridge, relative to each entry of the diagonal of `gram`.
     """
-    gram = np.asarray(gram, np.float64)
-    ridge = max(float(alpha), 1e-10) * max(float(np.trace(gram)) / len(gram), 1e-300)
-    cross, out = np.asarray(cross, np.float64), np.zeros(cross.shape)
+    gram, unit = unit_diagonal(np.asarray(gram, np.float64))
+    ridge, cross = max(float(alpha), 1e-10), np.asarray(cross, np.float64) * unit[:, None]
+    out = np.zeros(cross.shape)
     for rows, columns in alike(np.asarray(mask)):
         places = np.ix_(rows, columns)
         out[places] = np.linalg.solve(_system(gram, rows, ridge), cross[places])
-    return out
+    return out * unit[:, None]
 
 
 def activation_order(

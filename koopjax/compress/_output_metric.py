@@ -9,8 +9,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, matmul
-from koopjax.compress._eliminate import backward
+from koopjax._core import as_numbers, check_finite, expected, matmul, read_numbers
+from koopjax.compress._budget import number
+from koopjax.compress._eliminate import backward, sizes_of
+from koopjax.compress._units import unit_diagonal
 
 #: Rows whose products are formed at a time.
 ROWS = 4096
@@ -54,11 +56,17 @@ def softmax_moments(
 
     Reference: Martens (2020), JMLR 21(146) (Fisher and Gauss-Newton matrices of the softmax).
     """
-    x, t = jnp.asarray(psi_x, jnp.float32), jnp.asarray(logits, jnp.float32)
+    x, t = (
+        as_numbers(name, a).astype(jnp.float32)
+        for name, a in (("psi_x", psi_x), ("logits", logits))
+    )
     if x.ndim != 2 or t.ndim != 2 or len(x) != len(t) or len(x) == 0 or t.shape[1] < 2:
         raise expected("observables (n, p) and logits (n, q), q > 1", f"{x.shape} and {t.shape}")
-    if not (temperature > 0 and floor > 0):
+    number("certain", certain)
+    if not (number("temperature", temperature) > 0 and number("floor", floor) > 0):
         raise expected("a temperature and a floor above 0", f"{temperature} and {floor}")
+    check_finite("psi_x", x)
+    check_finite("logits", t)
     p, q = x.shape[1], t.shape[1]
     t, probability, surest = _answers(t, temperature)
     gram, cross = _plain(x, t)
@@ -149,19 +157,17 @@ def select_entries(
 
     Reference: Hassibi & Stork (1993), NeurIPS 5.
     """
-    cross = np.asarray(cross, np.float64)
+    cross = np.asarray(read_numbers("cross", cross), np.float64)
+    hessian = np.asarray(read_numbers("hessian", hessian), np.float64)
+    check_finite("cross", cross)
+    check_finite("hessian", hessian)
+    if not number("alpha", alpha) >= 0 or not 0 < number("share", share) <= 1:
+        raise expected("alpha of at least 0 and a share above 0, at most 1", f"{alpha}, {share}")
     shape = (*cross.shape, *cross.shape)
     if np.shape(hessian) != shape or cross.ndim != 2:
         raise expected(f"moments of shapes {shape} and {cross.shape}", f"{np.shape(hessian)}")
-    many = [sizes] if isinstance(sizes, int) else list(sizes)
-    for size in many:
-        if not 1 <= size <= cross.size:
-            raise expected(f"a number of entries from 1 to {cross.size}", str(size))
-    h = np.asarray(hessian, np.float64).reshape(cross.size, cross.size)
-    # Unit diagonal, so that one ridge suits observables of any scale.
-    diagonal = np.diag(h)
-    unit = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    h = h * unit[:, None] * unit[None, :]
+    many = sizes_of(sizes, 1, cross.size, "entries")
+    h, unit = unit_diagonal(hessian.reshape(cross.size, cross.size))
     right = cross.reshape(-1, 1) * unit[:, None]
     kept, found = np.arange(cross.size), {}
     while True:
@@ -178,4 +184,4 @@ def select_entries(
             break
         stay, _ = stages[aim]
         kept, h, right = kept[stay], h[np.ix_(stay, stay)], right[stay]
-    return found[many[0]] if isinstance(sizes, int) else [found[size] for size in many]
+    return found[many[0]] if np.ndim(sizes) == 0 else [found[size] for size in many]

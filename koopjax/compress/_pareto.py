@@ -12,6 +12,7 @@ from koopjax.compress._contest import Contest
 from koopjax.compress._finetune import Training
 from koopjax.compress._methods import ANY_BITS, METHODS
 from koopjax.compress._points import Pareto, Point
+from koopjax.compress._problem import ScoreFn
 from koopjax.compress._recipes import RECIPES, Recipe, recipe
 from koopjax.compress._result import Compressed
 from koopjax.compress._rows import Rows
@@ -28,6 +29,8 @@ def pareto(
     seeds: Sequence[int] = (0,),
     *,
     at: Any = None,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
     tracks: Sequence[str] = ("fine-tuned",),
     training: Training | None = None,
     tuning: Training | None = None,
@@ -58,6 +61,10 @@ def pareto(
         at: a cut or a pair of cuts that bounds what the Koopman methods replace, as for
             `surgery.split`; from the input to the output without. The others compress the whole
             network, whose bytes are counted for all.
+        task: "classification" or "regression"; found from the model's output and the test labels
+            where left out. What is called accuracy is R² for a regression.
+        score_fn: `score_fn(outputs, labels)` in place of accuracy and R²; the label-free and
+            one-shot tracks choose without it.
         tracks: "one-shot" (closed form, no labels), "label-free" (distilled without labels),
             "fine-tuned" (distilled with labels), "any-bits" (the same, values quantised).
         training: shared settings of the trained tracks.
@@ -99,7 +106,8 @@ def pareto(
     places = parsed if tune_at is None else [str(Budget.parse(budget)) for budget in tune_at]
     training = training or Training()
     lanes = jax.default_backend() != "cpu" if lanes is None else lanes
-    contest = Contest(model, data, training, tuning or training, tuple(value_bits), keep, own, at)
+    contest = Contest(model, data, training, tuning or training, tuple(value_bits), keep, own, at,
+                      task, score_fn)  # fmt: skip
     contest.together = seeds if lanes else []
     with Rows(ledger, contest.fingerprint()) as rows:
         contest.rows = rows

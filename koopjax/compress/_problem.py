@@ -1,6 +1,8 @@
 """What every method needs first: checked data, the original's outputs, and one way to score."""
 
+import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,11 +11,18 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import export, models, surgery
-from koopjax._core import check_finite, expected, on_device
+from koopjax._core import as_array, check_finite, expected, on_device
 from koopjax.compress._budget import Budget
+from koopjax.compress._result import Compressed, finish
 
+#: `score_fn(outputs, labels)`, a scalar, larger is better; the same object again compiles nothing.
+ScoreFn = Callable[[Array, Array], Any]
 #: Share of the calibration samples held out where the caller gives no validation data.
 HELD_OUT = 1 / 6
+#: Fewer answers than this tell nothing about a setting.
+FEWEST = 8
+#: With fewer, the report says how uncertain the choice is.
+FEW = 100
 #: More validation samples than this tell settings no better apart, for the time that they take.
 MOST_VALIDATION = 5000
 
@@ -23,8 +32,8 @@ class Score:
     """How good a setting is on the validation data; larger is better.
 
     Attributes:
-        value: accuracy, agreement or R².
-        closeness: minus the KL divergence from the original's softmax; breaks ties.
+        value: accuracy, agreement, R², or what the caller's `score_fn` says.
+        closeness: to the original, breaks ties: minus the KL divergence from its softmax, or R².
     """
 
     value: float
@@ -40,7 +49,10 @@ class Problem:
         x: `(n, ...)` calibration samples without those held out.
         x_val: validation samples.
         teacher: the original's outputs on `x_val`, `(m, q)` (positions of tokens as rows).
-        y_val: labels of `x_val` `(m,)`, or None.
+        y_val: labels of `x_val`, `(m,)` classes, or what `score_fn` takes; or None.
+        task: how the output is read, of `models.TASKS`.
+        score_fn: of outputs and labels as the caller has them, in place of accuracy and R².
+        shape: of the outputs on `x_val`.
         held_out: whether `x_val` was taken out of the calibration samples.
         original_bytes: size of the original's file.
         limit: bytes that the compressed model may take.
@@ -52,6 +64,9 @@ class Problem:
     x_val: Array
     teacher: Array
     y_val: Array | None
+    task: str
+    score_fn: Any
+    shape: tuple[int, ...]
     held_out: bool
     original_bytes: int
     limit: int
@@ -60,21 +75,36 @@ class Problem:
     @property
     def measure(self) -> str:
         """Name of the score."""
-        if self.teacher.shape[-1] == 1:
-            return "r2"
-        return "agreement" if self.y_val is None else "accuracy"
+        if self.score_fn is not None:
+            return getattr(self.score_fn, "__name__", "score_fn")
+        if self.task == "classification":
+            return "agreement" if self.y_val is None else "accuracy"
+        return "r2"
+
+    @property
+    def softmax(self) -> bool:
+        """Whether a softmax reads the outputs, to which a common shift of them is nothing."""
+        return self.task == "classification" and self.teacher.shape[-1] > 1
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the original is as small as asked for."""
+        return self.original_bytes <= self.limit
 
     def score(self, outputs: Float[Array, "m q"]) -> Score:
         """Compare outputs on `x_val` with the labels, or with the original where there are none."""
-        outputs = on_device(outputs, self.teacher.dtype).reshape(self.teacher.shape)
-        if self.measure == "r2":
-            value = float(_r2(outputs, self.teacher))
-            return Score(value if np.isfinite(value) else -np.inf, value)
-        labels = jnp.argmax(self.teacher, axis=-1) if self.y_val is None else self.y_val
-        value, divergence = _compare(outputs, self.teacher, labels)
-        if not np.isfinite(float(divergence)):
+        outputs = on_device(outputs, self.teacher.dtype)
+        shape = self.teacher.shape if self.score_fn is None else self.shape
+        found = _compare(
+            outputs.reshape(shape), self.teacher.reshape(shape), self.y_val, task=self.task,
+            score_fn=self.score_fn,
+        )  # fmt: skip
+        value = float(found["agreement" if self.y_val is None else "accuracy"])
+        classes = self.task == "classification"
+        closeness = -float(found["kl"]) if classes else float(found["agreement"])
+        if not np.isfinite([value, float(found["kl"])]).all():
             return Score(-np.inf, -np.inf)
-        return Score(float(value), -float(divergence))
+        return Score(value, closeness)
 
     def score_model(self, model: Any) -> Score:
         """Score a model of any form."""
@@ -82,8 +112,26 @@ class Problem:
 
     def account(self, score: Score) -> dict[str, Any]:
         """The score as fields of a `Report`."""
-        divergence = None if self.measure == "r2" else -score.closeness
-        return {"score": score.value, "measure": self.measure, "divergence": divergence}
+        divergence = -score.closeness if self.task == "classification" else None
+        return {
+            "score": score.value, "measure": self.measure, "divergence": divergence,
+            "task": self.task, "notes": self._notes(),
+        }  # fmt: skip
+
+    def _notes(self) -> tuple[str, ...]:
+        """What a reader of the score should know."""
+        found, q = [], self.teacher.shape[-1]
+        if self.measure == "r2" and q > 1:
+            found.append(
+                f"{q} outputs without labels are taken for real numbers, judged by their R²; say "
+                "task='classification' where the largest is the answer"
+            )
+        if (n := len(self.teacher)) < FEW:
+            found.append(
+                f"settings were chosen on {n} validation answers, whose score is uncertain by some "
+                f"{0.5 / np.sqrt(n):.2f}; give more samples"
+            )
+        return tuple(found)
 
 
 def cut(model: Any, x: Array, at: Any) -> tuple[tuple[Any, Any, Any], tuple[str, str]]:
@@ -100,7 +148,29 @@ def cut(model: Any, x: Array, at: Any) -> tuple[tuple[Any, Any, Any], tuple[str,
         at = (at, "output")
     sample = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
     parts = surgery.split(model, sample, at)
+    surgery.check_rows(parts[1])
     return parts, (parts[1].segment.start, parts[1].segment.stop)
+
+
+def check_real(model: Any, x: Array, parts: tuple[Any, Any, Any]) -> None:
+    """Refuse a span from or to integers, such as tokens, which say nothing as numbers.
+
+    Raises:
+        ValueError: it names the first cut behind which there are real numbers.
+    """
+    sample = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
+    before = jax.eval_shape(parts[0], sample)
+    after = jax.eval_shape(parts[1], before)
+    for value, end in ((before, parts[1].segment.start), (after, parts[1].segment.stop)):
+        if jnp.issubdtype(value.dtype, jnp.floating):
+            continue
+        cuts = surgery.cut_points(model, sample)
+        real = [c.name for c in cuts if jnp.issubdtype(c.dtype, jnp.inexact)]
+        start = f"at={real[0]!r} behind an embedding" if real else "another model"
+        raise expected(
+            "a span between real numbers", f"{value.dtype} at the cut {end!r}",
+            f"{start}, or x.astype('float32') for integers that are no tokens",
+        )  # fmt: skip
 
 
 def run(part: Any, x: Array) -> Array:
@@ -139,37 +209,56 @@ def span_name(path: tuple[Any, ...]) -> str:
     return ".".join(str(k) for k in keys if k != "parameters" or len(keys) == 1)
 
 
-@jax.jit
-def _compare(outputs: Array, teacher: Array, labels: Array) -> tuple[Array, Array]:
-    log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(outputs)
-    divergence = jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
-    return jnp.mean(jnp.argmax(outputs, axis=-1) == labels), divergence
+_compare = jax.jit(models.compare, static_argnames=("task", "score_fn"))
 
 
-@jax.jit
-def _r2(outputs: Array, teacher: Array) -> Array:
-    total = jnp.sum((teacher - jnp.mean(teacher, axis=0, keepdims=True)) ** 2)
-    return 1 - jnp.sum((outputs - teacher) ** 2) / jnp.where(total > 0, total, 1)
+def untouched(method: str, problem: Problem) -> Compressed:
+    """A copy of the original, where the budget asks for nothing smaller."""
+    form, params, rest = models.form_of(problem.model)
+    model = form.merge(*jax.tree.map(copy.copy, (params, rest)))
+    return finish(
+        model, method=method, budget=problem.budget, original_bytes=problem.original_bytes,
+        settings={"unchanged": True}, candidates=0,
+        why=f"the original's {problem.original_bytes} bytes are within the budget",
+        **problem.account(problem.score_model(model)),
+    )  # fmt: skip
 
 
 def pose(
-    method: str, model: Any, calibration: Any, budget: Any, labels: Any, validation: Any, key: Any
-) -> Problem:
+    method: str, model: Any, calibration: Any, budget: Any, labels: Any, validation: Any, key: Any,
+    task: str | None = None, score_fn: Any = None,
+) -> Problem:  # fmt: skip
     """Check the arguments that all methods share, hold out validation data, run the original.
 
     Args:
         method: name for the messages.
-        model, calibration, budget, labels, validation, key: as for every method in `METHODS`.
+        model, calibration, budget, labels, validation, key, task, score_fn: as for every method in
+            `METHODS`.
 
     Raises:
         ValueError: anything wrong with them, in one line.
     """
     budget = Budget.parse(budget)
+    check_key(method, key)
     x = _samples(f"{method}: calibration", calibration, 2)
-    y = None if labels is None else _labels(f"{method}: labels", labels, len(x))
-    held_out = validation is None
+    like = models.output_like(model, x)
+    if len(like.shape) < 2:
+        raise expected(
+            f"{method}: a model with outputs (n, q)", f"outputs of shape {like.shape}",
+            "a last axis of classes or of one regression target",
+        )  # fmt: skip
+    y, held_out = None, validation is None
+    if labels is not None:
+        name = f"{method}: labels"
+        task, y = models.read_task(like, labels, task, name=name, score_fn=score_fn)
     if held_out:
-        count = min(MOST_VALIDATION, max(1, round(HELD_OUT * len(x))))
+        count = min(MOST_VALIDATION, max(FEWEST, round(HELD_OUT * len(x))))
+        if len(x) < 2 * count:
+            raise expected(
+                f"{method}: at least {2 * FEWEST} calibration samples, some of which are held out "
+                "to choose settings by",
+                f"{len(x)}", "more of them; they need no labels",
+            )  # fmt: skip
         order = jax.random.permutation(key, len(x))
         kept, held = order[count:], order[:count]
         x_val, y_val = x[held], None if y is None else y[held]
@@ -183,30 +272,44 @@ def pose(
                 f"{method}: validation samples of shape {x.shape[1:]}, like calibration",
                 f"{x_val.shape[1:]}", "samples of one set",
             )  # fmt: skip
-        y_val = None if y_val is None else _labels(f"{method}: validation", y_val, len(x_val))
         # In random order, as after holding out: methods take the first samples as a sample.
         x = x[jax.random.permutation(key, len(x))]
-    teacher = models.predict(model, x_val)
-    if teacher.ndim < 2:
+    outputs = models.predict(model, x_val)
+    check_finite(f"the original model's outputs ({method})", outputs)
+    if score_fn is not None and y_val is None:
+        raise expected(f"{method}: score_fn with labels of the validation samples", "none")
+    name = f"{method}: {'labels' if held_out else 'validation'}"
+    task, y_val = models.read_task(outputs, y_val, task, name=name, score_fn=score_fn)
+    teacher = outputs.reshape(-1, outputs.shape[-1]).astype(jnp.float32)
+    if len(teacher) < FEWEST:
         raise expected(
-            f"{method}: a model with outputs (n, q)", f"outputs of shape {teacher.shape}",
-            "a last axis of classes or of one regression target",
+            f"{method}: at least {FEWEST} validation samples to choose settings by",
+            f"{len(teacher)}", "more of them; they need no labels",
         )  # fmt: skip
-    check_finite(f"the original model's outputs ({method})", teacher)
+    if y_val is not None and score_fn is None:
+        # A regression is held against its original, whose outputs the fit aims at.
+        y_val = y_val.reshape(-1) if task == "classification" else None
     original = export.stored_bytes(model)
     return Problem(
-        model, x, x_val, teacher.reshape(-1, teacher.shape[-1]).astype(jnp.float32),
-        None if y_val is None else y_val.reshape(-1), held_out, original,
+        model, x, x_val, teacher, y_val, task, score_fn, outputs.shape, held_out, original,
         budget.bytes(original), budget,
     )  # fmt: skip
 
 
+def check_key(method: str, key: Any) -> None:
+    """Refuse what is no key of JAX's random numbers."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    if not typed and not (dtype == jnp.uint32 and shape is not None and len(shape) == 1):
+        raise expected(f"{method}: a random key", f"{key!r:.60}", "key=jax.random.key(0)")
+
+
 def _samples(name: str, x: Any, least: int) -> Array:
-    if isinstance(x, tuple | list) or not hasattr(x, "shape"):
+    if isinstance(x, tuple):
         raise expected(f"{name} as one array (n, ...)", type(x).__name__, "labels=... for labels")
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        x = x.astype(jnp.float32) if x.dtype == jnp.bool_ else x
+    x = as_array(name, x)
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.float32)
     if x.ndim < 2 or x.shape[0] < least:
         raise expected(
             f"{name} of shape (n, ...) with at least {least} samples", f"shape {x.shape}",
@@ -214,10 +317,3 @@ def _samples(name: str, x: Any, least: int) -> Array:
         )  # fmt: skip
     check_finite(name, x)
     return x
-
-
-def _labels(name: str, y: Any, n: int) -> Array:
-    y = jnp.asarray(y)
-    if y.ndim < 1 or y.shape[0] != n or not jnp.issubdtype(y.dtype, jnp.integer):
-        raise expected(f"{name}: {n} integers, one a sample", f"{y.dtype} of shape {y.shape}")
-    return y

@@ -62,12 +62,13 @@ def moments(state: Float[Array, "n d"]) -> Moments:
 
 
 def jacobian_metric(
-    parts: tuple[Any, ...], state: Float[Array, "n ..."], outputs: int, key: Array
-) -> Float[np.ndarray, "d d"]:
+    parts: tuple[Any, ...], state: Float[Array, "n ..."], outputs: int, key: Array, *,
+    centred: bool,
+) -> Float[np.ndarray, "d d"]:  # fmt: skip
     """`C = E[Jᵀ P J]` of the model's outputs with respect to the state, `d` entries flattened.
 
-    `P` takes out what all outputs have in common, which softmax does not see; with one output it is
-    the identity.
+    `P` takes out what all outputs have in common where a softmax reads them, which does not see it;
+    else it is the identity.
 
     Args:
         parts: callables from the state to the outputs, one after another.
@@ -75,6 +76,7 @@ def jacobian_metric(
         outputs: width of the output.
         key: draws samples and, for many outputs, random combinations of them (their mean squared
             derivative is unbiased).
+        centred: whether a softmax reads the outputs, several of them.
     """
     draw, mix = jax.random.split(key)
     rows = jax.random.permutation(draw, state.shape[0])[:JACOBIANS]
@@ -83,7 +85,7 @@ def jacobian_metric(
         vectors = vectors / np.sqrt(COTANGENTS)
     else:
         vectors = jnp.eye(outputs, dtype=jnp.float32)
-    if outputs > 1:
+    if centred:
         vectors = vectors - jnp.mean(vectors, axis=1, keepdims=True)
     return np.asarray(_metric(parts, state[rows], vectors), np.float64)
 

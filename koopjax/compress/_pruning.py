@@ -13,10 +13,10 @@ from koopjax import export
 from koopjax.compress._affine import AffineLayers
 from koopjax.compress._budget import too_small
 from koopjax.compress._obs import activation_order, refit, removal_order
-from koopjax.compress._problem import Problem, Score, pose
+from koopjax.compress._problem import Problem, Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
 
-#: Ridges tried in the last refit, relative to the mean second moment of a layer's inputs.
+#: Ridges tried in the last refit, relative to the second moment of each of a layer's inputs.
 RIDGES = (1e-4, 1e-3, 1e-2)
 
 
@@ -29,6 +29,8 @@ def wanda(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
 ) -> Compressed:
     """Prune weights of least `|w| ‖x‖`, the same share of each layer, nothing refitted.
 
@@ -38,7 +40,7 @@ def wanda(
     Args:
         model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`. Other
             arrays stay whole.
-        calibration, budget, at, labels, validation, key: as for `whitened_svd`.
+        calibration, budget, at, labels, validation, task, score_fn, key: as for `whitened_svd`.
 
     Returns:
         `Compressed`: a copy of the model with zeros in its kernels; and the report.
@@ -52,7 +54,9 @@ def wanda(
 
     Reference: Sun, Liu, Bair & Kolter (2024), arXiv 2306.11695.
     """
-    problem = pose("wanda", model, calibration, budget, labels, validation, key)
+    problem = pose("wanda", model, calibration, budget, labels, validation, key, task, score_fn)
+    if problem.is_met:
+        return untouched("wanda", problem)
     work = _Work("wanda", problem, at)
     trials = []
     for group in ("column", "layer"):
@@ -71,6 +75,8 @@ def obs(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
 ) -> Compressed:
     """Optimal brain surgeon: prune with the Gram matrix of each layer's inputs, refit what stays.
 
@@ -82,7 +88,7 @@ def obs(
     Args:
         model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`. Other
             arrays stay whole.
-        calibration, budget, at, labels, validation, key: as for `whitened_svd`.
+        calibration, budget, at, labels, validation, task, score_fn, key: as for `whitened_svd`.
 
     Returns:
         `Compressed`: a copy of the model with zeros in its kernels; and the report.
@@ -95,7 +101,9 @@ def obs(
 
     Reference: Hassibi & Stork (1993), NeurIPS 5; Frantar & Alistarh (2023), arXiv 2301.00774.
     """
-    problem = pose("obs", model, calibration, budget, labels, validation, key)
+    problem = pose("obs", model, calibration, budget, labels, validation, key, task, score_fn)
+    if problem.is_met:
+        return untouched("obs", problem)
     work = _Work("obs", problem, at)
     orders, curves = [], []
     for moment, kernel in zip(work.grams, work.kernels, strict=True):

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from koopjax import models
 from koopjax.compress._finetune import Training, train_students
-from koopjax.compress._problem import pose
+from koopjax.compress._problem import ScoreFn, pose
 from koopjax.compress._recipes import Recipe, finished, recipe, start, with_variant
 from koopjax.compress._result import Compressed
 
@@ -26,6 +26,8 @@ def finetuned_lanes(
     variant: Mapping[str, Any],
     validation: Any,
     labels: ArrayLike | None = None,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
     how: Recipe | None = None,
     training: Training | None = None,
     value_bits: float | None = None,
@@ -37,7 +39,8 @@ def finetuned_lanes(
     ranks of their own) are trained one after another.
 
     Args:
-        name, calibration, budget, at, labels, how, training, value_bits: as for `finetuned`.
+        name, calibration, budget, at, labels, task, score_fn, how, training, value_bits: as for
+            `finetuned`.
         originals, keys: one a lane.
         variant: settings of the method, for all lanes.
         validation: as for `finetuned`; it must be given, so that all lanes see the same samples.
@@ -53,16 +56,15 @@ def finetuned_lanes(
     x = jnp.asarray(calibration)
     problems, students = [], []
     for model, key in zip(originals, keys, strict=True):
-        problems.append(pose(name, model, x, budget, labels, validation, key))
+        problems.append(pose(name, model, x, budget, labels, validation, key, task, score_fn))
         students.append(start(chosen, name, problems[-1], variant, key, at, value_bits))
-    rows = [models.predict(model, x) for model in originals]
-    teachers = [one.reshape(len(one), -1) for one in rows]
+    teachers = [models.predict(model, x) for model in originals]
     saliency = variant.get("saliency", chosen.saliency)
     sized = saliency or value_bits
     common: Any = {
         "labels": None if labels is None else jnp.asarray(labels),
         "training": with_variant(training, variant), "saliency": saliency or "fisher",
-        "progress": progress,
+        "progress": progress, "task": problems[0].task,
     }  # fmt: skip
     groups = [range(len(students))] if _alike(students) else [[k] for k in range(len(students))]
     tuned: list[Any] = []

@@ -6,19 +6,18 @@ from itertools import pairwise
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export, models, nn
-from koopjax._core import expected
+from koopjax._core import as_array, expected
 from koopjax.compress._budget import Budget, BudgetTooSmall, smallest_of, too_small
 from koopjax.compress._finetune import Training, train_students
 from koopjax.compress._layers import as_nnx, get, linear_paths, with_factors
 from koopjax.compress._methods import ANY_BITS, FAMILIES, METHODS
-from koopjax.compress._problem import Problem, pose
+from koopjax.compress._problem import Problem, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
 from koopjax.compress._students import koopman_student, small_student
 
@@ -61,7 +60,7 @@ def _original(problem: Problem, key: Array) -> Any:
 
 
 def _koopman(problem: Problem, key: Array, **settings: Any) -> nnx.Module:
-    return koopman_student(problem.model, problem.x, key=key, **settings)
+    return koopman_student(problem.model, problem.x, task=problem.task, key=key, **settings)
 
 
 def _small(problem: Problem, key: Array, **settings: Any) -> nnx.Module:
@@ -171,6 +170,8 @@ def finetuned(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
     how: Recipe | None = None,
     training: Training | None = None,
     variant: Mapping[str, Any] | None = None,
@@ -186,9 +187,9 @@ def finetuned(
 
     Args:
         name: in `RECIPES` or `METHODS`.
-        model, calibration, budget, at, validation, key: as for every method.
-        labels: `(n,)` classes to learn from beside the original; without, distillation alone
-            (label-free).
+        model, calibration, budget, at, validation, task, score_fn, key: as for every method.
+        labels: `(n,)` classes, or targets of a regression, to learn from beside the original;
+            without, distillation alone (label-free).
         how: a recipe of one's own under this name, in place of the library's.
         training: shared settings; the variant's learning rate goes before its own.
         variant: settings of the method; the best of its recipe's, on validation data, without.
@@ -202,12 +203,14 @@ def finetuned(
         ValueError: an unknown method, bad data, or a budget too small.
     """
     chosen = recipe(name) if how is None else how
-    problem = pose(name, model, calibration, budget, labels, validation, key)
-    y = None if labels is None else _kept_labels(problem, labels, calibration, validation, key)
+    problem = pose(name, model, calibration, budget, labels, validation, key, task, score_fn)
+    if problem.is_met:
+        return untouched(name, problem)
+    y = None if labels is None else _kept_labels(problem, labels, validation, key)
     variants = chosen.variants if variant is None else (variant,)
     best: tuple[Any, Any, Mapping[str, Any]] | None = None
     small: list[BudgetTooSmall] = []
-    teacher = _outputs(problem)
+    teacher = models.predict(problem.model, problem.x)
     for number, settings in enumerate(variants):
         if checkpoint is not None and len(variants) > 1:
             raise expected("a variant with a checkpoint", "several variants", "variant=...")
@@ -215,7 +218,7 @@ def finetuned(
         try:
             student = start(chosen, name, problem, settings, key, at, value_bits)
             (tuned,) = train_students(
-                [student], problem.x, teachers=[teacher], labels=y,
+                [student], problem.x, teachers=[teacher], labels=y, task=problem.task,
                 keys=[jax.random.fold_in(key, number)],
                 training=with_variant(training, settings),
                 limits=[problem.limit if saliency or value_bits else None],
@@ -292,10 +295,14 @@ def one_shot(name: str, problem: Problem, key: Array, at: Any = None) -> Any:
     """
     validation = problem.x_val if problem.y_val is None else (problem.x_val, problem.y_val)
 
+    if problem.y_val is not None and problem.score_fn is None:  # rows are positions in a problem
+        validation = problem.x_val, problem.y_val.reshape(problem.shape[:-1])
+
     def made(budget: Any) -> Any:
         return METHODS[name](
-            problem.model, problem.x, budget, at=at, validation=validation, key=key
-        ).model
+            problem.model, problem.x, budget, at=at, validation=validation, task=problem.task,
+            score_fn=problem.score_fn, key=key,
+        ).model  # fmt: skip
 
     if name not in ANY_BITS:
         return made(problem.budget)
@@ -348,16 +355,8 @@ def with_variant(training: Training | None, settings: Mapping[str, Any]) -> Trai
     return dataclasses.replace(training, learning_rate=settings["learning_rate"])
 
 
-def _outputs(problem: Problem) -> Array:
-    outputs = models.predict(problem.model, problem.x)
-    return outputs.reshape(len(outputs), -1)
-
-
-def _kept_labels(
-    problem: Problem, labels: Any, calibration: Any, validation: Any, key: Array
-) -> Array:
+def _kept_labels(problem: Problem, labels: Any, validation: Any, key: Array) -> Array:
     """The labels of the samples that `pose` kept, in its order."""
-    n = jnp.asarray(calibration).shape[0]
-    order = jax.random.permutation(key, n)
-    kept = order if validation is not None else order[n - len(problem.x) :]
-    return jnp.asarray(labels)[kept]
+    labels = as_array("labels", labels)
+    order = jax.random.permutation(key, len(labels))
+    return labels[order if validation is not None else order[len(labels) - len(problem.x) :]]

@@ -4,10 +4,11 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from koopjax import export
-from koopjax._core import RESULTS, SUCCESS
+from koopjax import export, models
+from koopjax._core import RESULTS, SUCCESS, firsts
 from koopjax.compress._budget import Budget
 
 
@@ -25,9 +26,12 @@ class Report:
         settings: what was chosen, by name (projection, observables, rank, ridge, ...).
         why: one sentence on how it was chosen.
         score: on the validation data; see `measure`.
-        measure: "accuracy" where labels were given, else "agreement" (with the original's largest
-            output), or "r2" for a model of one output.
-        divergence: mean KL of the original's softmax to the compressed one's there, or None.
+        measure: of a classification "accuracy" where labels were given, else "agreement" with the
+            original's answers; of a regression "r2" of the original's outputs, labels or not; or
+            the name of the caller's `score_fn`.
+        divergence: mean KL of the original's softmax to the compressed one's there; None for a
+            regression.
+        task: how the output is read, "classification" or "regression".
         candidates: how many settings were compared.
         result: result code of the numerics (`koopjax._core.RESULTS`); 0 is success.
         notes: advice, such as too few samples; empty where there is none.
@@ -44,6 +48,7 @@ class Report:
     score: float
     measure: str
     divergence: float | None = None
+    task: str = "classification"
     candidates: int = 1
     result: int = SUCCESS
     notes: tuple[str, ...] = ()
@@ -81,14 +86,17 @@ class Compressed(NamedTuple):
 
 def finish(
     model: Any, *, method: str, budget: Budget, original_bytes: int, result: int = SUCCESS,
-    notes: tuple[str, ...] = (), **account: Any,
+    notes: tuple[str, ...] = (), advice: tuple[str, ...] = (), **account: Any,
 ) -> Compressed:  # fmt: skip
-    """Measure the file, make sure that it fits, and write the report."""
+    """Measure the file, make sure that it fits, and write the report.
+
+    `advice`, in place of what `result` says, goes before the notes.
+    """
     limit, stored = budget.bytes(original_bytes), export.stored_bytes(model)
     if stored > limit:  # a fault of the method's search, never of the user's
         raise AssertionError(f"{method} made a file of {stored} bytes for a budget of {limit}")
-    if result != SUCCESS and not notes:
-        notes = (RESULTS[result],)
+    if result != SUCCESS and not advice:
+        advice = (RESULTS[result],)
     report = Report(
         method=method,
         budget=str(budget),
@@ -97,26 +105,24 @@ def finish(
         original_bytes=original_bytes,
         parameters=count_nonzero(model),
         result=result,
-        notes=notes,
+        notes=(*advice, *notes),
         **account,
     )
     return Compressed(model, report)
 
 
 def count_nonzero(model: Any) -> int:
-    """Non-zero floating numbers among the arrays of a model."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(_arrays(model))]
-    floating = [a for a in leaves if np.issubdtype(a.dtype, np.inexact) or a.dtype.kind == "V"]
-    return int(sum(np.count_nonzero(a) for a in floating))
+    """Non-zero floating numbers among the arrays of a model; what two names share counts once."""
+    _, *arrays = models.form_of(model)
+    floating = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(arrays) if floating(leaf)]
+    return int(sum(np.count_nonzero(leaves[place]) for place in set(firsts(leaves))))
 
 
-def _arrays(model: Any) -> Any:
-    from flax import nnx
-
-    if isinstance(model, nnx.Module):
-        state = nnx.to_pure_dict(nnx.state(model))
-        return jax.tree.map(lambda a: a if hasattr(a, "dtype") else None, state)
-    return [leaf for leaf in jax.tree.leaves(model) if hasattr(leaf, "dtype")]
+def count_tied(model: Any) -> int:
+    """How many parameters are the very array of another."""
+    leaves = jax.tree.leaves(models.form_of(model)[1])
+    return len(leaves) - len(set(firsts(leaves)))
 
 
 def _plain(value: Any) -> Any:

@@ -13,12 +13,12 @@ from koopjax.compress._affine import AffineLayers
 from koopjax.compress._budget import too_small
 from koopjax.compress._feedback import best_scale, feedback, on_grid
 from koopjax.compress._obs import refit
-from koopjax.compress._problem import Score, pose
+from koopjax.compress._problem import Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
 
 #: Scales tried with error feedback, relative to the best one without.
 FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)
-#: Ridges of the error feedback, relative to the mean second moment.
+#: Ridges of the error feedback, relative to the second moment of each input.
 RIDGES = (1e-3, 1e-2)
 
 
@@ -31,6 +31,8 @@ def int8(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
 ) -> Compressed:
     """Round the weights of each layer to `s k` with `|k| <= 127`: one scale a layer.
 
@@ -43,7 +45,7 @@ def int8(
     Args:
         model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`. Other
             arrays stay whole.
-        calibration, budget, at, labels, validation, key: as for `whitened_svd`.
+        calibration, budget, at, labels, validation, task, score_fn, key: as for `whitened_svd`.
 
     Returns:
         `Compressed`: a copy of the model with kernels on a grid; and the report.
@@ -58,7 +60,9 @@ def int8(
     Reference: Jacob et al. (2018), CVPR (symmetric grids); Frantar, Ashkboos, Hoefler & Alistarh
         (2023), GPTQ, ICLR (error feedback).
     """
-    problem = pose("int8", model, calibration, budget, labels, validation, key)
+    problem = pose("int8", model, calibration, budget, labels, validation, key, task, score_fn)
+    if problem.is_met:
+        return untouched("int8", problem)
     return _rounded("int8", 127, AffineLayers(problem, at))
 
 
@@ -71,11 +75,13 @@ def int4(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
 ) -> Compressed:
     """Round the weights of each layer to `s k` with `|k| <= 7`, otherwise as `int8`.
 
     Args:
-        model, calibration, budget, at, labels, validation, key: as for `int8`.
+        model, calibration, budget, at, labels, validation, task, score_fn, key: as for `int8`.
 
     Returns:
         `Compressed`, as `int8`.
@@ -88,7 +94,9 @@ def int4(
 
     Reference: see `int8`.
     """
-    problem = pose("int4", model, calibration, budget, labels, validation, key)
+    problem = pose("int4", model, calibration, budget, labels, validation, key, task, score_fn)
+    if problem.is_met:
+        return untouched("int4", problem)
     return _rounded("int4", 7, AffineLayers(problem, at))
 
 

@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array
 
 from koopjax import edmd, models, nn, observables, surgery
-from koopjax._core import expected, matmul, on_device
+from koopjax._core import as_array, expected, matmul, on_device
 from koopjax.compress._budget import inapplicable
-from koopjax.compress._problem import cut, placed, run
+from koopjax.compress._problem import check_key, check_real, cut, placed, run
 from koopjax.compress._projection import active, axes_of, jacobian_metric, moments, of_pilot
 
 #: Samples that a start is fitted to; training takes all.
@@ -33,6 +33,7 @@ def koopman_student(
     factors: Sequence[int] = (),
     degree: int = 2,
     at: Any = None,
+    task: str | None = None,
     key: Array,
 ) -> nnx.Module:
     """A span as one Koopman matrix or a chain of them, found in closed form, with all products.
@@ -52,6 +53,8 @@ def koopman_student(
             where it is flat (784 entries are 28 x 28). Empty for a dense projection.
         degree: of the products.
         at: a cut or a pair of cuts; the whole model without.
+        task: "classification" where the answer is the largest output, to which a common shift is
+            nothing; without, all of every output counts.
         key: draws samples for the Jacobians.
 
     Returns:
@@ -61,23 +64,29 @@ def koopman_student(
         `O(n p²)` for `p` products; float64 on the host for eigenvectors and solves.
 
     Raises:
-        ValueError: fewer hidden states in the span than widths.
+        ValueError: fewer hidden states in the span than widths, a span that begins with integers.
     """
-    x = jnp.asarray(x)[:ROWS]
-    (head, span, tail), ends = cut(model, x, at)
+    check_key("koopman_student", key)
+    x = as_array("x", x)[:ROWS]
+    cuts, ends = cut(model, x, at)
+    check_real(model, x, cuts)
+    head, span, tail = cuts
     spans = _between(model, x, ends, len(hidden)) if hidden else [span]
     states = [run(head, x)]
     for one in spans:
         states.append(run(one, states[-1]))
     parts = [*spans, *([] if tail.segment.start == tail.segment.stop else [tail])]
     outputs = model_outputs(parts, states[0])
+    task, _ = models.read_task(jax.ShapeDtypeStruct((1, outputs), jnp.float32), None, task)
+    centred = task == "classification" and outputs > 1
     keys = jax.random.split(key, len(spans))
     targets = [
-        _coordinates(states[k + 1], tuple(parts[k + 1 :]), outputs, width, keys[k + 1])
+        _coordinates(states[k + 1], tuple(parts[k + 1 :]), outputs, width, keys[k + 1], centred)
         for k, width in enumerate(hidden)
     ] + [_flat(states[-1])]
     state = _flat(states[0])
-    matrix, shift = _projection(state, targets[0], states[0], parts, outputs, coordinates, keys[0])
+    metric = jacobian_metric(tuple(parts), states[0], outputs, keys[0], centred=centred)
+    matrix, shift = _projection(state, targets[0], metric, coordinates)
     projection: Any = observables.Project(matrix)
     if factors:
         projection, shift = _behind_axes(state, states[0].shape[1:], factors, matrix)
@@ -161,10 +170,10 @@ def _flat(state: Array) -> Array:
 
 
 def _coordinates(
-    state: Array, parts: tuple[Any, ...], outputs: int, width: int, key: Array
+    state: Array, parts: tuple[Any, ...], outputs: int, width: int, key: Array, centred: bool
 ) -> Array:
     """Leading coordinates of a state in the metric of the output, of unit variance."""
-    metric = jacobian_metric(parts, state, outputs, key)
+    metric = jacobian_metric(parts, state, outputs, key, centred=centred)
     # Beyond the rank of the output: where the state varies most.
     metric = metric + SPREAD * np.trace(metric) / len(metric) * np.eye(len(metric))
     flat = _flat(state)
@@ -174,14 +183,10 @@ def _coordinates(
     return matmul(flat - mean[None, :], matrix)
 
 
-def _projection(
-    state: Array, target: Array, raw: Array, parts: Sequence[Any], outputs: int, rank: int,
-    key: Array,
-) -> tuple[Array, Array]:  # fmt: skip
+def _projection(state: Array, target: Array, metric: np.ndarray, rank: int) -> tuple[Array, Array]:
     """The active subspace of a pilot operator, then the network's own directions, and the shift."""
     moment = moments(state)
     rank = min(rank, state.shape[1])
-    metric = jacobian_metric(tuple(parts), raw, outputs, key)
     own = active(moment, metric, min(state.shape[1], max(rank, 32)))
     pilot = of_pilot(moment, own, state, target, np.eye(target.shape[1])).matrix
     matrix = np.concatenate([pilot, own.matrix[:, pilot.shape[1] :]], axis=1)[:, :rank]

@@ -5,7 +5,7 @@ from typing import Any
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from koopjax.compress._problem import pose
+from koopjax.compress._problem import ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed
 from koopjax.compress._whitened_svd import factored
 
@@ -19,6 +19,8 @@ def svd(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
 ) -> Compressed:
     """Truncated SVD of the weights, `W ≈ U_r S_r V_rᵀ`, with the rank split that validates best.
 
@@ -28,7 +30,7 @@ def svd(
 
     Args:
         model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`.
-        calibration, budget, at, labels, validation, key: as for `whitened_svd`.
+        calibration, budget, at, labels, validation, task, score_fn, key: as for `whitened_svd`.
 
     Returns:
         `Compressed`: an `nn.Stack` for an MLP, else a copy of the model with `nn.LowRank` in place
@@ -43,5 +45,7 @@ def svd(
     Reference:
         Denton, Zaremba, Bruna, LeCun & Fergus (2014), NeurIPS 27; Eckart & Young (1936).
     """
-    problem = pose("svd", model, calibration, budget, labels, validation, key)
+    problem = pose("svd", model, calibration, budget, labels, validation, key, task, score_fn)
+    if problem.is_met:
+        return untouched("svd", problem)
     return factored("svd", problem, at, ["weights", "mean"])

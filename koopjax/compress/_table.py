@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import models
 from koopjax._core import expected
-from koopjax.compress._budget import Budget, BudgetTooSmall
+from koopjax.compress._budget import Budget, BudgetTooSmall, Inapplicable
 from koopjax.compress._methods import METHODS
+from koopjax.compress._problem import ScoreFn
 from koopjax.compress._result import Compressed, Report
 
 
@@ -30,6 +30,7 @@ class Row:
         finetuned: False; what is measured is one-shot.
         report: the method's account, or None.
         note: why there is no result; empty where there is one.
+        smallest: bytes of the method's smallest form, where the budget is below it.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Row:
     finetuned: bool = False
     report: Report | None = None
     note: str = ""
+    smallest: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -59,6 +61,8 @@ def table(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
     progress: Callable[[int, int, Row], None] | None = None,
     keep: Callable[[Row, Compressed], None] | None = None,
 ) -> list[Row]:
@@ -67,7 +71,9 @@ def table(
     Args:
         model, calibration, labels, validation, key: as for every method; one key for all of them,
             so that the held-out samples are the same.
-        test: `(x_test, y_test)`.
+        test: `(x_test, y_test)`; with the model's output they say the task where it is left out.
+        task: as for every method; for a regression, R² stands under accuracy.
+        score_fn: in place of both, on the test data and wherever there are labels.
         budgets: see `Budget.parse`.
         methods: names in `METHODS`; all of them without.
         at: a cut or pair of cuts, as every method takes it: all compress the same span, and leave
@@ -77,7 +83,8 @@ def table(
 
     Returns:
         A row a pair, budgets in the order given and methods within. A method that has no form
-        within a budget gets a row without figures and a note with the smallest that it has.
+        within a budget gets a row without figures and a note with the smallest that it has; so does
+        one that does not take a model of this kind.
 
     Raises:
         ValueError: an unknown method, a malformed budget (both before anything is run), or bad
@@ -88,7 +95,11 @@ def table(
         if name not in METHODS:
             raise expected(f"methods among {', '.join(METHODS)}", repr(name))
     parsed = [Budget.parse(budget) for budget in budgets]
-    x_test, y_test = (jnp.asarray(a) for a in test)
+    x_test, y_test = test
+    like = models.output_like(model, x_test)
+    task, _ = models.read_task(like, y_test, task, name="y_test", score_fn=score_fn)
+    pair = isinstance(validation, tuple) and len(validation) == 2
+    choose = score_fn if labels is not None or pair else None
     rows: list[Row] = []
     for budget in parsed:
         for name in names:
@@ -96,14 +107,17 @@ def table(
             try:
                 made = METHODS[name](
                     model, calibration, budget, at=at, labels=labels, validation=validation,
-                    key=key,
+                    task=task, score_fn=choose, key=key,
                 )  # fmt: skip
-            except BudgetTooSmall as error:
+            except (BudgetTooSmall, Inapplicable) as error:
                 seconds = time.perf_counter() - start
-                row = Row(name, str(budget), None, None, None, seconds, note=str(error))
+                row = Row(
+                    name, str(budget), None, None, None, seconds, note=str(error),
+                    smallest=getattr(error, "smallest", None),
+                )  # fmt: skip
             else:
                 seconds = time.perf_counter() - start
-                accuracy = models.accuracy(made.model, x_test, y_test)
+                accuracy = models.score(made.model, x_test, y_test, task, score_fn)
                 report = made.report
                 row = Row(
                     name, str(budget), report.ratio, report.stored_bytes, accuracy, seconds,

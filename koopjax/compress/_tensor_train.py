@@ -15,7 +15,7 @@ from koopjax._core import on_device
 from koopjax.compress._affine import AffineLayers
 from koopjax.compress._allocation import Ladders, Rung, frontier
 from koopjax.compress._layers import with_factors
-from koopjax.compress._problem import Score, pose
+from koopjax.compress._problem import Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
 
 #: Numbers of cores that are tried for a layer.
@@ -41,6 +41,8 @@ def tensor_train(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
 ) -> Compressed:
     """Linear layers as TT matrices, `W[(i_1..i_d), (j_1..j_d)] = G_1[i_1, j_1] .. G_d[i_d, j_d]`.
 
@@ -54,7 +56,7 @@ def tensor_train(
     Args:
         model: an `nnx.Module` with `nnx.Linear` layers, or a Linen MLP of `koopjax.models`. Other
             arrays (convolutions, normalisation, embeddings) stay whole.
-        calibration, budget, at, labels, validation, key: as for `whitened_svd`.
+        calibration, budget, at, labels, validation, task, score_fn, key: as for `whitened_svd`.
 
     Returns:
         `Compressed`: an `nn.Stack` for an MLP, else a copy of the model with `nn.TT` in place of
@@ -71,7 +73,11 @@ def tensor_train(
     Reference: Oseledets (2011), SIAM J. Sci. Comput. 33; Novikov, Podoprikhin, Osokin & Vetrov
         (2015), NeurIPS 28.
     """
-    problem = pose("tensor_train", model, calibration, budget, labels, validation, key)
+    problem = pose(
+        "tensor_train", model, calibration, budget, labels, validation, key, task, score_fn
+    )
+    if problem.is_met:
+        return untouched("tensor_train", problem)
     work = _Trains(AffineLayers(problem, at))
     found: list[tuple[Score, str, list[Rung]]] = []
     tried = 0

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from koopjax import models
 from koopjax._core import matmul, on_device, pytree
 from koopjax.compress._projection import product_factors
 
@@ -137,12 +138,10 @@ def solved(psi: Float[Array, "n p"], y: Float[Array, "n q"]) -> Float[Array, "p 
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(gram), True), matmul(psi.T, y))
 
 
-def divergence(outputs: Float[Array, "*n q"], teacher: Float[Array, "*n q"]) -> Array:
-    """Mean KL of the teacher's softmax to that of the outputs; of one output the squared error."""
-    if teacher.shape[-1] == 1:
-        return jnp.mean((outputs - teacher) ** 2) / jnp.maximum(jnp.var(teacher), 1e-12)
-    log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(outputs)
-    return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
+def divergence(outputs: Float[Array, "*n q"], teacher: Float[Array, "*n q"], task: str) -> Array:
+    """`models.divergence` from the teacher; of a regression relative to the teacher's variance."""
+    found = models.divergence(teacher, outputs, task)
+    return found if task == "classification" else found / jnp.maximum(jnp.var(teacher), 1e-12)
 
 
 def batch_rows(n: int, p: int, through: bool) -> int:
@@ -150,10 +149,10 @@ def batch_rows(n: int, p: int, through: bool) -> int:
     return min(n, max(FEWEST, PER_OBSERVABLE * p)) // 2 * 2 if through else min(n, BATCH)
 
 
-@functools.partial(jax.jit, static_argnames=("through", "rows", "shape"))
+@functools.partial(jax.jit, static_argnames=("through", "rows", "shape", "task"))
 def _steps(
     carry: Any, frame: Frame, tail: Any, data: tuple[Array, Array, Array], keys: Array,
-    rates: Array, *, through: bool, rows: int, shape: Any,
+    rates: Array, *, through: bool, rows: int, shape: Any, task: str,
 ) -> Any:  # fmt: skip
     h, y, teacher = data
     adam = optax.scale_by_adam()
@@ -172,7 +171,7 @@ def _steps(
             # What K is solved on and what it is judged by are different samples.
             states = matmul(psi[half:], solved(psi[:half], y[batch[:half]]))
             batch = batch[half:]
-        return divergence(outputs(states), teacher[batch].reshape(outputs_shape(states)))
+        return divergence(outputs(states), teacher[batch].reshape(outputs_shape(states)), task)
 
     def outputs_shape(states: Array) -> tuple[int, ...]:
         return jax.eval_shape(outputs, states).shape
@@ -206,6 +205,7 @@ def train(
     *,
     tail: Any,
     shape: tuple[tuple[int, ...], Any],
+    task: str,
     steps: int,
     rate: float,
     through: bool,
@@ -224,6 +224,7 @@ def train(
             outputs.
         tail: part behind the second cut, or None.
         shape: of one state at the second cut, and its dtype.
+        task: how the output is read, of `models.TASKS`.
         steps: how many.
         rate: of learning, relative to the size of each array's entries.
         through: see above.
@@ -248,7 +249,16 @@ def train(
         rates = on_device(schedule[first : first + chunk], jnp.float32)
         keys = jax.random.split(jax.random.fold_in(key, first), len(rates))
         (state, inner), values = _steps(
-            (state, inner), frame, tail, data, keys, rates, through=through, rows=rows, shape=shape
+            (state, inner),
+            frame,
+            tail,
+            data,
+            keys,
+            rates,
+            through=through,
+            rows=rows,
+            shape=shape,
+            task=task,
         )
         now = look(state)
         if now > score:

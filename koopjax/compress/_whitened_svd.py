@@ -21,12 +21,13 @@ from koopjax.compress._layers import (
     with_factors,
     with_kernels,
 )
-from koopjax.compress._problem import Problem, Score, pose
+from koopjax.compress._problem import Problem, Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
+from koopjax.compress._units import unit_diagonal
 
 #: Samples for the moments of the layers' inputs.
 ROWS = 12_000
-#: Eigenvalues of an input's covariance below this share of the largest are damped.
+#: Eigenvalues of the covariance of inputs of unit power below this share of the largest are damped.
 FLOOR = 1e-5
 #: Most rank splits that are tried.
 TRIALS = 160
@@ -44,6 +45,8 @@ def whitened_svd(
     labels: ArrayLike | None = None,
     validation: Any = None,
     key: Array,
+    task: str | None = None,
+    score_fn: ScoreFn | None = None,
 ) -> Compressed:
     """Factor the linear layers where their inputs vary, with the rank split that validates best.
 
@@ -61,7 +64,7 @@ def whitened_svd(
         budget: `"30x"`, `"64KiB"`, bytes, or a `Budget`.
         at: a cut to start from, or a pair of cuts: only linear layers whose weights the span
             between them uses are factored. Without, all are.
-        labels, validation, key: as for `koopman`.
+        labels, validation, task, score_fn, key: as for `koopman`.
 
     Returns:
         `Compressed`: an `nn.Stack` for an MLP, else a copy of the model with `nn.LowRank` in place
@@ -78,7 +81,11 @@ def whitened_svd(
     Reference:
         Wang, Zheng, Wan, Zhang (2024), SVD-LLM, arXiv:2403.07378 (whitening).
     """
-    problem = pose("whitened_svd", model, calibration, budget, labels, validation, key)
+    problem = pose(
+        "whitened_svd", model, calibration, budget, labels, validation, key, task, score_fn
+    )
+    if problem.is_met:
+        return untouched("whitened_svd", problem)
     return factored("whitened_svd", problem, at, ["inputs"])
 
 
@@ -94,21 +101,22 @@ def factored(method: str, problem: Problem, at: Any, metrics: Sequence[str]) -> 
     twin = as_nnx(problem.model)
     paths, where = layers_in(problem, twin, at, "magnitude or koopman")
     works = [_Layers(problem, twin, paths, metric) for metric in metrics]
-    smallest = works[0].bytes([1] * len(paths))
-    if smallest > problem.limit:
-        raise too_small(method, problem.limit, smallest, problem.original_bytes)
+    sizes = [work.bytes([1] * len(paths)) for work in works]
+    if min(sizes) > problem.limit:
+        raise too_small(method, problem.limit, min(sizes), problem.original_bytes)
+    works = [work for work, size in zip(works, sizes, strict=True) if size <= problem.limit]
     starts = [(work, r) for work in works for r in (work.uniform(), work.greedy())]
     scored = [(work.score(r), k, work, r) for k, (work, r) in enumerate(starts)]
     score, _, work, ranks = max(scored, key=lambda one: one[:2])
-    score, ranks = work.climb((score, ranks))
+    score, ranks = work.within(method, work.climb((score, ranks)))
     factors, refitted = work.factors(ranks), False
     if work.metric == "inputs":
         again = work.refit(ranks)
-        refitted = again[0] > score
+        refitted = again[0] > score and work.stored(again[1]) <= problem.limit
         score, factors = again if refitted else (score, factors)
     tried = sum(work.tried for work in works)
     settings = {"ranks": [f.rank if f.thin else "dense" for f in factors], "refitted": refitted}
-    if len(works) > 1:
+    if len(metrics) > 1:
         settings |= {"bias": "of the mean input" if work.metric == "mean" else "as it was"}
         del settings["refitted"]
     return finish(
@@ -169,15 +177,21 @@ def factor(
         r, and a function from their product to the bias that goes with it.
     """
     mean, mean_of = own[0, 1:], mixed[0, 1:]
-    values, vectors = np.linalg.eigh(own[1:, 1:] - np.outer(mean, mean))
+    # Of the power with the mean, as a constant input has a variance of rounding alone.
+    _, unit = unit_diagonal(own[1:, 1:])
+    # The weights of inputs that are always zero have no units; they are left out.
+    used = np.where(np.diag(own)[1:, None] > 0, kernel / unit[:, None], 0.0)
+    sides = np.outer(unit, unit)
+    values, vectors = np.linalg.eigh(sides * (own[1:, 1:] - np.outer(mean, mean)))
     values = np.maximum(values, 0) + FLOOR * max(values[-1], 1e-30)
     root = np.sqrt(values)[None, :]
     # With the original's own inputs the regression would return the kernel itself.
-    covariance = mixed[1:, 1:] - np.outer(mean, mean_of)
-    whitened = (vectors / root).T @ (covariance + FLOOR * values[-1] * np.eye(len(mean))) @ kernel
+    covariance = sides * (mixed[1:, 1:] - np.outer(mean, mean_of))
+    damped = covariance + FLOOR * values[-1] * np.eye(len(mean))
+    whitened = (vectors / root).T @ damped @ used
     u, s, vt = np.linalg.svd(whitened, full_matrices=False)
     half = np.sqrt(s)
-    left, right = (vectors / root) @ u * half[None, :], half[:, None] * vt
+    left, right = unit[:, None] * ((vectors / root) @ u * half[None, :]), half[:, None] * vt
     return left, right, lambda product: bias + mean_of @ kernel - mean @ product
 
 
@@ -211,17 +225,37 @@ class _Layers:
         ]
         self.most = [min(k.shape) for k in self.kernels]
         self.tried = 0
-        self._base = 0
         ones = [1] * len(self.paths)
-        self._base = export.stored_bytes(self.build(self.factors(ones))) - self.bytes(ones)
+        self._base = 0
+        self._base = self.stored(self.factors(ones)) - self.bytes(ones)
 
     def _cost(self, i: int, rank: int) -> int:
         m, n = self.kernels[i].shape
         width = np.dtype(self.dtypes[i]).itemsize
         return width * min(rank * (m + n), m * n)
 
+    def stored(self, factors: list[Factors]) -> int:
+        """Bytes of a file."""
+        return export.stored_bytes(self.build(factors))
+
+    def within(self, method: str, best: tuple[Score, list[int]]) -> tuple[Score, list[int]]:
+        """Ranks whose file does fit: names in its header, and zeros, `bytes` does not foresee.
+
+        Raises:
+            BudgetTooSmall: not even rank 1 everywhere does.
+        """
+        score, ranks = best
+        while (size := self.stored(self.factors(ranks))) > self.problem.limit:
+            larger = [i for i, rank in enumerate(ranks) if rank > 1]
+            if not larger:
+                raise too_small(method, self.problem.limit, size, self.problem.original_bytes)
+            lost = lambda i, ranks=ranks: np.sum(self.all[i][1][ranks[i] - 1] ** 2)
+            least = min(larger, key=lost)
+            ranks = [rank - (i == least) for i, rank in enumerate(ranks)]
+        return (score if ranks == best[1] else self.score(ranks)), ranks
+
     def bytes(self, ranks: list[int]) -> int:
-        """Bytes of the file at these ranks."""
+        """Bytes of the file at these ranks, about."""
         return self._base + sum(self._cost(i, r) for i, r in enumerate(ranks))
 
     def factors(self, ranks: list[int]) -> list[Factors]:

@@ -1,15 +1,19 @@
 """The idx and npz files that image-classification sets are handed round in."""
 
+import contextlib
 import gzip
 import hashlib
+import math
 import os
 import pathlib
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
+from koopjax._core import as_path, existing
 from koopjax.data._dataset import MissingData
 
 #: idx type byte -> dtype on disk (big-endian, as the format has it).
@@ -31,6 +35,9 @@ IDX_STEMS = {
     "y_test": "t10k-labels",
 }
 _ROLES = tuple(IDX_STEMS)
+RANK_LIMIT = 32
+HEAD = 4 + 4 * RANK_LIMIT  # bytes of the longest header of an idx file
+DEFLATE = 1032  # the most bytes that one byte of a deflate stream can stand for
 
 
 def _corrupt(path, expected: str, got: str) -> ValueError:
@@ -49,7 +56,16 @@ def _raw_bytes(path: pathlib.Path) -> bytes:
     size = path.stat().st_size
     try:
         with gzip.open(path, "rb") as file:
-            return file.read()
+            start = file.read(HEAD)
+            try:
+                declared = _idx_size(path, start)
+            except ValueError:
+                while file.read(1 << 20):  # where the stream is damaged, that is the reason
+                    pass
+                raise
+            if declared > DEFLATE * size + len(start):
+                raise _corrupt(path, f"{declared:,} bytes as the header says", f"{size:,} packed")
+            return start + file.read(declared - len(start) + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise _corrupt(path, "a whole gzip stream", f"{size:,} bytes that end in {error!r}") from (
             error
@@ -58,22 +74,35 @@ def _raw_bytes(path: pathlib.Path) -> bytes:
 
 def _decode_idx(path: pathlib.Path, raw: bytes) -> np.ndarray:
     """The array in the bytes of an idx file, its size checked against its own header."""
-    if len(raw) < 4 or raw[0] or raw[1] or raw[2] not in _IDX_DTYPES:
-        raise _corrupt(path, "an idx header (two zero bytes, a type, a rank)", repr(raw[:4]))
-    rank = raw[3]
-    start = 4 + 4 * rank
-    if len(raw) < start:
-        raise _corrupt(path, f"{start:,} bytes of idx header", f"{len(raw):,}")
-    shape = struct.unpack(f">{rank}I", raw[4:start])
-    dtype = _IDX_DTYPES[raw[2]]
-    # Python integers: a damaged header may ask for more than int64 counts.
-    size = start + dtype.itemsize
-    for extent in shape:
-        size = start + (size - start) * extent
+    size = _idx_size(path, raw)
+    start, shape, dtype = _idx_header(path, raw)
     if len(raw) != size:
         raise _corrupt(path, f"{size:,} bytes for shape {shape}", f"{len(raw):,}")
     array = np.frombuffer(raw, dtype, offset=start).reshape(shape)
     return array.astype(dtype.newbyteorder("="))
+
+
+def _idx_header(path: pathlib.Path, raw: bytes) -> tuple[int, tuple[int, ...], np.dtype]:
+    """Where the values start, the shape, and the type on disk."""
+    if len(raw) < 4 or raw[0] or raw[1] or raw[2] not in _IDX_DTYPES:
+        raise _corrupt(path, "an idx header (two zero bytes, a type, a rank)", repr(raw[:4]))
+    rank = raw[3]
+    if rank > RANK_LIMIT:
+        raise _corrupt(path, f"at most {RANK_LIMIT} axes", f"{rank}")
+    start = 4 + 4 * rank
+    if len(raw) < start:
+        raise _corrupt(path, f"{start:,} bytes of idx header", f"{len(raw):,}")
+    return start, struct.unpack(f">{rank}I", raw[4:start]), _IDX_DTYPES[raw[2]]
+
+
+def _idx_size(path: pathlib.Path, raw: bytes) -> int:
+    """The bytes that a whole file has by its header."""
+    start, shape, dtype = _idx_header(path, raw)
+    # Python integers: a damaged header may ask for more than int64 counts.
+    size = start + dtype.itemsize
+    for extent in shape:
+        size = start + (size - start) * extent
+    return size
 
 
 def read_idx(path: str | os.PathLike) -> np.ndarray:
@@ -93,7 +122,7 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
         ValueError: not an idx file, or cut off, or longer than its header says; the message names
             the file, the bytes expected and the bytes there.
     """
-    path = pathlib.Path(path)
+    path = existing("an idx file", path)
     return _decode_idx(path, _raw_bytes(path))
 
 
@@ -107,7 +136,7 @@ def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
     Raises:
         ValueError: a dtype that idx cannot hold.
     """
-    path = pathlib.Path(path)
+    path = as_path("an idx file", path)
     array = np.asarray(array)
     code = _IDX_CODES.get(array.dtype)
     if code is None:
@@ -141,20 +170,49 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
         FileNotFoundError: no such file.
         ValueError: cut off or damaged, or one of the four arrays missing.
     """
-    path = pathlib.Path(path)
+    path = existing("an npz archive", path)
     size = path.stat().st_size
+    with _damaged(path, size), zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        missing = [role for role in _ROLES if role not in names]
+    if missing:
+        raise ValueError(
+            f"{path}: expected arrays {', '.join(_ROLES)}, got "
+            f"{', '.join(names) or 'none'}; try numpy.savez with those names"
+        )
+    with _damaged(path, size), zipfile.ZipFile(path) as archive:
+        return {role: _npy(archive, f"{role}.npy") for role in _ROLES}
+
+
+@contextlib.contextmanager
+def _damaged(path: pathlib.Path, size: int) -> Iterator[None]:
+    """What zipfile and NumPy say of an archive that is cut off or damaged, in one line."""
     try:
-        # NumPy does not close a file that turns out to be no archive, so it is opened here.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [role for role in _ROLES if role not in archive.files]
-            if missing:
-                raise ValueError(
-                    f"{path}: expected arrays {', '.join(_ROLES)}, got "
-                    f"{', '.join(archive.files) or 'none'}; try numpy.savez with those names"
-                )
-            return {role: archive[role] for role in _ROLES}
-    except (EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise _corrupt(path, "a whole npz archive", f"{size:,} bytes ({error})") from error
+        yield
+    except (
+        ArithmeticError, EOFError, LookupError, NotImplementedError, OSError, RuntimeError,
+        SyntaxError, TypeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        why = " ".join(str(error).split())[:200]
+        raise _corrupt(path, "a whole npz archive", f"{size:,} bytes ({why})") from error
+
+
+def _npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of an archive; NumPy would make room for whatever its header says."""
+    info = archive.getinfo(name)
+    if info.file_size > DEFLATE * info.compress_size + HEAD:
+        raise ValueError(f"{info.compress_size:,} bytes that say they hold {info.file_size:,}")
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, _, dtype = read(file)
+        if math.prod(shape) * dtype.itemsize > info.file_size:
+            raise ValueError(f"shape {shape} in {info.file_size:,} bytes")
+    with archive.open(name) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _idx_file(folder: pathlib.Path, role: str) -> pathlib.Path | None:

@@ -1,6 +1,6 @@
 """One pass over the data: arrays in blocks, streams, folds, the devices of a mesh."""
 
-import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -10,10 +10,33 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from koopjax._core import expected, has_float64, is_tracing, pytree, static, traced, working_dtype
-from koopjax.edmd._inputs import batches_of, check_arrays, check_dictionary, fold_layout, peek
-from koopjax.edmd._memory import check_memory
+from koopjax._core import (
+    as_dtype,
+    check_dictionary,
+    expected,
+    has_float64,
+    held_leaves,
+    is_tracing,
+    is_wide,
+    precise_as,
+    promoted,
+    pytree,
+    static,
+    traced,
+    working_dtype,
+)
+from koopjax.edmd._inputs import (
+    batches_of,
+    check_arrays,
+    check_batch_size,
+    check_mesh,
+    check_stream,
+    fold_layout,
+    peek,
+)
+from koopjax.edmd._memory import check_memory, observed_dtype
 from koopjax.edmd._statistics import KINDS, Gram, RFactor, Statistics, merge_stacked
+from koopjax.observables import Observables, require_rowwise
 
 # Rows in a block hold about this many numbers: large enough for the product to run at full rate,
 # small enough that a block stays a small part of memory.
@@ -39,13 +62,14 @@ class Lift:
 
     def __call__(self, x: Any, y: Any) -> tuple[Any, Any]:
         """Lifted snapshots before and after, `(n, p)` and `(n, q)`."""
-        psi_x = self.psi(x)
+        psi_x = _lifted(self.psi, x)
         if self.same and self.target is None and not self.state:
             return psi_x, psi_x
-        psi_y = self.psi(y) if self.target is None else self.target(y)
+        psi_y = _lifted(self.psi if self.target is None else self.target, y)
         if self.state:
             extra = x if self.state == "x" else y
-            psi_y = jnp.concatenate([psi_y, extra.astype(psi_y.dtype)], axis=1)
+            dtype = promoted(psi_y.dtype, extra.dtype)
+            psi_y = jnp.concatenate([psi_y.astype(dtype), extra.astype(dtype)], axis=1)
         return psi_x, psi_y
 
     def sizes(self, d: int, d_out: int) -> tuple[int, int]:
@@ -55,10 +79,15 @@ class Lift:
         return int(self.psi.size(d)), int(after.size(d_out)) + extra
 
 
-def narrow_integers(lift: Lift) -> Lift:
-    """NumPy's 64-bit indices in 32 bits: a local float64 context and its caller read them alike."""
-    is_wide = lambda leaf: isinstance(leaf, np.ndarray) and leaf.dtype in (np.int64, np.uint64)
-    return jax.tree.map(lambda leaf: leaf.astype(np.int32) if is_wide(leaf) else leaf, lift)
+def _lifted(psi: Any, x: Any) -> Any:
+    """`psi(x)`, of a callable of the user's own as of an `Observables`: each row by itself."""
+    if not isinstance(psi, Observables):
+        require_rowwise(psi, _call, x)
+    return psi(x)
+
+
+def _call(psi: Any, x: Any) -> Any:
+    return psi(x)
 
 
 def block_rows(n: int | None, numbers: int, kind: type, folds: int | None) -> int:
@@ -72,8 +101,12 @@ def block_rows(n: int | None, numbers: int, kind: type, folds: int | None) -> in
     return -(-rows // (folds or 1)) * (folds or 1)
 
 
-def _empty(kind: type, p: int, q: int, dtype: Any, folds: int | None) -> Any:
-    unit = kind.empty(p, q, dtype)
+def _empty(kind: type, lift: Lift, x: Any, y: Any, dtype: Any, folds: int | None) -> Any:
+    """The statistics of no samples, which know the dtype that the observables come in."""
+    before, after = jax.eval_shape(lift, x[:1], y[:1])
+    unit = kind.empty(before.shape[1], after.shape[1], dtype)
+    if jnp.finfo(before.dtype).eps > jnp.finfo(dtype).eps:
+        unit = dataclasses.replace(unit, observed=jnp.dtype(before.dtype).name)
     if folds is None:
         return unit
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (folds, *a.shape)), unit)
@@ -126,8 +159,7 @@ def _scan(
     """Fold blocks of rows into the statistics; memory is one block, whatever n."""
     n = x.shape[0]
     count = -(-n // batch)
-    probe = jax.eval_shape(lift, x[:1], y[:1])
-    carry = _empty(kind, probe[0].shape[1], probe[1].shape[1], dtype, folds)
+    carry = _empty(kind, lift, x, y, dtype, folds)
 
     def step(carry: Any, start: Any) -> tuple[Any, None]:
         rows = start + jnp.arange(batch)
@@ -233,14 +265,15 @@ def accumulate_stream(
 ) -> Statistics:
     """Statistics of a stream of pairs (or triples with weights), in constant memory."""
     carry = None
-    for x, y, weights in batches_of(pairs, batch_size, (folds or 1) * (mesh.size if mesh else 1)):
+    quantum = (folds or 1) * (mesh.size if mesh else 1)
+    for x, y, weights in batches_of(pairs, batch_size, quantum, lift):
         if carry is None:
-            p, q = lift.sizes(x.shape[1], y.shape[1])
             check_memory(lift, x.shape, y.shape, kind, dtype, len(weights), folds, memory_limit)
-            carry = _empty(kind, p, q, dtype, folds)
+            carry = _empty(kind, lift, x, y, dtype, folds)
         weights = jnp.asarray(weights, dtype)
         if mesh is None:
-            carry = _absorb_batch(carry, lift, x, y, weights, folds=folds)
+            with precise_as(x.dtype):
+                carry = _absorb_batch(carry, lift, x, y, weights, folds=folds)
         else:
             part = _on_mesh(
                 lift, x, y, weights, kind=kind, dtype=dtype, batch_size=None, folds=folds,
@@ -258,22 +291,23 @@ def run(
     lift: Lift, x: Any, y: Any, weights: Any, *, kind, dtype, batch_size, folds, mesh, memory_limit
 ) -> Statistics:
     """Dispatch to arrays or stream, with float64 asked for locally where the sums need it."""
-    wide = dtype == jnp.float64 and not is_tracing(lift, y, weights)
-    lift = narrow_integers(lift)
-    with jax.enable_x64(True) if wide else contextlib.nullcontext():
+    if mesh is not None:
+        check_mesh(mesh, x, y)
+    staged = is_tracing(lift, y, weights)
+    fitted = is_wide(lift) and not staged
+    # What users wrote down is read as outside; what was fitted in float64 stays in it.
+    with precise_as(np.float64 if fitted else np.float32):
+        lift = held_leaves(lift)
+    options = {"kind": kind, "dtype": dtype, "folds": folds, "mesh": mesh}
+    with precise_as(np.float64 if fitted or (dtype == np.float64 and not staged) else np.float32):
         if y is None:
             return accumulate_stream(
-                lift, x, kind=kind, dtype=dtype, batch_size=batch_size, folds=folds, mesh=mesh,
-                memory_limit=memory_limit,
-            )  # fmt: skip
-        batch = batch_size or block_rows(
-            x.shape[0], sum(lift.sizes(x.shape[1], y.shape[1])), kind, folds
-        )
+                lift, x, batch_size=batch_size, memory_limit=memory_limit, **options
+            )
+        width = sum(lift.sizes(x.shape[1], y.shape[1]))
+        batch = batch_size or block_rows(x.shape[0], width, kind, folds)
         check_memory(lift, x.shape, y.shape, kind, dtype, batch, folds, memory_limit)
-        return accumulate_arrays(
-            lift, x, y, weights, kind=kind, dtype=dtype, batch_size=batch_size, folds=folds,
-            mesh=mesh,
-        )  # fmt: skip
+        return accumulate_arrays(lift, x, y, weights, batch_size=batch_size, **options)
 
 
 def kind_of(statistics: Any) -> type:
@@ -290,26 +324,10 @@ def kind_of(statistics: Any) -> type:
 def sum_dtype(dtype: Any, accumulate_dtype: Any, traced: bool) -> Any:
     """The dtype statistics are accumulated in: as asked, else float64 where it can be had."""
     if accumulate_dtype is not None:
-        return jnp.dtype(working_dtype(jnp.dtype(accumulate_dtype)))
+        return jnp.dtype(working_dtype(as_dtype("accumulate_dtype", accumulate_dtype)))
     if traced or not has_float64():
         return jnp.dtype(working_dtype(dtype))
     return jnp.dtype("float64")
-
-
-def observed_dtype(lift: Lift, x: Any, y: Any, memory_limit: Any = None) -> Any:
-    """The floating dtype in which the observables come out; refuses those that can't fit."""
-    # Before tracing, because a dictionary of absurd size may build its index tables there.
-    check_memory(lift, x.shape, y.shape, Gram, jnp.float32, 1, None, memory_limit)
-    row = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)
-    before, after = jax.eval_shape(lift, row(x), row(y))
-    p, q = lift.sizes(x.shape[1], y.shape[1])
-    if before.shape != (1, p) or after.shape != (1, q):
-        raise expected(
-            f"observables of shapes (1, {p}) and (1, {q}) from one sample, as their sizes say",
-            f"{before.shape} and {after.shape}",
-            "correcting size(d) of the dictionary",
-        )
-    return jnp.result_type(before.dtype, after.dtype)
 
 
 def accumulate(
@@ -368,27 +386,22 @@ def accumulate(
     check_dictionary("psi", psi)
     if target is not None:
         check_dictionary("target", target)
-    if batch_size is not None and batch_size < 1:
-        raise expected("a batch_size of at least 1", f"{batch_size}")
+    batch_size = check_batch_size(batch_size)
     streamed = y is None
     if streamed:
-        if weights is not None or (folds is not None and not isinstance(folds, int)):
-            raise expected(
-                "weights and fold numbers only beside arrays",
-                "them beside a stream",
-                "triples (x, y, weights) and a number of folds",
-            )
-        x, probe = peek(x)
+        folds = check_stream(weights, folds)
         lift = Lift(psi, target)
+        x, probe = peek(x, lift)
         dtype = observed_dtype(lift, *probe, memory_limit)
     else:
-        x, y, weights, same = check_arrays(x, y, weights, target)
+        x, y, weights, same = check_arrays(x, y, weights, target, psi)
         lift = Lift(psi, target, same=same)
         dtype = observed_dtype(lift, x, y, memory_limit)
         folds, x, y, weights = fold_layout(folds, x, y, weights)
     staged = traced(lift, None if streamed else x, y, weights)
     acc = sum_dtype(dtype, accumulate_dtype, staged)
-    return run(
-        lift, x, y, weights, kind=kind, dtype=acc, batch_size=batch_size, folds=folds, mesh=mesh,
-        memory_limit=memory_limit,
-    )  # fmt: skip
+    with precise_as(dtype):
+        return run(
+            lift, x, y, weights, kind=kind, dtype=acc, batch_size=batch_size, folds=folds,
+            mesh=mesh, memory_limit=memory_limit,
+        )  # fmt: skip

@@ -9,11 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import NONFINITE_DATA, expected, is_tracing, matmul, precise, pytree, static
-from koopjax.edmd._factor import is_finite, spectral
+from koopjax._core import (
+    NONFINITE_DATA,
+    as_dtype,
+    as_whole,
+    check_metric,
+    expected,
+    held_leaves,
+    is_tracing,
+    matmul,
+    precise,
+    pytree,
+    read_numbers,
+    static,
+)
+from koopjax.edmd._factor import first, is_finite, spectral
 from koopjax.edmd._smooth import root_metric
 from koopjax.edmd._solve import Solution, check_statistics, compute
-from koopjax.edmd._solvers import ReducedRank, Ridge, TruncatedSVD, check_alpha, penalty
+from koopjax.edmd._solvers import (
+    ReducedRank,
+    Ridge,
+    TruncatedSVD,
+    check_alpha,
+    penalty,
+)
 from koopjax.edmd._statistics import Gram, Statistics, leave_one_out, merge_stacked
 
 RULES = ("min", "one_se")
@@ -52,16 +71,22 @@ class CrossValidated:
             )
         if self.rule not in RULES:
             raise expected(f"a rule in {RULES}", repr(self.rule))
+        as_whole("folds", self.folds, 2)
         if not isinstance(self.solver, TruncatedSVD):
             check_alpha(self.solver.alpha, self.solver.relative)
+        if isinstance(self.solver, ReducedRank):
+            check_metric("metric", self.solver.metric, sizes[1])
         own = _parameters(self.solver)
         grid = self.grid if isinstance(self.grid, dict) else {own[-1]: self.grid}
         for name, values in grid.items():
             if name not in own:
                 raise expected(f"a grid over {own}", repr(name))
-            if values is not None and (np.ndim(values) != 1 or np.size(values) == 0):
-                raise expected("a vector of grid values", f"shape {np.shape(values)}")
-            if values is not None and not is_tracing(values):
+            if values is None:
+                continue
+            values = read_numbers(f"the grid of {name}", values)
+            if values.ndim != 1 or values.size == 0:
+                raise expected("a vector of grid values", f"shape {values.shape}")
+            if not is_tracing(values):
                 # A rank beyond what is there would score like the largest one, silently.
                 known = np.asarray(values)
                 limit = sizes[0] if isinstance(self.solver, TruncatedSVD) else min(sizes)
@@ -87,9 +112,9 @@ class CrossValidated:
                 "edmd.accumulate(..., folds=5)",
             )
         self.validate(statistics.sizes)
-        dtype = None if dtype is None else jnp.dtype(dtype)
+        dtype = None if dtype is None else as_dtype("dtype", dtype)
         with precise(statistics):
-            return _choose(statistics, self, dtype=dtype)
+            return _choose(statistics, held_leaves(self), dtype=dtype)
 
 
 def _parameters(solver: Any) -> tuple[str, ...]:
@@ -136,7 +161,7 @@ def _fold_scores(train: Statistics, held: Gram, solver: Any, alphas: Array, rank
     whole = jnp.trace(held.target_gram)
 
     def score(alpha: Array, rank: Array) -> Array:
-        used = keep & (jnp.arange(parts.s.shape[0]) < rank)
+        used = keep & first(parts.s.shape[0], rank)
         if isinstance(solver, Ridge):
             used = keep
         h = jnp.where(used, parts.s / jnp.where(used, parts.s**2 + alpha, 1), 0)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from koopjax._core import matmul
+from koopjax._core import matmul, promoted
 
 
 def _on_host(k: Array) -> tuple[Array, Array]:
     """Through NumPy on the host, where the backend has no routine of its own (GPU, TPU)."""
-    complex_dtype = jnp.result_type(k.dtype, jnp.complex64)
+    complex_dtype = promoted(k.dtype, jnp.complex64)
     shapes = (
         jax.ShapeDtypeStruct(k.shape[:-1], complex_dtype),
         jax.ShapeDtypeStruct(k.shape, complex_dtype),

@@ -14,6 +14,8 @@ from koopjax.edmd._statistics import Gram, Statistics
 EXACT = 1024
 BLOCK = 8
 ITERATIONS = 24
+# Columns of unit norm that depend on each other differ by this many roundings of their dtype.
+ROUNDINGS = 2
 
 
 @pytree
@@ -61,6 +63,25 @@ def cut(stats: Statistics) -> float:
     return float(jnp.finfo(stats.dtype).eps) * p
 
 
+def noise(stats: Statistics) -> float:
+    """Size of a singular value, with columns of unit norm, that rounded observables leave of none.
+
+    Sums in float64 resolve what float32 observables do not: columns that depend on each other come
+    out independent by their own rounding, and a solution that follows it means nothing.
+    """
+    return ROUNDINGS * float(jnp.finfo(stats.observed).eps) if stats.observed else 0.0
+
+
+def count_of(marks: Array) -> Array:
+    """How many are true, in 32 bits also where x64 is on."""
+    return jnp.sum(marks, dtype=jnp.int32)
+
+
+def first(n: int, count: Any) -> Array:
+    """A mask of the first `count` of n."""
+    return jnp.arange(n, dtype=jnp.int32) < jnp.asarray(count).astype(jnp.int32)
+
+
 def blocks_of(stats: Statistics) -> tuple[Array, Array]:
     """What is factorised and its right-hand side: `(G, C)`, or `(Rxx, Rxy)`."""
     if isinstance(stats, Gram):
@@ -104,9 +125,16 @@ def spectral(stats: Statistics, rank: Any = None) -> Spectral:
     Args:
         stats: Gram (by eigendecomposition) or R factor (by SVD of its leading block).
         rank: keep at most so many; None lets the cut decide alone.
+
+    Where the observables are less precise than the sums no more are kept than there are
+    independent columns.
     """
     g, rhs = blocks_of(stats)
     p = g.shape[0]
+    if stats.observed:
+        scaled = singular_values(stats, column_scale(stats))
+        found = count_of(scaled > noise(stats))
+        rank = found if rank is None else jnp.minimum(rank, found)
     if isinstance(stats, Gram):
         values, vectors = jnp.linalg.eigh(g)
         values, v = values[::-1], vectors[:, ::-1]
@@ -118,7 +146,7 @@ def spectral(stats: Statistics, rank: Any = None) -> Spectral:
         v, c = vt.T, matmul(u.T, rhs)
         keep = s > cut(stats) * s[0]
     if rank is not None:
-        keep = keep & (jnp.arange(p) < rank)
+        keep = keep & first(p, rank)
     return Spectral(v, jnp.where(keep, s, 0), jnp.where(keep[:, None], c, 0))
 
 
@@ -148,6 +176,35 @@ def triangle(stats: Statistics, alpha: Any) -> tuple[Array, Array, Array]:
     right = jnp.concatenate([rhs, jnp.zeros_like(rhs)])
     r = qr_r(jnp.concatenate([left, right], axis=1))
     return r[:p, :p], r[:p, p:], d
+
+
+def least_norm(stats: Statistics, alpha: Any) -> tuple[Array, Array]:
+    """The ridge solution on the numerical rank of Ψx, the one of least norm, and its prediction.
+
+    The rank is that of columns scaled to unit norm: units say nothing on which of them depend on
+    each other. With `Ψx ≈ U S Vᵀ D⁻¹` on it, `K = D⁻¹V (VᵀD⁻²V + α S⁻²)⁻¹ S⁻¹ UᵀΨy`, whose
+    inverse is taken by QR, so that neither S nor D is squared.
+
+    Returns:
+        K `(p, q)`, and `(p, q)` coordinates of `Ψx K` in the basis U.
+    """
+    d = column_scale(stats)
+    g, rhs = blocks_of(stats)
+    if isinstance(stats, Gram):
+        values, v = jnp.linalg.eigh(d[:, None] * g * d[None, :])
+        s, v = jnp.sqrt(jnp.maximum(values, 0))[::-1], v[:, ::-1]
+        c = matmul(v.T, d[:, None] * rhs) / jnp.where(s > 0, s, 1)[:, None]
+    else:
+        u, s, vt = jnp.linalg.svd(g * d[None, :])
+        v, c = vt.T, matmul(u.T, rhs)
+    keep = first(s.shape[0], independent(stats, s))
+    inverse = jnp.where(keep, 1 / jnp.where(keep, s, 1), 0)
+    basis = jnp.where(keep[None, :], v / d[:, None], 0)
+    below = jnp.where(keep, jnp.sqrt(alpha) * inverse, 1)
+    r = qr_r(jnp.concatenate([basis, jnp.diag(below)]))
+    solve = jax.scipy.linalg.solve_triangular
+    k = matmul(basis, solve(r, solve(r, inverse[:, None] * c, trans=1)))
+    return k, jnp.where(keep, s, 0)[:, None] * matmul(basis.T, k)
 
 
 def column_scale_dead(stats: Statistics, alpha: Any) -> Array:
@@ -198,12 +255,22 @@ def singular_values(stats: Statistics, d: Array) -> Array:
     return jnp.linalg.svd(g * d[None, :], compute_uv=False)
 
 
-def _from_values(stats: Statistics, scaled: Array, raw: Array) -> Diagnosis:
-    threshold = cut(stats)
+def independent(stats: Statistics, scaled: Array) -> Array:
+    """How many columns are independent, by the singular values of scaled ones; dead ones aside."""
     relative = scaled / jnp.where(scaled[0] > 0, scaled[0], 1)
     if isinstance(stats, Gram):
         relative = relative**2
-    rank = jnp.sum(relative > threshold)
+    return count_of((relative > cut(stats)) & (scaled > noise(stats)))
+
+
+def tied(stats: Statistics, scaled: Array) -> Array:
+    """Whether columns depend on each other, beyond those that are zero."""
+    dead = count_of(column_scale_dead(stats, 0.0))
+    return independent(stats, scaled) + dead < stats.sizes[0]
+
+
+def _from_values(stats: Statistics, scaled: Array, raw: Array) -> Diagnosis:
+    rank = independent(stats, scaled)
     last = jnp.maximum(rank - 1, 0)
     # Scaled units decide on the rank; raw values beneath their own rounding can't be divided by.
     floor = jnp.finfo(stats.dtype).eps * raw[0]
@@ -214,34 +281,29 @@ def _from_values(stats: Statistics, scaled: Array, raw: Array) -> Diagnosis:
         ratio(raw, jnp.maximum(floor, tiny)),
         ratio(scaled, tiny),
         raw[0],
-        rank + jnp.sum(column_scale_dead(stats, 0.0)) < stats.sizes[0],
+        tied(stats, scaled),
     )
 
 
-def diagnose(stats: Statistics, known: Any = None) -> Diagnosis:
+def diagnose(stats: Statistics) -> Diagnosis:
     """Numerical rank and condition of Ψx from its statistics.
 
     Numerics: the singular values up to `EXACT` observables, of scaled columns and of raw ones;
-    above, a Cholesky factor and a few solves, and the raw values alone if that one breaks down.
-
-    Args:
-        stats: of the lifted snapshots.
-        known: raw singular values that a solver has met already, cut at rounding; zeros for none.
+    above, a Cholesky factor and a few solves, and the values if that one breaks down.
     """
     p = stats.sizes[0]
     d = column_scale(stats)
-    raw = lambda: singular_values(stats, jnp.ones_like(d))
-    if p <= EXACT:
-        return _from_values(stats, singular_values(stats, d), raw())
 
     def values() -> Diagnosis:
-        found = raw() if known is None else jax.lax.cond(known[0] > 0, lambda: known, raw)
-        return _from_values(stats, found, found)
+        raw = singular_values(stats, jnp.ones_like(d))
+        return _from_values(stats, singular_values(stats, d), raw)
 
+    if p <= EXACT:
+        return values()
     t, _, _ = triangle(stats, 0.0)
     least, largest = extremes(t)
     power = 2 if isinstance(stats, Gram) else 1
-    healthy = (least / largest) ** power > cut(stats)
+    healthy = ((least / largest) ** power > cut(stats)) & (least > noise(stats))
 
     def estimate() -> Diagnosis:
         low, high = extremes(t / d[None, :])

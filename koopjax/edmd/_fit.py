@@ -10,26 +10,37 @@ from jax.sharding import Mesh
 
 from koopjax._core import (
     ILL_CONDITIONED,
+    as_dtype,
     cast,
+    check_dictionary,
     expected,
     has_float64,
     is_tracing,
     precise,
+    precise_as,
+    promoted,
     traced,
     worst,
 )
-from koopjax.edmd._accumulate import Lift, kind_of, observed_dtype, run, sum_dtype
+from koopjax.edmd._accumulate import Lift, kind_of, run, sum_dtype
 from koopjax.edmd._factor import is_finite
-from koopjax.edmd._inputs import check_arrays, check_dictionary, fold_layout, peek
+from koopjax.edmd._inputs import (
+    check_arrays,
+    check_batch_size,
+    check_stream,
+    fold_layout,
+    peek,
+)
 from koopjax.edmd._koopman import Koopman
-from koopjax.edmd._memory import available_bytes, planned_bytes
+from koopjax.edmd._memory import available_bytes, observed_dtype, planned_bytes
 from koopjax.edmd._solve import Solution, compute, solve
 from koopjax.edmd._solvers import Ridge, TruncatedSVD
 from koopjax.edmd._statistics import Gram, RFactor, Statistics, total
 from koopjax.observables import Identity, contains_state
 
 REQUESTED = "requested"
-TRACED = "traced: Gram in the caller's dtype, which is differentiable"
+TRACED = "traced: Gram, which is differentiable"
+ASKED = "Gram: one pass in the accumulate_dtype that was asked for"
 NO_FLOAT64 = "R factors: the backend has no float64"
 GRAM_ENOUGH = "float64 Gram: the condition is low enough"
 GRAM_REFUSED = "R factors: the condition was too high for a float64 Gram"
@@ -131,16 +142,11 @@ def prepare(
     if lift.target is not None:
         check_dictionary("target", lift.target)
     if y is None:
-        if weights is not None or not (folds is None or isinstance(folds, int)):
-            raise expected(
-                "weights and fold numbers only beside arrays",
-                "them beside a stream",
-                "triples (x, y, weights) and a number of folds",
-            )
-        source, probe = peek(x)
+        folds = check_stream(weights, folds)
+        source, probe = peek(x, lift)
         again = None if iter(x) is x else x
     else:
-        x, y, weights, _ = check_arrays(x, y, weights, lift.target)
+        x, y, weights, _ = check_arrays(x, y, weights, lift.target, lift)
         source, probe, again = x, (x, y), x
     widths = probe[0].shape[1], probe[1].shape[1]
     lift, columns = _without_regression(lift, widths)
@@ -196,7 +202,7 @@ def _attempt(
 
 def estimate(problem: Problem, solver: Any, statistics: Any) -> tuple[Solution, Any]:
     """The solution and the readout, by the statistics asked for or those that it takes."""
-    kind, reason = _first_kind(statistics, problem.staged)
+    kind, reason = _first_kind(problem, statistics)
     solution, readout = _attempt(problem, solver, kind, problem.source, reason)
     if reason != GRAM_ENOUGH or is_tracing(solution):
         return solution, readout
@@ -211,6 +217,18 @@ def estimate(problem: Problem, solver: Any, statistics: Any) -> tuple[Solution, 
     why = ONE_PASS if problem.again is None else NO_ROOM
     info = dataclasses.replace(solution.info, reason=why)
     return Solution(solution.value, worst(solution.result, ILL_CONDITIONED), info), readout
+
+
+def check_settings(solver: Any, folds: Any) -> tuple[Any, Any]:
+    """The solver and its folds where none are given; raises unless they go together."""
+    solver = Ridge() if solver is None else solver
+    if isinstance(solver, type) or not hasattr(solver, "validate"):
+        raise expected("a solver such as edmd.Ridge(1e-6)", f"{solver!r:.60}")
+    if not hasattr(solver, "choose") and folds is not None:
+        raise expected("folds beside CrossValidated", type(solver).__name__)
+    if hasattr(solver, "choose") and folds is None:
+        folds = solver.folds
+    return solver, folds
 
 
 def fit(
@@ -241,9 +259,11 @@ def fit(
             `ReducedRank(rank, metric)`, `CrossValidated(solver, grid)`.
         statistics: "auto", "gram" or "rfactor" (or the classes). "auto" accumulates a Gram matrix
             in float64; if the condition is too high for it (estimated rounding error above 1e-6
-            for float32 results, 1e-11 for float64), it takes a second pass with R factors. A
-            backend without float64 gets R factors at once. Under jit, vmap or grad it is a Gram
-            matrix in the caller's dtype. `info.statistics` and `info.reason` say which and why.
+            for float32 results, 1e-11 for float64), it takes a second pass with R factors, which
+            costs several times as much; "gram" refuses it. A backend without float64 gets R
+            factors at once. Under jit, vmap or grad, and where `accumulate_dtype` asks for less
+            than float64, it is a Gram matrix, in one pass, and the result code says if it is not
+            enough. `info.statistics` and `info.reason` say which and why.
         weights: `(n,)`, not negative.
         folds: for `CrossValidated`: as in `accumulate`; None takes the solver's number.
         batch_size: rows lifted at a time; None chooses by size.
@@ -252,7 +272,8 @@ def fit(
         memory_limit: bytes for statistics and blocks; None: what the machine has free.
 
     Returns:
-        Koopman: in the dtype of the observables.
+        Koopman: in the dtype of the observables. That is float64, whatever JAX's default, where
+        NumPy's float64 data lie so far from the origin that float32 would lose their spread.
 
     Raises:
         ValueError: wrong shapes, no samples, NaN or infinity, a dictionary too large for memory,
@@ -270,40 +291,36 @@ def fit(
     Reference: Williams, Kevrekidis & Rowley (2015), J. Nonlinear Sci. 25; Sugishita, Kinjo &
     Ohkubo (2024), arXiv 2402.11740.
     """
-    solver = Ridge() if solver is None else solver
-    if not hasattr(solver, "validate"):
-        raise expected("a solver such as edmd.Ridge(1e-6)", f"{type(solver).__name__}")
-    if batch_size is not None and batch_size < 1:
-        raise expected("a batch_size of at least 1", f"{batch_size}")
-    if not hasattr(solver, "choose") and folds is not None:
-        raise expected("folds beside CrossValidated", type(solver).__name__)
-    if hasattr(solver, "choose") and folds is None:
-        folds = solver.folds
+    solver, folds = check_settings(solver, folds)
     state = "x" if target is None else ("" if isinstance(target, Identity) else "y")
     options = {
-        "batch_size": batch_size,
+        "batch_size": check_batch_size(batch_size),
         "mesh": mesh,
         "accumulate_dtype": accumulate_dtype,
         "memory_limit": memory_limit,
     }
     problem = prepare(Lift(psi, target, state), x, y, weights, folds, options)
     solver.validate(problem.sizes)
-    solution, readout = estimate(problem, solver, statistics)
     dtype = problem.dtype
+    with precise_as(dtype):
+        solution, readout = estimate(problem, solver, statistics)
     return Koopman(
         psi=psi,
         target=target,
         matrix=cast(solution.value, dtype),
         readout=None if readout is None else cast(readout, dtype),
-        info=cast(solution.info, jnp.promote_types(dtype, jnp.float32)),
+        info=cast(solution.info, promoted(dtype, jnp.float32)),
         result=solution.result,
     )
 
 
-def _first_kind(statistics: Any, staged: bool) -> tuple[type, str]:
+def _first_kind(problem: Problem, statistics: Any) -> tuple[type, str]:
     """Which statistics to begin with, and why."""
     if not isinstance(statistics, str) or statistics != "auto":
         return kind_of(statistics), REQUESTED
-    if staged:
+    if problem.staged:
         return Gram, TRACED
+    asked = problem.options["accumulate_dtype"]
+    if asked is not None and as_dtype("accumulate_dtype", asked) != jnp.float64:
+        return Gram, ASKED
     return (Gram, GRAM_ENOUGH) if has_float64() else (RFactor, NO_FLOAT64)

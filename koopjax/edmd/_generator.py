@@ -8,13 +8,28 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Complex, Float
 
-from koopjax._core import at_least_float32, cast, expected, matmul, pytree, static
+from koopjax._core import (
+    as_numbers,
+    at_least_float32,
+    cast,
+    check_dictionary,
+    check_finite,
+    expected,
+    held_leaves,
+    leave,
+    matmul,
+    precise,
+    precise_as,
+    precise_for,
+    promoted,
+    pytree,
+    static,
+)
 from koopjax.edmd._accumulate import Lift
 from koopjax.edmd._eig import eig
-from koopjax.edmd._fit import estimate, prepare
-from koopjax.edmd._inputs import as_rows
+from koopjax.edmd._fit import check_settings, estimate, prepare
+from koopjax.edmd._inputs import as_rows, check_batch_size
 from koopjax.edmd._koopman import Koopman, Spectrum
-from koopjax.edmd._solvers import Ridge
 
 
 @pytree
@@ -99,21 +114,35 @@ class Generator(Spectrum):
 
     def eigenvalues(self) -> Complex[Array, " p"]:
         """Eigenvalues of continuous time, complex, by falling real part."""
-        return self._pairs()[0]
+        return super().eigenvalues()
 
     def koopman(self, time: Any) -> Koopman:
         """The Koopman operator of a time step: `K = exp(time · L)`."""
-        matrix = _flow(self.matrix, jnp.asarray(time, self.matrix.dtype))
+        with precise(self.matrix):
+            matrix = _flow(self.matrix, _instant(time, self.matrix.dtype))
         return Koopman(self.psi, None, matrix, self.readout, self.info, self.result)
 
     def predict(self, x: Float[Array, "n d"], time: Any) -> Float[Array, "n d"]:
         """The expected state after a time: `Ψ(x) exp(time · L) B`; time is a leaf."""
-        return _predict(self, self._states(x), jnp.asarray(time, self.matrix.dtype))
+        x = self._states(x)
+        with precise_for(x, self):
+            at = _instant(time, self.matrix.dtype)
+            states = _predict(held_leaves(self), jnp.asarray(x), at)
+        return leave(states)
+
+
+def _instant(time: Any, dtype: Any) -> Array:
+    """A finite time as a scalar."""
+    time = as_numbers("time", time)
+    if time.ndim:
+        raise expected("one time, a number", f"shape {time.shape}", "jax.vmap over times")
+    check_finite("time", time)
+    return time.astype(dtype)
 
 
 def _field(name: str, field: Any, x: Array, shapes: tuple[tuple[int, ...], ...]) -> Array:
     """A vector field at the samples: a function of the batch, or its values."""
-    values = jnp.asarray(field(x) if callable(field) else field)
+    values = as_numbers(name, field(x) if callable(field) else field)
     if len(values.shape) not in {len(s) for s in shapes} or not any(
         len(s) == values.ndim and all(a in (-1, b) for a, b in zip(s, values.shape, strict=True))
         for s in shapes
@@ -168,31 +197,34 @@ def generator(
 
     Reference: Klus, Nüske, Peitz, Niemann, Clementi & Schütte (2020), Physica D 406 (gEDMD).
     """
-    x = as_rows("x", x)
+    check_dictionary("psi", psi)
+    x = as_rows(x, psi)
     n, d = x.shape
-    parts = [x, _field("drift", drift, x, ((n, d),))]
     noises = 0
-    if diffusion is not None:
-        sigma = _field("diffusion", diffusion, x, ((n, d, -1), (d, -1)))
-        noises = sigma.shape[-1]
-        parts.append(jnp.broadcast_to(sigma.reshape(-1, d * noises), (n, d * noises)))
-    rows = jnp.concatenate(parts, axis=1)
+    with precise_as(x.dtype):
+        x = jnp.asarray(x)
+        parts = [x, _field("drift", drift, x, ((n, d),))]
+        if diffusion is not None:
+            sigma = _field("diffusion", diffusion, x, ((n, d, -1), (d, -1)))
+            noises = sigma.shape[-1]
+            parts.append(jnp.broadcast_to(sigma.reshape(-1, d * noises), (n, d * noises)))
+        rows = jnp.concatenate(parts, axis=1)
     lift = Lift(psi, Derivatives(psi, d, noises), "x")
     options = {
-        "batch_size": batch_size,
+        "batch_size": check_batch_size(batch_size),
         "mesh": mesh,
         "accumulate_dtype": accumulate_dtype,
         "memory_limit": memory_limit,
     }
-    solver = Ridge() if solver is None else solver
-    folds = solver.folds if hasattr(solver, "choose") else None
+    solver, folds = check_settings(solver, None)
     problem = prepare(lift, x, rows, weights, folds, options)
     solver.validate(problem.sizes)
-    solution, readout = estimate(problem, solver, statistics)
+    with precise_as(problem.dtype):
+        solution, readout = estimate(problem, solver, statistics)
     return Generator(
         psi=psi,
         matrix=cast(solution.value, problem.dtype),
         readout=cast(readout, problem.dtype),
-        info=cast(solution.info, jnp.promote_types(problem.dtype, jnp.float32)),
+        info=cast(solution.info, promoted(problem.dtype, jnp.float32)),
         result=solution.result,
     )

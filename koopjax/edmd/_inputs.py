@@ -7,24 +7,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from koopjax._core import check_finite, expected, is_tracing
+from koopjax._core import (
+    as_integers,
+    as_whole,
+    check_finite,
+    expected,
+    held,
+    is_tracing,
+    needs_float64,
+    read_numbers,
+)
 
 
-def check_dictionary(name: str, psi: Any) -> None:
-    """Raise unless this is callable and tells its size: what the protocol of a dictionary asks."""
-    # A class is callable and has the method too, but settings are missing.
-    if isinstance(psi, type) or not callable(psi) or not callable(getattr(psi, "size", None)):
-        raise expected(
-            f"a dictionary with size(d) as {name}, see koopjax.observables",
-            f"{getattr(psi, '__name__', type(psi).__name__)}",
-            "observables.Custom(function, size) for a function of your own",
-        )
+def check_batch_size(batch_size: Any) -> int | None:
+    """A batch size as an int; None stays None."""
+    return None if batch_size is None else as_whole("batch_size", batch_size, 1)
 
 
-def as_rows(name: str, x: Any) -> Any:
-    """A real floating array `(n, d)`; integers become the default float."""
-    array = x if isinstance(x, jax.Array | np.ndarray) or is_tracing(x) else np.asarray(x)
+def _rows(name: str, x: Any) -> Any:
+    """Real floating numbers `(n, d)` at full width."""
+    array = read_numbers(name, x)
     if array.ndim != 2:
         raise expected(
             f"{name} of shape (n, d), a row for each sample",
@@ -35,51 +39,105 @@ def as_rows(name: str, x: Any) -> Any:
         raise expected(
             f"at least one sample in {name}", "an empty batch", "checking how the data were read"
         )
-    if jnp.issubdtype(array.dtype, jnp.floating):
-        return jnp.asarray(array)
-    if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool:
-        return jnp.asarray(array).astype(jnp.result_type(float))
-    raise expected(f"real numbers in {name}", f"dtype {array.dtype}", "x.astype(jnp.float32)")
+    return array
 
 
-def as_pair(x: Any, y: Any) -> tuple[Any, Any]:
-    """Snapshots before and after: as many of one as of the other; identity is kept."""
+def as_rows(x: Any, *trees: Any) -> Any:
+    """States `(n, d)`; in float64 where they or the dictionaries that they meet need it."""
+    array = _rows("x", x)
+    return array if needs_float64("x", array, *trees) else held("x", array)
+
+
+def as_pair(x: Any, y: Any, *trees: Any) -> tuple[Any, Any]:
+    """Snapshots before and after: as many of one as of the other; identity is kept.
+
+    Args:
+        x: snapshots before.
+        y: snapshots after.
+        *trees: dictionaries. Where these or either of the snapshots need float64, both keep it.
+    """
     same = y is x
-    x = as_rows("x", x)
-    y = x if same else as_rows("y", y)
+    x = _rows("x", x)
+    y = x if same else _rows("y", y)
     if x.shape[0] != y.shape[0]:
         raise expected(
             "as many rows in y as in x",
             f"{x.shape[0]} and {y.shape[0]}",
             "pairing each snapshot with its successor: x = s[:-1], y = s[1:]",
         )
-    return x, y
+    wide = needs_float64("x", x, *trees) or (not same and needs_float64("y", y, *trees))
+    keep = lambda name, a: a if wide and a.dtype == np.float64 else held(name, a)
+    x_held = keep("x", x)
+    return x_held, x_held if same else keep("y", y)
 
 
-def as_weights(weights: Any, n: int) -> Any:
-    """Weights `(n,)`, finite and not negative, with at least one positive; None stays None."""
-    if weights is None:
-        return None
-    weights = jnp.asarray(weights)
+def read_weights(weights: Any, x: Any) -> Any:
+    """Weights `(n,)`, finite and not negative; in float64 where the snapshots `x` are."""
+    n, weights = x.shape[0], read_numbers("weights", weights)
+    weights = weights if x.dtype == np.float64 else held("weights", weights)
     if weights.shape != (n,):
         raise expected(f"weights of shape ({n},)", f"shape {weights.shape}", "one for each sample")
-    if not jnp.issubdtype(weights.dtype, jnp.floating):
-        weights = weights.astype(jnp.result_type(float))
-    if is_tracing(weights):
-        return weights
-    known = np.asarray(weights)
-    if not (np.isfinite(known).all() and known.min() >= 0 and known.max() > 0):
-        raise expected(
-            "finite weights, not negative and not all zero",
-            f"a range from {known.min()} to {known.max()}",
-        )
+    if not is_tracing(weights) and getattr(weights, "is_fully_addressable", True):
+        known = np.asarray(weights)
+        if not (np.isfinite(known) & (known >= 0)).all():
+            raise expected(
+                "finite weights, not negative and not all zero",
+                f"a range from {known.min()} to {known.max()}",
+            )
     return weights
 
 
-def check_arrays(x: Any, y: Any, weights: Any, target: Any) -> tuple[Any, Any, Any, bool]:
-    """Validated `(x, y, weights)`, and whether y is x with the same dictionary on both sides."""
+def as_weights(weights: Any, x: Any) -> Any:
+    """As `read_weights`, with at least one positive; None stays None."""
+    if weights is None:
+        return None
+    weights = read_weights(weights, x)
+    with jax.ensure_compile_time_eval():
+        silent = not is_tracing(weights) and not bool(jnp.any(weights > 0))
+    if silent:
+        raise expected("finite weights, not negative and not all zero", "zeros alone")
+    return weights
+
+
+def check_stream(weights: Any, folds: Any) -> int | None:
+    """The number of folds of a stream; raises on what is known of arrays alone."""
+    if weights is not None or np.ndim(folds) != 0:
+        raise expected(
+            "weights and fold numbers only beside arrays",
+            "them beside a stream",
+            "triples (x, y, weights) and a number of folds",
+        )
+    return None if folds is None else as_whole("folds", folds, 2)
+
+
+def check_mesh(mesh: Any, *arrays: Any) -> None:
+    """Raise where data of this process alone meet a mesh that spans several processes."""
+    if not isinstance(mesh, Mesh):
+        raise expected("a jax.sharding.Mesh as mesh", f"{type(mesh).__name__}", "mesh=None")
+    here = all(device.process_index == jax.process_index() for device in mesh.devices.flat)
+    local = lambda a: not is_tracing(a) and getattr(a, "is_fully_addressable", True)
+    if not here and any(map(local, arrays)):
+        raise expected(
+            "global arrays x and y, as the mesh spans several processes",
+            "data of one process (an array of its own, or a stream)",
+            "jax.make_array_from_process_local_data(sharding, rows) for x and for y",
+        )
+
+
+def check_arrays(
+    x: Any, y: Any, weights: Any, target: Any, *trees: Any
+) -> tuple[Any, Any, Any, bool]:
+    """Validated `(x, y, weights)`, and whether y is x with the same dictionary on both sides.
+
+    Args:
+        x: snapshots before.
+        y: snapshots after.
+        weights: of the samples, or None.
+        target: dictionary of the snapshots after, or None.
+        *trees: what else the snapshots meet, see `as_pair`.
+    """
     same = y is x and target is None
-    x, y = as_pair(x, y)
+    x, y = as_pair(x, y, target, *trees)
     if target is None and x.shape[1] != y.shape[1]:
         raise expected(
             f"y with the {x.shape[1]} coordinates of x, where the dictionary is the same",
@@ -91,7 +149,7 @@ def check_arrays(x: Any, y: Any, weights: Any, target: Any) -> tuple[Any, Any, A
         check_finite("x", x)
         if y is not x:
             check_finite("y", y)
-    return x, y, as_weights(weights, x.shape[0]), same
+    return x, y, as_weights(weights, x), same
 
 
 def fold_layout(folds: Any, x: Any, y: Any, weights: Any) -> tuple[int | None, Any, Any, Any]:
@@ -103,17 +161,20 @@ def fold_layout(folds: Any, x: Any, y: Any, weights: Any) -> tuple[int | None, A
     n = x.shape[0]
     if folds is None:
         return None, x, y, weights
-    if isinstance(folds, int | np.integer):
-        if not 2 <= folds <= n:
+    if is_tracing(folds):
+        raise expected("fold numbers that can be looked at", "traced ones", "a number of folds")
+    numbers = np.asarray(as_integers("folds", folds))
+    if numbers.ndim == 0:
+        if not 2 <= numbers <= n:
             raise expected(
                 f"a number of folds from 2 to the number of samples, {n}", f"{folds}", "folds=5"
             )
-        return int(folds), x, y, weights
-    numbers = np.asarray(folds)
-    if numbers.shape != (n,) or not np.issubdtype(numbers.dtype, np.integer) or numbers.min() < 0:
+        return int(numbers), x, y, weights
+    if numbers.shape != (n,) or numbers.min() < 0 or numbers.max() >= n:
         raise expected(
-            f"fold numbers: ({n},) integers from 0",
-            f"{numbers.dtype} of shape {numbers.shape}",
+            f"fold numbers: ({n},) integers from 0, one for each sample",
+            f"shape {numbers.shape}"
+            + (f" from {numbers.min()} to {numbers.max()}" if numbers.size else ""),
             "a number of folds",
         )
     k = int(numbers.max()) + 1
@@ -123,25 +184,25 @@ def fold_layout(folds: Any, x: Any, y: Any, weights: Any) -> tuple[int | None, A
     longest = max(len(m) for m in members)
     rows = np.stack([np.resize(m, longest) for m in members], axis=1).ravel()
     real = np.stack([np.arange(longest) < len(m) for m in members], axis=1).ravel()
-    base = jnp.ones(n, x.dtype) if weights is None else weights
+    base = jnp.ones(n, jnp.float32) if weights is None else weights
     ordered = jnp.where(jnp.asarray(real), base[rows], 0)
     x_rows = x[rows]
     return k, x_rows, x_rows if y is x else y[rows], ordered
 
 
-def _unpack(item: Any) -> tuple[Any, Any, Any]:
+def _unpack(item: Any, trees: tuple[Any, ...]) -> tuple[Any, Any, Any]:
     if not isinstance(item, tuple | list) or len(item) not in (2, 3):
         raise expected(
             "an iterable of pairs (x, y), or triples with weights, where y is not given",
             f"an item of type {type(item).__name__}",
             "passing y, or an iterator of batches",
         )
-    x, y = as_pair(item[0], item[1])
-    return x, y, as_weights(item[2] if len(item) == 3 else None, x.shape[0])
+    x, y = as_pair(item[0], item[1], *trees)
+    return x, y, as_weights(item[2] if len(item) == 3 else None, x)
 
 
-def peek(pairs: Any) -> tuple[Iterable, tuple[Any, Any]]:
-    """The first pair of a stream, and the stream with it put back.
+def peek(pairs: Any, *trees: Any) -> tuple[Iterable, tuple[Any, Any]]:
+    """The first pair of a stream as `as_pair` gives it, and the stream with it put back.
 
     Raises:
         ValueError: not an iterable of pairs, or empty.
@@ -156,12 +217,12 @@ def peek(pairs: Any) -> tuple[Iterable, tuple[Any, Any]]:
     first = next(iterator, None)
     if first is None:
         raise expected("at least one batch", "an empty stream", "checking how the data are read")
-    x, y, _ = _unpack(first)
+    x, y, _ = _unpack(first, trees)
     return itertools.chain([first], iterator), (x, y)
 
 
 def batches_of(
-    pairs: Iterable, batch_size: int | None, quantum: int
+    pairs: Iterable, batch_size: int | None, quantum: int, *trees: Any
 ) -> Iterator[tuple[Any, Any, Any]]:
     """Batches of one size: cut where they are larger, padded by weight zero where smaller.
 
@@ -171,11 +232,12 @@ def batches_of(
         pairs: iterable of `(x, y)` or `(x, y, weights)`.
         batch_size: rows of a batch; None takes those of the first.
         quantum: the size is rounded up to a multiple of this (folds, devices).
+        *trees: what the snapshots meet, see `as_pair`.
     """
     size = None if batch_size is None else -(-batch_size // quantum) * quantum
     widths = None
     for item in pairs:
-        x, y, weights = _unpack(item)
+        x, y, weights = _unpack(item, trees)
         if widths is None:
             widths = x.shape[1], y.shape[1]
         elif widths != (x.shape[1], y.shape[1]):

@@ -1,7 +1,6 @@
 """The Koopman operator that a fit returns: prediction, spectrum, modes, residuals."""
 
 import functools
-import numbers
 from typing import Any
 
 import jax
@@ -9,10 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from koopjax._core import at_least_float32, expected, is_tracing, matmul, pytree
+from koopjax._core import (
+    as_states,
+    as_whole,
+    at_least_float32,
+    expected,
+    held_leaves,
+    is_tracing,
+    is_wide,
+    leave,
+    matmul,
+    precise,
+    precise_for,
+    promoted,
+    pytree,
+)
 from koopjax.edmd._accumulate import block_rows
 from koopjax.edmd._eig import eig, left_vectors
-from koopjax.edmd._inputs import batches_of, check_arrays, peek
+from koopjax.edmd._inputs import batches_of, check_arrays, check_batch_size, peek
 from koopjax.edmd._statistics import Gram
 
 _eig = jax.jit(eig)
@@ -21,7 +34,19 @@ _left = jax.jit(left_vectors)
 
 @jax.jit
 def _eigenfunctions(psi: Any, vectors: Array, x: Array) -> Array:
-    return matmul(psi(x).astype(vectors.dtype), vectors)
+    return _along(psi, vectors, _as_fitted(x, vectors))
+
+
+def _as_fitted(x: Array, *fitted: Any) -> Array:
+    """States in float64 where what they meet was fitted in it."""
+    return x.astype(jnp.float64) if is_wide(fitted) else x
+
+
+def _along(psi: Any, vectors: Array, x: Array) -> Array:
+    """`Ψ(x) V`, complex, in the wider precision of both."""
+    z = psi(x)
+    dtype = promoted(z.dtype, vectors.dtype)
+    return matmul(z.astype(dtype), vectors.astype(dtype))
 
 
 @jax.jit
@@ -71,60 +96,79 @@ class Spectrum:
     def eigenvalues(self) -> Complex[Array, " p"]:
         """Eigenvalues, complex, by falling modulus."""
         self._square("eigenvalues")
-        return self._pairs()[0]
+        with precise(self.matrix):
+            values = self._pairs()[0]
+        return leave(values)
 
     @property
     def right(self) -> Complex[Array, "p p"]:
         """Right eigenvectors as columns, of unit norm, in the order of `eigenvalues()`."""
         self._square("eigenvectors")
-        return self._pairs()[1]
+        with precise(self.matrix):
+            vectors = self._pairs()[1]
+        return leave(vectors)
 
     @property
     def left(self) -> Complex[Array, "p p"]:
         """Left eigenvectors as columns, biorthonormal to `right`: `leftᴴ @ right = I`."""
-        return _left(self.right)
+        self._square("eigenvectors")
+        with precise(self.matrix):
+            vectors = _left(self._pairs()[1])
+        return leave(vectors)
 
     def eigenfunctions(self, x: Float[Array, "n d"]) -> Complex[Array, "n p"]:
         """Eigenfunctions `φ(x) = Ψ(x) V` at states `(n, d)`, one a column."""
         self._square("eigenfunctions")
-        return _eigenfunctions(self.psi, self.right, self._states(x))
+        x = self._states(x)
+        with precise_for(x, self):
+            held = held_leaves(self)
+            values = _eigenfunctions(held.psi, held._pairs()[1], jnp.asarray(x))
+        return leave(values)
 
     def modes(self) -> Complex[Array, "p d"]:
         """Koopman modes, one a row: `x = eigenfunctions(x) @ modes()` as far as Ψ spans x."""
         self._square("modes")
-        return _modes(self.left, self.readout)
+        with precise(self.matrix, self.readout):
+            modes = _modes(_left(self._pairs()[1]), self.readout)
+        return leave(modes)
 
-    def _states(self, x: Any) -> Array:
-        x = jnp.asarray(x)
+    def _states(self, x: Any) -> Any:
+        x = as_states("the states", x, self)
         if x.ndim not in (1, 2):
             raise expected("states of shape (n, d) or (d,)", f"shape {x.shape}")
         check_width("states", self.psi, self.matrix.shape[0], x)
         return x
 
 
+def _lifted(koopman: Any, x: Array) -> tuple[Array, Array, Any, Any]:
+    """`Ψ(x)`, K and the readout in one dtype, and the dtype to answer in: that of the states."""
+    wide = _as_fitted(x, koopman)
+    z = koopman.psi(wide)
+    readout = None if koopman.readout is None else koopman.readout.astype(z.dtype)
+    return z, koopman.matrix.astype(z.dtype), readout, z.dtype if wide is x else x.dtype
+
+
 @jax.jit
 def _predict(koopman: Any, x: Array, steps: Array) -> Array:
-    z = koopman.psi(x)
-    matrix = koopman.matrix.astype(z.dtype)
+    z, matrix, readout, dtype = _lifted(koopman, x)
     z = jax.lax.fori_loop(0, steps, lambda _, z: matmul(z, matrix), z)
-    return z if koopman.readout is None else matmul(z, koopman.readout.astype(z.dtype))
+    return (z if readout is None else matmul(z, readout)).astype(dtype)
 
 
 @jax.jit
 def _predict_once(koopman: Any, x: Array) -> Array:
-    z = koopman.psi(x)
-    z = matmul(z, koopman.matrix.astype(z.dtype))
-    return z if koopman.readout is None else matmul(z, koopman.readout.astype(z.dtype))
+    z, matrix, readout, dtype = _lifted(koopman, x)
+    z = matmul(z, matrix)
+    return (z if readout is None else matmul(z, readout)).astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
 def _simulate(koopman: Any, x: Array, *, steps: int) -> Array:
-    z = koopman.psi(x)
-    matrix = koopman.matrix.astype(z.dtype)
+    z, matrix, readout, dtype = _lifted(koopman, x)
 
     def step(z: Array, _: None) -> tuple[Array, Array]:
         z = matmul(z, matrix)
-        return z, matmul(z, koopman.readout.astype(z.dtype))
+        return z, matmul(z, readout).astype(dtype)
 
     return jax.lax.scan(step, z, length=steps)[1]
 
@@ -135,18 +179,21 @@ def _residual_sums(
 ) -> tuple[Array, Array]:
     """`Σ |Ψ(y) v − λ Ψ(x) v|²` and `Σ |Ψ(x) v|²` for every eigenpair, block by block."""
     n = x.shape[0]
+    dtype = promoted(values.real.dtype, x.dtype)
+    weights = weights.astype(dtype)
 
     def step(carry: tuple, start: Array) -> tuple[tuple, None]:
         rows = start + jnp.arange(batch)
         w = jnp.where(rows < n, weights[jnp.minimum(rows, n - 1)], 0)[:, None]
         rows = jnp.minimum(rows, n - 1)
-        before = matmul(psi(x[rows]).astype(vectors.dtype), vectors)
-        after = matmul(psi(y[rows]).astype(vectors.dtype), vectors)
-        error = jnp.abs(after - before * values[None, :]) ** 2
+        before = _along(psi, vectors, _as_fitted(x[rows], vectors))
+        after = _along(psi, vectors, _as_fitted(y[rows], vectors))
+        error = jnp.abs(after - before * values[None, :].astype(before.dtype)) ** 2
         size = jnp.abs(before) ** 2
-        return (carry[0] + jnp.sum(w * error, 0), carry[1] + jnp.sum(w * size, 0)), None
+        sums = (jnp.sum(w * a.astype(dtype), 0) for a in (error, size))
+        return tuple(c + s for c, s in zip(carry, sums, strict=True)), None
 
-    zero = jnp.zeros(values.shape, values.real.dtype)
+    zero = jnp.zeros(values.shape, dtype)
     return jax.lax.scan(step, (zero, zero), batch * jnp.arange(-(-n // batch)))[0]
 
 
@@ -189,21 +236,21 @@ class Koopman(Spectrum):
             over many steps is that of K's invariant subspace, see `residuals`.
         """
         x = self._states(x)
-        if not is_tracing(steps):
-            # Also what NumPy and JAX call one step.
-            if np.ndim(steps) != 0 or not float(steps).is_integer() or steps < 0:
-                raise expected("a whole number of steps, at least 0", f"{steps}")
-            if steps == 1:
-                return _predict_once(self, x)
-        self._square("prediction over several steps")
-        return _predict(self, x, jnp.asarray(steps, jnp.int32))
+        one = not is_tracing(steps) and as_whole("steps", steps, 0) == 1
+        if not one:
+            self._square("prediction over several steps")
+        with precise_for(x, self):
+            held, rows = held_leaves(self), jnp.asarray(x)
+            out = _predict_once(held, rows) if one else _predict(held, rows, jnp.int32(steps))
+        return leave(out)
 
     def simulate(self, x: Float[Array, "n d"], steps: int) -> Float[Array, "steps n d"]:
         """All states on the way, `(steps, n, d)`: `predict(x, 1)`, ..., `predict(x, steps)`."""
         self._square("a simulation")
-        if not isinstance(steps, numbers.Integral) or steps < 1:
-            raise expected("a whole number of steps, at least 1", f"{steps}")
-        return _simulate(self, self._states(x), steps=int(steps))
+        steps, x = as_whole("steps", steps, 1), self._states(x)
+        with precise_for(x, self):
+            states = _simulate(held_leaves(self), jnp.asarray(x), steps=steps)
+        return leave(states)
 
     def residuals(
         self, x: Any, y: Any = None, weights: Any = None, *, batch_size: int | None = None
@@ -230,35 +277,44 @@ class Koopman(Spectrum):
         Reference: Colbrook & Townsend (2024), Comm. Pure Appl. Math. 77 (ResDMD).
         """
         self._square("residuals")
-        if batch_size is not None and batch_size < 1:
-            raise expected("a batch_size of at least 1", f"{batch_size}")
+        batch_size = check_batch_size(batch_size)
         p = self.matrix.shape[0]
         if y is None:
             if weights is not None:
                 raise expected("weights only beside arrays", "them beside a stream", "triples")
-            pairs, probe = peek(x)
-            batches = batches_of(pairs, batch_size, 1)
+            pairs, probe = peek(x, self)
+            batches = batches_of(pairs, batch_size, 1, self)
         else:
-            x, y, weights, _ = check_arrays(x, y, weights, None)
+            x, y, weights, _ = check_arrays(x, y, weights, None, self)
             probe = x, y
-            batches = [(x, y, jnp.ones(x.shape[0], x.dtype) if weights is None else weights)]
+            batches = [(x, y, np.ones(x.shape[0], np.float32) if weights is None else weights)]
         check_width("x", self.psi, p, probe[0])
         check_width("y", self.psi, p, probe[1])
-        values, vectors = self._pairs()
-        error, size = 0.0, 0.0
+        with precise_for(probe[0], self):
+            residuals = self._from_batches(batches, batch_size)
+        return leave(residuals)
+
+    def _from_batches(self, batches: Any, batch_size: int | None) -> Array:
+        """The residuals of checked batches, in the precision that they were found to need."""
+        held, p = held_leaves(self), self.matrix.shape[0]
+        values, vectors = held._pairs()
+        error: Any = 0.0
+        size: Any = 0.0
         for x_rows, y_rows, w in batches:
             n = x_rows.shape[0]
             batch = min(batch_size or block_rows(n, 4 * p, Gram, None), n)
-            w = jnp.asarray(w).astype(values.real.dtype)
-            sums = _residual_sums(self.psi, values, vectors, x_rows, y_rows, w, batch=batch)
-            error, size = error + sums[0], size + sums[1]
-        sound = jnp.isfinite(error + size).all() | ~jnp.isfinite(values).all()
-        if not is_tracing(sound) and not bool(sound):
-            raise expected(
-                "finite observables on finite data",
-                "NaN or infinity in the sums over the data",
-                "cleaning the snapshots",
-            )
-        tiny = jnp.finfo(values.real.dtype).tiny
-        # An eigenfunction that vanishes on the data is no evidence for its eigenvalue.
-        return jnp.where(size > tiny, jnp.sqrt(error / jnp.maximum(size, tiny)), jnp.inf)
+            with precise_for(x_rows, self):
+                x_rows, y_rows, w = jnp.asarray(x_rows), jnp.asarray(y_rows), jnp.asarray(w)
+                sums = _residual_sums(held.psi, values, vectors, x_rows, y_rows, w, batch=batch)
+                error, size = error + sums[0], size + sums[1]
+        with precise(error):
+            sound = jnp.isfinite(error + size).all() | ~jnp.isfinite(values).all()
+            if not is_tracing(sound) and not bool(sound):
+                raise expected(
+                    "finite observables on finite data",
+                    "NaN or infinity in the sums over the data",
+                    "cleaning the snapshots",
+                )
+            tiny = jnp.finfo(values.real.dtype).tiny
+            # An eigenfunction that vanishes on the data is no evidence for its eigenvalue.
+            return jnp.where(size > tiny, jnp.sqrt(error / jnp.maximum(size, tiny)), jnp.inf)

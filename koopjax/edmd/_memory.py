@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from koopjax import observables
-from koopjax._core import expected
+from koopjax._core import as_whole, expected, held_leaves, precise_as, promoted
 from koopjax.edmd._statistics import Gram
 
 # Share of the free memory that a fit may plan with; the rest is for the data and the backend.
@@ -62,7 +62,7 @@ def check_memory(
         limit: bytes; None for what is free.
     """
     p, q = lift.sizes(x[1], y[1])
-    limit = available_bytes() if limit is None else int(limit)
+    limit = available_bytes() if limit is None else as_whole("memory_limit", limit, 1)
     needed = planned_bytes(p, q, kind, dtype, rows, folds)
     if needed <= limit:
         return
@@ -76,6 +76,23 @@ def check_memory(
         f"which need {_gibibytes(needed)} GiB",
         f"{ideas or 'fewer targets'} (at most {largest:,} observables fit)",
     )
+
+
+def observed_dtype(lift: Any, x: Any, y: Any, memory_limit: Any = None) -> Any:
+    """The floating dtype in which the observables come out; refuses those that can't fit."""
+    # Before tracing, because a dictionary of absurd size may build its index tables there.
+    check_memory(lift, x.shape, y.shape, Gram, jnp.float32, 1, None, memory_limit)
+    row = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)
+    with precise_as(promoted(x.dtype, y.dtype)):
+        before, after = jax.eval_shape(held_leaves(lift), row(x), row(y))
+    p, q = lift.sizes(x.shape[1], y.shape[1])
+    if before.shape != (1, p) or after.shape != (1, q):
+        raise expected(
+            f"observables of shapes (1, {p}) and (1, {q}) from one sample, as their sizes say",
+            f"{before.shape} and {after.shape}",
+            "correcting size(d) of the dictionary",
+        )
+    return promoted(before.dtype, after.dtype)
 
 
 def _number(n: int) -> str:

@@ -12,7 +12,19 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from koopjax._core import matmul
-from koopjax.edmd._factor import blocks_of, column_scale, cut, spectral, triangle
+from koopjax.edmd._factor import (
+    EXACT,
+    blocks_of,
+    column_scale,
+    cut,
+    first,
+    least_norm,
+    noise,
+    singular_values,
+    spectral,
+    tied,
+    triangle,
+)
 from koopjax.edmd._statistics import Gram, Statistics
 
 
@@ -22,35 +34,42 @@ def _moments(stats: Statistics) -> tuple[Array, Array]:
     return (g, rhs) if isinstance(stats, Gram) else (matmul(g.T, g), matmul(g.T, rhs))
 
 
-def _ridge_primal(stats: Statistics, alpha: Any) -> tuple[Array, Array]:
-    """Triangular solve; pseudo-inverse where the triangle is singular to rounding.
+def decides(stats: Statistics, largest: Array, alpha: Any) -> Array:
+    """Whether a ridge stands out from rounding, so that the solution is unique with it.
 
-    Returns:
-        `(p, q)` solution, and the `(p,)` singular values that the pseudo-inverse kept; zeros where
-        none was needed.
+    Args:
+        stats: of the lifted snapshots.
+        largest: singular value of Ψx.
+        alpha: ridge, absolute.
     """
+    return alpha > max(cut(stats), noise(stats) ** 2) * largest**2
+
+
+def _ridge_primal(stats: Statistics, alpha: Any) -> Array:
+    """Triangular solve; pseudo-inverse where the triangle is singular to rounding."""
     t, rhs, d = triangle(stats, alpha)
-
-    def direct() -> tuple[Array, Array]:
-        return d[:, None] * jax.scipy.linalg.solve_triangular(t, rhs), jnp.zeros_like(d)
-
-    def pseudo() -> tuple[Array, Array]:
-        parts = spectral(stats)
-        keep = parts.s > 0
-        factor = jnp.where(keep, parts.s / jnp.where(keep, parts.s**2 + alpha, 1), 0)
-        return matmul(parts.v, factor[:, None] * parts.c), parts.s
-
-    return jax.lax.cond(_healthy(stats, t), direct, pseudo)
+    return jax.lax.cond(
+        _healthy(stats, alpha, t),
+        lambda: d[:, None] * jax.scipy.linalg.solve_triangular(t, rhs),
+        lambda: least_norm(stats, alpha)[0],
+    )
 
 
-def _healthy(stats: Statistics, t: Array) -> Array:
+def _healthy(stats: Statistics, alpha: Any, t: Array) -> Array:
     """Whether a triangular factor of scaled columns is far enough from singular to solve with.
 
-    A breakdown shows in the pivots, at no cost; what they hide, the condition reports.
+    A breakdown shows in the pivots, at no cost; what they hide show the singular values, which a
+    diagnosis takes too, so that the compiler finds them once.
     """
     pivots = jnp.min(jnp.abs(jnp.diagonal(t)))
     limit = 4 * cut(stats)
     sound = jnp.isfinite(t).all()
+    if stats.observed and stats.sizes[0] <= EXACT:
+        d = column_scale(stats)
+        largest = singular_values(stats, jnp.ones_like(d))[0]
+        sound &= ~tied(stats, singular_values(stats, d)) | decides(stats, largest, alpha)
+    elif stats.observed:
+        sound &= pivots > 2 * noise(stats)
     if isinstance(stats, Gram):
         return sound & (pivots**2 > limit)
     # Where columns depend on each other, the factor's rows hold rounding on the left and anything
@@ -59,36 +78,30 @@ def _healthy(stats: Statistics, t: Array) -> Array:
     return sound & (pivots > limit) & ((own > limit) | (pivots**2 > limit))
 
 
+@jax.custom_jvp
 def ridge(stats: Statistics, alpha: Any) -> Array:
     """`argmin ‖Ψx K − Ψy‖² + α ‖K‖²`, the one of least norm where it is not unique; `(p, q)`."""
-    return ridge_values(stats, alpha)[0]
-
-
-@jax.custom_jvp
-def ridge_values(stats: Statistics, alpha: Any) -> tuple[Array, Array]:
-    """`ridge`, and the singular values it met on the way for a diagnosis (zeros if none)."""
     return _ridge_primal(stats, alpha)
 
 
-@ridge_values.defjvp
-def _ridge_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+@ridge.defjvp
+def _ridge_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     # (G + αI) dK = dC − (dG + dα I) K, from differentiating the normal equations.
     stats, alpha = primals
-    k, s = ridge_values(stats, alpha)
+    k = ridge(stats, alpha)
     (g, _), (dg, dc) = jax.jvp(_moments, (stats,), (tangents[0],))
     dalpha = jnp.asarray(tangents[1], k.dtype)
-    dk = shifted_solve(g, alpha, dc - matmul(dg, k) - dalpha * k)
-    return (k, s), (dk, jnp.zeros_like(s))
+    return k, shifted_solve(g, alpha, dc - matmul(dg, k) - dalpha * k, stats.observed)
 
 
-def shifted_solve(g: Array, alpha: Any, b: Array) -> Array:
+def shifted_solve(g: Array, alpha: Any, b: Array, observed: str = "") -> Array:
     """`(G + αI)⁻¹ b` for symmetric G, pseudo-inverse where singular; derivatives of any order."""
     fixed = jax.lax.stop_gradient(g)
     level = jax.lax.stop_gradient(jnp.asarray(alpha, g.dtype))
 
     def solve(_: Any, rhs: Array) -> Array:
         zero = jnp.zeros((rhs.shape[1], rhs.shape[1]), rhs.dtype)
-        return _ridge_primal(Gram(fixed, rhs, zero, jnp.zeros((), rhs.dtype)), level)[0]
+        return _ridge_primal(Gram(fixed, rhs, zero, jnp.zeros((), rhs.dtype), observed), level)
 
     return jax.lax.custom_linear_solve(
         lambda z: matmul(g, z) + jnp.asarray(alpha, g.dtype) * z, b, solve, symmetric=True
@@ -104,7 +117,7 @@ def truncated(stats: Statistics, rank: Any) -> tuple[Array, Array]:
         beyond the numerical rank.
     """
     parts = spectral(stats)
-    keep = (jnp.arange(parts.s.shape[0]) < rank) & (parts.s > 0)
+    keep = first(parts.s.shape[0], rank) & (parts.s > 0)
     inverse = jnp.where(keep, 1 / jnp.where(keep, parts.s, 1), 0)
     return matmul(parts.v, inverse[:, None] * parts.c), parts.s
 
@@ -117,7 +130,7 @@ def _truncated_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     stats, rank = primals
     (_, c), (dg, dc) = jax.jvp(_moments, (stats,), (tangents[0],))
     parts = spectral(stats)
-    keep = (jnp.arange(parts.s.shape[0]) < rank) & (parts.s > 0)
+    keep = first(parts.s.shape[0], rank) & (parts.s > 0)
     values = parts.s**2
     inverse = jnp.where(keep, 1 / jnp.where(keep, values, 1), 0)
     across = inverse[:, None] * _across(values, keep)
@@ -137,16 +150,12 @@ def _across(values: Array, keep: Array) -> Array:
 
 
 def prediction_root(stats: Statistics, alpha: Any) -> Array:
-    """A `(p, q)` matrix b with `bᵀb = Kᵀ (G + αI) K`: the ridge prediction up to a rotation."""
+    """A `(p, q)` matrix b with `bᵀb = Kᵀ (G + αI) K`: the ridge prediction up to a rotation.
+
+    Where Ψ is deficient the ridge is below rounding, and b is the prediction alone.
+    """
     t, rhs, _ = triangle(stats, alpha)
-
-    def pseudo() -> Array:
-        parts = spectral(stats)
-        keep = parts.s > 0
-        root = jnp.sqrt(jnp.where(keep, parts.s**2 + alpha, 1))
-        return jnp.where(keep, parts.s / root, 0)[:, None] * parts.c
-
-    return jax.lax.cond(_healthy(stats, t), lambda: rhs, pseudo)
+    return jax.lax.cond(_healthy(stats, alpha, t), lambda: rhs, lambda: least_norm(stats, alpha)[1])
 
 
 def leading_vectors(stats: Statistics, alpha: Any, rank: Any, roots: Any) -> Array:
@@ -158,7 +167,7 @@ def leading_vectors(stats: Statistics, alpha: Any, rank: Any, roots: Any) -> Arr
     b = b if roots is None else matmul(b, roots[0])
     _, s, wt = jnp.linalg.svd(b, full_matrices=False)
     live = s > jnp.finfo(b.dtype).eps * max(b.shape) * s[0]
-    keep = (jnp.arange(s.shape[0]) < rank) & live
+    keep = first(s.shape[0], rank) & live
     return wt.T * keep[None, :].astype(b.dtype)
 
 
@@ -193,7 +202,7 @@ def _reduced_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (k, h), (dk, dh) = jax.jvp(product, (stats, alpha), tangents[:2])
     values, w = jnp.linalg.eigh(h)
     live = values > jnp.finfo(h.dtype).eps * h.shape[0] * values[-1]
-    keep = (jnp.arange(h.shape[0])[::-1] < rank) & live
+    keep = first(h.shape[0], rank)[::-1] & live
     across = _across(values, keep)
     p = matmul(w * keep[None, :].astype(w.dtype), w.T)
     dp = matmul(w, matmul((across + across.T) * matmul(w.T, matmul(dh, w)), w.T))

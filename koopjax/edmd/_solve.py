@@ -14,8 +14,10 @@ from koopjax._core import (
     RANK_DEFICIENT,
     SUCCESS,
     UNDERDETERMINED,
+    as_dtype,
     check,
     expected,
+    held_leaves,
     is_tracing,
     matmul,
     precise,
@@ -119,7 +121,7 @@ def judge(
     return worst(
         flag(outcome.found < outcome.needed, RANK_DEFICIENT),
         flag((rounding > limit) | (eps * lost > limit), ILL_CONDITIONED),
-        flag(stats.count < outcome.needed, UNDERDETERMINED),
+        flag(stats.count < jnp.asarray(outcome.needed).astype(stats.dtype), UNDERDETERMINED),
         flag(~jnp.isfinite(outcome.value).all(), NONFINITE_SOLUTION),
         flag(~finite, NONFINITE_DATA),
     )
@@ -197,10 +199,10 @@ def solve(statistics: Statistics, solver: Any = None, *, dtype: Any = None) -> S
     """
     check_statistics(statistics)
     solver = Ridge() if solver is None else solver
-    if hasattr(solver, "choose"):
+    if hasattr(solver, "choose") and not isinstance(solver, type):
         return solver.choose(statistics, dtype)
     if not isinstance(solver, Ridge | TruncatedSVD | ReducedRank):
-        raise expected("a solver such as edmd.Ridge(1e-6)", f"{type(solver).__name__}")
+        raise expected("a solver such as edmd.Ridge(1e-6)", f"{solver!r:.60}")
     if statistics.folds is not None:
         raise expected(
             "statistics of all samples together",
@@ -208,9 +210,9 @@ def solve(statistics: Statistics, solver: Any = None, *, dtype: Any = None) -> S
             "edmd.total(statistics), or CrossValidated(solver, grid)",
         )
     solver.validate(statistics.sizes)
-    dtype = None if dtype is None else jnp.dtype(dtype)
+    dtype = None if dtype is None else as_dtype("dtype", dtype)
     with precise(statistics):
-        return _compute(statistics, solver, dtype=dtype)
+        return _compute(statistics, held_leaves(solver), dtype=dtype)
 
 
 def unwrap(solution: Any, *, allow: tuple[int, ...] = ()) -> Any:
@@ -258,7 +260,7 @@ def low_rank(
         raise expected("ReducedRank with a concrete rank, or Ridge", f"{solver}")
     solver.validate(statistics.sizes)
     rank = int(solver.rank)
-    full = dataclasses.replace(solver, rank=min(statistics.sizes))
+    full = held_leaves(dataclasses.replace(solver, rank=min(statistics.sizes)))
     with precise(statistics):
         left, right = _factors(statistics, full)
         return left[:, :rank], right[:rank]

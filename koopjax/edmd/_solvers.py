@@ -2,14 +2,18 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import expected, is_tracing, pytree
-from koopjax.edmd._factor import Diagnosis, cut, diagnose, energy
-from koopjax.edmd._smooth import reduced, ridge_values, root_metric, truncated
+from koopjax._core import (
+    as_whole,
+    check_metric,
+    check_number,
+    is_tracing,
+    pytree,
+)
+from koopjax.edmd._factor import Diagnosis, count_of, diagnose, energy
+from koopjax.edmd._smooth import decides, reduced, ridge, root_metric, truncated
 from koopjax.edmd._statistics import Statistics
 
 
@@ -37,21 +41,13 @@ class Outcome:
 
 
 def check_alpha(alpha: Any, relative: Any) -> None:
-    for name, value in (("alpha", alpha), ("relative", relative)):
-        if is_tracing(value):
-            continue
-        known = np.asarray(value)
-        if not bool((np.isfinite(known) & (known >= 0)).all()):
-            raise expected(f"{name} of at least 0, and finite", f"{value}")
+    check_number("alpha", alpha)
+    check_number("relative", relative)
 
 
 def _check_rank(rank: Any, largest: int) -> None:
-    if is_tracing(rank):
-        return
-    values = np.asarray(rank)
-    whole = (values >= 1) & (values <= largest) & (values == np.floor(values))
-    if not bool(whole.all()):
-        raise expected(f"a rank from 1 to {largest}", f"{rank}", f"rank={largest}")
+    if not is_tracing(rank):
+        as_whole("rank", rank, 1, largest)
 
 
 def penalty(stats: Statistics, alpha: Any, relative: Any) -> Array:
@@ -64,16 +60,11 @@ def regularised(stats: Statistics, diagnosis: Diagnosis, alpha: Any) -> Array:
     """Condition number of the ridge problem: the smaller of two bounds on the amplification."""
     high = diagnosis.largest**2
     # Where columns depend on each other and the ridge decides, it is all there is at the low end.
-    alone = diagnosis.tied & decides(stats, diagnosis, alpha)
+    alone = diagnosis.tied & decides(stats, diagnosis.largest, alpha)
     low = jnp.where(alone, 0, (diagnosis.largest / diagnosis.condition) ** 2)
     total = low + alpha
     raw = jnp.where(total > 0, jnp.sqrt((high + alpha) / jnp.where(total > 0, total, 1)), 1)
     return jnp.where(alone, raw, jnp.minimum(raw, diagnosis.scaled))
-
-
-def decides(stats: Statistics, diagnosis: Diagnosis, alpha: Any) -> Array:
-    """Whether a ridge stands out from rounding, so that the solution is unique with it."""
-    return alpha > cut(stats) * diagnosis.largest**2
 
 
 @pytree
@@ -105,12 +96,12 @@ class Ridge:
     def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
         """The solution from finite statistics; `diagnosis` where it is there already."""
         alpha = penalty(stats, self.alpha, self.relative)
-        value, met = ridge_values(stats, alpha)
+        value = ridge(stats, alpha)
         if diagnosis is None:
-            diagnosis = diagnose(stats, jax.lax.stop_gradient(met))
+            diagnosis = diagnose(stats)
         # A ridge that decides needs no rank, and no more samples than there are.
         count = jnp.minimum(diagnosis.rank, stats.count.astype(jnp.int32))
-        needed = jnp.where(decides(stats, diagnosis, alpha), count, stats.sizes[0])
+        needed = jnp.where(decides(stats, diagnosis.largest, alpha), count, stats.sizes[0])
         return Outcome(
             value=value,
             rank=diagnosis.rank,
@@ -143,7 +134,7 @@ class TruncatedSVD:
         """The solution from finite statistics."""
         del diagnosis  # the singular values that are computed anyway say more
         value, s = truncated(stats, self.rank)
-        numerical = jnp.sum(s > 0)
+        numerical = count_of(s > 0)
         used = jnp.minimum(numerical, jnp.asarray(self.rank).astype(jnp.int32))
         ratio = lambda count: jnp.where(count > 0, s[0] / _at(s, count), 1)
         return Outcome(
@@ -189,9 +180,7 @@ class ReducedRank:
         """Raise `ValueError` if settings that are known can't be met."""
         check_alpha(self.alpha, self.relative)
         _check_rank(self.rank, min(sizes))
-        shape = None if self.metric is None else jnp.shape(self.metric)
-        if shape not in (None, (sizes[1], sizes[1])):
-            raise expected(f"a metric of shape {(sizes[1], sizes[1])}", f"{shape}")
+        check_metric("metric", self.metric, sizes[1])
 
     def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
         """The solution from finite statistics."""

@@ -9,26 +9,24 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from koopjax._core import (
+    as_dtype,
+    as_integers,
+    as_whole,
     cast,
+    check_number,
     expected,
     is_tracing,
     matmul,
     precise,
     precise_as,
+    promoted,
     pytree,
     qr_r,
+    read_numbers,
     static,
     working_dtype,
 )
-
-
-def _check_pair(psi_x: Any, psi_y: Any) -> None:
-    if psi_x.ndim != 2 or psi_y.ndim != 2 or psi_x.shape[0] != psi_y.shape[0]:
-        raise expected(
-            "psi_x (n, p) and psi_y (n, q) with the same n",
-            f"shapes {psi_x.shape} and {psi_y.shape}",
-            "evaluating both dictionaries on the same samples",
-        )
+from koopjax.edmd._inputs import read_weights
 
 
 def _check_mergeable(first: Any, second: Any) -> None:
@@ -38,6 +36,12 @@ def _check_mergeable(first: Any, second: Any) -> None:
             f"{type(second).__name__} of sizes {getattr(second, 'sizes', None)}",
             "accumulating both with the same dictionaries",
         )
+
+
+def _narrower(first: Any, second: Any) -> str:
+    """The dtype of less precision of two that observables came in."""
+    names = [s.observed for s in (first, second) if s.observed]
+    return max(names, key=lambda name: jnp.finfo(name).eps, default="")
 
 
 def weighted(
@@ -79,6 +83,8 @@ class Gram:
         cross: `(p, q)`.
         target_gram: `(q, q)`.
         count: `()`, samples of non-zero weight, as a float so that it can't overflow.
+        observed: dtype of the observables where it is narrower than that of the sums, else empty
+            (static): columns that depend on each other to its rounding are dependent.
 
     Reference: Williams, Kevrekidis & Rowley (2015), J. Nonlinear Sci. 25 (EDMD).
     """
@@ -87,11 +93,13 @@ class Gram:
     cross: Any
     target_gram: Any
     count: Any
+    observed: str = static(default="")
 
     @classmethod
     def empty(cls, p: int, q: int, dtype: Any = jnp.float32) -> "Gram":
         """The statistic of no samples, the unit of `merge`."""
-        z = jnp.zeros
+        z, dtype = jnp.zeros, as_dtype("dtype", dtype)
+        p, q = as_whole("p", p, 0), as_whole("q", q, 0)
         with precise_as(dtype):
             return cls(z((p, p), dtype), z((p, q), dtype), z((q, q), dtype), z((), dtype))
 
@@ -110,14 +118,16 @@ class Gram:
                 serves for all three fields.
             weights: `(n,)`, not negative; a weight of 2 counts a sample twice.
         """
+        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
         with precise(psi_x, psi_y):
-            psi_x, psi_y = _as_pair(psi_x, psi_y)
-            _check_pair(psi_x, psi_y)
-            return _products(psi_x, psi_y, weights, working_dtype(jnp.result_type(psi_x, psi_y)))
+            return _products(
+                psi_x, psi_y, weights, working_dtype(promoted(psi_x.dtype, psi_y.dtype))
+            )
 
     def update(self, psi_x: Array, psi_y: Array, weights: Array | None = None) -> "Gram":
         """The statistic with one more batch merged in."""
-        with precise(self):
+        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
+        with precise(self, psi_x, psi_y):
             return self.merge(_products(psi_x, psi_y, weights, self.dtype))
 
     @property
@@ -138,14 +148,19 @@ class Gram:
     def merge(self, other: "Gram") -> "Gram":
         """The statistic of both sets of samples together."""
         _check_mergeable(self, other)
+        observed = _narrower(self, other)
+        other = dataclasses.replace(other, observed=self.observed)
         with precise(self, other):
-            return jax.tree.map(lambda a, b: a + b, self, other)
+            merged = jax.tree.map(lambda a, b: a + b, self, other)
+        return dataclasses.replace(merged, observed=observed)
 
     def scale(self, factor: Any) -> "Gram":
         """The statistic with all sample weights multiplied by a factor (`count` stays)."""
+        check_number("factor", factor)
         with precise(self):
             f = jnp.asarray(factor).astype(self.dtype)
-            return Gram(f * self.gram, f * self.cross, f * self.target_gram, self.count)
+            moments = f * self.gram, f * self.cross, f * self.target_gram
+            return Gram(*moments, self.count, self.observed)
 
     def select(
         self, indices: Int[Array, " s"] | None = None, targets: Int[Array, " t"] | None = None
@@ -162,11 +177,11 @@ class Gram:
             gram = jnp.take(jnp.take(self.gram, rows, -2), rows, -1)
             cross = jnp.take(jnp.take(self.cross, rows, -2), cols, -1)
             target = jnp.take(jnp.take(self.target_gram, cols, -2), cols, -1)
-            return Gram(gram, cross, target, self.count)
+            return Gram(gram, cross, target, self.count, self.observed)
 
     def astype(self, dtype: Any) -> "Gram":
         """The statistic in another dtype (for use outside a float64 context, say)."""
-        return cast(self, jnp.dtype(dtype))
+        return cast(self, as_dtype("dtype", dtype))
 
     def to_gram(self) -> "Gram":
         """Itself; there so that both kinds of statistics answer alike."""
@@ -176,7 +191,7 @@ class Gram:
         """Regress the targets after column `p` on the `p` targets before it."""
         t = self.target_gram
         with precise(self):
-            return Gram(t[:p, :p], t[:p, p:], t[p:, p:], self.count)
+            return Gram(t[:p, :p], t[:p, p:], t[p:, p:], self.count, self.observed)
 
 
 @pytree
@@ -193,15 +208,18 @@ class RFactor:
         r: `(p + q, p + q)`, upper triangular.
         count: `()`, samples of non-zero weight.
         p: number of observables before (static).
+        observed: as for `Gram` (static).
     """
 
     r: Any
     count: Any
     p: int = static()
+    observed: str = static(default="")
 
     @classmethod
     def empty(cls, p: int, q: int, dtype: Any = jnp.float32) -> "RFactor":
         """The statistic of no samples, the unit of `merge`."""
+        p, q, dtype = as_whole("p", p, 0), as_whole("q", q, 0), as_dtype("dtype", dtype)
         with precise_as(dtype):
             return cls(jnp.zeros((p + q, p + q), dtype), jnp.zeros((), dtype), p)
 
@@ -213,21 +231,21 @@ class RFactor:
         weights: Float[Array, " n"] | None = None,
     ) -> "RFactor":
         """The statistic of one batch of lifted snapshots; arguments as for `Gram.from_batch`."""
+        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
         with precise(psi_x, psi_y):
-            psi_x, psi_y = _as_pair(psi_x, psi_y)
-            _check_pair(psi_x, psi_y)
-            dtype = working_dtype(jnp.result_type(psi_x, psi_y))
+            dtype = working_dtype(promoted(psi_x.dtype, psi_y.dtype))
             rows_x, rows_y, count = weighted(psi_x, psi_y, weights, dtype)
             rows = jnp.concatenate([rows_x, rows_y], axis=1)
             return cls(_square(qr_r(rows), rows.shape[1]), count, psi_x.shape[1])
 
     def update(self, psi_x: Array, psi_y: Array, weights: Array | None = None) -> "RFactor":
         """The statistic with one more batch merged in: one QR of the factor over the new rows."""
-        with precise(self):
+        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
+        with precise(self, psi_x, psi_y):
             rows_x, rows_y, count = weighted(psi_x, psi_y, weights, self.dtype)
             rows = jnp.concatenate([rows_x, rows_y], axis=1)
             r = qr_r(jnp.concatenate([self.r, rows]))
-            return RFactor(r, self.count + count, self.p)
+            return dataclasses.replace(self, r=r, count=self.count + count)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -249,12 +267,14 @@ class RFactor:
         _check_mergeable(self, other)
         with precise(self, other):
             r = qr_r(jnp.concatenate([self.r, other.r], axis=-2))
-            return RFactor(r, self.count + other.count, self.p)
+            count = self.count + other.count
+        return RFactor(r, count, self.p, _narrower(self, other))
 
     def scale(self, factor: Any) -> "RFactor":
         """The statistic with all sample weights multiplied by a factor (`count` stays)."""
+        check_number("factor", factor)
         with precise(self):
-            root = jnp.sqrt(jnp.asarray(factor)).astype(self.dtype)
+            root = jnp.sqrt(jnp.asarray(factor).astype(self.dtype))
             return dataclasses.replace(self, r=root * self.r)
 
     def select(
@@ -266,26 +286,27 @@ class RFactor:
         keep = jnp.concatenate([rows, p + cols])
         with precise(self):
             r = qr_r(jnp.take(self.r, keep, axis=-1))
-            return RFactor(_square(r, keep.shape[0]), self.count, rows.shape[0])
+            r = _square(r, keep.shape[0])
+            return RFactor(r, self.count, rows.shape[0], self.observed)
 
     def astype(self, dtype: Any) -> "RFactor":
         """The statistic in another dtype."""
-        return cast(self, jnp.dtype(dtype))
+        return cast(self, as_dtype("dtype", dtype))
 
     def to_gram(self) -> Gram:
         """The products `RᵀR`, for what needs second moments only."""
         p = self.p
         with precise(self):
             moments = matmul(jnp.swapaxes(self.r, -1, -2), self.r)
-            return Gram(
-                moments[..., :p, :p], moments[..., :p, p:], moments[..., p:, p:], self.count
-            )
+            blocks = moments[..., :p, :p], moments[..., :p, p:], moments[..., p:, p:]
+            return Gram(*blocks, self.count, self.observed)
 
     def of_targets(self, p: int) -> "RFactor":
         """Regress the targets after column `p` on the `p` targets before it."""
         with precise(self):
             columns = self.r[:, self.p :]
-            return RFactor(_square(qr_r(columns), columns.shape[1]), self.count, p)
+            r = _square(qr_r(columns), columns.shape[1])
+            return RFactor(r, self.count, p, self.observed)
 
 
 Statistics: TypeAlias = Gram | RFactor
@@ -301,10 +322,18 @@ def _products(psi_x: Array, psi_y: Array, weights: Array | None, dtype: Any) -> 
     return Gram(gram, matmul(rows_x.T, rows_y), matmul(rows_y.T, rows_y), count)
 
 
-def _as_pair(psi_x: Any, psi_y: Any) -> tuple[Any, Any]:
+def _checked(psi_x: Any, psi_y: Any, weights: Any) -> tuple[Any, Any, Any]:
+    """A user's batch: floating, of as many rows each; identity is kept."""
     same = psi_y is psi_x
-    psi_x = jnp.asarray(psi_x)
-    return psi_x, psi_x if same else jnp.asarray(psi_y)
+    psi_x = read_numbers("psi_x", psi_x)
+    psi_y = psi_x if same else read_numbers("psi_y", psi_y)
+    if psi_x.ndim != 2 or psi_y.ndim != 2 or psi_x.shape[0] != psi_y.shape[0]:
+        raise expected(
+            "psi_x (n, p) and psi_y (n, q) with the same n",
+            f"shapes {psi_x.shape} and {psi_y.shape}",
+            "evaluating both dictionaries on the same samples",
+        )
+    return psi_x, psi_y, None if weights is None else read_weights(weights, psi_x)
 
 
 def _square(r: Array, size: int) -> Array:
@@ -315,9 +344,9 @@ def _square(r: Array, size: int) -> Array:
 def _indices(indices: Any, size: int) -> Array:
     if indices is None:
         return jnp.arange(size)
-    chosen = jnp.asarray(indices)
-    if chosen.ndim != 1 or not jnp.issubdtype(chosen.dtype, jnp.integer):
-        raise expected("a vector of integer indices", f"{chosen.dtype} of shape {chosen.shape}")
+    chosen = as_integers("indices", indices)
+    if chosen.ndim != 1:
+        raise expected("a vector of integer indices", f"shape {chosen.shape}")
     if not is_tracing(chosen) and chosen.size:
         known = np.asarray(chosen)
         if known.min() < -size or known.max() >= size:
@@ -345,8 +374,15 @@ def merge_stacked(stacked: Any) -> Any:
     return jax.tree.map(lambda a: a[0], stacked)
 
 
+def _check_stacked(stacked: Any) -> None:
+    if not isinstance(stacked, Gram | RFactor) or stacked.folds is None:
+        got = type(stacked).__name__
+        raise expected("statistics stacked by fold", got, "edmd.accumulate(..., folds=5)")
+
+
 def total(stacked: Statistics) -> Statistics:
     """All folds of stacked statistics merged into one."""
+    _check_stacked(stacked)
     with precise(stacked):
         return merge_stacked(stacked)
 
@@ -357,12 +393,13 @@ def leave_one_out(stacked: Statistics) -> Statistics:
     Gram matrices are subtracted from their sum. R factors can't be taken away stably, so the
     others are merged: prefixes with suffixes, about three merges a fold.
     """
+    _check_stacked(stacked)
     with precise(stacked):
         if isinstance(stacked, Gram):
             return jax.tree.map(lambda a: jnp.sum(a, axis=0)[None] - a, stacked)
         folds, size = stacked.r.shape[0], stacked.r.shape[-1]
-        unit = RFactor(
-            jnp.zeros((size, size), stacked.dtype), jnp.zeros((), stacked.dtype), stacked.p
+        unit = dataclasses.replace(
+            stacked, r=jnp.zeros((size, size), stacked.dtype), count=jnp.zeros((), stacked.dtype)
         )
 
         def step(carry: RFactor, fold: RFactor) -> tuple[RFactor, RFactor]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from koopjax._core import expected
 from koopjax.export import _bits, _values
-from koopjax.export._file import get_varint, put_varint
+from koopjax.export._claims import SYMBOL, Claims, sizes
+from koopjax.export._file import UnknownName, get_varint, put_varint
 
 # The place in this list is what the file holds: append only.
 DTYPES = [
@@ -49,11 +50,15 @@ FORMS = [
     "palette",
     "grid",
     "symbols",
+    "same",
 ]
 RAW, EQUAL, BITMASK, RICE, RICE_COLUMNS, PACKED, DEFLATED = range(7)
-RANGED, RANGED_COLUMNS, INCREASING, NARROW, PALETTE, GRID, SYMBOLS = range(7, 14)
+RANGED, RANGED_COLUMNS, INCREASING, NARROW, PALETTE, GRID, SYMBOLS, SAME = range(7, 15)
+# Decoded symbol by symbol, or into Python's integers.
+SLOW = (RANGED, RANGED_COLUMNS, INCREASING, NARROW, PALETTE, GRID, SYMBOLS)
 INDICES = (BITMASK, RICE, RICE_COLUMNS, PACKED, DEFLATED, RANGED, RANGED_COLUMNS)
 HAS_DTYPE, HAS_SHAPE = 0x10, 0x20
+RANK_LIMIT = 64  # NumPy's
 INDEX_LIMIT = 1 << 24  # indices beyond are not coded by gaps, whose mask would fill the memory
 
 
@@ -95,26 +100,75 @@ def put_array(array: np.ndarray, shape: tuple[int, ...] | None, dtype: np.dtype[
     return bytes([form]) + head + body
 
 
+def claimed(form: int, size: int, width: int) -> int:
+    """What an array takes of a file's `Claims`: its bytes, and more where it is decoded slowly.
+
+    Args:
+        form: in the low half of a record's first byte.
+        size: entries.
+        width: bytes of an entry.
+    """
+    return size * (width + (SYMBOL if form & 0x0F in SLOW else 0))
+
+
+def put_same(place: int) -> bytes:
+    """One array once more: the record of the array that was stored at this place in the order."""
+    return bytes([SAME]) + put_varint(place)
+
+
 def get_array(
-    data: bytes, at: int, shape: tuple[int, ...] | None, dtype: np.dtype[Any]
+    data: bytes,
+    at: int,
+    shape: tuple[int, ...] | None,
+    dtype: np.dtype[Any],
+    earlier: Sequence[Record] = (),
+    claims: Claims | None = None,
 ) -> tuple[Record, int]:
-    """The array that `put_array` wrote at a place, and the place behind it."""
+    """The array that `put_array` or `put_same` wrote at a place, and the place behind it.
+
+    Args:
+        data, at: the bytes and the place.
+        shape, dtype: that the reader expects, as in `put_array`.
+        earlier: the records before this one; one array of two names is one object.
+        claims: what is left for the arrays of the file.
+
+    Raises:
+        UnknownName: a dtype or form of a newer version.
+        IndexError: it ends past the data, or its size can't be believed.
+    """
+    claims = Claims(len(data)) if claims is None else claims
     start = at
     code = data[at]
     at += 1
+    if code == SAME:
+        place, at = get_varint(data, at)
+        value = earlier[place].value
+        if shape not in (None, value.shape):
+            raise IndexError(f"an array of shape {value.shape} in place of {shape}")
+        claims.take(value.nbytes)
+        return Record(value, FORMS[SAME], at - start), at
     if code & HAS_DTYPE:
+        if data[at] >= len(DTYPES):
+            raise UnknownName(f"dtype {data[at]} of an array")
         dtype = jnp.dtype(DTYPES[data[at]])
         at += 1
     if code & HAS_SHAPE or shape is None:
         rank, at = get_varint(data, at)
-        sizes = []
+        if rank > RANK_LIMIT:
+            raise IndexError(f"an array of {rank} dimensions")
+        found = []
         for _ in range(rank):
             n, at = get_varint(data, at)
-            sizes.append(n)
-        shape = tuple(sizes)
+            found.append(n)
+        shape = tuple(found)
+    shape = tuple(sizes(shape, RANK_LIMIT, "sizes of an array"))
     form = code & 0x0F
     if form >= len(FORMS):
-        raise LookupError(f"form {form} of an array")
+        raise UnknownName(f"form {form} of an array")
+    size = math.prod(shape)
+    if size == 0 and form != RAW:
+        raise IndexError("an array without entries in a form for others")
+    claims.take(claimed(form, size, np.dtype(dtype).itemsize))
     value, at = _decode(data, at, form, shape, np.dtype(dtype))
     if at > len(data):
         raise IndexError("an array ends past the file")
@@ -226,7 +280,8 @@ def _decode(
         end = at + size * width
         return _from_bytes(data[at:end], shape, dtype), end
     if form == EQUAL:
-        return _from_bytes(data[at : at + width] * size, shape, dtype), at + width
+        one = _from_bytes(data[at : at + width], (), dtype)
+        return np.full(shape, one, one.dtype), at + width
     if form == NARROW:
         values, at = _bits.from_narrow(data, at, size)
         return np.array(values, dtype).reshape(shape), at
@@ -251,7 +306,7 @@ def _from_symbols(
     size, head = math.prod(shape), data[at]
     coding, group = head & 0x0F, head >> 4
     if coding not in (RAW, *INDICES) or group >= len(_values.GROUPS):
-        raise LookupError(f"coding {head} of an array")
+        raise UnknownName(f"coding {head} of an array")
     at += 1
     mask = np.ones(size, bool)
     if coding != RAW:

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 
 from koopjax.export._file import get_varint, put_varint
-from koopjax.export._range import decode_mask, encode_mask
+from koopjax.export._range import MOST_DECISIONS, decode_mask, encode_mask
 from koopjax.export._symbols import get_numbers, put_numbers
 
 LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}]
@@ -44,8 +44,13 @@ def from_rice(data: bytes, at: int, size: int) -> tuple[np.ndarray, int]:
 def rice_places(data: bytes, at: int, size: int) -> tuple[np.ndarray, int]:
     """The places of the non-zeros that `rice` wrote, all below `size`, and the place behind."""
     count, at = get_varint(data, at)
+    if count > size:
+        raise IndexError(f"{count} places in an array of {size}")
     gaps, at = get_numbers(data, at, count, size)
-    return np.cumsum(gaps + 1) - 1, at
+    places = np.cumsum(gaps + 1) - 1
+    if len(places) and places[-1] >= size:
+        raise IndexError("a place past the array")
+    return places, at
 
 
 def packed(mask: np.ndarray) -> bytes:
@@ -56,9 +61,9 @@ def packed(mask: np.ndarray) -> bytes:
 
 def from_packed(data: bytes, at: int, size: int) -> tuple[np.ndarray, int]:
     """The mask that `packed` wrote, and the place behind it."""
-    length, at = get_varint(data, at)
-    body = lzma.decompress(data[at : at + length], format=lzma.FORMAT_RAW, filters=LZMA)
-    return _unpack(body, size), at + length
+    part, end = _part(data, at)
+    coder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=LZMA)
+    return _unpack(coder.decompress(part, max_length=(size + 7) // 8), size), end
 
 
 def deflated(mask: np.ndarray) -> bytes:
@@ -70,8 +75,8 @@ def deflated(mask: np.ndarray) -> bytes:
 
 def from_deflated(data: bytes, at: int, size: int) -> tuple[np.ndarray, int]:
     """The mask that `deflated` wrote, and the place behind it."""
-    length, at = get_varint(data, at)
-    return _unpack(zlib.decompress(data[at : at + length], -15), size), at + length
+    part, end = _part(data, at)
+    return _unpack(zlib.decompressobj(-15).decompress(part, max(1, (size + 7) // 8)), size), end
 
 
 def ranged(matrix: np.ndarray) -> bytes | None:
@@ -84,8 +89,11 @@ def ranged(matrix: np.ndarray) -> bytes | None:
 
 def from_ranged(data: bytes, at: int, rows: int, columns: int) -> tuple[np.ndarray, int]:
     """The matrix that `ranged` wrote, and the place behind it."""
-    length, at = get_varint(data, at)
-    return decode_mask(data[at : at + length], rows, columns), at + length
+    part, end = _part(data, at)
+    entries = rows * columns
+    if not 0 < entries <= min(RANGE_LIMIT, MOST_DECISIONS * (len(part) + 8)):
+        raise IndexError(f"a code of {len(part)} bytes for {entries} entries")
+    return decode_mask(part, rows, columns), end
 
 
 def narrow(values: np.ndarray) -> bytes:
@@ -105,11 +113,23 @@ def from_narrow(data: bytes, at: int, size: int) -> tuple[list[int], int]:
     low = -((signed + 1) >> 1) if signed & 1 else signed >> 1
     width, at = data[at], at + 1
     end = at + (size * width + 7) // 8
+    if width > 64 or end > len(data):
+        raise IndexError("an array ends past the file")
     bits = np.unpackbits(np.frombuffer(data[at:end], np.uint8), count=size * width)
     weights = np.uint64(1) << np.arange(width, dtype=np.uint64)[::-1]
     offsets = bits.reshape(size, width).astype(np.uint64) @ weights
     return [low + v for v in offsets.tolist()], end
 
 
-def _unpack(data: bytes, size: int | None) -> np.ndarray:
+def _part(data: bytes, at: int) -> tuple[bytes, int]:
+    """The bytes behind their number, and the place behind them."""
+    length, at = get_varint(data, at)
+    if at + length > len(data):
+        raise IndexError("an array ends past the file")
+    return data[at : at + length], at + length
+
+
+def _unpack(data: bytes, size: int) -> np.ndarray:
+    if len(data) != (size + 7) // 8:
+        raise IndexError(f"a mask of {len(data)} bytes for {size} entries")
     return np.unpackbits(np.frombuffer(data, np.uint8), count=size).astype(bool)

@@ -5,8 +5,9 @@ import os
 from typing import Any
 
 from koopjax.export._file import VERSION, read, unframe
+from koopjax.export._header import split_header
 from koopjax.export._nodes import TEMPLATE
-from koopjax.export._store import read_named, read_template, split_header
+from koopjax.export._store import read_named, read_template
 
 
 @dataclasses.dataclass(frozen=True)

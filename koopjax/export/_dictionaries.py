@@ -14,10 +14,14 @@ import numpy as np
 from flax import nnx
 
 from koopjax import nn, observables
+from koopjax.export._claims import PARTS_LIMIT, count
 from koopjax.export._examples import Take, Unknown, build_example, example_node, plain, trim
+from koopjax.export._file import UnknownName
 from koopjax.export._walk import Entry
 
 ARRAY = b""
+NEURAL = "Neural"
+WRITTEN_OUT, REPEATED = 0, 1  # what a sequence starts with
 
 
 def psi_node(psi: Any, path: tuple[Any, ...]) -> tuple[list[Any], list[Entry]]:
@@ -40,6 +44,8 @@ def psi_node(psi: Any, path: tuple[Any, ...]) -> tuple[list[Any], list[Entry]]:
             entries += more
         missing = field.default is dataclasses.MISSING
         defaults.append(_Never if missing else field.default)
+    if _parts(node) > PARTS_LIMIT:
+        raise Unknown(f"more than {PARTS_LIMIT} dictionaries in one")
     return trim(node, defaults), entries
 
 
@@ -53,8 +59,8 @@ def _data_node(value: Any, path: tuple[Any, ...]) -> tuple[Any, list[Entry]]:
     if isinstance(value, observables.Observables):
         return psi_node(value, path)
     if isinstance(value, tuple | list):
-        # a sequence starts with a number (1: equal dictionaries), a dictionary with a name
-        nodes: list[Any] = [0]
+        # a sequence starts with a number, a dictionary with a name
+        nodes: list[Any] = [WRITTEN_OUT]
         entries: list[Entry] = []
         for i, part in enumerate(value):
             node, more = _data_node(part, (*path, i))
@@ -63,7 +69,7 @@ def _data_node(value: Any, path: tuple[Any, ...]) -> tuple[Any, list[Entry]]:
         same = (
             len(nodes) > 2 and isinstance(nodes[1], list) and all(n == nodes[1] for n in nodes[2:])
         )
-        return ([1, len(value), nodes[1]] if same else nodes), entries
+        return ([REPEATED, len(value), nodes[1]] if same else nodes), entries
     raise Unknown(f"{type(value).__name__} in a dictionary")
 
 
@@ -78,7 +84,7 @@ def _neural_node(psi: Any, path: tuple[Any, ...]) -> tuple[list[Any], list[Entry
         Entry((*path, *where), _value(leaf), tuple(_value(a).shape), _value(a).dtype)
         for where, leaf, a in zip(structure.paths, leaves, like, strict=True)
     ]
-    return ["Neural", node], entries
+    return [NEURAL, node], entries
 
 
 def _build_neural(node: list[Any], zeros: Any) -> Any:
@@ -90,10 +96,32 @@ def _value(leaf: Any) -> Any:
 
 
 def build_psi(node: list[Any], path: tuple[Any, ...], take: Take) -> Any:
-    """The dictionary of a node."""
+    """The dictionary of a node.
+
+    Raises:
+        UnknownName: a dictionary that this version does not know.
+        IndexError: settings that none has, or more dictionaries in one than anyone stores.
+    """
+    if _parts(node) > PARTS_LIMIT:
+        raise IndexError(f"more than {PARTS_LIMIT} dictionaries in one")
+    return _build(node, path, take)
+
+
+def _parts(node: Any) -> int:
+    """How many entries a node has when it is written out."""
+    if not isinstance(node, list) or not node:
+        return 1
+    if node[0] == REPEATED and type(node[0]) is int:
+        _, number, part = node
+        return count(number, "number of dictionaries", PARTS_LIMIT) * _parts(part)
+    return 1 + sum(_parts(part) for part in node)
+
+
+def _build(node: list[Any], path: tuple[Any, ...], take: Take) -> Any:
     cls = getattr(observables, node[0], None)
-    if not isinstance(cls, type):
-        raise LookupError(f"dictionary {node[0]}")
+    kinds = observables.Observables, observables.Univariate
+    if not (isinstance(cls, type) and issubclass(cls, kinds) and dataclasses.is_dataclass(cls)):
+        raise UnknownName(f"dictionary {node[0]}")
     if cls is observables.Neural:
         structure, leaves = nn.take_apart(_build_neural(node[1], np.zeros))
         arrays = []
@@ -106,6 +134,10 @@ def build_psi(node: list[Any], path: tuple[Any, ...], take: Take) -> Any:
     for field, value in zip(dataclasses.fields(cls), node[1:], strict=False):
         if not field.metadata.get("static"):
             value = _build_data(value, (*path, field.name), take)
+        elif field.type in (int, "int"):
+            count(value, field.name)
+        elif field.type not in (str, "str") or not isinstance(value, str):
+            raise IndexError(f"{field.name} of {value!r:.40} of a {node[0]}")
         given[field.name] = value
     return cls(**given)
 
@@ -116,8 +148,8 @@ def _build_data(node: Any, path: tuple[Any, ...], take: Take) -> Any:
     if node == ARRAY:
         return take(path, None, None)
     if isinstance(node[0], str):
-        return build_psi(node, path, take)
-    parts = [node[2]] * node[1] if node[0] == 1 else node[1:]
+        return _build(node, path, take)
+    parts = [node[2]] * node[1] if node[0] == REPEATED else node[1:]
     return tuple(_build_data(part, (*path, i), take) for i, part in enumerate(parts))
 
 

@@ -1,14 +1,18 @@
 """Example models in a file: a name and a config give every path and shape."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from koopjax import models
 from koopjax._core import expected
+from koopjax.export._claims import LAYERS_LIMIT, count, sizes
+from koopjax.export._file import UnknownName
 from koopjax.export._walk import Entry, arrays_of, fill
 
 MODES = ["built", "eval", "train"]  # the place is what the file holds: append only
@@ -36,6 +40,10 @@ def example_node(model: nnx.Module) -> tuple[list[Any], list[Entry]]:
     if name is None:
         raise Unknown(type(model).__name__)
     config = freeze(dict(model.config))  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        _few_layers(dict(config))
+    except IndexError as error:
+        raise Unknown(f"a {name} with {error}") from None
     graph = nnx.split(model)[0]
     for mode in range(len(MODES)):
         skeleton = _skeleton(name, config, mode)
@@ -58,10 +66,7 @@ def example_node(model: nnx.Module) -> tuple[list[Any], list[Entry]]:
 def build_example(node: list[Any], take: Take) -> nnx.Module:
     """The example model of a node."""
     name, config = node[0], freeze(node[1])
-    if name not in models.REGISTRY:
-        raise LookupError(name)
-    mode = node[2] if len(node) > 2 else 0
-    skeleton = nnx.merge(*_skeleton(name, config, mode))
+    skeleton = _empty(node)
     expect = arrays_of(skeleton)
     arrays = {
         path: take(tuple(path.split("/")), tuple(like.shape), like.dtype)
@@ -73,6 +78,30 @@ def build_example(node: list[Any], take: Take) -> nnx.Module:
         whole = models.build(name, dict(config), nnx.Rngs(0))
         nnx.update(made, nnx.state(whole, nnx.RngState))
     return made
+
+
+def _empty(node: list[Any]) -> nnx.Module:
+    """The example model of a node, with shapes in place of its arrays."""
+    if node[0] not in models.REGISTRY:
+        raise UnknownName(node[0])
+    _few_layers(node[1])
+    mode = count(node[2], "mode") if len(node) > 2 else 0
+    return nnx.merge(*_skeleton(node[0], freeze(node[1]), mode))
+
+
+def example_bytes(node: list[Any]) -> int:
+    """The bytes of all arrays of the example model of a node."""
+    held = arrays_of(_empty(node)).values()
+    return sum(math.prod(like.shape) * np.dtype(like.dtype).itemsize for like in held)
+
+
+def _few_layers(config: dict[str, Any]) -> None:
+    """Refuse settings that ask for more layers than one waits for, or that are no counts."""
+    for name, value in config.items():
+        if isinstance(value, list | tuple):
+            sizes(value, LAYERS_LIMIT, name)
+        else:
+            count(value, name, LAYERS_LIMIT if name == "depth" else 1 << 40)
 
 
 def plain(value: Any) -> Any:

@@ -2,17 +2,25 @@
 
 import contextlib
 import os
-import pathlib
 import secrets
 import zlib
+
+from koopjax._core import as_path, existing
 
 MAGIC = b"\x8bkjx"  # the first byte is no text, so a transfer in text mode shows
 VERSION = 1
 TAIL = 4  # bytes of the CRC
 
 
+LONGEST = 11  # groups of an integer: no count and no 64-bit number takes more
+
+
 class FileError(ValueError):
     """A stored file that can't be read: not one, truncated, corrupt, newer, of another model."""
+
+
+class UnknownName(LookupError):
+    """A name or number in a file that this version does not know and a newer one may."""
 
 
 def put_varint(value: int) -> bytes:
@@ -27,14 +35,14 @@ def put_varint(value: int) -> bytes:
 
 def get_varint(data: bytes, at: int) -> tuple[int, int]:
     """The integer that `put_varint` wrote at a place, and the place behind it."""
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 7 * LONGEST, 7):
         byte = data[at]
         value |= (byte & 0x7F) << shift
-        shift += 7
         at += 1
         if byte < 0x80:
             return value, at
+    raise IndexError(f"a number of more than {7 * LONGEST} bits")
 
 
 def frame(body: bytes) -> bytes:
@@ -83,15 +91,7 @@ def unframe(data: bytes, path: object) -> bytes:
 
 def read(path: str | os.PathLike[str]) -> bytes:
     """All bytes of a file, or one line that says why not."""
-    place = pathlib.Path(path)
-    if place.is_dir():
-        raise IsADirectoryError(f"expected a file, got the folder {place}; try a file in it")
-    try:
-        return place.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"expected a koopjax file at {place}, got nothing there; try export.save first"
-        ) from None
+    return existing("a koopjax file", path, "export.save first").read_bytes()
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:
@@ -100,7 +100,7 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
     The bytes go to a new file beside the target, to the disk, and only then take the target's
     name. Whatever interrupts that leaves the old file as it was and nothing beside it.
     """
-    place = pathlib.Path(path)
+    place = as_path("the file to write", path)
     if place.is_dir():
         raise IsADirectoryError(f"expected a path for a file, got the folder {place}")
     if not place.parent.is_dir():

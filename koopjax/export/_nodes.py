@@ -13,11 +13,13 @@ import numpy as np
 from flax import nnx
 
 from koopjax import nn, observables, surgery
-from koopjax.export._dictionaries import build_psi, psi_node
+from koopjax.export._claims import LAYERS_LIMIT
+from koopjax.export._dictionaries import NEURAL, build_psi, psi_node
 from koopjax.export._examples import (
     Take,
     Unknown,
     build_example,
+    example_bytes,
     example_node,
     freeze,
     plain,
@@ -60,6 +62,8 @@ def _module_node(model: nnx.Module, path: Path) -> Coded:
     if type(model) is nn.KoopmanBlock:
         return _block_node(model, path)
     if type(model) is nn.Stack:
+        if len(model.operators) > LAYERS_LIMIT:
+            raise Unknown(f"a stack of {len(model.operators)} operators")
         coded = [
             operator_node(operator, (*path, "operators", i))
             for i, operator in enumerate(model.operators)
@@ -79,7 +83,7 @@ def build_node(node: list[Any], path: Path, take: Take) -> Any:
     """The model of a node; `take(path, shape, dtype)` gives its arrays in stored order.
 
     Raises:
-        LookupError: a name that this version does not know.
+        UnknownName: a name that this version does not know.
     """
     kind = node[0]
     if kind == DICTIONARY:
@@ -87,6 +91,8 @@ def build_node(node: list[Any], path: Path, take: Take) -> Any:
     if kind == BLOCK:
         return _build_block(node, path, take)
     if kind == STACK:
+        if len(node[1]) > LAYERS_LIMIT:
+            raise IndexError(f"a stack of {len(node[1])} operators")
         operators = [
             build_operator(n, (*path, "operators", i), take) for i, n in enumerate(node[1])
         ]
@@ -96,6 +102,14 @@ def build_node(node: list[Any], path: Path, take: Take) -> Any:
     if kind == SPLICED:
         return _build_spliced(node, path, take)
     return build_example(node, lambda where, *known: take((*path, *where), *known))
+
+
+def built_beside(node: Any) -> int:
+    """Bytes that `build_node` makes beside the arrays of the file, of models that it cuts."""
+    if not isinstance(node, list) or not node:
+        return 0
+    own = example_bytes(node[1]) if node[0] in (SPLICED, NEURAL) else 0
+    return own + sum(built_beside(part) for part in node)
 
 
 def _block_node(block: nn.KoopmanBlock, path: Path) -> Coded:

@@ -9,7 +9,9 @@ import numpy as np
 from flax import nnx
 
 from koopjax import nn
+from koopjax.export._claims import LAYERS_LIMIT, count
 from koopjax.export._examples import Take, Unknown, trim
+from koopjax.export._file import UnknownName
 from koopjax.export._trains import train_node, train_shapes
 from koopjax.export._walk import Entry, Path
 
@@ -31,6 +33,8 @@ def operator_node(operator: Any, path: Path) -> tuple[list[Any], list[Entry]]:
         raise Unknown(type(operator).__name__)
     setting, order, entries = None, "auto", []
     if form == "tt":
+        if len(operator.cores) > LAYERS_LIMIT:
+            raise Unknown(f"a train of {len(operator.cores)} cores")
         setting, order = train_node(operator), operator.form
         entries = [_entry((*path, "cores", k), core) for k, core in enumerate(operator.cores)]
         entries += _given(operator, path, "bias")
@@ -55,11 +59,11 @@ def build_operator(node: list[Any], path: Path, take: Take) -> nn.Operator:
     """The operator of a node.
 
     Raises:
-        LookupError: a form that this version does not know.
+        UnknownName: a form that this version does not know.
     """
     bits, dtype, precision, setting, order = [*node, *NODE_DEFAULTS[len(node) :]]
-    if bits >> 2 >= len(FORMS):
-        raise LookupError(f"operator form {bits >> 2}")
+    if count(bits, "form of an operator") >> 2 >= len(FORMS):
+        raise UnknownName(f"operator form {bits >> 2}")
     settings = {"dtype": dtype, "precision": "highest" if precision == "" else precision}
     form = FORMS[bits >> 2]
     cls: Any = nn.OPERATORS[form]

@@ -18,6 +18,7 @@ LEVEL = [0] + [
 BORROWED = 32  # bits of the row above that stand in until a row has shown its own density
 LEAST = 16  # smallest probability of either value, in 65,536ths
 TOP = 0xFFFFFFFF
+MOST_DECISIONS = 22_714  # in a byte: 8 over the bits of the likeliest, -log2(1 - LEAST / 2^16)
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

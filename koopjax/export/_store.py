@@ -1,19 +1,25 @@
 """Saving and loading models: the three verbs of the room."""
 
+import contextlib
+import lzma
 import os
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import msgpack
 import numpy as np
-from flax import nnx
+from flax import errors, nnx
 
-from koopjax.export._arrays import Record, get_array, put_array
+from koopjax._core import firsts
+from koopjax.export._arrays import Record, claimed, get_array, put_array, put_same
+from koopjax.export._claims import Claims, padding
 from koopjax.export._examples import Unknown
-from koopjax.export._file import FileError, frame, read, unframe, write
-from koopjax.export._nodes import TEMPLATE, build_node, describe_node
+from koopjax.export._file import FileError, UnknownName, frame, read, unframe, write
+from koopjax.export._header import split_header
+from koopjax.export._nodes import TEMPLATE, build_node, built_beside, describe_node
 from koopjax.export._walk import Entry, Path, arrays_of, fill, spell, to_jax, to_numpy
 
 
@@ -24,14 +30,16 @@ def save(model: Any, path: str | os.PathLike[str]) -> int:
         model: an `nnx.Module`, `(linen_module, variables)`, `(function, params)` or any pytree of
             arrays. Example models, `nn.KoopmanBlock` on the library's dictionaries, `nn.Stack`,
             operators and dictionaries are stored by name and load without a template; of others
-            the file holds the arrays, and a fingerprint of their paths.
+            the file holds the arrays, and a fingerprint of their paths. Functions and strings among
+            the leaves of a callable are code, as its class is.
         path: where to; an existing file is replaced.
 
     Returns:
         The size of the file in bytes.
 
     Numerics:
-        Lossless: dtypes and bits are kept. Each array takes the smallest of its forms: raw; one
+        Lossless: dtypes and bits are kept. An array that two names share (tied weights) is stored
+        once, and shared again by `load`. Each array takes the smallest of its forms: raw; one
         value; sparse with the cheapest index coding; few values, or a scale (one, one a column or
         a row) times small integers, entropy-coded. Minus zero is a value of its own, costs as much
         as any and is on no grid: prune by `jnp.where(mask, w, 0)`, not by `w * mask`, and round by
@@ -92,15 +100,34 @@ def load(path: str | os.PathLike[str], model: Any = None) -> Any:
     return fill(model, arrays)
 
 
-def split_header(body: bytes, path: object) -> tuple[list[Any], int]:
-    """The node of a body and where its arrays start."""
-    unpacker = msgpack.Unpacker(raw=False, use_list=True)
-    unpacker.feed(body)
+#: What a setting or an array that does not fit makes of the code that builds a model of it.
+MALFORMED = (
+    ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
+    errors.FlaxError, lzma.LZMAError, zlib.error, Unknown,
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def understood(path: object, what: str, advice: str) -> Iterator[None]:
+    """Around what reads a body: contents that do not fit together are the file's fault.
+
+    Args:
+        path: of the file.
+        what: a newer version may know and this one does not.
+        advice: what to do then.
+    """
     try:
-        node = unpacker.unpack()
-    except (ValueError, msgpack.UnpackException) as error:
-        raise FileError(f"expected a readable header in {path}, got: {error}") from None
-    return node, unpacker.tell()
+        yield
+    except UnknownName as error:
+        raise FileError(
+            f"expected {what} that this koopjax knows in {path}, got {error}; try {advice}"
+        ) from None
+    except MALFORMED as error:
+        why = " ".join(str(error).split())[:200]
+        raise FileError(
+            f"expected a model in {path}, got contents that do not fit together "
+            f"({type(error).__name__}: {why}); try saving it again"
+        ) from error
 
 
 class Taker:
@@ -108,15 +135,23 @@ class Taker:
 
     def __init__(self, body: bytes, at: int):
         self.body, self.at = body, at
+        self.claims = Claims(len(body))
         self.dtype = np.dtype(np.float32)
-        self.records: list[tuple[str, Record]] = []
+        self.paths: list[str] = []
+        self.values: list[Record] = []
 
     def __call__(self, path: Path, shape: Any, dtype: Any) -> jax.Array:
         like = self.dtype if dtype is None else np.dtype(dtype)
-        record, self.at = get_array(self.body, self.at, shape, like)
+        record, self.at = get_array(self.body, self.at, shape, like, self.values, self.claims)
+        self.paths.append(spell(path))
+        self.values.append(record)
         self.dtype = record.value.dtype
-        self.records.append((spell(path), record))
         return to_jax(record.value)
+
+    @property
+    def records(self) -> list[tuple[str, Record]]:
+        """The arrays that were handed out, by path."""
+        return list(zip(self.paths, self.values, strict=True))
 
 
 def read_named(
@@ -124,16 +159,19 @@ def read_named(
 ) -> tuple[Any, list[tuple[str, Record]]]:
     """The model of a file that knows its architecture, and its arrays as stored."""
     take = Taker(body, at)
-    try:
+    with understood(path, "an architecture", "a newer koopjax, or load(path, model=...)"):
+        take.claims.take(built_beside(node))
         made = build_node(node, (), take)
-    except LookupError as error:
-        raise FileError(
-            f"expected an architecture that this koopjax knows in {path}, got {error}; "
-            "try a newer koopjax, or load(path, model=...)"
-        ) from None
-    arrays = {name: record.value for name, record in take.records}
-    # once more, as constructors may have cut 64-bit arrays to the default precision
-    return fill(made, arrays), take.records
+        _ends(body, take.at)
+        arrays = {name: record.value for name, record in take.records}
+        # once more, as constructors may have cut 64-bit arrays to the default precision
+        return fill(made, arrays), take.records
+
+
+def _ends(body: bytes, at: int) -> None:
+    """Behind the arrays there is nothing, or what `padding` put there."""
+    if body.count(0, at) != len(body) - at:
+        raise IndexError(f"{len(body) - at} bytes behind the last array")
 
 
 def _encode(model: Any) -> bytes:
@@ -143,14 +181,18 @@ def _encode(model: Any) -> bytes:
         entries = [Entry((name,), value) for name, value in arrays_of(model).items()]
         names = [spell(e.path) for e in entries]
         node = [TEMPLATE, str(reason), _marks(names), zlib.crc32("\n".join(names).encode())]
-    body: list[Any] = [msgpack.packb(node)]
+    body: list[bytes] = [msgpack.packb(node)]
     dtype = np.dtype(np.float32)
-    for entry in entries:
-        array = to_numpy(spell(entry.path), entry.value)
+    claims = built_beside(node)
+    arrays = [to_numpy(spell(entry.path), entry.value) for entry in entries]
+    for entry, array, first in zip(entries, arrays, firsts(arrays), strict=True):
         like = dtype if entry.dtype is None else np.dtype(entry.dtype)
-        body.append(put_array(array, entry.shape, like))
+        place = len(body) - 1
+        body.append(put_array(array, entry.shape, like) if first == place else put_same(first))
+        claims += claimed(body[-1][0], array.size, array.dtype.itemsize)
         dtype = array.dtype
-    return frame(b"".join(body))
+    whole = b"".join(body)
+    return frame(whole + padding(claims, len(whole)))
 
 
 def _marks(names: list[str]) -> bytes:
@@ -158,39 +200,46 @@ def _marks(names: list[str]) -> bytes:
     return bytes(zlib.crc32(name.encode()) & 0xFF for name in names)
 
 
-def read_template(body: bytes, at: int, node: list[Any], path: object) -> list[Record]:
-    """The arrays of a file that does not know its architecture."""
-    records = []
+def read_template(body: bytes, at: int, node: list[Any], path: object) -> Iterator[Record]:
+    """The arrays of a file that does not know its architecture, each as it is asked for."""
     dtype = np.dtype(np.float32)
-    for _ in node[2]:
-        try:
-            record, at = get_array(body, at, None, dtype)
-        except LookupError as error:
-            raise FileError(
-                f"expected arrays that this koopjax knows in {path}, got {error}; "
-                "try a newer koopjax"
-            ) from None
-        dtype = record.value.dtype
-        records.append(record)
-    return records
+    records: list[Record] = []
+    claims = Claims(len(body))
+    with understood(path, "arrays", "a newer koopjax"):
+        for _ in _template(node)[0]:
+            record, at = get_array(body, at, None, dtype, records, claims)
+            dtype = record.value.dtype
+            records.append(record)
+            yield record
+        _ends(body, at)
+
+
+def _template(node: list[Any]) -> tuple[bytes, int]:
+    """A byte for each path and the checksum of all, of a file that holds arrays alone."""
+    if len(node) != 4 or not isinstance(node[2], bytes) or type(node[3]) is not int:
+        raise IndexError("a header of arrays without their marks")
+    return node[2], node[3]
 
 
 def _load_template(body: bytes, at: int, node: list[Any], model: Any, path: object) -> Any:
-    records = read_template(body, at, node, path)
+    with understood(path, "arrays", "a newer koopjax"):
+        marks, checksum = _template(node)
     held = arrays_of(model)
-    names = list(held)
-    for name, mark, record in zip(names, node[2], records, strict=False):
+    names, arrays = list(held), {}
+    # the records come first, so that the file is read to its end
+    for record, name, mark in zip(read_template(body, at, node, path), names, marks, strict=False):
         shape = tuple(jnp.shape(held[name]))
         if _marks([name])[0] != mark:
             raise _other(path, f"no {name} at its place in the file")
         if shape != record.value.shape:
             raise _other(path, f"{name} of shape {shape}, {record.value.shape} in the file")
-    if len(names) != len(records):
-        extra = f", {names[len(records)]} is too many" if len(names) > len(records) else ""
-        raise _other(path, f"{len(names)} arrays, {len(records)} in the file{extra}")
-    if zlib.crc32("\n".join(names).encode()) != node[3]:
+        arrays[name] = record.value
+    if len(names) != len(marks):
+        extra = f", {names[len(marks)]} is too many" if len(names) > len(marks) else ""
+        raise _other(path, f"{len(names)} arrays, {len(marks)} in the file{extra}")
+    if zlib.crc32("\n".join(names).encode()) != checksum:
         raise _other(path, "other paths of parameters")
-    return fill(model, {n: r.value for n, r in zip(names, records, strict=True)})
+    return fill(model, arrays)
 
 
 def _same_model(model: Any, shapes: dict[str, tuple[int, ...]], path: object) -> None:

@@ -8,10 +8,14 @@ The other puts the counts first and codes by them (rANS), at a quarter of a micr
 whatever the alphabet. Both are integer arithmetic alone, so every machine decodes the same.
 """
 
+import bisect
+import collections
+from typing import Any
+
 import numpy as np
 
 from koopjax.export._file import get_varint, put_varint
-from koopjax.export._range import LEAST, TOP, last_bytes
+from koopjax.export._range import LEAST, MOST_DECISIONS, TOP, last_bytes
 
 Lines = tuple[np.ndarray, np.ndarray]  # the row and the column of each symbol
 
@@ -24,6 +28,7 @@ SEEN = 32  # what one decision adds to its count; a fresh node holds this much i
 PRECISION = 16  # bits of the frequencies of the counted coder
 LOWEST = 1 << 24  # its state is kept in LOWEST <= x < LOWEST << 16
 STATE_BYTES = 5
+FEW = 4096  # symbols, below which a table of 2^PRECISION costs more than it saves
 
 
 def put_symbols(symbols: np.ndarray, size: int, lines: Lines | None = None) -> bytes | None:
@@ -67,7 +72,14 @@ def get_symbols(
         if lines is not None and coding != ADAPTIVE:
             before = _last_of_line(lines[coding - BY_ROW])
         length, at = get_varint(data, at)
-        symbols = np.array(_tree(None, n, size, data[at : at + length], before)[1], np.int64)
+        decisions = n * (size - 1).bit_length()
+        if at + length > len(data) or decisions > min(
+            ADAPTIVE_LIMIT, MOST_DECISIONS * (length + 8)
+        ):
+            raise IndexError(f"a code of {length} bytes for {n} symbols")
+        symbols = np.zeros(n, np.int64)
+        if decisions:
+            symbols[:] = _tree(None, n, size, data[at : at + length], before)[1]
         at += length
     return symbols, size, at
 
@@ -92,24 +104,65 @@ def get_numbers(data: bytes, at: int, count: int, total: int) -> tuple[np.ndarra
     """The integers that `put_numbers` wrote, whose sum is at most `total`, and the place behind."""
     k = data[at]
     at += 1
-    longest = (total >> k) + count * (1 + k)  # quotients add up to at most total / 2^k
-    bits = np.unpackbits(np.frombuffer(data[at : at + (longest + 7) // 8], np.uint8)).astype(bool)
-    ends = np.flatnonzero(~bits)[:count]
+    if k > 31 or count > 8 * (len(data) - at):
+        raise IndexError(f"{count} numbers in {len(data) - at} bytes")
+    longest = (total >> k) + count  # quotients add up to at most total / 2^k
+    ends = _zeros(data, at, count, (longest + 7) // 8)
     quotients = np.diff(ends, prepend=-1) - 1
     first = int(ends[-1]) + 1 if count else 0
+    end = at + (first + count * k + 7) // 8
+    if end > len(data):
+        raise IndexError("numbers end past the file")
+    bits = np.unpackbits(np.frombuffer(data[at:end], np.uint8))
     rest = bits[first : first + count * k].reshape(count, k).astype(np.int64)
     numbers = (quotients << k) + rest @ (1 << np.arange(k, dtype=np.int64)[::-1])
-    return numbers, at + (first + count * k + 7) // 8
+    return numbers, end
+
+
+def _zeros(data: bytes, at: int, count: int, most: int) -> np.ndarray:
+    """The places of the first bits that are 0, within so many bytes.
+
+    Looks little further than they are, as a file may hold many such codes.
+    """
+    length = 64 + count // 4
+    while True:
+        part = np.frombuffer(data[at : at + min(length, most)], np.uint8)
+        ends = np.flatnonzero(np.unpackbits(part) == 0)[:count]
+        if len(ends) == count:
+            return ends
+        if length >= most or len(part) < length:
+            raise IndexError("numbers end past the file")
+        length *= 4
+
+
+class _Sparse(dict[int, int]):
+    """The counts of `_fresh` at the nodes that are met alone, for few symbols of many."""
+
+    def __init__(self, size: int, depth: int):
+        super().__init__()
+        self.size, self.depth = size, depth
+
+    def __missing__(self, node: int) -> int:
+        node = node if node < 1 << self.depth else 1  # the roots behind the tree
+        level = node.bit_length() - 1
+        half = 1 << (self.depth - level - 1)
+        start = (node - (1 << level)) * 2 * half
+        left, right = (min(max(self.size - start - part, 0), half) for part in (0, half))
+        return SEEN * right // max(left + right, 1)
 
 
 def _fresh(size: int, depth: int) -> tuple[list[int], list[int]]:
-    """Counts of ones and of all at the nodes of the tree, as if one symbol were spread evenly."""
+    """Counts of ones and of all at the nodes of the tree, as if one symbol were spread evenly.
+
+    Behind them the three roots of `_tree`.
+    """
     ones = [0]
     for level in range(depth):
         half = 1 << (depth - level - 1)
         start = np.arange(1 << level) * 2 * half
         left, right = (np.clip(size - start - part, 0, half) for part in (0, half))
         ones += (SEEN * right // np.maximum(left + right, 1)).tolist()
+    ones += 3 * ones[1:2]
     return ones, [SEEN] * len(ones)
 
 
@@ -150,10 +203,13 @@ def _tree(
     bit of the symbol at that place, or none.
     """
     depth = (size - 1).bit_length()
-    ones, total = _fresh(size, depth)
-    roots, top = len(ones), max(0, depth - 1)
-    ones += 3 * ones[1:2]
-    total += 3 * total[1:2]
+    ones: Any
+    total: Any
+    if size > 16 * n:
+        ones, total = _Sparse(size, depth), collections.defaultdict(lambda: SEEN)
+    else:
+        ones, total = _fresh(size, depth)
+    roots, top = 1 << depth, max(0, depth - 1)
     places = None if before is None else before.tolist()
     low, high = 0, TOP
     out, decoded = bytearray(), []
@@ -226,13 +282,15 @@ def _from_counted(data: bytes, at: int, n: int, size: int) -> tuple[np.ndarray, 
         raise IndexError("counts of another number of symbols")
     scaled = _frequencies(counts)
     frequency, starts = scaled.tolist(), (np.cumsum(scaled) - scaled).tolist()
-    symbol_at = np.repeat(np.arange(size), scaled).tolist()
+    # few symbols are sought where they lie, without a table of all
+    few = n < FEW
+    symbol_at = [] if few else np.repeat(np.arange(size), scaled).tolist()
     x = int.from_bytes(data[at : at + STATE_BYTES], "big")
     at += STATE_BYTES
     out = []
     for _ in range(n):
         slot = x & 0xFFFF
-        s = symbol_at[slot]
+        s = bisect.bisect_right(starts, slot) - 1 if few else symbol_at[slot]
         out.append(s)
         x = frequency[s] * (x >> PRECISION) + slot - starts[s]
         if x < LOWEST:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from koopjax.export._claims import LAYERS_LIMIT, count, sizes
+
 
 def train_node(operator: Any) -> list[Any]:
     """`[d, row modes, column modes, inner ranks]` of a TT operator, equal numbers as one.
@@ -19,6 +21,7 @@ def train_node(operator: Any) -> list[Any]:
 def train_shapes(node: Any) -> list[tuple[int, int, int, int]]:
     """The shapes of the cores of a node: the reverse of `train_node`."""
     d, rows, columns, ranks = node
+    count(d, "number of cores", LAYERS_LIMIT)
     if isinstance(columns, list) and len(columns) == 2 and columns[0] < 0:
         at, q = columns
         columns = [1] * d
@@ -34,5 +37,5 @@ def _run(numbers: Any) -> Any:
     return numbers[0] if numbers and len(set(numbers)) == 1 else numbers
 
 
-def _spread(run: Any, count: int) -> list[int]:
-    return [run] * count if isinstance(run, int) else list(run)
+def _spread(run: Any, number: int) -> list[int]:
+    return sizes([run] * number if isinstance(run, int) else run, LAYERS_LIMIT, "sizes of cores")

@@ -1,6 +1,7 @@
 """The arrays of a model by path, and a model with other arrays in their places."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
-from koopjax._core import expected, is_tracing
+from koopjax import models
+from koopjax._core import expected, is_array, is_tracing, put_bound, take_bound
 
 Path = tuple[Any, ...]
 
@@ -42,36 +44,31 @@ def arrays_of(model: Any) -> dict[str, Any]:
 
     Random streams and sown intermediates are left out: they belong to a run, not to the model.
     """
-    if isinstance(model, nnx.Module):
-        state = nnx.to_flat_state(nnx.state(model))
-        found = [(p, v.get_value()) for p, v in zip(*_sides(state), strict=True) if _kept(v)]
-        return {spell(path): value for path, value in sorted(found, key=lambda pair: _order(*pair))}
-    _, tree = _parts(model)
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
-    return {
-        spell(tuple(map(_name, path))): leaf.get_value() if _is_variable(leaf) else leaf
-        for path, leaf in pairs
-    }
+    named, _ = _take_apart(model)
+    found = [(path, leaf) for path, leaf in named if path is not None]
+    if isinstance(take_bound(model)[0], nnx.Module):
+        found.sort(key=lambda pair: _order(pair[0]))
+    return {spell(path): leaf for path, leaf in found}
 
 
 def fill(model: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """A copy of a model with these arrays; what they don't name stays."""
-    if isinstance(model, nnx.Module):
-        graph, state = nnx.split(model)
-        flat = nnx.to_flat_state(state)
-        held = []
-        for path, variable in zip(*_sides(flat), strict=True):
-            name = spell(path)
-            if _kept(variable) and name in arrays:
-                value = to_jax(arrays[name])
-                variable = type(variable).from_metadata(value, variable.get_metadata())
-            held.append((path, variable))
-        return nnx.merge(graph, nnx.from_flat_state(held))
-    code, tree = _parts(model)
-    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
-    leaves = [_like(arrays[spell(tuple(map(_name, path)))], leaf) for path, leaf in pairs]
-    filled = jax.tree_util.tree_unflatten(treedef, leaves)
-    return filled if code is None else (code, filled)
+    """A copy of a model with these arrays; what they don't name stays, what is one stays one."""
+    named, build = _take_apart(model)
+    one_each: dict[int, jax.Array] = {}
+    leaves = []
+    for path, leaf in named:
+        array = None if path is None else arrays.get(spell(path))
+        if array is None:
+            leaves.append(leaf)
+        elif isinstance(leaf, bool | int | float | complex):
+            leaves.append(array.item())
+        elif isinstance(leaf, np.ndarray | np.generic):
+            leaves.append(array)
+        else:
+            if id(array) not in one_each:
+                one_each[id(array)] = to_jax(array)
+            leaves.append(one_each[id(array)])
+    return build(leaves)
 
 
 def to_numpy(name: str, value: Any) -> np.ndarray:
@@ -94,17 +91,24 @@ def to_jax(array: np.ndarray) -> jax.Array:
         return jnp.asarray(array)
 
 
-def _like(array: np.ndarray, leaf: Any) -> Any:
-    """An array in the form of a template's leaf: NumPy stays NumPy, a Python number a number."""
-    if _is_variable(leaf):
-        return type(leaf).from_metadata(to_jax(array), leaf.get_metadata())
-    if isinstance(leaf, bool | int | float | complex):
-        return array.item()
-    return array if isinstance(leaf, np.ndarray | np.generic) else to_jax(array)
-
-
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
+def _take_apart(model: Any) -> tuple[list[tuple[Path | None, Any]], Callable[[list[Any]], Any]]:
+    """All leaves of a model, those of its file with their paths, and the way back."""
+    module, bound = take_bound(model)
+    if isinstance(module, nnx.Module):
+        graph, tree = nnx.split(module)
+        build, has_code = (lambda filled: put_bound(nnx.merge(graph, filled), bound)), True
+    else:
+        code, tree = _parts(model)
+        build = (lambda filled: filled) if code is None else (lambda filled: (code, filled))
+        # A bare function's arrays are not to be seen.
+        has_code = code is not None or (callable(tree) and len(jax.tree.leaves(tree)) > 1)
+    named: list[tuple[Path | None, Any]] = []
+    for path, leaf, holder in models.named_leaves(tree):
+        # Functions and strings of a model are code, as its class is.
+        kept = _kept(holder) and (is_array(leaf) or isinstance(leaf, int) or not has_code)
+        named.append((tuple(map(_name, path)) if kept else None, leaf))
+    treedef = jax.tree.structure(tree)
+    return named, lambda leaves: build(jax.tree.unflatten(treedef, leaves))
 
 
 def _parts(model: Any) -> tuple[Any, Any]:
@@ -121,14 +125,8 @@ def _kept(variable: Any) -> bool:
     return not isinstance(variable, nnx.RngState | nnx.Intermediate)
 
 
-def _sides(flat: Any) -> tuple[list[Path], list[Any]]:
-    pairs = list(flat)
-    return [path for path, _ in pairs], [variable for _, variable in pairs]
-
-
-def _order(path: Path, value: Any) -> Any:
+def _order(path: Path) -> Any:
     """Sort by path, numbers as numbers: the order must not depend on a Flax version."""
-    del value
     parts = [str(part) for part in path]
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
 

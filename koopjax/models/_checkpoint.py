@@ -127,9 +127,10 @@ class Keeper:
         import orbax.checkpoint as ocp
 
         step = self.latest()
-        found = self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
+        with self._whole():
+            found = self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
         # JSON has no tuples and no float32: compare what both sides look like after it.
-        other = _difference(json.loads(json.dumps(run)), found.run["run"])
+        other = _difference(json.loads(json.dumps(run)), found.run.get("run", {}))
         if other is not None:
             what, mine, theirs = other
             raise expected(
@@ -137,11 +138,28 @@ class Keeper:
                 theirs,
                 "another folder, or resume=False to start anew",
             )
-        arrays = self.manager.restore(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(_portable(state))),
-        ).state
-        return _from_portable(state, arrays), found.run["history"]
+        with self._whole():
+            arrays = self.manager.restore(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(_portable(state))),
+            ).state
+            return _from_portable(state, arrays), found.run["history"]
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Around what orbax reads: whatever it says of damaged files, in one line."""
+        try:
+            yield
+        except (
+            ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError,
+            ValueError,
+        ) as error:  # fmt: skip
+            why = " ".join(str(error).split())[:200]
+            raise expected(
+                f"a whole checkpoint in {self.folder}",
+                f"one that can't be read ({type(error).__name__}: {why})",
+                "another folder, or resume=False to start anew",
+            ) from error
 
 
 def _is_key(leaf: Any) -> bool:

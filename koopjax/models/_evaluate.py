@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from koopjax._core import blocks, expected
-from koopjax.models._forms import Form, form_of
+from koopjax._core import ModeError, as_array, expected, trace_inference
+from koopjax.models._forms import Form, form_of, named_leaves
+from koopjax.models._scores import answers, compare, read_task
 
 #: Rows that a forward pass takes at once unless the caller says otherwise.
 BATCH = 2000
@@ -29,50 +31,115 @@ def check_samples(name: str, x: Any, y: Any = None) -> None:
         )
 
 
-def check_classes(name: str, y: Any, out: jax.ShapeDtypeStruct, n: int) -> None:
-    """Refuse integer labels of another shape than the answers, which would broadcast."""
-    shape = (n, *out.shape[1:-1])
-    if np.shape(y) != shape:
+@functools.partial(jax.jit, static_argnames=("form",))
+def _forward(form: Form, params: Any, rest: Any, x: Array) -> Any:
+    """Inference; a form is traced once for each shape of a batch."""
+    trace_inference(
+        form.unversioned(),
+        form.observed,
+        params,
+        rest,
+        x,
+        streams=[isinstance(holder, nnx.RngState) for _, _, holder in named_leaves((params, rest))],
+        model=lambda: form.merge(params, rest),
+    )
+    return form.forward(params, rest, x)
+
+
+def check_input(
+    name: str, form: Form, params: Any, rest: Any, x: Any, size: int = 1
+) -> jax.ShapeDtypeStruct:
+    """Shape and type of the output for a batch; an error if the model takes no such input."""
+    rows = jax.ShapeDtypeStruct((size, *np.shape(x)[1:]), jnp.result_type(x))
+    try:
+        out = _forward.eval_shape(form, params, rest, rows)
+    except ModeError:
+        raise
+    except (TypeError, ValueError, AssertionError) as error:
+        cause = error.__cause__ or error  # of the model's own, before it was put into words
+        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise expected(
-            f"{name}: integer labels of shape {shape}", f"shape {np.shape(y)}", "y[:, 0]"
+            f"{name}: samples that the model takes",
+            f"shape {rows.shape[1:]} ({first[:200]})",
+            "dataset.flat() for an MLP, images of shape (h, w, c) for a CNN",
+        ) from error
+    if not isinstance(out, jax.ShapeDtypeStruct):
+        raise expected(
+            f"{name}: a model whose output is one array",
+            type(out).__name__,
+            "a function of the model that returns the one to look at",
+        )
+    return out
+
+
+def batch_axis(name: str, form: Form, params: Any, rest: Any, x: Any, size: int) -> int:
+    """The axis along which the outputs of batches follow each other: it grows with the batch."""
+    one, two = (check_input(name, form, params, rest, x, n).shape for n in (size, size + 1))
+    both = enumerate(zip(one, two, strict=False))
+    grown = [axis for axis, lengths in both if lengths == (size, size + 1)]
+    if len(one) != len(two) or len(grown) != 1:
+        raise expected(
+            f"{name}: outputs with one axis as long as the batch",
+            f"shape {one} for {size} samples, {two} for {size + 1}",
+            "a model of samples that answers one by one, or batch_size=len(x) in predict",
+        )
+    return grown[0]
+
+
+def check_rows(name: str, form: Form, params: Any, rest: Any, x: Any) -> None:
+    """Refuse outputs whose rows are no samples, where labels are compared with them."""
+    axis = batch_axis(name, form, params, rest, x, 2)
+    if axis:
+        raise expected(
+            f"{name}: outputs with the batch on axis 0",
+            f"on axis {axis}",
+            "a function that swaps the axes of the model's output",
         )
 
 
-def check_input(name: str, form: Form, params: Any, rest: Any, x: Any) -> jax.ShapeDtypeStruct:
-    """Shape and type of the output for one sample; an error if the model takes no such input."""
-    row = jax.ShapeDtypeStruct((1, *np.shape(x)[1:]), jnp.result_type(x))
-    try:
-        return jax.eval_shape(form.forward, params, rest, row)
-    except (TypeError, ValueError, AssertionError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise expected(
-            f"{name}: samples that the model takes",
-            f"shape {row.shape[1:]} ({first[:200]})",
-            "dataset.flat() for an MLP, images of shape (h, w, c) for a CNN",
-        ) from error
+def _size(name: str, batch_size: Any, x: Array) -> int:
+    """Rows of a batch."""
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise expected(f"{name}: batch_size a positive integer", f"{batch_size!r}", f"{BATCH}")
+    return min(int(batch_size), x.shape[0])
 
 
-@functools.partial(jax.jit, static_argnames=("form", "batch_size"))
-def _predict(form: Form, params: Any, rest: Any, x: Array, batch_size: int) -> Array:
-    cut, _ = blocks(x, batch_size)
-    out = jax.lax.map(lambda batch: form.forward(params, rest, batch), cut)
-    return out.reshape(-1, *out.shape[2:])[: x.shape[0]]
+def _cut(array: Array, size: int) -> tuple[Array, Array]:
+    """Rows in blocks of a size, and those that are left over.
+
+    The last are a batch by themselves, never filled up: rows that are no samples would change the
+    answers of a model whose samples share a capacity or statistics.
+    """
+    whole = array.shape[0] - array.shape[0] % size
+    return array[:whole].reshape(-1, size, *array.shape[1:]), array[whole:]
+
+
+@functools.partial(jax.jit, static_argnames=("form", "batch_size", "axis"))
+def _predict(form: Form, params: Any, rest: Any, x: Array, batch_size: int, axis: int) -> Array:
+    cut, end = _cut(x, batch_size)
+    if cut.shape[0] == 1 and not end.shape[0]:
+        return _forward(form, params, rest, x)
+    out = jax.lax.map(lambda batch: _forward(form, params, rest, batch), cut)
+    out = jnp.moveaxis(out, 0, axis)
+    out = out.reshape(*out.shape[:axis], -1, *out.shape[axis + 2 :])
+    if not end.shape[0]:
+        return out
+    return jnp.concatenate([out, _forward(form, params, rest, end)], axis)
 
 
 @functools.partial(jax.jit, static_argnames=("form", "batch_size"))
 def count_correct(
     form: Form, params: Any, rest: Any, x: Array, y: Array, batch_size: int
 ) -> Int[Array, ""]:
-    """Number of samples whose largest logit is their label's."""
-    cut, weights = blocks(x, batch_size)
-    labels, _ = blocks(y, batch_size)
+    """Number of answers that are their label's."""
 
     def one(batch):
-        x, y, weight = batch
-        hits = jnp.argmax(form.forward(params, rest, x), axis=-1) == y
-        return jnp.sum(hits & (weight > 0).reshape(-1, *(1,) * (y.ndim - 1)))
+        x, y = batch
+        return jnp.sum(answers(_forward(form, params, rest, x)) == y)
 
-    return jnp.sum(jax.lax.map(one, (cut, labels, weights)))
+    (x, x_end), (y, y_end) = _cut(x, batch_size), _cut(y, batch_size)
+    total = jnp.sum(jax.lax.map(one, (x, y)))
+    return total + one((x_end, y_end)) if x_end.shape[0] else total
 
 
 @functools.partial(jax.jit, static_argnames=("form", "loss", "batch_size"))
@@ -84,25 +151,21 @@ def measure(
     The samples of an incomplete last batch are measured by themselves, so that a loss that is a
     mean stays one.
     """
-    n = x.shape[0]
-    whole = n - n % batch_size
 
     def one(batch):
         x, y = batch
-        out = form.forward(params, rest, x)
+        out = _forward(form, params, rest, x)
         hits = 0.0
         if jnp.issubdtype(y.dtype, jnp.integer):
-            hits = jnp.mean(jnp.argmax(out, axis=-1) == y)
+            hits = jnp.mean(answers(out) == y)
         return loss(out, y), jnp.asarray(hits, jnp.float32)
 
-    def cut(array):
-        return array[:whole].reshape(-1, batch_size, *array.shape[1:])
-
-    value, hits = jax.tree.map(jnp.mean, jax.lax.map(one, (cut(x), cut(y))))
-    if whole == n:
+    (cut_x, x_end), (cut_y, y_end) = _cut(x, batch_size), _cut(y, batch_size)
+    value, hits = jax.tree.map(jnp.mean, jax.lax.map(one, (cut_x, cut_y)))
+    if not x_end.shape[0]:
         return value, hits
-    value_end, hits_end = one((x[whole:], y[whole:]))
-    share = (n - whole) / n
+    value_end, hits_end = one((x_end, y_end))
+    share = x_end.shape[0] / x.shape[0]
     return value + share * (value_end - value), hits + share * (hits_end - hits)
 
 
@@ -117,48 +180,98 @@ def predict(model: Any, x: Float[Array, "n ..."], batch_size: int = BATCH) -> Fl
         batch_size: rows of one forward pass; bounds the memory that activations take.
 
     Returns:
-        The output for all samples, in order, such as logits `(n, classes)`.
+        The output for all samples, in order, such as logits `(n, classes)`; batches follow each
+        other along the axis that grows with the batch, such as the second where time comes first.
 
     Numerics:
         One compilation a structure of the model, shape of `x` and batch size; another model of the
-        same structure shares it.
+        same structure shares it. The samples of an incomplete last batch are one by themselves:
+        nothing fills it up, which would change the answers of a model that couples the samples of
+        a batch (capacities, statistics). Such a model answers by batches of `batch_size`.
 
     Raises:
-        ValueError: no samples, or samples of a shape that the model does not take.
+        ValueError: no samples, samples of a shape that the model does not take, or several batches
+            of outputs without one axis as long as the batch.
     """
+    x = as_array("models.predict: x", x)
     check_samples("models.predict", x)
     form, params, rest = form_of(model)
-    check_input("models.predict", form, params, rest, x)
-    return _predict(form, params, rest, jnp.asarray(x), min(batch_size, len(x)))
+    size, axis = _size("models.predict", batch_size, x), 0
+    if size == len(x):
+        check_input("models.predict", form, params, rest, x, size)
+    else:
+        axis = batch_axis("models.predict", form, params, rest, x, size)
+    return _predict(form, params, rest, x, size, axis)
 
 
 def accuracy(
     model: Any, x: Float[Array, "n ..."], y: Int[Array, " n"], batch_size: int = BATCH
 ) -> float:
-    """Share of samples whose largest logit is their label's.
+    """Share of samples whose largest logit is their label's; of one logit, whose sign is.
 
     Args:
         model: as for `predict`.
         x: samples.
-        y: labels, integers; `(n, t)` for a model of tokens.
+        y: labels from 0 on, integers; `(n, t)` for a model of tokens. For a model of one output
+            0 and 1, where the logit is below and above 0.
         batch_size: rows of one forward pass.
 
     Returns:
         A number in [0, 1].
 
     Raises:
-        ValueError: no samples, labels that are not one integer an answer, or samples of a shape
+        ValueError: no samples, labels that are not one integer an answer from 0 on and below the
+            number of outputs, one output that looks like a probability, or samples of a shape
             that the model does not take.
     """
+    x = as_array("models.accuracy: x", x)
     check_samples("models.accuracy", x, y)
+    out = output_like(model, x)
     form, params, rest = form_of(model)
-    out = check_input("models.accuracy", form, params, rest, x)
-    y = jnp.asarray(y)
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise expected("models.accuracy: integer labels", f"{y.dtype}", "y.argmax(-1)")
-    check_classes("models.accuracy", y, out, np.shape(x)[0])
-    correct = count_correct(form, params, rest, jnp.asarray(x), y, min(batch_size, len(x)))
-    return float(correct) / np.size(y)
+    check_rows("models.accuracy", form, params, rest, x)
+    size = _size("models.accuracy", batch_size, x)
+    if out.shape[1:] in ((), (1,)):  # whether it is a logit, its numbers tell
+        out = _predict(form, params, rest, x, size, 0)
+    _, labels = read_task(out, y, "classification")
+    assert labels is not None
+    correct = count_correct(form, params, rest, x, labels, size)
+    return float(correct) / labels.size
+
+
+def output_like(model: Any, x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a model's output for samples, without running it.
+
+    Args:
+        model: as for `predict`.
+        x: samples, or their shape and dtype.
+
+    Raises:
+        ValueError: no samples, or samples of a shape that the model does not take.
+    """
+    check_samples("models.output_like", x)
+    return check_input("models.output_like", *form_of(model), x, np.shape(x)[0])
+
+
+def score(
+    model: Any, x: Any, y: Any, task: str | None = None, score_fn: Any = None,
+    batch_size: int = BATCH,
+) -> float:  # fmt: skip
+    """How good a model is on labelled samples: accuracy of a classifier, R² of a regression.
+
+    Args:
+        model: as for `predict`.
+        x: samples.
+        y: classes or targets.
+        task: "classification" or "regression"; without, as `read_task` finds out.
+        score_fn: `score_fn(outputs, labels)` in place of both.
+        batch_size: rows of one forward pass.
+
+    Raises:
+        ValueError: as for `predict`; labels that don't fit, or that leave the task open.
+    """
+    outputs = predict(model, x, batch_size)
+    task, labels = read_task(outputs, y, task, score_fn=score_fn)
+    return float(compare(outputs, outputs, labels, task, score_fn)["accuracy"])
 
 
 def apply(model: Any, x: Any) -> Any:

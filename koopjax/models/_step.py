@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from koopjax._core import pytree
 from koopjax.models._forms import Form
+from koopjax.models._scores import answers, logits as pair_of
 
 #: Made once, so that it is the same static argument on every call.
 ADAM = optax.scale_by_adam()
@@ -52,15 +53,19 @@ class State:
 
 
 def cross_entropy(logits: Float[Array, "n ... classes"], y: Array) -> Float[Array, ""]:
-    """Mean softmax cross-entropy.
+    """Mean softmax cross-entropy; of one logit the sigmoid's.
 
     Args:
         logits: `(n, classes)`, or with more axes for tokens.
         y: integer labels, or probabilities of the shape of `logits` (distillation).
     """
+    pair = pair_of(logits)
     if jnp.issubdtype(y.dtype, jnp.integer):
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
-    return jnp.mean(optax.softmax_cross_entropy(logits, y))
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(pair, y))
+    if pair is not logits:
+        y = y.reshape(*pair.shape[:-1], 1)
+        y = jnp.concatenate([1 - y, y], axis=-1)
+    return jnp.mean(optax.softmax_cross_entropy(pair, y))
 
 
 def squared_error(output: Float[Array, "n ..."], y: Float[Array, "n ..."]) -> Float[Array, ""]:
@@ -131,7 +136,7 @@ def run_epoch(
         params, opt = _update(hyper, optimizer, grads, state)
         metrics = {"loss": value}
         if jnp.issubdtype(yb.dtype, jnp.integer):
-            metrics["accuracy"] = jnp.mean(jnp.argmax(out, axis=-1) == yb)
+            metrics["accuracy"] = jnp.mean(answers(out) == yb)
         return State(params, rest, opt, state.step + 1), metrics
 
     state, metrics = jax.lax.scan(step, state, (order.reshape(steps, batch_size), keys))

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from koopjax._core import NumericalError, check_finite, expected
-from koopjax.models import _checkpoint, _evaluate, _step
+from koopjax._core import NumericalError, as_array, check_finite, expected
+from koopjax.models import _checkpoint, _evaluate, _scores, _step
 from koopjax.models._forms import Form, form_of
 
 Metrics = dict[str, float]
@@ -67,22 +67,23 @@ class _Plan:
         return metrics
 
 
-def _data(name: str, x: Any, y: Any, out: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
-    """Checked data on the device."""
+def _data(name: str, x: Any, y: Any, out: jax.ShapeDtypeStruct, loss: Any) -> tuple[Array, Array]:
+    """Checked data on the device; `loss` None for cross-entropy, which takes no other numbers."""
+    x, y = as_array(f"{name}: x", x), as_array(f"{name}: y", y)
     _evaluate.check_samples(name, x, y)
-    x, y = jnp.asarray(x), jnp.asarray(y)
     check_finite(f"{name}: x", x)
     check_finite(f"{name}: y", y)
-    if jnp.issubdtype(y.dtype, jnp.integer):
-        _evaluate.check_classes(name, y, out, x.shape[0])
-        classes = out.shape[-1]
-        low, high = int(y.min()), int(y.max())
-        if low < 0 or high >= classes:
+    of_all = jax.ShapeDtypeStruct((x.shape[0], *out.shape[1:]), out.dtype)
+    if loss is None and not jnp.issubdtype(y.dtype, jnp.integer):
+        total = y if y.size == x.shape[0] else jnp.sum(y, axis=-1)
+        if y.size != of_all.size or float(jnp.min(y)) < 0 or float(jnp.max(total)) > 1.01:
             raise expected(
-                f"{name}: labels from 0 to {classes - 1}, since the model has {classes} outputs",
-                f"labels from {low} to {high}",
-                "a model with one output a class",
+                f"{name}: probabilities of shape {of_all.shape} for a loss of cross-entropy",
+                f"{y.dtype} of shape {y.shape} up to {float(jnp.max(y)):.3g}",
+                "loss=models.squared_error for real numbers",
             )
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        _scores.check_classes("labels", y, of_all)
     return x, y
 
 
@@ -100,11 +101,14 @@ def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimi
             "both",
             "to put them into the optax optimizer",
         )
+    x, y = as_array("models.train: x", x), as_array("models.train: y", y)
     _evaluate.check_samples("models.train", x, y)
     out = _evaluate.check_input("models.train", form, params, rest, x)
-    x, y = _data("models.train", x, y, out)
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        _evaluate.check_rows("models.train", form, params, rest, x)
+    x, y = _data("models.train", x, y, out, loss)
     if x_val is not None:
-        x_val, y_val = _data("models.train validation", x_val, y_val, out)
+        x_val, y_val = _data("models.train validation", x_val, y_val, out, loss)
     batch_size = min(batch_size, x.shape[0])
     if epoch_size is not None and not batch_size <= epoch_size <= x.shape[0]:
         raise expected(
@@ -165,7 +169,8 @@ def train(
         model: an `nnx.Module`, a pair `(linen_module, variables)`, a pair `(function, params)` with
             `function(params, x)`, or a callable pytree; left as it is. Of an NNX model, `nnx.Param`
             are trained; other Variables (frozen, batch statistics) change only as a call in
-            training mode changes them.
+            training mode changes them. A Variable that two modules share stays one; an array at two
+            leaves is two parameters, as everywhere in JAX.
         x: samples `(n, ...)`.
         y: integer labels, class probabilities, or what `loss` takes, `(n, ...)`.
         key: shuffles; epoch e uses `fold_in(key, e)`.
@@ -313,7 +318,7 @@ def train_lanes(
     targets = plan.y
     if own:
         out = _evaluate.check_input("models.train_lanes", form, params, rest, plan.x)
-        targets = jnp.stack([_data("models.train_lanes", plan.x, one, out)[1] for one in y])
+        targets = jnp.stack([_data("models.train_lanes", plan.x, one, out, loss)[1] for one in y])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[tuple(f[1:]) for f in formed])
     state = jax.vmap(lambda p, r: _step.init_state(p, r, optimizer))(*stacked)
     if opt_states is not None:

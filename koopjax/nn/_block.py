@@ -7,7 +7,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from koopjax._core import expected
+from koopjax._core import as_dtype, expected
 from koopjax.nn import functional
 from koopjax.nn._dictionary import as_nodes, take_apart
 from koopjax.nn._operators import Dense, Operator, precision_name
@@ -70,7 +70,7 @@ class KoopmanBlock(nnx.Module):
         if isinstance(operator, TT) and ends_in_product(psi):
             check_modes(psi, operator.modes[0])
         self.operator = retag(operator, "operator" in parts, param_dtype)
-        self.dtype = None if dtype is None else jnp.dtype(dtype)
+        self.dtype = None if dtype is None else as_dtype("dtype", dtype)
         if dtype is not None:
             self.operator.dtype = self.dtype
         if precision is not None:

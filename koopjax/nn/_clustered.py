@@ -8,12 +8,19 @@ from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from koopjax._core import check_finite, expected, is_tracing, on_device
+from koopjax._core import (
+    check_finite,
+    codebooks,
+    expected,
+    held,
+    is_tracing,
+    on_device,
+    read_numbers,
+)
 from koopjax.nn import functional
 from koopjax.nn._operators import Operator, check_bias, check_matrix
 
 MOST_VALUES = 1 << 16
-LLOYD_STEPS = 300  # each costs a search of the borders among the sorted values, so they may be many
 
 
 class Clustered(Operator):
@@ -79,42 +86,49 @@ class Clustered(Operator):
     ) -> "Clustered":
         """The operator of the values that serve a matrix best: k-means of its entries.
 
-        Lloyd's steps from the quantiles, in float64, to a fixed point; nothing is random. Zeros
-        of the matrix stay exact: where it has any, the first of the values is zero and held there.
+        The least `Σ w_ij (M_ij − K_ij)²` of all codebooks, by dynamic programming in float64 on the
+        host; nothing is random. Zeros of the matrix stay exact: where it has any, the first of the
+        values is zero and held there.
 
         Args:
             matrix: `(p, q)`, concrete and finite.
             size: number of values, a held zero included.
             bias: `(q,)`, or none.
-            weights: `(p, q)`, not negative: what a squared error of each entry costs; all alike by
-                default.
+            weights: `(p, q)`, finite and not negative: what a squared error of each entry costs;
+                all alike by default.
             **settings: those of the constructor.
+
+        Numerics:
+            100,000 weights take a second of CPU for 16 values and three for 256. Up to 8 million
+            weights times values the optimum; beyond, within 1e-5 of it as far as seen.
 
         Returns:
             An operator with at most `size` values in increasing order behind the held zero: fewer
             where the matrix has fewer, which are then kept as they are.
         """
+        matrix = read_numbers("matrix", matrix)
         check_matrix("matrix", matrix)
         if is_tracing(matrix, weights):
             raise expected("a concrete matrix", "a traced one", "Clustered(codebook, codes)")
         check_finite("matrix", matrix)
         dense = np.asarray(matrix)
-        zeros = dense == 0
-        held = bool(np.any(zeros))
-        least = 1 + int(held and not np.all(zeros))
-        if isinstance(size, bool) or not least <= size <= MOST_VALUES:
+        zeros = bool(np.any(dense == 0))
+        least = 1 + int(zeros and bool(np.any(dense)))
+        if not isinstance(size, int | np.integer) or isinstance(size, bool):
+            raise expected("a whole number as size", f"{size!r}")
+        if not least <= size <= MOST_VALUES:
             raise expected(f"a size from {least} to {MOST_VALUES}", f"{size}")
-        cost = np.ones(dense.shape) if weights is None else np.asarray(weights, np.float64)
-        if cost.shape != dense.shape or not np.all(cost >= 0):
+        cost = None if weights is None else np.asarray(read_numbers("weights", weights), np.float64)
+        if cost is not None and (
+            cost.shape != dense.shape or not np.all((cost >= 0) & np.isfinite(cost))
+        ):
             raise expected(
-                f"weights of shape {dense.shape}, none negative", f"an array of shape {cost.shape}"
+                f"weights of shape {dense.shape}, finite and none negative",
+                f"an array of shape {cost.shape}, from {np.min(cost)} to {np.max(cost)}",
             )
-        others = dense[~zeros]
-        book, nearest = _k_means(others.astype(np.float64), cost[~zeros], size - held)
-        codes = np.zeros(dense.shape, np.int64)
-        codes[~zeros] = nearest + held
-        codebook = np.concatenate([np.zeros(int(held)), book]).astype(dense.dtype)
-        return cls(codebook, codes, bias, zero=held, **settings)
+        ((book, codes),) = codebooks(dense, [int(size)], cost, keep_zero=True)
+        codebook = held("matrix", book.astype(dense.dtype))
+        return cls(codebook, codes, bias, zero=zeros, **settings)
 
     @property
     def in_features(self) -> int:
@@ -159,50 +173,3 @@ def check_codes(codes: ArrayLike, least: int, most: int) -> Any:
     if array.size and not is_tracing(array) and not (least <= array.min() <= array.max() <= most):
         raise expected(f"codes from {least} to {most}", f"{array.min()} to {array.max()}")
     return array
-
-
-def _k_means(values: np.ndarray, weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted k-means of numbers: sorted centres, and the nearest of each number.
-
-    Clusters of numbers are intervals: with the values sorted and their weights summed up once, a
-    step is a search of the borders and differences of sums.
-    """
-    distinct, where = np.unique(values, return_inverse=True)
-    if len(distinct) <= size:
-        return distinct, where
-    weight = np.bincount(where, weights)
-    if not np.any(weight > 0):
-        weight = np.ones_like(weight)
-    center = distinct.mean()  # sums of what is near zero keep their digits
-    mass = np.concatenate([[0.0], np.cumsum(weight)])
-    moment = np.concatenate([[0.0], np.cumsum(weight * (distinct - center))])
-    quantiles = mass[-1] * (np.arange(size) + 0.5) / size
-    centers = np.unique(distinct[np.searchsorted(mass[1:], quantiles)])
-    centers = _with_more(centers, distinct, weight, size)
-    ends = None
-    for _ in range(LLOYD_STEPS):
-        borders = (centers[1:] + centers[:-1]) / 2
-        inner = np.searchsorted(distinct, borders)
-        if ends is not None and np.array_equal(inner, ends):
-            break
-        ends = inner
-        first, last = np.concatenate([[0], inner]), np.concatenate([inner, [len(distinct)]])
-        held = mass[last] - mass[first]
-        means = (moment[last] - moment[first]) / np.where(held > 0, held, 1)
-        centers = np.sort(np.where(held > 0, means + center, centers))
-    nearest = np.searchsorted((centers[1:] + centers[:-1]) / 2, distinct)
-    used, again = np.unique(nearest, return_inverse=True)
-    return centers[used], again[where]
-
-
-def _with_more(
-    centers: np.ndarray, distinct: np.ndarray, weight: np.ndarray, size: int
-) -> np.ndarray:
-    """As many centres as asked where quantiles coincide: those whose cost is largest join."""
-    while len(centers) < size:
-        nearest = np.searchsorted((centers[1:] + centers[:-1]) / 2, distinct)
-        cost = np.maximum(weight, 1e-300) * (distinct - centers[nearest]) ** 2
-        cost[np.isin(distinct, centers)] = -1.0
-        most = np.argsort(-cost, kind="stable")[: max(1, (size - len(centers)) // 4)]
-        centers = np.unique(np.concatenate([centers, distinct[most]]))
-    return centers

@@ -9,12 +9,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from koopjax import tt
-from koopjax._core import expected, has_float64, is_tracing, matmul
+from koopjax._core import as_whole, expected, has_float64, is_tracing, matmul
+from koopjax.edmd import Generator
 from koopjax.nn import functional
 from koopjax.nn._block import KoopmanBlock
 from koopjax.nn._operators import Dense, LowRank
 from koopjax.nn._tt import TT
-from koopjax.tensor_edmd import TensorKoopman
+from koopjax.tensor_edmd import KernelKoopman, TensorKoopman
 
 
 def from_koopman(
@@ -54,8 +55,7 @@ def from_koopman(
     Numerics: powers, product and SVD are computed in float64 where the backend has it and nothing
     is traced, and rounded once to the fit's dtype.
     """
-    if steps < 1:
-        raise expected("steps of at least 1", str(steps))
+    steps = as_whole("steps", steps, 1)
     if isinstance(fit, TensorKoopman):
         if steps > 1 or lifted:
             raise expected(
@@ -67,19 +67,23 @@ def from_koopman(
         return KoopmanBlock(
             fit.psi, operator, trainable=trainable, dtype=dtype, param_dtype=param_dtype
         )
-    matrix, readout = fit.matrix, fit.readout
-    if steps > 1 and matrix.shape[0] != matrix.shape[1]:
+    parts = all(hasattr(fit, name) for name in ("psi", "matrix", "readout"))
+    if not parts or isinstance(fit, Generator):
+        raise expected(
+            "a fit such as edmd.Koopman", type(fit).__name__, "edmd.fit, or generator.koopman(time)"
+        )
+    # A kernel's columns are outputs, whatever their number; others say so, or are as their shape.
+    same = not isinstance(fit, KernelKoopman) and fit.matrix.shape[0] == fit.matrix.shape[1]
+    if steps > 1 and not getattr(fit, "square", same):
         raise expected(
             "a square K to take several steps",
-            f"K of shape {tuple(matrix.shape)}",
-            "steps=1, or a fit whose target is its own dictionary",
+            f"K of shape {tuple(fit.matrix.shape)} onto another dictionary",
+            "steps=1, or a fit without target",
         )
+    matrix, readout = fit.matrix, fit.readout
     folded_readout = None if lifted else readout
     q = matrix.shape[1] if folded_readout is None else folded_readout.shape[1]
-    if rank is not None and not 1 <= rank <= min(matrix.shape[0], q):
-        raise expected(
-            f"a rank between 1 and {min(matrix.shape[0], q)}", str(rank), "rank=None for all of it"
-        )
+    rank = None if rank is None else as_whole("rank", rank, 1, min(matrix.shape[0], q))
     kind = matrix.dtype
     if not is_tracing(matrix, readout) and has_float64():
         with jax.enable_x64(True):
@@ -99,8 +103,7 @@ def _rounded(train: Any, rank: int | None) -> Any:
     """A train of at most this rank; the error is that of TT rounding, in the plain norm."""
     if rank is None:
         return train
-    if isinstance(rank, bool) or rank < 1:
-        raise expected("a rank of at least 1", str(rank), "rank=None for all of it")
+    rank = as_whole("rank", rank, 1)
     return train if max(train.ranks) <= rank else tt.round(train, max_rank=rank)
 
 

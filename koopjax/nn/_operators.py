@@ -9,12 +9,13 @@ from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, on_device
+from koopjax._core import as_array, as_dtype, as_whole, expected, on_device, read
 from koopjax.nn import functional
 from koopjax.nn._variables import Frozen
 
 default_kernel_init = nnx.initializers.lecun_normal()
 default_bias_init = nnx.initializers.zeros_init()
+PRECISIONS = ("default", "high", "highest")
 
 
 class Operator(nnx.Module):
@@ -40,17 +41,17 @@ class Operator(nnx.Module):
         constants: dict[str, Any] | None = None,
     ) -> None:
         for name, value in values.items():
-            array = None if value is None else on_device(value, param_dtype)
+            array = None if value is None else as_parameter(name, value, param_dtype)
             setattr(self, name, nnx.data(None) if array is None else nnx.Param(array))
         for name, value in (constants or {}).items():
             setattr(self, name, Frozen(jnp.asarray(value)))
-        self.dtype = None if dtype is None else jnp.dtype(dtype)
+        self.dtype = None if dtype is None else as_dtype("dtype", dtype)
         self.precision = precision_name(precision)
 
     def _values(self, x: ArrayLike) -> tuple[Any, ...]:
         held = [getattr(self, name) for name in self.arrays]
         arrays = [None if v is None else v.get_value() for v in held]
-        return tuple(dtypes.promote_dtype((jnp.asarray(x), *arrays), dtype=self.dtype))
+        return tuple(dtypes.promote_dtype((as_array("x", x), *arrays), dtype=self.dtype))
 
     @property
     def in_features(self) -> int:
@@ -100,8 +101,7 @@ class Dense(Operator):
         param_dtype: DTypeLike | None = None,
         precision: Any = functional.PRECISION,
     ):
-        check_matrix("matrix", matrix)
-        check_bias(bias, jnp.shape(matrix)[1])
+        check_bias(bias, check_matrix("matrix", matrix)[1])
         self._setup({"matrix": matrix, "bias": bias}, dtype, param_dtype, precision)
 
     @classmethod
@@ -131,7 +131,9 @@ class Dense(Operator):
             param_dtype: dtype of the parameters.
             precision: as in the constructor.
         """
-        key_matrix, key_bias = jax.random.split(key)
+        p, q = as_whole("p", p, 1), as_whole("q", q, 1)
+        param_dtype = as_dtype("param_dtype", param_dtype)
+        key_matrix, key_bias = split_key(key, 2)
         matrix = kernel_init(key_matrix, (p, q), param_dtype)
         bias = bias_init(key_bias, (q,), param_dtype) if use_bias else None
         return cls(matrix, bias, dtype=dtype, precision=precision)
@@ -182,11 +184,10 @@ class LowRank(Operator):
         param_dtype: DTypeLike | None = None,
         precision: Any = functional.PRECISION,
     ):
-        check_matrix("left", left)
-        check_matrix("right", right)
-        if jnp.shape(left)[1] != jnp.shape(right)[0]:
-            raise expected("factors (p, r) and (r, q)", f"{jnp.shape(left)} and {jnp.shape(right)}")
-        check_bias(bias, jnp.shape(right)[1])
+        first, then = check_matrix("left", left), check_matrix("right", right)
+        if first[1] != then[0]:
+            raise expected("factors (p, r) and (r, q)", f"{first} and {then}")
+        check_bias(bias, then[1])
         values = {"left": left, "right": right, "bias": bias}
         self._setup(values, dtype, param_dtype, precision)
 
@@ -219,7 +220,9 @@ class LowRank(Operator):
             param_dtype: dtype of the parameters.
             precision: as in the constructor.
         """
-        key_left, key_right, key_bias = jax.random.split(key, 3)
+        p, q, rank = as_whole("p", p, 1), as_whole("q", q, 1), as_whole("rank", rank, 1)
+        param_dtype = as_dtype("param_dtype", param_dtype)
+        key_left, key_right, key_bias = split_key(key, 3)
         left = kernel_init(key_left, (p, rank), param_dtype)
         right = kernel_init(key_right, (rank, q), param_dtype)
         bias = bias_init(key_bias, (q,), param_dtype) if use_bias else None
@@ -253,16 +256,42 @@ class LowRank(Operator):
 
 def precision_name(precision: Any) -> Any:
     """A precision by its name, so that operators of one precision have equal structure."""
-    return precision.name.lower() if isinstance(precision, jax.lax.Precision) else precision
+    name = precision.name.lower() if isinstance(precision, jax.lax.Precision) else precision
+    if name is None or (isinstance(name, str) and name in PRECISIONS):
+        return name
+    one = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+    try:
+        jax.eval_shape(lambda a: jnp.matmul(a, a, precision=name), one)
+    except (TypeError, ValueError) as error:
+        raise expected(
+            "a precision of products as jax.lax.Precision has it", f"{precision!r:.60}", '"highest"'
+        ) from error
+    return name
 
 
-def check_matrix(name: str, value: ArrayLike) -> None:
-    """Raise unless a value has two axes."""
-    if jnp.ndim(value) != 2:
-        raise expected(f"{name} to be a matrix", f"an array of shape {jnp.shape(value)}")
+def as_parameter(name: str, value: Any, dtype: Any) -> Array:
+    """A user's array on the device, in the dtype that parameters are stored in (None: its own)."""
+    array = as_array(name, value)
+    return array if dtype is None else on_device(array, as_dtype("param_dtype", dtype))
+
+
+def split_key(key: Any, count: int) -> Array:
+    """So many keys of one, or a refusal of what is no random key."""
+    try:
+        return jax.random.split(key, count)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise expected("a random key", f"{key!r:.60}", "jax.random.key(0)") from error
+
+
+def check_matrix(name: str, value: ArrayLike) -> tuple[int, int]:
+    """The shape of a value that has two axes; raises for any other."""
+    shape = read(name, value).shape
+    if len(shape) != 2:
+        raise expected(f"{name} to be a matrix", f"an array of shape {shape}")
+    return shape
 
 
 def check_bias(bias: ArrayLike | None, q: int) -> None:
     """Raise unless a bias is a vector of width `q`, or none."""
-    if bias is not None and jnp.shape(bias) != (q,):
-        raise expected(f"a bias of shape ({q},)", f"one of shape {jnp.shape(bias)}")
+    if bias is not None and read("bias", bias).shape != (q,):
+        raise expected(f"a bias of shape ({q},)", f"one of shape {read('bias', bias).shape}")

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from koopjax._core import check_finite, expected, is_tracing
+from koopjax._core import as_array, as_numbers, as_whole, check_finite, expected, is_tracing, read
 from koopjax.nn import functional
 from koopjax.nn._clustered import check_codes
 from koopjax.nn._operators import Operator, check_bias, check_matrix
@@ -53,21 +52,22 @@ class Quantized(Operator):
         param_dtype: DTypeLike | None = None,
         precision: Any = functional.PRECISION,
     ):
-        check_matrix("codes", codes)
-        p, q = jnp.shape(codes)
+        p, q = check_matrix("codes", codes)
+        codes = read("codes", codes)
         check_bias(bias, q)
+        bits = as_whole("bits", bits, 2, 8)
         most = _most(bits)
         given = check_codes(codes, -most, most)
-        line = jnp.asarray(scale)
+        line = as_numbers("scale", scale)
         if line.ndim < 2:
             line = line.reshape(1, -1)
         if line.shape not in {(1, 1), (1, q), (p, 1)}:
             raise expected(
-                f"a scale of shape (), ({q},), (1, {q}) or ({p}, 1)", f"{jnp.shape(scale)}"
+                f"a scale of shape (), ({q},), (1, {q}) or ({p}, 1)", f"shape {line.shape}"
             )
         held = {"scale": line, "bias": bias}
         self._setup(held, dtype, param_dtype, precision, {"codes": given.astype(np.int8)})
-        self.bits = int(bits)
+        self.bits = bits
 
     @classmethod
     def from_dense(
@@ -94,11 +94,12 @@ class Quantized(Operator):
         check_matrix("matrix", matrix)
         if is_tracing(matrix):
             raise expected("a concrete matrix", "a traced one", "Quantized(codes, scale)")
-        if axis not in AXES:
-            raise expected("an axis among None, 'column' and 'row'", repr(axis))
+        if not isinstance(axis, str | None) or axis not in AXES:
+            raise expected("an axis among None, 'column' and 'row'", f"{axis!r:.60}")
         check_finite("matrix", matrix)
-        dense = np.asarray(matrix)
-        wide, most = dense.astype(np.float64), _most(bits)
+        # Integers are numbers here too: a scale cut to an integer would be zero.
+        dense = np.asarray(as_numbers("matrix", matrix))
+        wide, most = dense.astype(np.float64), _most(as_whole("bits", bits, 2, 8))
         largest = np.max(np.abs(wide), axis=AXES[axis], keepdims=True, initial=0)
         # rounded first: the codes belong to the scale that is stored
         scale = np.where(largest > 0, largest / most, 1).astype(dense.dtype)
@@ -129,7 +130,7 @@ class Quantized(Operator):
         """`x K + b` along the last axis."""
         bias = None if self.bias is None else self.bias.get_value()
         x, scale, bias = dtypes.promote_dtype(
-            (jnp.asarray(x), self.scale.get_value(), bias), dtype=self.dtype
+            (as_array("x", x), self.scale.get_value(), bias), dtype=self.dtype
         )
         codes = self.codes.get_value()
         return functional.apply_quantized(x, codes, scale, bias, precision=self.precision)
@@ -137,6 +138,4 @@ class Quantized(Operator):
 
 def _most(bits: int) -> int:
     """The largest code, `2^(bits-1) - 1`."""
-    if isinstance(bits, bool) or bits not in range(2, 9):
-        raise expected("bits from 2 to 8", f"{bits}")
     return (1 << (bits - 1)) - 1

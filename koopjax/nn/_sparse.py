@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, is_tracing
+from koopjax._core import as_array, as_whole, expected, is_tracing, read
 from koopjax.nn import functional
 from koopjax.nn._operators import Operator, check_bias, check_matrix
 
@@ -61,7 +60,12 @@ class Sparse(Operator):
         param_dtype: DTypeLike | None = None,
         precision: Any = functional.PRECISION,
     ):
-        p, q = (int(n) for n in shape)
+        p, q = as_shape(shape)
+        values, rows, columns = (
+            as_array("values", values),
+            read("rows", rows),
+            read("columns", columns),
+        )
         if is_tracing(rows, columns):
             raise expected("concrete rows and columns", "traced ones", "Sparse outside jit")
         sizes = {np.shape(a) for a in (values, rows, columns)}
@@ -77,7 +81,7 @@ class Sparse(Operator):
         if np.any(places[1:] == places[:-1]):
             twice = int(places[:-1][places[1:] == places[:-1]][0])
             raise expected("each place once", f"({twice // q}, {twice % q}) twice")
-        held = {"values": jnp.asarray(values)[order], "bias": bias}
+        held = {"values": values[order], "bias": bias}
         row, column = np.divmod(places, max(1, q))
         constants = {
             "rows": row.astype(np.min_scalar_type(max(0, p - 1))),
@@ -100,9 +104,9 @@ class Sparse(Operator):
         check_matrix("matrix", matrix)
         if is_tracing(matrix):
             raise expected("a concrete matrix", "a traced one", "Sparse(values, ...) inside jit")
-        dense = np.asarray(matrix)
+        dense = np.asarray(as_array("matrix", matrix))
         rows, columns = np.nonzero(dense)
-        values = jnp.asarray(matrix)[rows, columns]
+        values = dense[rows, columns]
         return cls(values, rows, columns, (dense.shape[0], dense.shape[1]), bias, **settings)
 
     @property
@@ -135,12 +139,19 @@ class Sparse(Operator):
         """`x K + b` along the last axis."""
         bias = None if self.bias is None else self.bias.get_value()
         x, values, bias = dtypes.promote_dtype(
-            (jnp.asarray(x), self.values.get_value(), bias), dtype=self.dtype
+            (as_array("x", x), self.values.get_value(), bias), dtype=self.dtype
         )
         rows, columns = self.rows.get_value(), self.columns.get_value()
         return functional.apply_sparse(
             x, values, rows, columns, self.shape, bias, precision=self.precision
         )
+
+
+def as_shape(shape: Any) -> tuple[int, int]:
+    """The shape of a matrix as two integers."""
+    if not isinstance(shape, tuple | list) or len(shape) != 2:
+        raise expected("a shape (p, q)", f"{shape!r:.60}")
+    return as_whole("p", shape[0], 0), as_whole("q", shape[1], 0)
 
 
 def _flat(index: ArrayLike, name: str, size: int) -> np.ndarray:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from jax.typing import ArrayLike
 
 from koopjax import tt
-from koopjax._core import expected, matmul
-from koopjax.nn._operators import Dense, LowRank, Operator
-from koopjax.nn._tt import TT
+from koopjax._core import as_numbers, expected, matmul
+from koopjax.nn._operators import Dense, LowRank, Operator, check_matrix
+from koopjax.nn._tt import TT, as_modes
 
 
 def tensorize(
@@ -56,12 +56,13 @@ def tensorize(
     elif isinstance(operator, Operator):
         raise expected("a Dense or LowRank operator, or a matrix", type(operator).__name__)
     else:
-        matrix = operator
-    shape = tuple(getattr(matrix, "shape", ()))
+        matrix = as_numbers("matrix", operator)
+    shape = check_matrix("matrix", matrix)
+    row_modes, column_modes = as_modes("row", row_modes), as_modes("column", column_modes)
     if shape != (math.prod(row_modes), math.prod(column_modes)):
         raise expected(
             f"modes whose products are the shape {shape}",
-            f"row modes {tuple(row_modes)} and column modes {tuple(column_modes)}",
+            f"row modes {row_modes} and column modes {column_modes}",
         )
     train = tt.matrix_from_dense(matrix, row_modes, column_modes, max_rank=rank, rtol=rtol)
     return TT.from_train(train, bias, form=form, **settings)

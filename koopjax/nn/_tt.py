@@ -6,15 +6,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from koopjax import tt
-from koopjax._core import check_finite, expected, on_device
+from koopjax._core import as_array, as_dtype, as_whole, check_finite, expected
 from koopjax.nn import functional
-from koopjax.nn._operators import Operator, check_bias, default_bias_init
+from koopjax.nn._operators import (
+    Operator,
+    as_parameter,
+    check_bias,
+    default_bias_init,
+    split_key,
+)
 
 INITS = ("normal", "identity")
 NOISE = 1e-2  # standard deviation around the identity
@@ -58,7 +65,10 @@ class TT(Operator):
         precision: Any = functional.PRECISION,
         form: str = "auto",
     ):
-        train = tt.TTMatrix(tuple(on_device(core, param_dtype) for core in cores)).validate()
+        if not isinstance(cores, Sequence):
+            raise expected("cores as a sequence of arrays", type(cores).__name__)
+        held = [as_parameter(f"core {k}", core, param_dtype) for k, core in enumerate(cores)]
+        train = tt.TTMatrix(tuple(held)).validate()
         check_bias(bias, train.shape[1])
         if form not in tt.FORMS:
             raise expected(f"a form among {list(tt.FORMS)}", repr(form))
@@ -115,13 +125,13 @@ class TT(Operator):
         """
         if init not in INITS:
             raise expected(f"an init among {list(INITS)}", repr(init))
+        row_modes, column_modes = as_modes("row", row_modes), as_modes("column", column_modes)
         if len(row_modes) != len(column_modes):
-            raise expected(
-                "as many row modes as column modes", f"{tuple(row_modes)} and {tuple(column_modes)}"
-            )
+            raise expected("as many row modes as column modes", f"{row_modes} and {column_modes}")
+        param_dtype = as_dtype("param_dtype", param_dtype)
         sizes = [m * n for m, n in zip(row_modes, column_modes, strict=True)]
         ranks, _ = tt.clip_ranks(sizes, rank if len(sizes) > 1 else 1)
-        key_cores, key_bias = jax.random.split(key)
+        key_cores, key_bias = split_key(key, 2)
         cores = _random_cores(key_cores, row_modes, column_modes, ranks, init, param_dtype)
         q = math.prod(column_modes)
         bias = bias_init(key_bias, (q,), param_dtype) if use_bias else None
@@ -173,7 +183,7 @@ class TT(Operator):
 
     def __call__(self, x: Float[Array, "*batch p"]) -> Float[Array, "*batch q"]:
         """`x M + b` along the last axis."""
-        (x,), cores, bias = self._promoted((jnp.asarray(x),))
+        (x,), cores, bias = self._promoted((as_array("x", x),))
         return functional.apply_tt(x, cores, bias, precision=self.precision, form=self.form)
 
     def apply_product(self, factors: Any) -> Float[Array, "n q"]:
@@ -187,6 +197,13 @@ class TT(Operator):
         return functional.apply_tt_product(
             given if several else given[0], cores, bias, precision=self.precision, form=self.form
         )
+
+
+def as_modes(side: str, modes: Any) -> tuple[int, ...]:
+    """Row or column modes as integers of at least 1."""
+    if not isinstance(modes, Sequence | np.ndarray) or isinstance(modes, str | bytes):
+        raise expected(f"{side} modes as a sequence of integers", f"{modes!r:.60}")
+    return tuple(as_whole(f"each {side} mode", mode, 1) for mode in modes)
 
 
 def _random_cores(

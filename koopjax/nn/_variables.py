@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
-from koopjax._core import expected
+from koopjax._core import as_array, as_dtype, expected
 
 PARTS = ("dictionary", "operator")
 
@@ -29,10 +29,10 @@ def is_variable(value: Any) -> bool:
 
 def make_variable(value: ArrayLike, trainable: bool, dtype: DTypeLike | None = None) -> Any:
     """A Variable of an array: `nnx.Param` for trainable floating numbers, else `Frozen`."""
-    array = jnp.asarray(value)
+    array = as_array("a parameter", value)
     inexact = jnp.issubdtype(array.dtype, jnp.inexact)
     if inexact and dtype is not None:
-        array = array.astype(dtype)
+        array = array.astype(as_dtype("param_dtype", dtype))
     return (nnx.Param if trainable and inexact else Frozen)(array)
 
 
@@ -87,12 +87,11 @@ def trainable_parts(trainable: bool | str | tuple[str, ...]) -> frozenset[str]:
     """The parts of a block that train: of `True`, `False`, one name or several."""
     if isinstance(trainable, bool):
         return frozenset(PARTS if trainable else ())
-    names = (trainable,) if isinstance(trainable, str) else tuple(trainable)
-    unknown = [name for name in names if name not in PARTS]
-    if unknown:
+    names = (trainable,) if isinstance(trainable, str) else trainable
+    if not isinstance(names, tuple | list | set | frozenset) or any(n not in PARTS for n in names):
         raise expected(
             "trainable to be True, False or names among 'dictionary' and 'operator'",
-            repr(trainable),
+            f"{trainable!r:.60}",
             'trainable="operator"',
         )
     return frozenset(names)

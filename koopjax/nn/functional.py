@@ -10,7 +10,8 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 from koopjax import tt
-from koopjax._core import expected
+from koopjax._core import as_array, expected
+from koopjax.nn._door import by_door
 from koopjax.nn._product import ends_in_product, product_factors
 
 __all__ = [
@@ -37,6 +38,7 @@ PLACED = 150  # a number that is put into a matrix of zeros
 ENTRY = 20  # an entry of that matrix, written and read once
 
 
+@by_door("x", "matrix", "bias")
 def apply_dense(
     x: Float[Array, "*batch p"],
     matrix: Float[Array, "p q"],
@@ -78,6 +80,7 @@ def low_rank_order(n: int, p: int, q: int, rank: int) -> str:
     return "factors" if n * rank * (p + q) <= p * q * (n + rank) else "product"
 
 
+@by_door("x", "left", "right", "bias")
 def apply_low_rank(
     x: Float[Array, "*batch p"],
     left: Float[Array, "p r"],
@@ -132,6 +135,7 @@ def sparse_order(n: int, p: int, q: int, nonzero: int) -> str:
     return "gather" if gather <= PLACED * nonzero + (ENTRY + n) * p * q else "matrix"
 
 
+@by_door("values", "rows", "columns")
 def sparse_matrix(
     values: Float[Array, " k"],
     rows: Int[Array, " k"],
@@ -154,6 +158,7 @@ def sparse_matrix(
     )
 
 
+@by_door("x", "values", "rows", "columns", "bias")
 def apply_sparse(
     x: Float[Array, "*batch p"],
     values: Float[Array, " k"],
@@ -192,6 +197,7 @@ def apply_sparse(
     return _add(out.reshape(*x.shape[:-1], q), bias)
 
 
+@by_door("codebook", "codes")
 def clustered_matrix(
     codebook: Float[Array, " k"], codes: Int[Array, "p q"], *, zero: bool = False
 ) -> Float[Array, "p q"]:
@@ -208,6 +214,7 @@ def clustered_matrix(
     return jnp.take(codebook, codes.astype(jnp.int32), axis=0, mode="clip")
 
 
+@by_door("x", "codebook", "codes", "bias")
 def apply_clustered(
     x: Float[Array, "*batch p"],
     codebook: Float[Array, " k"],
@@ -235,6 +242,7 @@ def apply_clustered(
     return apply_dense(x, matrix, bias, precision=precision)
 
 
+@by_door("codes", "scale")
 def quantized_matrix(codes: Int[Array, "p q"], scale: Float[Array, "a b"]) -> Float[Array, "p q"]:
     """The dense matrix of integers and scales: `codes * scale`.
 
@@ -245,6 +253,7 @@ def quantized_matrix(codes: Int[Array, "p q"], scale: Float[Array, "a b"]) -> Fl
     return codes.astype(scale.dtype) * scale
 
 
+@by_door("x", "codes", "scale", "bias")
 def apply_quantized(
     x: Float[Array, "*batch p"],
     codes: Int[Array, "p q"],
@@ -272,6 +281,7 @@ def apply_quantized(
     return _add(jnp.matmul(x, codes.astype(x.dtype), precision=precision) * line, bias)
 
 
+@by_door("x", "bias")
 def apply_tt(
     x: Float[Array, "*batch p"],
     cores: Sequence[Any],
@@ -300,6 +310,7 @@ def apply_tt(
     return _add(out.reshape(*x.shape[:-1], q), bias)
 
 
+@by_door("bias")
 def apply_tt_product(
     factors: Any,
     cores: Sequence[Any],
@@ -346,7 +357,8 @@ def apply_block(
     Returns:
         `(..., q)`.
     """
-    x = jnp.asarray(x, dtype)
+    x = as_array("the states", x)
+    x = x if dtype is None else x.astype(dtype)
     if x.ndim == 0:
         raise expected("states of shape (..., d)", "a scalar", "x[None]")
     batch = x.shape[:-1]
@@ -362,7 +374,7 @@ def apply_block(
 
 
 def _check_width(x: Array, p: int) -> None:
-    if x.shape[-1] != p:
+    if x.ndim == 0 or x.shape[-1] != p:
         raise expected(
             f"{p} observables, the rows of the operator",
             f"an array of shape {x.shape}",
@@ -371,4 +383,8 @@ def _check_width(x: Array, p: int) -> None:
 
 
 def _add(out: Array, bias: Array | None) -> Array:
-    return out if bias is None else out + bias.reshape((1,) * (out.ndim - 1) + bias.shape)
+    if bias is None:
+        return out
+    if bias.shape not in {(), out.shape[-1:]}:
+        raise expected(f"a bias of shape {out.shape[-1:]}", f"shape {bias.shape}")
+    return out + bias.reshape((1,) * (out.ndim - 1) + bias.shape)

@@ -37,6 +37,7 @@ from koopjax.observables._product import (
     Univariate as Univariate,
 )
 from koopjax.observables._product_kernel import ProductKernel as ProductKernel
+from koopjax.observables._rowwise import require_rowwise as require_rowwise
 from koopjax.observables._sizes import (
     Fits as Fits,
     bytes_needed as bytes_needed,
@@ -75,5 +76,6 @@ __all__ = [
     "largest_degree",
     "largest_dimension",
     "pytree",
+    "require_rowwise",
     "static",
 ]

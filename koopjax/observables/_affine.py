@@ -9,14 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, has_float64, is_tracing, matmul, pytree
+from koopjax._core import (
+    as_states,
+    check_metric,
+    check_number,
+    expected,
+    has_float64,
+    is_tracing,
+    matmul,
+    needs_float64,
+    precise_as,
+    promoted,
+    pytree,
+    read_numbers,
+)
 from koopjax.observables._base import (
     Observables,
-    as_float,
+    check_rows,
     data_rows,
     input_names,
     like,
+    require_axes,
     require_dimension,
+    require_integer,
 )
 
 
@@ -38,34 +53,37 @@ class Standardize(Observables):
     scale: Any = None
 
     @classmethod
-    def fit(cls, x: Any, *, limit: float = 10.0, floor: float = 1e-6) -> "Standardize":
-        """Zero mean and unit variance, safe for dead, constant and rarely active units.
+    def fit(cls, x: Any, *, limit: float = 10.0, floor: float = 0.0) -> "Standardize":
+        """Zero mean and unit variance in any units, safe for dead and rarely active coordinates.
 
-        The scale of a coordinate is its standard deviation, raised to
-        `max |x - mean| / limit` and to `floor` times the largest standard deviation. A unit that
-        is silent but for one sample in a million would else send that sample to a thousand, and
-        its square to a million. A unit that is constant to rounding gets scale 1.
+        The scale of a coordinate is its standard deviation, raised to `max |x - mean| / limit`: a
+        unit that is silent but for one sample in a million would else send that sample to a
+        thousand, and its square to a million. A coordinate that is constant to the rounding of
+        its own numbers gets scale 1.
 
         Args:
             x: `(n, d)` data, or an iterable of such batches (one pass, constant memory).
             limit: no sample of `x` is mapped beyond `± limit`; infinity switches this off.
-            floor: least scale relative to the widest coordinate's; 0 switches this off.
+            floor: least scale relative to the widest coordinate's, for coordinates in one unit of
+                which those that hardly vary are to stay small.
 
         Returns:
-            `Standardize` with leaves in the dtype of `x`.
+            `Standardize` with leaves in the dtype of `x`; in float64, whatever JAX's default, where
+            float32 would lose the spread of NumPy's float64 data (they lie far from the origin).
 
         Numerics:
             Two passes in float64 where the backend has it; batches are merged with the pairwise
             update of mean and variance.
         """
-        if not hasattr(x, "shape") and not _is_nested(x):
+        _check_guards(limit, floor)
+        if _is_stream(x):
             *moments, dtype = _stream(x)
             return _finish(moments, limit, floor, dtype)
         x = data_rows("the data of Standardize.fit", x)
         if is_tracing(x) or not has_float64():
             return _finish(_moments(x), limit, floor, x.dtype)
         with jax.enable_x64(True):
-            moments = _moments(x.astype(jnp.float64))
+            moments = _moments(jnp.asarray(x, jnp.float64))
         return _finish(tuple(np.asarray(m) for m in moments), limit, floor, x.dtype)
 
     @classmethod
@@ -76,7 +94,7 @@ class Standardize(Observables):
         extent: Any = None,
         *,
         limit: float = 10.0,
-        floor: float = 1e-6,
+        floor: float = 0.0,
     ) -> "Standardize":
         """From moments that are known already, with the safeguards of `fit`.
 
@@ -87,9 +105,16 @@ class Standardize(Observables):
             limit: see `fit`.
             floor: see `fit`.
         """
-        mean, variance = as_float(mean), as_float(variance)
-        extent = jnp.zeros_like(mean) if extent is None else as_float(extent)
-        return _finish((mean, variance, extent), limit, floor, mean.dtype)
+        _check_guards(limit, floor)
+        given = {"the mean": mean, "the variance": variance, "the extent": extent}
+        moments = [read_numbers(name, x) for name, x in given.items() if x is not None]
+        if len({x.shape for x in moments}) != 1 or moments[0].ndim != 1:
+            raise expected("moments of one shape (d,)", f"shapes {[x.shape for x in moments]}")
+        if extent is None:
+            moments.append(np.zeros(moments[0].shape))
+        moments[1] = (jnp if is_tracing(moments[1]) else np).sqrt(moments[1])
+        dtype = _leaf_dtype(moments[0], moments[1])
+        return _finish(moments, limit, floor, dtype)
 
     @classmethod
     def fit_range(cls, x: Any, lower: float = -1.0, upper: float = 1.0) -> "Standardize":
@@ -102,20 +127,28 @@ class Standardize(Observables):
             lower: image of the smallest value.
             upper: image of the largest value; above `lower`.
         """
+        for name, bound in (("lower", lower), ("upper", upper)):
+            check_number(name, bound, -np.inf)
         if not lower < upper:
             raise expected("lower < upper", f"{lower} and {upper}")
         x = data_rows("the data of Standardize.fit_range", x)
-        least, most = jnp.min(x, axis=0), jnp.max(x, axis=0)
-        half = (upper - lower) / 2
-        middle = least / 2 + most / 2
-        radius = most / 2 - least / 2
-        dead = radius <= 4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(least), jnp.abs(most))
-        scale = jnp.where(dead, 1, radius / half)
-        return cls(middle - scale * (lower + half), scale)
+        with precise_as(x.dtype):
+            least, most = jnp.min(x, axis=0), jnp.max(x, axis=0)
+            half = (upper - lower) / 2
+            middle = least / 2 + most / 2
+            radius = most / 2 - least / 2
+            own = jnp.finfo(x.dtype)
+            largest = jnp.maximum(jnp.abs(least), jnp.abs(most))
+            dead = radius <= jnp.maximum(4 * own.eps * largest, half * own.tiny)
+            scale = jnp.where(dead, 1, radius / half)
+            return cls(middle - scale * (lower + half), scale)
 
     def size(self, d: int) -> int:
         """`d`."""
-        require_dimension("Standardize", d, jnp.shape(self.mean)[-1])
+        (known,) = require_axes("the mean of Standardize", self.mean, 1)
+        require_dimension("Standardize", d, known)
+        if self.scale is not None and require_axes("its scale", self.scale, 1) != (known,):
+            raise expected(f"a scale of shape ({known},)", f"{jnp.shape(self.scale)}")
         return d
 
     def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
@@ -166,8 +199,8 @@ class Project(Observables):
         """
         x = data_rows("the data of Project.pca", x)
         _check_rank(rank, x.shape[1])
-        if metric is not None and jnp.shape(metric) != (x.shape[1],) * 2:
-            raise expected(f"a metric of shape {(x.shape[1],) * 2}", f"{jnp.shape(metric)}")
+        check_metric("metric", metric, x.shape[1])
+        metric = None if metric is None else read_numbers("the metric", metric)
         mean, matrix = _precisely(_directions, x, metric, whiten=whiten)
         return cls(matrix[:, :rank], mean)
 
@@ -194,7 +227,7 @@ class Project(Observables):
         Reference:
             P. G. Constantine, "Active Subspaces", SIAM 2015.
         """
-        gradients = as_float(gradients)
+        gradients = as_states("the gradients", gradients)
         if gradients.ndim not in (2, 3) or gradients.shape[0] == 0:
             raise expected("gradients (n, d) or Jacobians (n, q, d)", f"shape {gradients.shape}")
         d = gradients.shape[-1]
@@ -205,15 +238,18 @@ class Project(Observables):
         if weighted:
             if x is None:
                 raise expected("states x for a weighted active subspace", "None", "weighted=False")
-            if jnp.shape(x)[-1] != d:
-                raise expected(f"states with {d} coordinates", f"shape {jnp.shape(x)}")
+            x = data_rows("the states", x)
+            if x.shape[1] != d:
+                raise expected(f"states with {d} coordinates", f"shape {x.shape}")
             return cls.pca(x, rank, metric=metric, whiten=whiten)
         if whiten:
             raise expected("weighted=True for whitened directions", "weighted=False")
         matrix = _precisely(_eigenvectors, metric)[:, :rank]
         if x is None:
             return cls(matrix)
-        return cls(matrix, jnp.mean(data_rows("the states", x), axis=0))
+        x = data_rows("the states", x)
+        with precise_as(x.dtype):
+            return cls(matrix, jnp.mean(jnp.asarray(x), axis=0))
 
     def size(self, d: int) -> int:
         """The number of directions."""
@@ -239,7 +275,8 @@ class Project(Observables):
 
 
 def _check_rank(rank: int, d: int) -> None:
-    if not 1 <= rank <= d:
+    require_integer("the rank", rank, 1)
+    if rank > d:
         raise expected(f"a rank from 1 to {d}, the number of coordinates", f"{rank}")
 
 
@@ -247,28 +284,41 @@ def _check_rank(rank: int, d: int) -> None:
 def _moments(x: Array) -> tuple[Array, Array, Array]:
     mean = jnp.mean(x, axis=0)
     centred = x - mean[None, :]
-    return mean, jnp.mean(centred**2, axis=0), jnp.max(jnp.abs(centred), axis=0)
+    extent = jnp.max(jnp.abs(centred), axis=0)
+    # In units of the extent, for squares of small or large numbers leave the range of float32.
+    unit = jnp.where(extent > 0, extent, 1)
+    return mean, unit * jnp.sqrt(jnp.mean((centred / unit[None, :]) ** 2, axis=0)), extent
 
 
 def _finish(moments: Any, limit: float, floor: float, dtype: Any = None) -> Standardize:
-    mean, variance, extent = moments
-    np_ = jnp if is_tracing(mean, variance, extent) else np
+    mean, deviation, extent = moments
+    np_ = jnp if is_tracing(mean, deviation, extent) else np
     if np_ is np:
-        mean, variance, extent = (np.asarray(m, np.float64) for m in moments)
+        mean, deviation, extent = (np.asarray(m, np.float64) for m in moments)
     dtype = jnp.result_type(float) if dtype is None else dtype
-    # Data come rounded to their own dtype: what varies by less than that does not vary.
-    rounding = 4 * float(jnp.finfo(dtype).eps)
-    deviation = np_.sqrt(variance)
-    dead = deviation <= rounding * np_.abs(mean)
+    # Data come rounded to their own dtype: what varies by less than that does not vary, nor what
+    # is below its normal numbers, which are zero to the backend.
+    own = jnp.finfo(dtype)
+    dead = deviation <= np_.maximum(4 * float(own.eps) * np_.abs(mean), float(own.tiny))
     widest = np_.max(deviation) if np.size(deviation) else 0.0
     scale = np_.maximum(np_.maximum(deviation, extent / limit), floor * widest)
-    scale = np_.where(dead | (scale <= 0), 1.0, scale)
-    return Standardize(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype))
+    scale = np_.where(dead, 1.0, scale)
+    with precise_as(dtype):
+        return Standardize(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype))
 
 
-def _is_nested(x: Any) -> bool:
-    """A list of rows of numbers, to be read as one array; a list of arrays is a stream."""
-    return isinstance(x, list | tuple) and not any(hasattr(row, "shape") for row in x)
+def _is_stream(x: Any) -> bool:
+    """An iterable of batches: no array or table, nor rows of numbers to be read as one."""
+    if any(hasattr(x, name) for name in ("shape", "__array__", "to_numpy")):
+        return False
+    nested = isinstance(x, list | tuple) and not any(hasattr(row, "shape") for row in x)
+    return isinstance(x, Iterable) and not nested
+
+
+def _check_guards(limit: Any, floor: Any) -> None:
+    if not (isinstance(limit, float) and np.isposinf(limit)):
+        check_number("limit", limit, float(np.finfo(np.float32).tiny))
+    check_number("floor", floor)
 
 
 def _stream(batches: Iterable[Any]) -> Any:
@@ -279,7 +329,8 @@ def _stream(batches: Iterable[Any]) -> Any:
     least: Any = None
     most: Any = None
     for batch in batches:
-        rows = data_rows("a batch of Standardize.fit", batch)
+        rows = read_numbers("a batch of Standardize.fit", batch)
+        check_rows("a batch of Standardize.fit", rows)
         dtype = rows.dtype
         x = np.asarray(rows, np.float64)
         m, centre = len(x), x.mean(axis=0)
@@ -295,20 +346,32 @@ def _stream(batches: Iterable[Any]) -> Any:
         least, most = np.minimum(least, x.min(axis=0)), np.maximum(most, x.max(axis=0))
     if mean is None:
         raise expected("at least one batch in Standardize.fit", "an empty stream")
-    return mean, squares / count, np.maximum(most - mean, mean - least), dtype
+    deviation = np.sqrt(squares / count)
+    extent = np.maximum(most - mean, mean - least)
+    return mean, deviation, extent, _leaf_dtype(mean.astype(dtype), deviation)
+
+
+def _leaf_dtype(mean: Any, deviation: Any) -> Any:
+    """The dtype of the mean, which JAX may cut where data of these moments lose nothing by it."""
+    dtype = jax.dtypes.canonicalize_dtype(mean.dtype)
+    if is_tracing(mean, deviation) or dtype == mean.dtype:
+        return dtype
+    two = np.stack([mean - deviation, mean + deviation])
+    return mean.dtype if needs_float64("the mean", two) else dtype
 
 
 def _precisely(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Run in float64 where that can be had, and bring the results back to the first dtype."""
     dtype = args[0].dtype
     if is_tracing(*args) or not has_float64():
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = promoted(dtype, jnp.float32)
         args = tuple(a.astype(wide) if hasattr(a, "astype") else a for a in args)
         return jax.tree.map(lambda a: a.astype(dtype), function(*args, **kwargs))
     with jax.enable_x64(True):
         args = tuple(jnp.asarray(a, jnp.float64) if hasattr(a, "shape") else a for a in args)
         out = jax.tree.map(np.asarray, function(*args, **kwargs))
-    return jax.tree.map(lambda a: jnp.asarray(a, dtype), out)
+    with precise_as(dtype):
+        return jax.tree.map(lambda a: jnp.asarray(a, dtype), out)
 
 
 @jax.jit
@@ -347,7 +410,10 @@ def _directions(x: Array, metric: Array | None, *, whiten: bool) -> tuple[Array,
         matrix = jnp.where(seen[None, :], matrix / jnp.where(seen, norm, 1)[None, :], 0)
     if whiten:
         variance = jnp.sum(matrix * matmul(covariance, matrix), axis=0)
-        carries = variance > x.shape[1] * jnp.finfo(x.dtype).eps * jnp.max(variance)
+        # Beside what its own terms leave by rounding, not beside directions in other units.
+        eps = jnp.finfo(x.dtype).eps
+        rounding = x.shape[1] * eps * jnp.diagonal(covariance) + (8 * eps * mean) ** 2
+        carries = variance > jnp.sum(matrix**2 * rounding[:, None], axis=0)
         scale = jnp.sqrt(jnp.where(carries, variance, 1))
         matrix = matrix / scale[None, :]
     return mean, matrix

@@ -8,9 +8,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import check_finite, expected
+from koopjax._core import (
+    as_states,
+    check_finite,
+    expected,
+    has_x64,
+    held_leaves,
+    is_wide,
+    leave,
+    precise_for,
+    promoted,
+    read,
+)
+from koopjax.observables._rowwise import require_rowwise
 
 
 class Observables(abc.ABC):
@@ -27,18 +40,24 @@ class Observables(abc.ABC):
             x: `(..., d)` states, a row each; `(d,)` for a single state. Integers become floats.
 
         Returns:
-            `(..., p)` in the dtype of `x`. Half precision is computed in float32 and rounded once.
+            `(..., p)` in the dtype of `x`, where NumPy's float64 stands for JAX's default. Half
+            precision is computed in float32 and rounded once.
 
         Numerics:
-            One jitted call, cached by the static settings and the shapes.
+            One jitted call, cached by the static settings and the shapes. Float64 numbers whose
+            spread float32 would lose, or that meet a dictionary fitted to such, are computed in
+            float64, and come back in it: as NumPy outside x64.
         """
-        x = as_float(x)
+        x = as_states("the states", x, self)
         if x.ndim == 0:
             raise expected(
                 "states of shape (n, d) or (d,)", "a scalar", "x[None] for one coordinate"
             )
-        self.size(x.shape[-1])
-        return _evaluate(self, x)
+        with precise_for(x, self):
+            psi = held_leaves(self)
+            psi.size(x.shape[-1])
+            out = _evaluate(psi, jnp.asarray(x))
+        return leave(out)
 
     @abc.abstractmethod
     def size(self, d: int) -> int:
@@ -62,24 +81,23 @@ class Observables(abc.ABC):
         return jnp.take(self._evaluate(x), indices, axis=1)
 
 
+def _working(psi: Any, dtype: Any) -> Any:
+    """The dtype a dictionary is computed in: at least single, double where it was fitted so."""
+    wide = dtype == np.float64 or is_wide(psi)
+    return np.dtype(np.float64) if wide else promoted(dtype, jnp.float32)
+
+
 @functools.partial(jax.jit, inline=True)
 def _evaluate(psi: Observables, x: Array) -> Array:
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    wide = rows.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = rows.astype(_working(psi, x.dtype))
+    require_rowwise(psi, _of_rows, wide)
     out = psi._evaluate(wide)
     return out.astype(x.dtype).reshape(*x.shape[:-1], out.shape[-1])
 
 
-def as_float(x: Any) -> Array:
-    """The input as a real floating array; integers and booleans take the default float dtype."""
-    x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return x
-    if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_:
-        return x.astype(jnp.result_type(float))
-    raise expected(
-        "real states", f"an array of dtype {x.dtype}", "real and imaginary parts as coordinates"
-    )
+def _of_rows(psi: Observables, x: Array) -> Array:
+    return psi._evaluate(x)
 
 
 def evaluate(psi: Any, x: Array) -> Array:
@@ -104,9 +122,18 @@ def require_dimension(name: str, d: int, dimension: int) -> None:
         )
 
 
+def require_axes(name: str, leaf: Any, axes: int) -> tuple[int, ...]:
+    """The shape of a dictionary's array; raises unless it has so many axes."""
+    shape = jnp.shape(leaf) if hasattr(leaf, "shape") else np.shape(read(name, leaf))
+    if len(shape) != axes:
+        raise expected(f"{name} with {axes} axes", f"shape {shape}")
+    return shape
+
+
 def require_integer(name: str, value: Any, least: int) -> None:
     """Raise unless a static setting is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least:
         raise expected(f"{name} as an integer of at least {least}", repr(value))
 
 
@@ -124,13 +151,30 @@ def atom(name: str) -> str:
     return f"({name})" if any(sign in name for sign in "*^+ ") else name
 
 
-def data_rows(name: str, x: Any, least: int = 1) -> Array:
-    """Data for a fit: two axes, at least `least` rows, finite where that can be seen."""
-    x = as_float(x)
+def check_rows(name: str, x: Any, least: int = 1) -> None:
+    """Raise unless numbers have two axes and at least `least` rows, finite where that is seen."""
     if x.ndim != 2:
         raise expected(f"{name} of shape (n, d)", f"shape {x.shape}", "one row a sample")
     if x.shape[0] < least:
         got = "an empty batch" if x.shape[0] == 0 else f"{x.shape[0]} samples"
         raise expected(f"at least {least} samples in {name}", got)
     check_finite(name, x)
+
+
+def data_rows(name: str, x: Any) -> Any:
+    """Data for a fit, checked; as `as_states` gives them, perhaps in float64 outside x64."""
+    x = as_states(name, x)
+    check_rows(name, x)
+    return x
+
+
+def near_rows(name: str, x: Any) -> Array:
+    """As `data_rows`, for fits in single precision, which need data near the origin."""
+    x = data_rows(name, x)
+    if x.dtype == np.float64 and not has_x64():
+        raise expected(
+            f"{name} whose spread float32 holds",
+            "float64 numbers far from the origin",
+            "a fit to Standardize.fit(x)(x), and Compose of both",
+        )
     return x

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, is_tracing, pytree
+from koopjax._core import check_dictionary, expected, is_tracing, pytree, read
 from koopjax.observables._base import Observables, evaluate, input_names
 
 
@@ -36,12 +36,15 @@ class Concat(Observables):
 
     def size(self, d: int) -> int:
         """The sum of the parts' sizes."""
-        if not self.parts:
+        if not isinstance(self.parts, tuple) or not self.parts:
             raise expected("at least one dictionary in Concat", "none", "Concat(psi_1, psi_2)")
+        for part in self.parts:
+            check_dictionary("a part of Concat", part)
         return sum(part.size(d) for part in self.parts)
 
     def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
         """The parts' names, one after another."""
+        self.size(d)
         names = input_names(d, inputs)
         return [name for part in self.parts for name in part.names(d, names)]
 
@@ -67,10 +70,13 @@ class Compose(Observables):
 
     def size(self, d: int) -> int:
         """The size of `then` on the observables of `first`."""
+        check_dictionary("the first of Compose", self.first)
+        check_dictionary("what Compose does then", self.then)
         return self.then.size(self.first.size(d))
 
     def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
         """The names of `then`, in terms of those of `first`."""
+        self.size(d)
         inner = self.first.names(d, inputs)
         return self.then.names(len(inner), inner)
 
@@ -109,11 +115,14 @@ class Select(Observables):
 
     def size(self, d: int) -> int:
         """The number of indices."""
+        check_dictionary("the dictionary of Select", self.psi)
         indices, p = self.indices, self.psi.size(d)
-        if len(jnp.shape(indices)) != 1 or not _integer(indices):
+        if not isinstance(indices, jax.ShapeDtypeStruct):
+            indices = read("the indices of Select", indices)
+        if len(indices.shape) != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
             raise expected(
                 "one axis of integer indices in Select",
-                f"{jnp.result_type(indices)} of shape {jnp.shape(indices)}",
+                f"{indices.dtype} of shape {indices.shape}",
                 "numpy.flatnonzero for a mask",
             )
         if isinstance(indices, np.ndarray | jax.Array) and not is_tracing(indices):
@@ -143,7 +152,3 @@ def columns(psi: Any, x: Array, indices: Array) -> Array:
     if isinstance(psi, Observables):
         return psi._columns(x, indices)
     return jnp.take(evaluate(psi, x), indices, axis=1)
-
-
-def _integer(indices: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(indices), jnp.integer)

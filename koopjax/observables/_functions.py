@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen, nnx
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, inference_arguments, is_tracing, pytree, static
+from koopjax._core import Static, expected, inference_arguments, is_tracing, note, static, watched
 from koopjax.observables._base import Observables, input_names, require_integer
 
 
@@ -40,9 +40,11 @@ class _Constant:
 jax.tree_util.register_static(_Constant)
 
 
-@pytree
+@watched(lambda psi: Static(psi.definition))
 class Neural(Observables):
     """A network as a dictionary, its parameters trainable leaves.
+
+    One that couples the states of a batch is refused, as for `Custom`.
 
     Args:
         module: an `nnx.Module`, a pair `(linen_module, variables)`, or a pair
@@ -64,6 +66,8 @@ class Neural(Observables):
     params: Any
     rest: Any
     definition: Any = static()
+
+    foreign: ClassVar[bool] = True
 
     def __init__(
         self, module: Any = None, *, params: Any = None, rest: Any = None, definition: Any = None
@@ -99,21 +103,25 @@ class Neural(Observables):
         return [f"nn{k}" for k in range(self.size(d))]
 
     def _evaluate(self, x: Float[Array, "n d"]) -> Array:
-        frozen = Neural(
-            params=self.params,
-            rest=jax.tree.map(jax.lax.stop_gradient, self.rest),
-            definition=self.definition,
-        ).module
-        kind = self.definition[0]
-        if kind == "nnx":
-            frozen.eval()
-            return jnp.asarray(frozen(x, **inference_arguments(type(frozen).__call__)), x.dtype)
-        code, variables = frozen
-        if kind == "function":
-            out = code(variables, x, **inference_arguments(code))
-        else:
-            out = code.apply(variables, x, **inference_arguments(type(code).__call__))
-        return jnp.asarray(out, x.dtype)
+        rest = jax.tree.map(jax.lax.stop_gradient, self.rest)
+        infer = functools.partial(_infer, self.definition)
+        note(Static(self.definition), infer, self.params, rest, x)
+        return infer(self.params, rest, x)
+
+
+def _infer(definition: Any, params: Any, rest: Any, x: Array) -> Array:
+    """The output of a network in inference mode."""
+    frozen = Neural(params=params, rest=rest, definition=definition).module
+    kind = definition[0]
+    if kind == "nnx":
+        frozen.eval()
+        return jnp.asarray(frozen(x, **inference_arguments(type(frozen).__call__)), x.dtype)
+    code, variables = frozen
+    if kind == "function":
+        out = code(variables, x, **inference_arguments(code))
+    else:
+        out = code.apply(variables, x, **inference_arguments(type(code).__call__))
+    return jnp.asarray(out, x.dtype)
 
 
 def _take_apart(module: Any) -> tuple[Any, Any, Any]:
@@ -164,15 +172,19 @@ def _width(structure: Any, shapes: tuple[Any, ...], d: int) -> int:
     return shape[1]
 
 
-@pytree
+@watched(lambda psi: Static(psi.function))
 class Custom(Observables):
-    """A function of one's own.
+    """A function of one's own, of each state by itself.
+
+    One that gives a state other values in a batch than alone (a norm over the batch, its mean, a
+    sort) is refused when it is first evaluated; it is tried on a few rows for that.
 
     Args:
         function: maps a batch `(n, d)` to `(n, size)`, or one state `(d,)` to `(size,)`: which of
             both is found by abstract evaluation, the batch preferred. Written in `jax.numpy`. It
             is the key of the compilation cache: pass the same function object, not a new lambda,
-            on every call.
+            on every call. Each call traces it again, without compiling, to see whether what it
+            closes over has changed.
         size: number of observables. (The field is called `count`.)
         params: optional pytree of leaves; the function is then called as `function(params, x)`,
             and gradients and `vmap` reach them.
@@ -188,6 +200,8 @@ class Custom(Observables):
     count: int = static()
     params: Any = None
     labels: Any = static(default=None)
+
+    foreign: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -222,8 +236,7 @@ class Custom(Observables):
         return list(self.labels)
 
     def _call(self, x: Array) -> Array:
-        out = self.function(x) if self.params is None else self.function(self.params, x)
-        return jnp.asarray(out, x.dtype)
+        return _apply(self.function, self.params, x)
 
     def _evaluate(self, x: Float[Array, "n d"]) -> Array:
         d, size = x.shape[1], self.size(x.shape[1])
@@ -237,6 +250,9 @@ class Custom(Observables):
                 attempts.append(error)
                 continue
             if shape == (batch.shape[0], size):
+                seen = batch if call == self._call else jax.ShapeDtypeStruct((d,), x.dtype)
+                apply = functools.partial(_apply, self.function)
+                note(Static(self.function), apply, self.params, seen)
                 return call(x)
             attempts.append(
                 expected(
@@ -247,3 +263,8 @@ class Custom(Observables):
             )
         # The function's own error says more than our complaint about a shape.
         raise next((e for e in attempts if not isinstance(e, ValueError)), attempts[0])
+
+
+def _apply(function: Any, params: Any, x: Array) -> Array:
+    out = function(x) if params is None else function(params, x)
+    return jnp.asarray(out, x.dtype)

@@ -7,12 +7,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, is_tracing, matmul, pytree, static
+from koopjax._core import (
+    as_numbers,
+    as_whole,
+    expected,
+    is_tracing,
+    matmul,
+    promoted,
+    pytree,
+    static,
+)
 from koopjax.observables._base import (
     Observables,
-    data_rows,
     input_names,
     like,
+    near_rows,
     require_dimension,
     require_integer,
 )
@@ -30,9 +39,9 @@ class GaussianRBF(Observables):
         bandwidth: positive scalar, or `(p,)` for one a centre.
 
     Numerics:
-        Distances by one matrix product, about the mean of the centres so that data far from the
-        origin lose no digits. Wide Gaussians are nearly dependent: EDMD needs R factors or
-        float64 for them, which `statistics="auto"` sees to.
+        Distances by differences, so that no digits are lost wherever the data lie: `3 n p d`
+        operations, on CPU about twice as long as by a matrix product. Wide Gaussians are nearly
+        dependent: EDMD needs R factors or float64 for them, which `statistics="auto"` sees to.
     """
 
     centers: Any
@@ -62,25 +71,24 @@ class GaussianRBF(Observables):
                 10,000.
 
         Numerics:
-            `O(m n_centers d)` for seeding and for each step, as matrix products in scans.
+            `O(m n_centers d)` for seeding and for each step, in scans.
         """
-        x = data_rows("the data of GaussianRBF.fit", x)
+        x = near_rows("the data of GaussianRBF.fit", x)
         n = x.shape[0]
         require_integer("n_centers", n_centers, 1)
         if n_centers > n:
             raise expected(f"at most {n} centres, one a sample", f"{n_centers}", "fewer centres")
-        most = max(64 * n_centers, 10_000) if max_samples is None else max_samples
+        most = max(64 * n_centers, 10_000)
+        if max_samples is not None:
+            most = as_whole("max_samples", max_samples, 1)
         if most < n_centers:
             raise expected(f"max_samples of at least {n_centers}", f"{max_samples}")
         pick, seed = jax.random.split(key)
         if n > most:
             x = x[jax.random.choice(pick, n, (most,), replace=False)]
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(promoted(x.dtype, jnp.float32))
         centers = k_means(wide, seed, n_centers, iterations)
-        if bandwidth is None:
-            bandwidth = spacing(centers, wide)
-        elif not is_tracing(bandwidth) and not bool(jnp.all(jnp.asarray(bandwidth) > 0)):
-            raise expected("a positive bandwidth", f"{bandwidth}")
+        bandwidth = spacing(centers, wide) if bandwidth is None else _positive(bandwidth)
         return cls(centers.astype(x.dtype), jnp.asarray(bandwidth, x.dtype))
 
     def size(self, d: int) -> int:
@@ -143,8 +151,7 @@ class RandomFourier(Observables):
         """
         require_integer("d", d, 1)
         require_integer("size", size, 1)
-        if not is_tracing(bandwidth) and not bool(jnp.all(jnp.asarray(bandwidth) > 0)):
-            raise expected("a positive bandwidth", f"{bandwidth}")
+        bandwidth = _positive(bandwidth)
         dtype = jnp.result_type(float) if dtype is None else dtype
         directions = jax.random.normal(key, (d, -(-size // 2)), dtype)
         return cls(directions, jnp.asarray(bandwidth, dtype), size)
@@ -179,14 +186,21 @@ class RandomFourier(Observables):
 def spacing(centers: Float[Array, "p d"], x: Float[Array, "n d"]) -> Array:
     """Twice the median distance to the nearest other centre; of the data's spread for one centre.
 
-    Centres that coincide don't count; where all do, the spread of the data is taken, and 1 where
-    they have none.
+    Centres that coincide to their own rounding don't count; where all do, the spread of the data
+    is taken, and 1 where they have none.
     """
     squares = squared_distances(centers, centers)
-    scale = jnp.max(jnp.abs(centers - jnp.mean(centers, axis=0)[None, :]))
-    apart = squares > (1e-3 * scale) ** 2 * 1e-3
+    own = jnp.sum(centers**2, axis=1) * (2 * jnp.finfo(centers.dtype).eps) ** 2
+    apart = squares > jnp.maximum(own[:, None], own[None, :])
     nearest = jnp.sqrt(jnp.min(jnp.where(apart, squares, jnp.inf), axis=1))
     typical = 2 * jnp.nanmedian(jnp.where(jnp.isfinite(nearest), nearest, jnp.nan))
     spread = jnp.sqrt(jnp.sum(jnp.var(x, axis=0)))
     width = jnp.where(jnp.isfinite(typical) & (typical > 0), typical, spread)
     return jnp.where(width > 0, width, jnp.ones_like(width))
+
+
+def _positive(bandwidth: Any) -> Array:
+    bandwidth = as_numbers("the bandwidth", bandwidth)
+    if not is_tracing(bandwidth) and not bool(jnp.all(bandwidth > 0)):
+        raise expected("a positive bandwidth", f"{bandwidth}")
+    return bandwidth

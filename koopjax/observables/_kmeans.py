@@ -1,4 +1,4 @@
-"""k-means in scans: k-means++ seeding, Lloyd's steps, distances by a matrix product."""
+"""Squared distances, differences first; k-means in scans."""
 
 import functools
 
@@ -6,19 +6,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import matmul
+# Coordinates in one pass over a block of distances, and distances in a block: it stays near the
+# cache, and the passes are few.
+UNROLL = 16
+BLOCK = 2**19
 
 
 def squared_distances(x: Float[Array, "n d"], centers: Float[Array, "p d"]) -> Float[Array, "n p"]:
-    """`|x_i - c_j|²`, not negative, by one matrix product.
+    """`|x_i - c_j|² = Σ_k (x_ik - c_jk)²`, to the precision of the inputs wherever they lie.
 
-    Both are moved to the centres' mean first: `|x|² - 2 x·c + |c|²` cancels badly far from zero.
+    Not by `|x|² - 2 x·c + |c|²`: that is one matrix product, but its error is a rounding of `|x|²`,
+    which is many bandwidths squared where data spread far over a narrow kernel.
+
+    Numerics: `3 n p d` operations, `n p` numbers; on CPU about twice as long as by a product.
+    Recomputed in a backward pass.
     """
-    origin = jax.lax.stop_gradient(jnp.mean(centers, axis=0))[None, :]
-    x, centers = x - origin, centers - origin
-    inner = matmul(x, centers.T)
-    squares = jnp.sum(x**2, axis=1)[:, None] - 2 * inner + jnp.sum(centers**2, axis=1)[None, :]
-    return jnp.maximum(squares, 0)
+    columns = centers.T
+
+    # A step keeps nothing for its derivative but the coordinates themselves.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def add(squares: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        return squares + (pair[0] - pair[1]) ** 2, None
+
+    def of_row(row: Array) -> Array:
+        zero = jnp.zeros(columns.shape[1], row.dtype)
+        return jax.lax.scan(add, zero, (row, columns), unroll=max(1, min(UNROLL, len(row))))[0]
+
+    return jax.lax.map(of_row, x, batch_size=max(1, BLOCK // max(1, columns.shape[1])))
 
 
 @functools.partial(jax.jit, static_argnames=("count", "iterations"))
@@ -34,30 +48,24 @@ def k_means(x: Float[Array, "n d"], key: Array, count: int, iterations: int) -> 
     Returns:
         `(count, d)` centres. A cluster that runs empty keeps its centre.
     """
-    mean = jnp.mean(x, axis=0)
-    x = x - mean[None, :]
     centers = _seed(x, key, count)
 
     def step(centers: Array, _: None) -> tuple[Array, None]:
         nearest = jnp.argmin(squared_distances(x, centers), axis=1)
-        sums = jax.ops.segment_sum(x, nearest, count)
+        # The mean of what a centre is off by keeps the digits of clusters far from the origin.
+        sums = jax.ops.segment_sum(x - centers[nearest], nearest, count)
         sizes = jax.ops.segment_sum(jnp.ones(len(x), x.dtype), nearest, count)[:, None]
-        return jnp.where(sizes > 0, sums / jnp.maximum(sizes, 1), centers), None
+        return centers + sums / jnp.maximum(sizes, 1), None
 
-    centers, _ = jax.lax.scan(step, centers, None, length=iterations)
-    return centers + mean[None, :]
+    return jax.lax.scan(step, centers, None, length=iterations)[0]
 
 
 def _seed(x: Array, key: Array, count: int) -> Array:
     """k-means++: each next centre is a sample drawn in proportion to its squared distance."""
-    squares = jnp.sum(x**2, axis=1)
     first, rest = jax.random.split(key)
 
     def distance(index: Array) -> Array:
-        chosen = x[index]
-        away = squares - 2 * matmul(x, chosen) + squares[index]
-        # A sample is at distance zero from itself, whatever rounding says, and not drawn again.
-        return jnp.maximum(away, 0).at[index].set(0)
+        return jnp.sum((x - x[index][None, :]) ** 2, axis=1)
 
     def step(least: Array, key: Array) -> tuple[Array, Array]:
         # With fewer distinct samples than centres all weights vanish: draw any.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, matmul, pytree
+from koopjax._core import as_whole, expected, matmul, precise_as, pytree
 from koopjax.observables._base import Observables, data_rows, input_names, like, require_dimension
 
 
@@ -51,7 +51,8 @@ class Kronecker(Observables):
             ValueError: sizes that do not multiply to `d`, or ranks above them.
         """
         x = data_rows("the data of Kronecker.fit", x)
-        shape, ranks = tuple(shape), tuple(ranks)
+        shape = tuple(as_whole("an axis", n, 1) for n in _several("shape", shape))
+        ranks = tuple(as_whole("a rank", r, 1) for r in _several("ranks", ranks))
         if math.prod(shape) != x.shape[1] or len(ranks) != len(shape):
             raise expected(
                 f"axes of {x.shape[1]} entries in all, and a rank for each", f"{shape} and {ranks}"
@@ -66,7 +67,8 @@ class Kronecker(Observables):
             _, vectors = np.linalg.eigh(unfolded @ unfolded.T)
             leading = vectors[:, ::-1][:, :rank]
             signs = np.sign(leading[np.argmax(np.abs(leading), axis=0), np.arange(rank)])
-            factors.append(jnp.asarray(leading * signs, x.dtype))
+            with precise_as(x.dtype):
+                factors.append(jnp.asarray(leading * signs, x.dtype))
         return cls(tuple(factors))
 
     def size(self, d: int) -> int:
@@ -93,3 +95,9 @@ class Kronecker(Observables):
             out = matmul(rows, like(factor, x)).reshape(len(x), -1, r)
             out = jnp.moveaxis(out, 2, 1)
         return out.reshape(len(x), -1)
+
+
+def _several(name: str, values: Any) -> Sequence[Any]:
+    if isinstance(values, str | bytes) or np.ndim(values) != 1:
+        raise expected(f"a sequence of whole numbers as {name}", f"{values!r:.60}")
+    return values

@@ -8,14 +8,24 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, pytree, static
+from koopjax._core import (
+    as_states,
+    as_whole,
+    check_dictionary,
+    expected,
+    leave,
+    precise_as,
+    pytree,
+    read_numbers,
+    static,
+)
 from koopjax.observables._base import (
     Observables,
-    as_float,
     atom,
     evaluate,
     input_names,
     like,
+    require_axes,
     require_dimension,
     require_integer,
 )
@@ -24,6 +34,8 @@ from koopjax.observables._polynomials import FAMILIES, univariate
 
 # Beyond this a full product is refused: 2^27 columns are half a gigabyte a sample.
 MAX_FULL = 2**27
+#: Factors are Python objects: more than these are a mistake, not a state.
+MOST_FACTORS = 2**20
 
 
 class Univariate(Observables):
@@ -31,7 +43,7 @@ class Univariate(Observables):
 
     def evaluate(self, t: Any) -> Float[Array, "*rows k"]:
         """All functions at points `t` of any shape, on a new last axis."""
-        return self(as_float(t)[..., None])
+        return self(read_numbers("the points", t)[..., None])
 
     def _check(self, d: int) -> None:
         require_dimension(type(self).__name__, d, 1)
@@ -155,7 +167,7 @@ class Gaussian1D(Univariate):
     def size(self, d: int = 1) -> int:
         """Number of centres plus one."""
         self._check(d)
-        return jnp.shape(self.centers)[0] + 1
+        return require_axes("the centres of Gaussian1D", self.centers, 1)[0] + 1
 
     def names(self, d: int = 1, inputs: Sequence[str] | None = None) -> list[str]:
         """Names such as `rbf2(x0)`."""
@@ -196,8 +208,8 @@ class Product(Observables):
     @classmethod
     def of(cls, factor: Any, d: int) -> "Product":
         """The same family for all of `d` coordinates."""
-        require_integer("d", d, 1)
-        return cls((factor,) * d)
+        check_dictionary("the factor of Product", factor)
+        return cls((factor,) * as_whole("d", d, 1, MOST_FACTORS))
 
     def modes(self, d: int | None = None) -> tuple[int, ...]:
         """The families' sizes: the mode sizes of the tensor."""
@@ -205,6 +217,8 @@ class Product(Observables):
             raise expected("at least one factor in Product", "none")
         if d is not None:
             require_dimension("Product", d, len(self.factors))
+        for factor in self.factors:
+            check_dictionary("a factor of Product", factor)
         return tuple(factor.size(1) for factor in self.factors)
 
     def size(self, d: int) -> int:
@@ -230,11 +244,15 @@ class Product(Observables):
         Returns:
             `d` arrays `(n, k_i)`, in the dtype of `x`.
         """
-        x = as_float(x)
+        x = as_states("the states", x, self)
         if x.ndim != 2:
             raise expected("states of shape (n, d)", f"shape {x.shape}")
         require_dimension("Product", x.shape[1], len(self.factors))
-        return [factor(x[:, i : i + 1]) for i, factor in enumerate(self.factors)]
+        # All columns in one dtype, whatever each of them alone would need.
+        with precise_as(x.dtype):
+            x = jnp.asarray(x)
+            values = [factor(x[:, i : i + 1]) for i, factor in enumerate(self.factors)]
+        return leave(values)
 
     def _require_small(self, d: int) -> None:
         size = self.size(d)

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, is_tracing, matmul, pytree, static
+from koopjax._core import as_numbers, expected, is_tracing, matmul, promoted, pytree, static
 from koopjax.observables._base import (
     Observables,
-    as_float,
-    data_rows,
     input_names,
     like,
+    near_rows,
     require_dimension,
     require_integer,
 )
@@ -83,7 +82,7 @@ class ProductKernel(Observables):
             n_centers: a random choice of so many, for which it takes `key`; None: all.
             key: random key.
         """
-        x = data_rows("the data of ProductKernel.fit", x)
+        x = near_rows("the data of ProductKernel.fit", x)
         if not isinstance(product, Product):
             raise expected("a Product", type(product).__name__, "Product.of(CosSin(), d)")
         product.modes(x.shape[1])
@@ -94,7 +93,7 @@ class ProductKernel(Observables):
             if key is None:
                 raise expected("a random key beside n_centers", "none", "key=jax.random.key(0)")
             x = x[jax.random.choice(key, x.shape[0], (n_centers,), replace=False)]
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        dtype = promoted(x.dtype, jnp.float32)
         if is_tracing(product, x, jnp.zeros(())):  # the last: under jit all is staged
             return cls(product, x)
         return cls(product, x, *orders_for(product, x, dtype))
@@ -125,9 +124,9 @@ class ProductKernel(Observables):
             matrix: coefficients of the centres.
             rows: in a block; None chooses by size.
         """
-        x = as_float(x)
+        x = as_numbers("the states", x)
         require_dimension("ProductKernel", x.shape[-1], jnp.shape(self.centers)[1])
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(promoted(x.dtype, jnp.float32))
         matrix = matrix.astype(wide.dtype)
         out = over_rows(self, wide, lambda k, _: matmul(k, matrix), matrix.shape[1], rows)
         return out.astype(x.dtype)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import expected, is_tracing
+from koopjax._core import as_dtype, as_whole, check_dictionary, is_tracing
 from koopjax.observables._affine import Project
 from koopjax.observables._combine import Compose, Concat, Select
 from koopjax.observables._polynomials import Identity, Monomials, Orthogonal
@@ -25,7 +25,8 @@ def bytes_needed(psi: Any, n: int, d: int, dtype: Any = jnp.float32) -> int:
         >>> bytes_needed(Monomials(2), 1_000, 100)
         20604000
     """
-    return n * psi.size(d) * jnp.dtype(dtype).itemsize
+    check_dictionary("psi", psi)
+    return as_whole("n", n, 0) * psi.size(as_whole("d", d, 1)) * as_dtype("dtype", dtype).itemsize
 
 
 class Fits(NamedTuple):
@@ -63,7 +64,10 @@ def fits(
         >>> fits(Monomials(3), 100, 2**30).advice
         'Monomials(2) with 5,151 observables, or Project to 38 coordinates first'
     """
-    size, width = psi.size(d), jnp.dtype(dtype).itemsize
+    check_dictionary("psi", psi)
+    memory, rows = as_whole("memory", memory, 0), as_whole("rows", rows, 0)
+    squares = as_whole("squares", squares, 0)
+    size, width = psi.size(as_whole("d", d, 1)), as_dtype("dtype", dtype).itemsize
     needed = (squares * size * size + rows * size) * width
     budget = max(0, memory // width)
     # The positive root of squares p² + rows p = budget, in integers.
@@ -94,8 +98,7 @@ def suggest(psi: Any, d: int, limit: int) -> str:
 
 def largest_degree(d: int, limit: int) -> int:
     """Largest total degree with at most `limit` products of `d` coordinates; -1 if none."""
-    if d < 1:
-        raise expected("at least one coordinate", f"{d}")
+    d, limit = as_whole("d", d, 1), as_whole("limit", limit, 0)
     degree = -1
     while math.comb(d + degree + 1, degree + 1) <= limit and degree < 64:
         degree += 1
@@ -104,8 +107,7 @@ def largest_degree(d: int, limit: int) -> int:
 
 def largest_dimension(degree: int, limit: int) -> int:
     """Most coordinates whose products up to a total degree number at most `limit`; 0 if none."""
-    if degree < 1:
-        raise expected("a degree of at least 1", f"{degree}")
+    degree, limit = as_whole("degree", degree, 1), as_whole("limit", limit, 0)
     low, high = 0, max(1, limit)
     while low < high:
         middle = (low + high + 1) // 2

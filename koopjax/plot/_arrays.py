@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from koopjax.plot._style import COLOURS, GRID, INK, MUTED, colour, new_figure, style
+from koopjax._core import expected, read
+from koopjax.plot._style import COLOURS, GRID, INK, MUTED, colour, new_figure, numbers, style
 
 # Relative size below which a singular value of a float32 matrix is rounding error (dead units).
 _ROUNDING = 1e-7
@@ -31,7 +32,7 @@ def singular_values(values: Mapping[str, Any] | Any, *, normalise: bool = True) 
         figure = new_figure(6.4, 3.4)
         axes = figure.subplots()
         for name, curve in curves.items():
-            s = np.sort(np.abs(np.asarray(curve, np.float64)).ravel())[::-1]
+            s = np.sort(np.abs(numbers("singular values", curve)).ravel())[::-1]
             s = s[s > _ROUNDING * s[0]] if s.size else s
             if not s.size:
                 continue
@@ -64,7 +65,7 @@ def spectrum(eigenvalues: Any, residuals: Any = None, *, exact: Any = None) -> A
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Circle
 
-    z = np.atleast_1d(np.asarray(eigenvalues)).astype(np.complex128)
+    z = np.atleast_1d(numbers("eigenvalues", eigenvalues, np.complex128))
     with style():
         figure = new_figure(5.6 if residuals is not None else 4.6, 4.4)
         axes = figure.subplots()
@@ -74,7 +75,9 @@ def spectrum(eigenvalues: Any, residuals: Any = None, *, exact: Any = None) -> A
         if residuals is None:
             axes.scatter(z.real, z.imag, s=28, color=COLOURS["degree 2"], zorder=3)
         else:
-            r = np.asarray(residuals, np.float64)
+            r = numbers("residuals", residuals)
+            if r.shape != z.shape or not r.size:
+                raise expected("a residual for each eigenvalue", f"{r.shape} for {z.shape}")
             high = max(float(np.max(r, where=np.isfinite(r), initial=0.0)), 1e-15)
             # The colours are for telling good from bad; one exact pair must not use them all up.
             low = max(float(r.min()), 1e-6 * high)
@@ -89,7 +92,7 @@ def spectrum(eigenvalues: Any, residuals: Any = None, *, exact: Any = None) -> A
             ends = "min" if below else "neither"
             figure.colorbar(points, ax=axes, label="residual", shrink=0.85, extend=ends)
         if exact is not None:
-            e = np.atleast_1d(np.asarray(exact)).astype(np.complex128)
+            e = np.atleast_1d(numbers("exact", exact, np.complex128))
             axes.scatter(
                 e.real, e.imag, s=95, facecolor="none", edgecolor=INK, lw=1.0, zorder=4,
                 label="closed form",
@@ -151,7 +154,7 @@ def confusion(
         other: a second `(c, c)` matrix, drawn beside the first.
         titles: what the two matrices are of.
     """
-    matrices = [np.asarray(m) for m in (matrix, other) if m is not None]
+    matrices = [np.asarray(read("counts", m)) for m in (matrix, other) if m is not None]
     for m in matrices:
         if m.ndim != 2 or m.shape != (len(matrices[0]),) * 2:
             raise ValueError(
@@ -207,9 +210,15 @@ def training(history: Mapping[str, Sequence[float]] | Sequence[Mapping[str, floa
             contain "loss" to the left.
     """
     if not isinstance(history, Mapping):
+        if not isinstance(history, Sequence) or not all(isinstance(e, Mapping) for e in history):
+            raise expected(
+                "one mapping for each epoch, or one of curves",
+                type(history).__name__,
+                "the history that models.train returns",
+            )
         names = dict.fromkeys(name for epoch in history for name in epoch)
         history = {name: [epoch[name] for epoch in history if name in epoch] for name in names}
-    curves = {name: np.asarray(c, np.float64) for name, c in history.items() if np.size(c)}
+    curves = {name: numbers(name, c) for name, c in history.items() if np.size(c)}
     panels = {
         "loss": {n: c for n, c in curves.items() if "loss" in n},
         "accuracy": {n: c for n, c in curves.items() if "accuracy" in n},

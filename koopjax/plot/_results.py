@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from koopjax._core import expected
 from koopjax.plot import _pareto, _trains
 from koopjax.plot._arrays import confusion, disagreements, singular_values
 from koopjax.plot._style import GRID, INK, MUTED, colour, new_figure, style
@@ -24,6 +25,10 @@ def _name(row: Row) -> str:
 
 def _full(results: Row) -> list[Row]:
     """The rungs of the ladder: every row without a rank limit."""
+    if not isinstance(results, Mapping) or not isinstance(results.get("replaced"), Sequence):
+        raise expected(
+            "results with rows under replaced", type(results).__name__, "report.load(path)"
+        )
     return [row for row in results["replaced"] if row.get("rank") is None]
 
 

@@ -7,6 +7,10 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from koopjax._core import expected, read
+
 INK = "#20252c"
 MUTED = "#6b7480"
 GRID = "#d9dee4"
@@ -76,6 +80,8 @@ def colour(name: str) -> str:
     >>> colour("degree 2") == colour("degree 2, to the logits")
     True
     """
+    if not isinstance(name, str):
+        raise expected("the name of a dictionary or method", f"{name!r:.60}")
     plain = name.lower().replace("_", " ").replace("-", " ")
     known = [key for key in COLOURS if key.replace("_", " ") in plain]
     if known:
@@ -84,7 +90,15 @@ def colour(name: str) -> str:
         return COLOURS["random fourier"]
     if "gaussian" in plain:
         return COLOURS["rbf"]
-    return _SPARE[zlib.crc32(plain.encode()) % len(_SPARE)]
+    return _SPARE[zlib.crc32(plain.encode(errors="replace")) % len(_SPARE)]
+
+
+def numbers(name: str, value: Any, dtype: Any = np.float64) -> Any:
+    """What a user calls an array, as float64 or another dtype."""
+    array = np.asarray(read(name, value))
+    if array.dtype.kind == "c" and np.dtype(dtype).kind != "c":
+        raise expected(f"real numbers in {name}", f"dtype {array.dtype}", "their absolute values")
+    return array.astype(dtype)
 
 
 @contextlib.contextmanager

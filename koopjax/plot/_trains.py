@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from koopjax.plot._style import COLOURS, GRID, INK, MUTED, colour, new_figure, style
+from koopjax._core import expected
+from koopjax.plot._style import COLOURS, GRID, INK, MUTED, colour, new_figure, numbers, style
 
 Row = Mapping[str, Any]
 # Text on a coloured cell keeps its colour on dark pages, so it is none of the page's own colours.
@@ -113,7 +114,9 @@ def bond_singular_values(values: Any, *, normalise: bool = True) -> Any:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    curves = [np.sort(np.abs(np.asarray(v, np.float64)).ravel())[::-1] for v in values]
+    if not isinstance(values, list | tuple):
+        raise expected("a list of singular values, an array a bond", type(values).__name__)
+    curves = [np.sort(np.abs(numbers("singular values", v)).ravel())[::-1] for v in values]
     if not any(curve.size and curve[0] > 0 for curve in curves):
         raise ValueError(
             "expected singular values at one bond or more, got none, "

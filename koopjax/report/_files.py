@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from koopjax._core import as_path, expected, read_json
+
 
 def versions() -> dict[str, str]:
     """Versions of python, koopjax and the libraries whose arithmetic the results depend on."""
@@ -62,7 +64,9 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> int:
 
     An interruption or a full disk leaves the previous file as it was and no litter beside it.
     """
-    target = Path(path)
+    target = as_path("the file to write", path)
+    if not isinstance(content, str | bytes):
+        raise expected("text or bytes to write", type(content).__name__)
     data = content.encode() if isinstance(content, str) else content
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".{target.name}.{os.getpid()}.partial"
@@ -82,19 +86,14 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: nothing there.
         ValueError: not the JSON of a results file.
     """
-    source = Path(path)
+    source = as_path("results", path)
     if source.is_dir():
         source = source / "results.json"
     if not source.is_file():
         raise FileNotFoundError(
             f"expected a results.json, got {source} which does not exist, try koopjax demo first"
         )
-    try:
-        results = json.loads(source.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"expected JSON in {source}, got something else ({error}), try writing it again"
-        ) from error
+    results = read_json("results", source)
     if not isinstance(results, dict) or "original" not in results or "dataset" not in results:
         raise ValueError(
             f"expected the fields dataset and original in {source}, got another file, "
@@ -115,7 +114,7 @@ def save(
     """
     from koopjax.report._html import write
 
-    folder = Path(directory)
+    folder = as_path("a folder", directory)
     write_atomically(folder / "results.json", to_json(results))
     write(results, folder / "report.html", figures)
     return folder / "results.json", folder / "report.html"

@@ -9,7 +9,11 @@ from koopjax.surgery._cuts import (
 )
 from koopjax.surgery._model import Constant as Constant
 from koopjax.surgery._parts import Part as Part, apply as apply, split as split
-from koopjax.surgery._rows import from_rows as from_rows, to_rows as to_rows
+from koopjax.surgery._rows import (
+    check_rows as check_rows,
+    from_rows as from_rows,
+    to_rows as to_rows,
+)
 from koopjax.surgery._splice import (
     Positionwise as Positionwise,
     Spliced as Spliced,
@@ -26,6 +30,7 @@ __all__ = [
     "Stage",
     "apply",
     "capture",
+    "check_rows",
     "cut_points",
     "find",
     "from_rows",

@@ -1,16 +1,16 @@
 """What flows into a span and out of it, batch by batch."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeGuard
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import expected
+from koopjax._core import as_array, expected, read
 from koopjax.surgery._cuts import locate_pair, traced
 from koopjax.surgery._parts import Part, parts
-from koopjax.surgery._rows import SampleAxes, check_axes, to_rows
+from koopjax.surgery._rows import SampleAxes, check_rows, to_rows
 
 _BATCH_SIZE = 1024
 
@@ -26,8 +26,11 @@ def capture(
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
     """The values at two cuts, for each batch: the snapshots `x`, `y` of a span.
 
-    Memory does not grow with the number of batches. One function is compiled, for the size of the
-    first batch; a smaller one is filled up with its last sample and cut back.
+    Memory does not grow with the number of batches. One function is compiled for each size of a
+    batch: each runs as it comes, nothing is filled up, which would change the states of a model
+    that couples the samples of a batch (capacities, statistics). Such a model's states depend on
+    how the samples are divided into batches. A model that takes one size alone has a smaller batch
+    filled up and cut back, unless it couples the samples.
 
     Args:
         model: as for `split`.
@@ -43,7 +46,9 @@ def capture(
         An iterator of `(x, y)`: the values at `a` and at `b`.
 
     Raises:
-        ValueError: no batch, an unknown cut, or positions that differ between the cuts.
+        ValueError: no batch, an unknown cut, positions that differ between the cuts, or states
+            whose batch is not on axis 0 (as where time comes first) unless the axis is among
+            `sample_axes`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -59,30 +64,43 @@ def capture(
         raise expected("at least one batch", "none", "an iterable that is not used up")
     found = traced(model, first, unroll)
     head, span, _ = parts(found, *locate_pair(found, at))
+    check_rows(span, sample_axes)
     entry, end = span.segment.entry, span.segment.exit
-    check_axes(sample_axes, entry, end)
     # Without a batch axis at both ends there is nothing to cut back to.
     fixed = found.second is None and entry.shape[:1] == end.shape[:1] == first.shape[:1]
-    fill = fixed or (entry.axis is not None and end.axis is not None)
-    return _run(first, stream, (head, span), fill, sample_axes)
+    return _run(itertools.chain([first], stream), (head, span), fixed, sample_axes)
 
 
 def _run(
-    first: Any, stream: Iterator[Any], pair: tuple[Part, Part], fill: bool, sample_axes: SampleAxes
+    stream: Iterable[Any], pair: tuple[Part, Part], fixed: bool, sample_axes: SampleAxes
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    size = first.shape[0]
-    batch: Any = first
-    while batch is not None:
-        count = batch.shape[0]
-        if fill and count < size:
-            batch = np.concatenate([batch, np.repeat(batch[-1:], size - count, axis=0)])
-        values = _both(*pair, batch)
-        if fill and count < size:
-            layouts = (pair[1].segment.entry, pair[1].segment.exit)
-            values = [_first(v, lay, count) for v, lay in zip(values, layouts, strict=True)]
-        x, y = (to_rows(value, sample_axes) for value in values)
-        yield x, y
-        batch = next(stream, None)
+    size = 0
+    for batch in stream:
+        size = size or batch.shape[0]
+        small = fixed and batch.shape[0] < size
+        x, y = _filled(pair, batch, size) if small else _both(*pair, batch)
+        yield to_rows(x, sample_axes), to_rows(y, sample_axes)
+
+
+def _filled(pair: tuple[Part, Part], batch: Any, size: int) -> list[jax.Array]:
+    """The states of a batch smaller than the only size that a model takes.
+
+    It is filled up with its last sample and with its first, which shows whether the samples of a
+    batch are coupled.
+    """
+    count = batch.shape[0]
+    filled = [
+        np.concatenate([batch, np.repeat(batch[row][None], size - count, axis=0)])
+        for row in (-1, 0)
+    ]
+    states, others = ([value[:count] for value in _both(*pair, x)] for x in filled)
+    if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(states, others, strict=True)):
+        raise expected(
+            f"batches of {size} samples, the only size of a model that couples them",
+            f"{count}",
+            "leaving out the samples that are left over",
+        )
+    return states
 
 
 @jax.jit
@@ -91,21 +109,19 @@ def _both(head: Part, span: Part, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return before, span(before)
 
 
-def _first(value: jax.Array, layout: Any, count: int) -> jax.Array:
-    axis = layout.axis or 0
-    return jax.lax.slice_in_dim(value, 0, layout.factor * count + layout.offset, axis=axis)
-
-
 def _batches(batches: Any, batch_size: int | None) -> Iterable[Any]:
-    if batch_size is not None and batch_size < 1:
-        raise expected("batch_size of at least 1", str(batch_size), "1024")
+    if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
+        raise expected("batch_size as an integer of at least 1", repr(batch_size), "1024")
+    if hasattr(batches, "to_numpy"):  # a frame is one array, by whose columns it is iterated
+        batches = read("batches", batches)
     if isinstance(batches, tuple) and len(batches) == 2 and all(map(_is_array, batches)):
         batches = batches[0]
     if _is_array(batches):
         if not batches.ndim or not batches.shape[0]:
             raise expected("at least one sample (n, ...)", f"shape {batches.shape}", "x[None]")
         size = min(batch_size or _BATCH_SIZE, batches.shape[0])
-        return (batches[start : start + size] for start in range(0, batches.shape[0], size))
+        starts = range(0, batches.shape[0], size)
+        return (as_array("batches", batches[start : start + size]) for start in starts)
     if isinstance(batches, str | dict) or not isinstance(batches, Iterable):
         raise expected(
             "an array (n, ...) or an iterable of batches",
@@ -125,7 +141,7 @@ def _input_of(batch: Any) -> Any:
         )
     if not x.ndim or not x.shape[0]:
         raise expected("batches of at least one sample", f"shape {x.shape}", "leaving it out")
-    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+    return as_array("a batch", x)
 
 
 def _is_array(value: Any) -> TypeGuard[Any]:

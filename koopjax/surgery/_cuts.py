@@ -4,9 +4,10 @@ import dataclasses
 import difflib
 from typing import Any
 
+import jax
 import numpy as np
 
-from koopjax._core import expected
+from koopjax._core import expected, read
 from koopjax.surgery._model import Definition, define
 from koopjax.surgery._program import Aval, Place, Program, aval_of, trace
 
@@ -69,12 +70,17 @@ class Layout:
         fits = (*shape[: self.axis], -1, *shape[self.axis + 1 :]) == self.shape
         return n if fits and not odd else None
 
+    def length(self, axis: int) -> str:
+        """The length of an axis, in terms of the batch size `n`."""
+        if axis != self.axis:
+            return str(self.shape[axis])
+        count = "n" if self.factor == 1 else f"{self.factor} n"
+        return count + (f" + {self.offset}" if self.offset else "")
+
     def __str__(self) -> str:
         if self.axis is None:
             return str(self.shape)
-        count = "n" if self.factor == 1 else f"{self.factor} n"
-        count += f" + {self.offset}" if self.offset else ""
-        sizes = [count if k == self.axis else str(size) for k, size in enumerate(self.shape)]
+        sizes = [self.length(axis) for axis in range(len(self.shape))]
         return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
@@ -124,13 +130,16 @@ def traced(model: Any, x: Any, unroll: bool = False) -> Traced:
     Raises:
         ValueError: an input that is no batch, or a model that can't be cut at all.
     """
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+    if isinstance(x, tuple | dict) or x is None:
         raise expected(
             "one array (n, ...) or jax.ShapeDtypeStruct as input",
             type(x).__name__,
-            "wrapping a model of several inputs: (lambda params, x: model(params, x, other), p)",
+            "all inputs side by side in one array, taken apart in the function: "
+            "(lambda params, x: model(params, x[:, :8], x[:, 8:]), params)",
         )
-    shape, dtype, _ = aval_of(x)
+    if not isinstance(x, jax.ShapeDtypeStruct):
+        x = read("the input", x)
+    shape, dtype = tuple(x.shape), jax.dtypes.canonicalize_dtype(x.dtype)
     if not shape or shape[0] == 0:
         raise expected("a batch of at least one sample (n, ...)", f"shape {shape}", "x[None]")
     definition, leaves = define(model)
@@ -151,8 +160,9 @@ def cut_points(model: Any, x: Any, *, unroll: bool = False) -> list[CutPoint]:
     The model is traced, not run, and its equations are walked: a value is a cut point when it is
     the only value alive at that place which depends on the data. Parameters, constants and whatever
     is computed from them alone do not count. Functions without parameters, such as an activation,
-    count as one step; `jit`, `jax.checkpoint` and functions with derivative rules of their own are
-    seen through.
+    count as one step, and so do those with a derivative or mapping rule of their own
+    (`jax.custom_vjp`, `jax.custom_jvp`, `custom_vmap`), which they keep; `jit` and `jax.checkpoint`
+    are seen through.
 
     Args:
         model: an `nnx.Module`, `(linen_module, variables)`, `(function, params)` with
@@ -208,6 +218,8 @@ def find(cuts: list[CutPoint], key: "str | int | CutPoint") -> CutPoint:
     Raises:
         ValueError: there is none, with the nearest names.
     """
+    if not isinstance(cuts, list) or not all(isinstance(cut, CutPoint) for cut in cuts):
+        raise expected("the cuts of a model", type(cuts).__name__, "surgery.cut_points(model, x)")
     return cuts[position([cut.name for cut in cuts], [], key)]
 
 
@@ -277,7 +289,8 @@ def middle(model: Any, x: Any, *, unroll: bool = False) -> tuple[str, str]:
     """The middle layers: from the first hidden layer's activations to the last hidden layer's.
 
     A hidden layer ends where a nonlinearity has been applied and parameters are still to come; in a
-    residual network, where the branch has been added to the stream.
+    residual network, where the branch has been added to the stream. States whose batch is not on
+    axis 0, as where time comes first, are passed by.
 
     Args:
         model, x, unroll: as for `cut_points`.
@@ -289,7 +302,7 @@ def middle(model: Any, x: Any, *, unroll: bool = False) -> tuple[str, str]:
         ValueError: fewer than two hidden layers.
     """
     cuts = cut_points(model, x, unroll=unroll)
-    hidden = [cut.name for cut in cuts if cut.hidden]
+    hidden = [cut.name for cut in cuts if cut.hidden and cut.batch_axis == 0]
     if len(hidden) < 2:
         raise expected(
             "a model with at least two hidden layers that can be cut apart",

@@ -8,6 +8,8 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
+from koopjax._core import run_equation
+
 #: Primitives that run one jaxpr on their operands, and the parameter which holds it.
 CALLS = {
     "jit": "jaxpr",
@@ -23,6 +25,9 @@ CALLS = {
     "custom_vmap_call": "call",
 }
 
+#: Calls with a derivative or mapping rule of their own, which opening them would lose.
+_SEALED = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call")
+
 _new_variable = jex.Var
 
 
@@ -30,13 +35,18 @@ _new_variable = jex.Var
 class Node:
     """An equation, and for a call the equations inside it over the same variables.
 
-    A call runs as it stands, with its own derivative rule or rematerialisation, unless a cut lies
-    strictly inside; then its `inner` nodes take its place.
+    A call runs as it stands, with its rematerialisation, unless a cut lies strictly inside; then
+    its `inner` nodes take its place. No cut lies inside a call with a rule of its own.
     """
 
     equation: Any
     inner: "tuple[Node, ...] | None" = None
     defined: frozenset[Any] = frozenset()
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the call has a derivative or mapping rule of its own."""
+        return self.equation.primitive.name in _SEALED
 
     def flat(self) -> Iterator[Any]:
         """The innermost equations, in order."""
@@ -134,7 +144,14 @@ def _open(
         results.append(value if own else _new_variable(variable.aval))
         taken.add(results[-1])
     made = equation.replace(invars=operands, outvars=results)
-    return Node(made, nodes, defined)
+    node = Node(made, nodes, defined)
+    if not node.sealed:
+        return node
+    # What it hands through, such as a gradient reversal, is a value of its own: read from where it
+    # came, it would pass the rule by.
+    names.update(zip(equation.outvars, results, strict=True))
+    through = not set(results) <= defined
+    return Node(made, None, frozenset(results)) if through else node
 
 
 def _inner_jaxpr(equation: Any) -> Any:
@@ -157,8 +174,7 @@ def make_jaxpr(source: Any, inputs: Sequence[Any], output: Any, equations: Seque
 def unroll_scans(closed: Any) -> Any:
     """The same jaxpr with every `lax.scan` written out step by step.
 
-    Calls that hold a scan are opened on the way, so they lose a derivative rule of their own; calls
-    without one stay.
+    Calls that hold a scan are opened on the way, save those with a rule of their own.
     """
     if not _has_scan(closed.jaxpr):
         return closed
@@ -169,9 +185,14 @@ def unroll_scans(closed: Any) -> Any:
 def _has_scan(jaxpr: Any) -> bool:
     return any(
         equation.primitive.name == "scan"
-        or ((inner := _inner_jaxpr(equation)) is not None and _has_scan(inner.jaxpr))
+        or ((inner := _open_jaxpr(equation)) is not None and _has_scan(inner.jaxpr))
         for equation in jaxpr.eqns
     )
+
+
+def _open_jaxpr(equation: Any) -> Any:
+    """As `_inner_jaxpr`, `None` too for a call with a rule of its own."""
+    return None if equation.primitive.name in _SEALED else _inner_jaxpr(equation)
 
 
 def _run_unrolled(closed: Any, values: Sequence[Any]) -> list[Any]:
@@ -184,27 +205,15 @@ def _run_unrolled(closed: Any, values: Sequence[Any]) -> list[Any]:
 
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
-        inner = _inner_jaxpr(equation)
+        inner = _open_jaxpr(equation)
         if equation.primitive.name == "scan":
             results = _run_steps(equation.params, operands)
         elif inner is not None and _has_scan(inner.jaxpr):
             results = _run_unrolled(inner, operands)
         else:
-            results = _run_equation(jaxpr, equation, operands)
+            results = run_equation(jaxpr, equation, operands)
         bound.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
-
-
-def _run_equation(source: Any, equation: Any, operands: list[Any]) -> list[Any]:
-    inputs = [_new_variable(atom.aval) for atom in equation.invars]
-    jaxpr = source.replace(
-        constvars=(),
-        invars=inputs,
-        outvars=equation.outvars,
-        eqns=[equation.replace(invars=inputs)],
-        effects=equation.effects,
-    )
-    return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))(*operands)
 
 
 def _run_steps(params: dict[str, Any], operands: list[Any]) -> list[Any]:

@@ -2,15 +2,19 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import inspect
+import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
-from koopjax._core import expected, inference_arguments
+from koopjax import models
+from koopjax._core import Static, expected, infer, put_bound, take_apart, take_bound, version
 
 
 class Constant(nnx.Variable):
@@ -40,36 +44,18 @@ class Keyed:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _SameObject:
-    """Stands in for an unhashable object: equal for one and the same object."""
-
-    value: Any
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _SameObject) and other.value is self.value
-
-
-def _hashable(value: Any) -> Any:
-    try:
-        hash(value)
-    except TypeError:
-        return _SameObject(value)
-    return value
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Definition(Keyed):
     """A model without its arrays: `definition(leaves, x)` is its output in inference mode.
 
     Attributes:
         form: `"nnx"`, `"linen"`, `"function"` or `"tree"`.
-        static: graph definition, Linen module, function, or non-array leaves of a pytree.
+        static: graph definition or Linen module, as `Static`; `Outline` of a pytree, of a pair
+            behind its function.
         treedef: how the leaves make up the state, the variables or the parameters.
         paths: a readable name for each leaf, such as `layers.0.kernel`.
         kinds: the `nnx.Variable` type that holds each leaf in a spliced model.
+        bound: arguments by name that a `functools.partial` around the module binds.
+        version: from `_core.version`: another one once the code computes something else.
     """
 
     form: str
@@ -77,34 +63,40 @@ class Definition(Keyed):
     treedef: Any
     paths: tuple[str, ...]
     kinds: tuple[type[nnx.Variable], ...]
+    bound: tuple[tuple[str, Static], ...] = ()
+    version: int = 0
 
     def key(self) -> tuple[Any, ...]:
         """All fields."""
-        return self.form, _hashable(self.static), self.treedef, self.paths, self.kinds
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def unversioned(self) -> "Definition":
+        """What the version is found by."""
+        return dataclasses.replace(self, version=0)
 
     def __call__(self, leaves: Any, x: Any) -> Any:
         """The model's output, BatchNorm by its running statistics and dropout off."""
-        if self.form in ("nnx", "tree"):
-            model = self.rebuild(leaves)
-            return model(x, **inference_arguments(type(model).__call__))
-        tree = jax.tree.unflatten(self.treedef, leaves)
-        if self.form == "linen":
-            arguments = inference_arguments(type(self.static).__call__)
-            return self.static.apply(tree, x, mutable=False, **arguments)
-        return self.static(tree, x, **inference_arguments(self.static))
+        return self.observed(leaves, x)[0]
+
+    def observed(self, leaves: Any, x: Any) -> tuple[Any, list[Any]]:
+        """The output, and what the call has changed of the model's state."""
+        return infer(self.rebuild(leaves), x)
 
     def rebuild(self, leaves: list[Any]) -> Any:
         """The model in its own form, with these arrays."""
-        tree = jax.tree.unflatten(self.treedef, leaves)
+        if self.form == "tree":
+            return self.static.fill(leaves)
+        if self.form == "function":
+            function, outline = self.static
+            return function.value, outline.fill(leaves)
+        tree, static = jax.tree.unflatten(self.treedef, leaves), self.static.value
         if self.form == "nnx":
-            return nnx.merge(self.static, tree)
-        if self.form in ("linen", "function"):
-            return self.static, tree
-        return _fill(tree, self.static)
+            return put_bound(nnx.merge(static, tree), self.bound)
+        return put_bound(static, self.bound), tree
 
 
 def define(model: Any) -> tuple[Definition, list[Any]]:
-    """Take a model apart.
+    """Take a model apart, as it is at this moment: what it closes over may have changed since.
 
     Args:
         model: an `nnx.Module`, `(linen_module, variables)`, `(function, params)`, or a callable
@@ -116,6 +108,13 @@ def define(model: Any) -> tuple[Definition, list[Any]]:
     Raises:
         ValueError: none of these forms.
     """
+    plain, bound = take_bound(model)
+    definition, leaves = _define(plain)
+    definition = dataclasses.replace(definition, bound=bound)
+    return dataclasses.replace(definition, version=version(definition)), leaves
+
+
+def _define(model: Any) -> tuple[Definition, list[Any]]:
     if isinstance(model, nnx.Module):
         return _define_nnx(model)
     if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
@@ -141,23 +140,24 @@ def _define_nnx(model: nnx.Module) -> tuple[Definition, list[Any]]:
     still = nnx.clone(model)
     still.eval()
     graphdef, state = nnx.split(still)
-    paths, kinds = [], []
-    variables = jax.tree_util.tree_flatten_with_path(
-        state, is_leaf=lambda node: isinstance(node, nnx.Variable)
-    )[0]
-    for path, variable in variables:
-        if isinstance(variable, nnx.Variable):
-            for inner, leaf in jax.tree_util.tree_flatten_with_path(variable)[0]:
-                paths.append(_join((*path, *inner[1:])))  # inner[0] is the Variable's `value`
-                kinds.append(_variable_kind(type(variable), leaf))
-        else:
-            paths.append(_join(path))
-            kinds.append(Constant)
+    named = models.named_leaves(state)
+    paths = [_join(path) for path, _, _ in named]
+    kinds = [
+        Constant if holder is None else _variable_kind(type(holder), leaf)
+        for _, leaf, holder in named
+    ]
     leaves, treedef = jax.tree.flatten(state)
-    return Definition("nnx", graphdef, treedef, _unique(paths), tuple(kinds)), _arrays(leaves)
+    made = Definition("nnx", Static(graphdef), treedef, _unique(paths), tuple(kinds))
+    return made, _arrays(leaves)
 
 
 def _define_linen(module: linen.Module, variables: Any) -> tuple[Definition, list[Any]]:
+    if not isinstance(variables, Mapping) or (variables and "params" not in variables):
+        raise expected(
+            "a Linen model as (module, variables) with 'params' among the variables",
+            str(sorted(variables)) if isinstance(variables, Mapping) else type(variables).__name__,
+            'module.init(key, x), or (module, {"params": params})',
+        )
     flat, treedef = jax.tree_util.tree_flatten_with_path(variables)
     collections = [_component(path[0]) for path, _ in flat]
     known = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
@@ -167,42 +167,59 @@ def _define_linen(module: linen.Module, variables: Any) -> tuple[Definition, lis
     )
     paths = _unique([_join(path[1:]) for path, _ in flat])
     leaves = _arrays([leaf for _, leaf in flat])
-    return Definition("linen", module, treedef, paths, kinds), leaves
+    return Definition("linen", Static(module), treedef, paths, kinds), leaves
 
 
 def _define_function(function: Callable[..., Any], params: Any) -> tuple[Definition, list[Any]]:
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-    paths = [_join(path) for path, _ in flat]
+    outline, pairs = take_apart(params)
+    paths = [_join(path) for path, _ in pairs]
     # A bare number is no name, and is how an index is written.
     paths = [f"params.{path}" if path[:1].isdigit() else path or "params" for path in paths]
-    leaves = _arrays([leaf for _, leaf in flat])
-    kinds = tuple(_variable_kind(nnx.Param, leaf) for leaf in leaves)
-    return Definition("function", function, treedef, _unique(paths), kinds), leaves
+    return _define_pairs("function", (Static(function), outline), paths, pairs)
 
 
 def _define_tree(model: Any) -> tuple[Definition, list[Any]]:
     """A callable pytree; leaves that are no arrays (a plain function is one) become static."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(model)
-    is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic | float) for _, leaf in flat]
-    others = tuple(None if array else leaf for array, (_, leaf) in zip(is_array, flat, strict=True))
-    chosen = [pair for array, pair in zip(is_array, flat, strict=True) if array]
-    leaves = _arrays([leaf for _, leaf in chosen])
-    slots = jax.tree.structure(leaves)
-    definition = Definition(
-        "tree",
-        (treedef, others, tuple(is_array)),
-        slots,
-        _unique([_join(path) or "params" for path, _ in chosen]),
-        tuple(_variable_kind(nnx.Param, leaf) for leaf in leaves),
+    _check_wrapped(model)
+    outline, pairs = take_apart(model)
+    paths = [_join(path) or "params" for path, _ in pairs]
+    return _define_pairs("tree", outline, paths, pairs)
+
+
+def _check_wrapped(model: Any) -> None:
+    """Refuse `jax.vmap(module)` and its like, whose arrays would be constants of the function."""
+    module = _wrapped(model)
+    if module is model or not (isinstance(module, nnx.Module) or take_apart(module)[1]):
+        return
+    raise expected(
+        "a model whose parameters can be seen",
+        f"a function around a {type(module).__name__}",
+        "graphdef, state = nnx.split(module) and the pair "
+        "(lambda state, x: jax.vmap(nnx.merge(graphdef, state))(x), state)",
     )
-    return definition, leaves
 
 
-def _fill(arrays: list[Any], static: tuple[Any, tuple[Any, ...], tuple[bool, ...]]) -> Any:
-    treedef, others, is_array = static
-    source = iter(arrays)
-    leaves = [next(source) if array else o for array, o in zip(is_array, others, strict=True)]
-    return jax.tree.unflatten(treedef, leaves)
+def _wrapped(model: Any) -> Any:
+    """What a transformation of JAX or Flax was applied to, itself where it is none."""
+    inner = getattr(model, "func", getattr(model, "__wrapped__", None))
+    code = getattr(model, "__code__", None)
+    if inspect.isfunction(inner) or inner is None:
+        # Not every transformation says what it wraps; it closes over it all the same.
+        ours = code is not None and code.co_filename.startswith(_TRANSFORMATIONS)
+        cells = inspect.getclosurevars(model).nonlocals.values() if ours else ()
+        inner = next((value for value in cells if isinstance(value, nnx.Module)), inner)
+    return model if inner is None else _wrapped(inner)
+
+
+_TRANSFORMATIONS = tuple(str(pathlib.Path(p.__file__).parent) for p in (jax, flax))
+
+
+def _define_pairs(
+    form: str, static: Any, paths: list[str], pairs: list[tuple[Any, Any]]
+) -> tuple[Definition, list[Any]]:
+    leaves = _arrays([leaf for _, leaf in pairs])
+    kinds = tuple(_variable_kind(nnx.Param, leaf) for leaf in leaves)
+    return Definition(form, static, jax.tree.structure(leaves), _unique(paths), kinds), leaves
 
 
 def _variable_kind(kind: type[nnx.Variable], leaf: Any) -> type[nnx.Variable]:
@@ -212,7 +229,7 @@ def _variable_kind(kind: type[nnx.Variable], leaf: Any) -> type[nnx.Variable]:
 
 
 def _arrays(leaves: list[Any]) -> list[Any]:
-    return [jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+    return [jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
 
 
 def _component(entry: Any) -> str:

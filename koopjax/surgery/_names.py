@@ -63,6 +63,8 @@ class Naming:
         equation = node.equation
         if node.inner is None:
             self._propagate(equation)
+            if node.sealed:
+                self._labels.update((v, str(_label(equation))) for v in equation.outvars)
             tag = equation.primitive.name == "name"
             if tag:
                 self._tags[equation.outvars[0]] = str(equation.params["name"])

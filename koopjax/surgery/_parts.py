@@ -9,7 +9,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import expected, is_tracing, pytree, static
+from koopjax._core import as_array, changed, expected, is_tracing, pytree, static
 from koopjax.surgery._cuts import Layout, Traced, locate_pair, traced
 from koopjax.surgery._model import Definition, Keyed
 from koopjax.surgery._program import Aval, Program, aval_of, is_floating, trace
@@ -74,6 +74,12 @@ class Segment(Keyed):
 
     def program(self, parameters: dict[str, Any], x: Any) -> Program:
         """The model traced so that the value at `start` has the shape and dtype of `x`."""
+        if changed(self.definition.unversioned(), self.definition.version):
+            raise expected(
+                "a model that computes what it computed when it was cut",
+                "one that closes over something that has changed since",
+                "cutting it again, or what changes among its params",
+            )
         n = self.batch if self.entry.axis is None else self.entry.batch(x.shape)
         if n is None or n < 1 or (self.entry.axis is None and x.shape != self.entry.shape):
             raise expected(
@@ -158,12 +164,14 @@ def apply(part: Part, x: Any) -> jax.Array:
 
     Compiled once for each shape, for all parts between the same cuts of equal models.
     """
+    if not isinstance(part, Part):
+        raise expected("a part from surgery.split", type(part).__name__, "part(x)")
     return run(part.segment, part.parameters, x)
 
 
 def run(segment: Segment, parameters: dict[str, Any], x: Any) -> jax.Array:
     """Run a segment on its parameters and an array, or one sample of it."""
-    x = jnp.asarray(x)
+    x = as_array(f"the value at {segment.start!r}", x)
     if segment.start == segment.stop:
         return x
     if segment.takes_one(x.shape):

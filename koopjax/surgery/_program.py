@@ -8,8 +8,9 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from koopjax._core import expected, is_tracing
+from koopjax._core import expected, is_tracing, trace_context, trace_inference
 from koopjax.surgery._flatten import Flat, Node, flatten, make_jaxpr, unroll_scans
 from koopjax.surgery._flops import flops
 from koopjax.surgery._model import Definition
@@ -96,7 +97,10 @@ class Program:
         flat = flatten(closed)
         self._flat: Flat = flat
         self.paths = definition.paths
-        self.constants = flat.constants
+        # Of NumPy's a copy, since the caller may change his in place.
+        self.constants = tuple(
+            value if isinstance(value, jax.Array) else np.array(value) for value in flat.constants
+        )
         self.leaves = flat.inputs[:-1]
         self.input = flat.inputs[-1]
         self.output = flat.outputs[0]
@@ -209,19 +213,22 @@ def _separating(equations: list[Any], dependent: set[Any], x: Any, output: Any) 
 def _whole(found: dict[Any, int], nodes: tuple[Node, ...], naming: Naming) -> dict[Any, int]:
     """Leave out what lies inside a function without parameters, such as an activation.
 
-    A tagged value stands for the value that was tagged, and a tag inside opens the function.
+    A tag inside opens the function, unless it has a rule of its own; a tagged value stands for the
+    value that was tagged.
     """
-    hidden = {source for source, tag in naming.tagged.items() if tag in found}
+    hidden: set[Any] = set()
     pending = list(nodes)
     while pending:
         node = pending.pop()
         if node.inner is None:
             continue
-        if naming.is_atomic(node):
+        if node.sealed or naming.is_atomic(node):
             hidden |= node.defined - set(node.equation.outvars)
         else:
             pending.extend(node.inner)
-    return {variable: position for variable, position in found.items() if variable not in hidden}
+    found = {variable: position for variable, position in found.items() if variable not in hidden}
+    tagged = {source for source, tag in naming.tagged.items() if tag in found}
+    return {variable: position for variable, position in found.items() if variable not in tagged}
 
 
 def _places(
@@ -314,13 +321,18 @@ def trace(
         x: shape and dtype of the input.
         unroll: whether `lax.scan` is written out step by step.
     """
-    key = definition, leaves, x, unroll, _context()
+    key = definition, leaves, x, unroll, *_context()
     if key in _PROGRAMS:
         return _PROGRAMS[key]
     abstract = [_struct(*leaf) for leaf in leaves]
-    with jax.disable_jit(False):  # its calls carry names; the equations may well run without it
-        make = jax.make_jaxpr(definition, return_shape=True)
-        closed, out = make(abstract, jax.ShapeDtypeStruct(*x))
+    closed, out = trace_inference(
+        definition.unversioned(),
+        definition.observed,
+        abstract,
+        jax.ShapeDtypeStruct(*x),
+        streams=[issubclass(kind, nnx.RngState) for kind in definition.kinds],
+        model=lambda: definition.rebuild(abstract),
+    )
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise expected(
             "a model that returns one array",
@@ -340,20 +352,8 @@ def _struct(shape: tuple[int, ...], dtype: Any, weak: bool) -> jax.ShapeDtypeStr
     return jax.ShapeDtypeStruct(shape, dtype, weak_type=weak)
 
 
-_SETTINGS = (
-    "jax_default_matmul_precision",
-    "jax_numpy_dtype_promotion",
-    "jax_numpy_rank_promotion",
-)
-
-
 def _context() -> tuple[Any, ...]:
-    """The settings of JAX that change what is traced."""
-    return (
-        *(getattr(jax.config, name) for name in _SETTINGS),
-        jax.dtypes.canonicalize_dtype(np.float64),  # float32 unless 64 bits are enabled here
-        jax.sharding.get_abstract_mesh(),
-    )
+    return *trace_context(), jax.sharding.get_abstract_mesh()
 
 
 @functools.cache

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from koopjax._core import expected
+from koopjax._core import as_array, expected
+from koopjax.surgery._cuts import Layout
 
 #: `None` (leave the array as it is), `"flatten"`, `"positions"`, or the axes that count samples.
 SampleAxes = str | int | tuple[int, ...] | None
@@ -27,8 +29,9 @@ def axes_of(sample_axes: SampleAxes, ndim: int) -> tuple[int, ...]:
                 "sample_axes", repr(sample_axes), "'flatten', 'positions' or axes (0, 1)"
             )
         return named[sample_axes]
-    given = (sample_axes,) if isinstance(sample_axes, int) else tuple(sample_axes or ())
-    axes = sorted({axis % ndim for axis in given if -ndim <= axis < ndim})
+    given = sample_axes if isinstance(sample_axes, list | tuple) else (sample_axes,)
+    whole = [int(a) for a in given if isinstance(a, int | np.integer) and not isinstance(a, bool)]
+    axes = sorted({axis % ndim for axis in whole if -ndim <= axis < ndim})
     if len(axes) != len(given) or not axes or (len(axes) == ndim and ndim > 1):
         raise expected(
             f"sample_axes among the {ndim} axes of the state, at least one of them left for its "
@@ -52,6 +55,7 @@ def to_rows(x: jax.Array, sample_axes: SampleAxes) -> jax.Array:
         >>> to_rows(jnp.ones((5, 7, 7, 3)), "positions").shape
         (245, 3)
     """
+    x = as_array("the states", x)
     if sample_axes is None:
         return x
     axes = axes_of(sample_axes, x.ndim)
@@ -71,8 +75,11 @@ def from_rows(rows: jax.Array, shape: tuple[int, ...], sample_axes: SampleAxes) 
     Raises:
         ValueError: the rows do not make up that shape.
     """
+    rows = as_array("the rows", rows)
     if sample_axes is None:
         return rows
+    if not isinstance(shape, list | tuple) or not all(isinstance(size, int) for size in shape):
+        raise expected("the shape of the states (n, ...)", repr(shape), "states.shape")
     axes = axes_of(sample_axes, len(shape))
     counts = [shape[axis] for axis in axes]
     entries = [size for axis, size in enumerate(shape) if axis not in axes]
@@ -85,14 +92,54 @@ def from_rows(rows: jax.Array, shape: tuple[int, ...], sample_axes: SampleAxes) 
     return jnp.moveaxis(rows.reshape(*counts, *entries), range(len(axes)), axes)
 
 
-def check_axes(sample_axes: SampleAxes, entry: Any, end: Any) -> None:
-    """Refuse `sample_axes` under which the two ends of a span have different samples."""
+def check_axes(sample_axes: SampleAxes, entry: Layout, end: Layout) -> None:
+    """Refuse `sample_axes` that mix the samples of a batch, or differ between a span's two ends.
+
+    Args:
+        sample_axes: as for `to_rows`; under `None` rows are samples too.
+        entry, end: the layouts of the states at the two ends.
+
+    Raises:
+        ValueError: the batch is on another axis than the first and that is not among the axes, or
+            the ends have different samples.
+    """
+    for layout in (entry, end):
+        axes = (0,) if sample_axes is None else axes_of(sample_axes, len(layout.shape))
+        if layout.axis is not None and layout.axis not in axes:
+            raise expected(
+                f"states with the batch on axis 0 under sample_axes={sample_axes!r}",
+                f"{layout}, where axis {layout.axis} counts the n samples",
+                f"sample_axes={layout.axis}, or another cut",
+            )
     if sample_axes is None:
         return
-    before, after = (axes_of(sample_axes, len(shape)) for shape in (entry.shape, end.shape))
-    if [entry.shape[a] for a in before] != [end.shape[a] for a in after]:
+    before, after = (
+        [layout.length(axis) for axis in axes_of(sample_axes, len(layout.shape))]
+        for layout in (entry, end)
+    )
+    if before != after:
         raise expected(
             f"the same positions at both ends of the span under sample_axes={sample_axes!r}",
             f"{entry} and {end}",
-            "sample_axes='flatten'",
+            "sample_axes='flatten', or other cuts",
         )
+
+
+def check_rows(part: Any, sample_axes: SampleAxes = None) -> None:
+    """Refuse a span whose states at either end, taken as rows, would mix the samples of a batch.
+
+    Args:
+        part: from `split`.
+        sample_axes: as for `to_rows`.
+
+    Raises:
+        ValueError: the batch is on another axis than the first, as where time comes first.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> net = lambda p, x: jnp.tanh(x.T * p).T
+        >>> from koopjax import surgery
+        >>> _, span, _ = surgery.split((net, jnp.ones(())), jnp.ones((5, 3)), ("input", "output"))
+        >>> check_rows(span)
+    """
+    check_axes(sample_axes, part.segment.entry, part.segment.exit)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from koopjax import nn
-from koopjax._core import expected
+from koopjax._core import as_array, expected
 from koopjax.surgery._cuts import Layout, locate_pair, traced
 from koopjax.surgery._model import Constant, define
 from koopjax.surgery._parts import Part, Segment, parts, run
 from koopjax.surgery._program import is_floating
-from koopjax.surgery._rows import SampleAxes, axes_of, check_axes, from_rows, to_rows
+from koopjax.surgery._rows import SampleAxes, check_axes, from_rows, to_rows
 
 _PLACES = ("head", "block", "tail")
 
@@ -91,7 +91,7 @@ class Spliced(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The output for a batch `(n, ...)`, or for one sample."""
-        x = jnp.asarray(x)
+        x = as_array("the model's input", x)
         if x.shape == self.head.code.shape:
             return self(x[None])[0]
         before = self.head(x)
@@ -155,19 +155,18 @@ def splice(
         >>> small(jnp.ones((7, 3))).shape
         (7, 2)
     """
-    trainable = (trainable,) if isinstance(trainable, str) else tuple(trainable)
-    if not set(trainable) <= set(_PLACES):
+    places = (trainable,) if isinstance(trainable, str) else trainable
+    if not isinstance(places, list | tuple | set) or not all(place in _PLACES for place in places):
         raise expected("trainable among 'head', 'block', 'tail'", repr(trainable), repr(_PLACES))
     found = traced(model, x, unroll)
     first, last = locate_pair(found, at)
     head, span, tail = parts(found, first, last)
-    check_axes(sample_axes, span.segment.entry, span.segment.exit)
+    if sample_axes is not None:
+        check_axes(sample_axes, span.segment.entry, span.segment.exit)
     module = _as_module(block)
-    if "block" not in trainable:
+    if "block" not in places:
         module = nn.freeze(module)
     if sample_axes is not None:
-        for layout in (span.segment.entry, span.segment.exit):
-            axes_of(sample_axes, len(layout.shape))
         module = Positionwise(module, sample_axes, span.segment.entry, span.segment.exit)
     ends = [found.program.variable(name).aval for name in (first, last)]
     _check_block(module, first, last, *ends)
@@ -175,9 +174,9 @@ def splice(
     stages = {}
     # What head and tail share trains if either does: the trainable one makes the Variable.
     for place, part in sorted(
-        {"head": head, "tail": tail}.items(), key=lambda item: item[0] not in trainable
+        {"head": head, "tail": tail}.items(), key=lambda item: item[0] not in places
     ):
-        stages[place] = _stage(part, shared, place in trainable)
+        stages[place] = _stage(part, shared, place in places)
     dtypes = (ends[0].dtype, ends[1].dtype)
     return Spliced((stages["head"], module, stages["tail"]), (first, last), sample_axes, dtypes)
 
@@ -221,7 +220,7 @@ def _check_block(module: nnx.Module, first: str, last: str, before: Any, after: 
     try:
         out = jax.eval_shape(call, state, jax.ShapeDtypeStruct(before.shape, before.dtype))
     except (TypeError, ValueError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
+        lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
         raise expected(wanted, f"one that fails there ({lines[0]})", hint) from error
     if not hasattr(out, "shape") or out.shape != after.shape:
         got = _describe(out) if hasattr(out, "shape") else type(out).__name__

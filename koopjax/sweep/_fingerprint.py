@@ -6,18 +6,10 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex_core
 
+from koopjax import _core
 from koopjax.sweep._points import Points
-
-
-def _bytes(leaf: Any) -> bytes:
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return str(leaf.dtype).encode() + _bytes(jax.random.key_data(leaf))
-    array = np.ascontiguousarray(leaf)
-    return f"{array.dtype.name}{array.shape}".encode() + array.tobytes()
 
 
 def digest(tree: Any) -> str:
@@ -25,27 +17,15 @@ def digest(tree: Any) -> str:
     leaves, structure = jax.tree.flatten(tree)
     made = hashlib.sha256(_anonymous(str(structure)).encode())
     for leaf in leaves:
-        made.update(_bytes(leaf))
+        made.update(
+            _core.digest(leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)).encode()
+        )
     return made.hexdigest()
 
 
 def _anonymous(text: str) -> str:
     """A text without memory addresses, which differ from process to process."""
     return re.sub(r" at 0x[0-9a-f]+|\bid=\d+", "", text)
-
-
-def _constants(jaxpr: Any) -> list[Any]:
-    """Arrays that a traced function holds by itself, those of inner functions included."""
-    found = []
-    if isinstance(jaxpr, jex_core.ClosedJaxpr):
-        found += list(jaxpr.consts)
-        jaxpr = jaxpr.jaxpr
-    for equation in jaxpr.eqns:
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, jex_core.ClosedJaxpr | jex_core.Jaxpr):
-                    found += _constants(inner)
-    return found
 
 
 def _program(function: Any, data: tuple[Any, ...], points: Points) -> str:
@@ -56,9 +36,7 @@ def _program(function: Any, data: tuple[Any, ...], points: Points) -> str:
             lambda values: jax.tree.map(lambda leaf: leaf[0], values), points.stacked
         )
         closed = jax.make_jaxpr(functools.partial(_call, function, bucket.keywords))(data, lane)
-        made.update(_anonymous(str(closed)).encode())
-        for constant in _constants(closed):
-            made.update(_bytes(constant))
+        made.update(_core.fingerprint(closed, anonymous=True).encode())
     return made.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from koopjax._core import expected
+from koopjax._core import as_path, expected
 
 try:
     import fcntl
@@ -75,7 +74,7 @@ class Ledger:
         Raises:
             ValueError: the file is of another kind, of another sweep, or in use.
         """
-        self.path = pathlib.Path(path)
+        self.path = as_path("a ledger", path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.finished: dict[int, list[np.ndarray]] = {}
         self._file = open(self.path, "a+b")  # noqa: SIM115 - closed by close()
@@ -117,6 +116,8 @@ class Ledger:
             self._file.truncate(end)
 
     def _compare(self, stored: dict[str, str], wanted: dict[str, str]) -> None:
+        if not isinstance(stored, dict):
+            raise expected("a sweep's ledger", f"{self.path} of another kind", "another path")
         other = [name for name in wanted if stored.get(name) != wanted[name]]
         if other or set(stored) != set(wanted):
             raise expected(
@@ -126,9 +127,14 @@ class Ledger:
             )
 
     def _take(self, content: dict[str, Any]) -> None:
-        leaves = [_decode(item) for item in content["leaves"]]
-        for lane, point in enumerate(content["points"]):
-            self.finished[point] = [leaf[lane] for leaf in leaves]
+        try:
+            leaves = [_decode(item) for item in content["leaves"]]
+            for lane, point in enumerate(content["points"]):
+                self.finished[point] = [leaf[lane] for leaf in leaves]
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise expected(
+                "a sweep's ledger", f"{self.path} with other records ({error})", "another path"
+            ) from error
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)

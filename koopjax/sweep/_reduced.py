@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import edmd
-from koopjax._core import NONFINITE_DATA, expected, matmul, pytree, read_numbers
+from koopjax._core import NONFINITE_DATA, check_metric, expected, matmul, pytree, read_numbers
 from koopjax.edmd._factor import is_finite
 from koopjax.edmd._smooth import leading_vectors, root_metric
 from koopjax.edmd._solve import cancellation, judge, rounding_unit
@@ -216,8 +216,7 @@ def reduced_ranks(
     chosen = check_ranks(range(1, min(p, q) + 1) if ranks is None else ranks, min(p, q))
     alphas = listed_alphas(alpha)
     metric = None if metric is None else read_numbers("the metric", metric)
-    if metric is not None and metric.shape != (q, q):
-        raise expected(f"a metric of shape {(q, q)}", f"{metric.shape}")
+    check_metric("metric", metric, q)
     if validation is not None and validation.sizes != (p, q):
         raise expected(f"validation statistics of sizes {(p, q)}", f"{validation.sizes}")
     with wide(statistics):

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from koopjax._core import expected
+from koopjax._core import existing, expected, read_json
 
 SHOWN = 40
 DIRECTIONS = ("minimum", "maximum")
@@ -264,14 +264,10 @@ class Table:
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "Table":
         """The table that `to_json` wrote (numbers that were NaN as NaN)."""
-        if not isinstance(path, str | os.PathLike):
-            raise expected("the path of a table", f"{path!r:.60}", "what to_json wrote")
-        try:
-            read = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise expected("a table that to_json wrote", f"{path}: {error}") from error
+        read = read_json("a table", existing("a table that to_json wrote", path))
         known = isinstance(read, dict) and {"axes", "columns", "rows"} <= set(read)
-        if not known:
+        lists = known and all(isinstance(read[name], list) for name in ("axes", "rows"))
+        if not lists or not all(isinstance(row, dict) for row in read["rows"]):
             raise expected("a table that to_json wrote", f"{path} with other content")
         rows = [
             {k: math.nan if v is None and k not in read["axes"] else v for k, v in row.items()}

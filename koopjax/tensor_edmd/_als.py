@@ -17,8 +17,10 @@ from koopjax._core import (
     as_numbers,
     cast,
     check_finite,
+    check_metric,
     expected,
     has_float64,
+    read_numbers,
     traced,
     working_dtype,
     worst,
@@ -128,9 +130,9 @@ def als(
     for name, value in (("alpha", alpha), ("rtol", rtol)):
         if not float(value) >= 0:
             raise expected(f"{name} at least 0", f"{value}")
-    for name, value in (("x", x), ("y", y), ("x_val", x_val), ("y_val", y_val), ("metric", metric)):
+    for name, value in (("x", x), ("y", y), ("x_val", x_val), ("y_val", y_val)):
         if value is not None:
-            check_finite(name, value)
+            check_finite(name, read_numbers(name, value))
     padding = max_rank or max(int(np.max(ranks)), ADAPTIVE_RANK if adaptive else 1)
     fit = als_padded(
         psi, x, y, ranks.astype(np.int32), key, max_rank=padding, alpha=alpha, sweeps=sweeps,
@@ -256,10 +258,8 @@ def _check_data(
                 f"{x_val.shape} and {y_val.shape}",
             )
     q = y.shape[1]
-    if metric is not None:
-        metric = as_numbers("metric", metric)
-        if metric.shape != (q, q):
-            raise expected(f"a metric of shape {(q, q)}", f"{metric.shape}")
+    metric = None if metric is None else as_numbers("metric", metric)
+    check_metric("metric", metric, q)
     front, product = separable(psi)
     width = x.shape[1]
     for part in front:

@@ -24,6 +24,7 @@ from koopjax._core import (
     precise,
     precise_as,
     pytree,
+    read_numbers,
     worst,
 )
 from koopjax.edmd._eig import eig, left_vectors
@@ -137,9 +138,9 @@ class TensorSpectrum:
         return self.describe()
 
     def _states(self, x: Any) -> Array:
+        x = read_numbers("the states", x)
         with precise(x):
             x = jnp.asarray(x)
-        x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
         check_states(self.psi, x)
         return x
 

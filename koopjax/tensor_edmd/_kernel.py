@@ -14,7 +14,9 @@ from koopjax._core import (
     cast,
     check_finite,
     expected,
+    has_x64,
     precise_as,
+    read_numbers,
     traced,
     worst,
 )
@@ -99,6 +101,12 @@ def kernel(
     """
     front, product = separable(psi)
     x, y = as_pair(x, y)
+    if not has_x64() and np.float64 in (x.dtype, y.dtype):
+        raise expected(
+            "snapshots whose spread float32 holds",
+            "float64 numbers far from the origin",
+            "Standardize.fit(x)(x) in place of x",
+        )
     if traced(psi, x, y, alpha):
         return _traced(psi, front, product, x, y, alpha, centers, method)
     check_finite("x", x)
@@ -107,7 +115,9 @@ def kernel(
     grid = [float(a) for a in np.atleast_1d(np.asarray(alpha, np.float64))]
     if len(grid) > 1 and (x_val is None or y_val is None):
         raise expected("x_val and y_val to choose a ridge by", "none", "one alpha")
-    given = centers if centers is None or isinstance(centers, int) else np.asarray(centers)
+    given = (
+        centers if centers is None or isinstance(centers, int) else read_numbers("centers", centers)
+    )
     wide = jnp.promote_types(x.dtype, jnp.float32)
     plan = plan_for(method, len(x), given, jnp.dtype(wide).itemsize, memory_limit)
     z = _through(front, x.astype(wide))

@@ -5,11 +5,10 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import check_finite, expected, is_tracing
+from koopjax._core import as_numbers, check_finite, expected, is_tracing
 from koopjax.edmd._memory import available_bytes
 
 METHODS = ("auto", "cholesky", "cg", "nystrom")
@@ -144,7 +143,7 @@ def landmarks_of(front: Any, x: Any, z: Array, centers: Any, plan: Plan, key: An
         key: random key.
     """
     if centers is not None and not isinstance(centers, int):
-        centers = jnp.asarray(centers, x.dtype)
+        centers = as_numbers("centers", centers).astype(x.dtype)
         if centers.ndim != 2 or centers.shape[1] != x.shape[1] or len(centers) == 0:
             raise expected(f"centres of shape (m, {x.shape[1]})", f"shape {centers.shape}")
         check_finite("centers", centers)

@@ -4,10 +4,9 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, pytree, static
+from koopjax._core import as_numbers, expected, pytree, static
 from koopjax.observables import Compose, ProductKernel
 
 
@@ -101,7 +100,7 @@ class KernelKoopman:
         return _simulate(self.psi, self.matrix, x, steps=int(steps), rows=batch_size)
 
     def _states(self, x: Any) -> Array:
-        x = jnp.asarray(x)
+        x = as_numbers("the states", x)
         if x.ndim not in (1, 2):
             raise expected("states of shape (n, d) or (d,)", f"shape {x.shape}")
         self.psi.size(x.shape[-1])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import check_finite, expected
+from koopjax._core import check_finite, check_metric, expected
 from koopjax.observables import Compose, Identity, Project, Select, Standardize
 
 KINDS = ("pca", "active_subspace", "output")
@@ -202,12 +202,14 @@ def _regression_metric(x: Any, y: Any, metric: Any) -> Array:
     if b.ndim != 2 or len(a) != len(b):
         raise expected(f"outputs of shape ({len(a)}, q)", f"shape {b.shape}")
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
-    gram = a.T @ a
-    ridge = 1e-8 * np.trace(gram) / len(gram)
-    slope = np.linalg.solve(gram + (ridge if ridge > 0 else 1) * np.eye(len(gram)), a.T @ b)
+    # In units of each coordinate's own spread, so that the ridge and the share are the same in all.
+    spread = a.std(axis=0)
+    spread = np.where(spread > 0, spread, 1)
+    a = a / spread
+    slope = np.linalg.solve(a.T @ a / len(a) + 1e-8 * np.eye(a.shape[1]), a.T @ b / len(a))
+    check_metric("metric", metric, b.shape[1])
     side = np.eye(b.shape[1]) if metric is None else np.asarray(metric, np.float64)
-    if side.shape != (b.shape[1],) * 2:
-        raise expected(f"a metric of shape {(b.shape[1],) * 2}", f"{side.shape}")
     seen = slope @ side @ slope.T
     share = 1e-6 * np.trace(seen) / len(seen)
-    return jnp.asarray(seen + (share if share > 0 else 1) * np.eye(len(seen)), jnp.float32)
+    seen = seen + (share if share > 0 else 1) * np.eye(len(seen))
+    return jnp.asarray(seen / spread[:, None] / spread[None, :], jnp.float32)

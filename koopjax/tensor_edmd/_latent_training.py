@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from koopjax import tt
-from koopjax._core import check_finite, expected, matmul
+from koopjax._core import check_finite, check_metric, expected, matmul
 from koopjax.observables import Compose
 from koopjax.tensor_edmd._dictionary import separable
 from koopjax.tensor_edmd._result import TensorKoopman
@@ -97,9 +97,8 @@ def train_latent(
 
 
 def _root(metric: Any, q: int, dtype: Any) -> Array:
+    check_metric("metric", metric, q)
     metric = np.asarray(metric, np.float64)
-    if metric.shape != (q, q):
-        raise expected(f"a metric of shape {(q, q)}", f"{metric.shape}")
     values, vectors = np.linalg.eigh((metric + metric.T) / 2)
     return jnp.asarray(vectors * np.sqrt(np.maximum(values, 0)), dtype)
 

@@ -20,6 +20,7 @@ from koopjax._core import (
     expected,
     has_float64,
     precise_as,
+    read_numbers,
     worst,
 )
 from koopjax.tensor_edmd._dictionary import (
@@ -53,17 +54,13 @@ def as_snapshots(psi: Any, x: Any, y: Any) -> tuple[Any, Any]:
     """Checked snapshots `(n, d)` and `(n, q)`, floating; one clear `ValueError` a mistake."""
     arrays = []
     for name, value in (("x", x), ("y", y)):
-        array = value if hasattr(value, "dtype") else np.asarray(value)
+        array = read_numbers(name, value)
         if array.ndim == 1 and name == "y":
             array = array[:, None]
         if array.ndim != 2:
             raise expected(
                 f"{name} of shape (n, d), a row for each sample", f"shape {tuple(array.shape)}"
             )
-        if jnp.issubdtype(array.dtype, jnp.complexfloating):
-            raise expected(f"real numbers in {name}", f"dtype {array.dtype}")
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            array = array.astype(jnp.result_type(float))
         arrays.append(array)
     x, y = arrays
     check_states(psi, x)

@@ -9,7 +9,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from koopjax import tt
-from koopjax._core import NONFINITE_SOLUTION, SUCCESS, expected, precise_as, traced, working_dtype
+from koopjax._core import (
+    NONFINITE_SOLUTION,
+    SUCCESS,
+    check_metric,
+    expected,
+    precise_as,
+    traced,
+    working_dtype,
+)
 from koopjax.tensor_edmd import _matrix_check as check, _matrix_solve as als
 from koopjax.tensor_edmd._matrix_problem import Problem, start
 from koopjax.tensor_edmd._matrix_result import MatrixApproximation, MatrixInfo
@@ -146,7 +154,7 @@ def _problem(
     for size, (of_metric, of_order), metric, order in zip(
         matrix.shape, names, metrics, orders, strict=True
     ):
-        check.check_metric(of_metric, metric, size)
+        check_metric(of_metric, metric, size)
         array = None if metric is None else jnp.asarray(metric, dtype)
         found.append((array, check.check_order(of_order, order, size)))
     weight = jnp.asarray(matrix, dtype)

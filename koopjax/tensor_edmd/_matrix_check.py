@@ -62,29 +62,6 @@ def check_rank(modes: Sequence[int], rank: Any) -> tuple[tuple[int, ...], str]:
     return ranks, reason or ""
 
 
-def check_metric(name: str, metric: Any, size: int) -> None:
-    """Symmetric and positive semidefinite, up to rounding of its dtype."""
-    if metric is None:
-        return
-    shape = tuple(np.shape(metric))
-    if shape != (size, size):
-        raise expected(f"{name} of shape ({size}, {size})", f"shape {shape}")
-    check_finite(name, metric)
-    host = np.asarray(metric, np.float64)
-    largest = np.abs(host).max()
-    eps = float(np.sqrt(jnp.finfo(jnp.result_type(metric)).eps))
-    if np.abs(host - host.T).max() > eps * largest:
-        raise expected(
-            f"a symmetric {name}", "one that differs from its transpose", "(A + A.T) / 2"
-        )
-    lowest = float(np.linalg.eigvalsh(host)[0])
-    if lowest < -eps * largest:
-        raise expected(
-            f"a positive semidefinite {name}", f"an eigenvalue of {lowest:.3g}",
-            "x.T @ x / n, or an average of Jacobians' outer products",
-        )  # fmt: skip
-
-
 def check_order(name: str, order: Any, size: int) -> np.ndarray:
     """An order as an array of indices, each once; the natural one for None and "search"."""
     if order is None or (isinstance(order, str) and order == "search"):

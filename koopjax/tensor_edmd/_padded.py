@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import tt
-from koopjax._core import expected, is_tracing, matmul, pytree
+from koopjax._core import as_numbers, expected, is_tracing, matmul, pytree
 from koopjax.observables import Product
 from koopjax.tensor_edmd._als_local import outer
 from koopjax.tensor_edmd._dictionary import separable
@@ -102,7 +102,7 @@ class PaddedKoopman:
         Args:
             x: `(n, d)`, or `(d,)` for one state.
         """
-        x = jnp.asarray(x)
+        x = as_numbers("the states", x)
         if self.output.ndim != 4:
             raise expected("one fit", "a batch of them", "jax.vmap over the fits, or unpad(lane)")
         return _predict(self, x)

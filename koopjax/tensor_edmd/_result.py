@@ -148,8 +148,8 @@ class TensorKoopman:
 
     def _states(self, x: Any) -> Array:
         listed = not hasattr(x, "dtype")
-        x = read_numbers("x", x)
-        x = held("x", x) if listed else x
+        x = read_numbers("the states", x)
+        x = held("the states", x) if listed else x
         if x.ndim not in (1, 2):
             raise expected("states of shape (n, d) or (d,)", f"shape {tuple(x.shape)}")
         check_states(self.psi, x if x.ndim == 2 else x[None])
@@ -160,8 +160,7 @@ class TensorKoopman:
                 "the dictionary of the fit",
             )
         with precise(x):
-            x = jnp.asarray(x)
-        return x
+            return jnp.asarray(x)
 
 
 def block_size(train: Any) -> int:

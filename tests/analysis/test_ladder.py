@@ -1,5 +1,6 @@
 """The ladder on networks small enough to know the answers."""
 
+import itertools
 import json
 
 import jax
@@ -202,7 +203,9 @@ def test_the_better_ridge_is_chosen(mlp):
 
 
 def test_without_labels_there_is_agreement(mlp):
-    found = analysis.ladder(mlp, TRAIN, x_test=TEST, key=KEY, dictionaries=TWO, ranks=(1,))
+    found = analysis.ladder(
+        mlp, TRAIN, x_test=TEST, key=KEY, dictionaries=TWO, ranks=(1,), task="classification"
+    )
     assert found.original["accuracy"] is None
     assert found.find("affine").accuracy is None
     assert 0 < found.find("affine").agreement <= 1
@@ -384,3 +387,45 @@ def test_embedded_digits_keep_their_accuracy():
     assert found.original["accuracy"] > 0.94
     assert found.find("degree 2").accuracy > found.original["accuracy"] - 0.01
     assert found.find("mean").accuracy < 0.2
+
+
+def test_a_richer_rung_holds_the_poorer_beyond_the_limit():
+    """On the samples of the fit, R² does not fall from rung to rung where few products fit."""
+    random = np.random.default_rng(4)
+    w = [jnp.asarray(random.normal(size=(30, 30)) / 6, jnp.float32) for _ in range(3)]
+    net = lambda p, x: jnp.tanh(jnp.tanh(x @ p[0]) @ p[1]) @ p[2]
+    x = random.normal(size=(1500, 30)).astype(np.float32)
+    found = analysis.ladder(
+        (net, w), x, x_test=x, key=KEY, at=("input", "output"), ranks=(), logits=False,
+        alphas=(1e-6,), stored=False,
+        dictionaries={
+            name: rung
+            for name, rung in analysis.default_dictionaries(limit=60, directions=4).items()
+            if name.startswith(("affine", "degree"))
+        },
+    )  # fmt: skip
+    rungs = [found.find(name) for name in ("affine", "degree 2", "degree 3, leading 4")]
+    assert rungs[1].observables <= 60
+    scores = [rung.agreement for rung in rungs]
+    assert all(b > a - 1e-4 for a, b in itertools.pairwise(scores))
+    assert scores[0] > 0.8
+
+
+def test_one_output_is_measured_by_r2_and_a_logit_by_its_sign():
+    random = np.random.default_rng(5)
+    w = [jnp.asarray(random.normal(size=s), jnp.float32) for s in ((4, 4), (4, 1))]
+    net = lambda p, x: jnp.tanh(x @ p[0]) @ p[1]
+    x = random.normal(size=(400, 4)).astype(np.float32)
+    common = {"key": KEY, "dictionaries": {"affine": TWO["affine"]}, "ranks": (), "stored": False}
+    common |= {"at": ("input", "tanh"), "logits": False}
+    found = analysis.ladder((net, w), x[:200], x_test=x[200:], **common)
+    out = np.asarray(net(w, x[200:]), np.float64)
+    identity = x[200:] @ np.asarray(w[1], np.float64)
+    wanted = 1 - ((identity - out) ** 2).sum() / ((out - out.mean()) ** 2).sum()
+    assert found.rungs[0].dictionary == "identity"
+    assert found.rungs[0].agreement == pytest.approx(wanted, rel=1e-4)
+    assert "R²" in found.sentence()
+    y = (out[:, 0] > 0.2).astype(int)
+    signs = analysis.ladder((net, w), x[:200], x_test=x[200:], y_test=y, **common)
+    assert signs.original["accuracy"] == pytest.approx(np.mean((out[:, 0] > 0) == y))
+    assert signs.rungs[0].accuracy == pytest.approx(np.mean((identity[:, 0] > 0) == y))

@@ -13,7 +13,9 @@ from koopjax import compress, export, models
 
 @pytest.fixture(scope="module")
 def pruned(network, calibration):
-    return compress.magnitude(network, calibration, "5x", key=jax.random.key(0))
+    return compress.magnitude(
+        network, calibration, "5x", key=jax.random.key(0), task="classification"
+    )
 
 
 def agreement(model, teacher, x):
@@ -163,7 +165,7 @@ def test_a_regression_is_scored_by_r2_whatever_the_labels():
     ("wrong", "words"),
     [
         ({"y_val": np.zeros(9, np.int32)}, "y_val with x_val, got y_val alone"),
-        ({"x_val": np.zeros((9, 64), np.float32), "y_val": np.zeros(8, np.int32)}, "9 targets"),
+        ({"x_val": np.zeros((9, 64), np.float32), "y_val": np.zeros(8, np.int32)}, "9 labels"),
         ({"x_val": np.zeros((9, 64), np.float32), "y_val": np.zeros((9, 2), np.int32)}, r"\(9,\)"),
         ({"x_val": np.zeros((9, 63), np.float32)}, r"validation samples of shape \(64,\)"),
         ({"x_val": np.zeros((9, 64), np.float32), "outputs": True}, "model as the teacher"),
@@ -202,7 +204,7 @@ def test_validation_that_does_not_fit_is_told_before_the_training(
         ({"value_bits": 4.0}, "value_bits from 1 to 32 with a budget"),
         ({"saliency": "fisher"}, "saliency with a budget or a density"),
         ({"density": 0.5, "saliency": "luck"}, "saliency among fisher, magnitude, lamp"),
-        ({"labels": np.zeros(3, np.int32)}, "labels as"),
+        ({"labels": np.zeros(3, np.int32)}, "labels in"),
         ({"labels": np.full(1317, 12)}, "labels from 0 to 9"),
         ({"teacher": np.zeros((3, 10))}, "teacher outputs of shape"),
         ({"teacher": np.full((1317, 10), np.nan)}, "finite numbers"),

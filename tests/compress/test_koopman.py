@@ -105,7 +105,7 @@ def test_the_jacobian_metric_is_that_of_autodiff():
     w = jax.random.normal(jax.random.key(0), (6, 4))
     x = jax.random.normal(jax.random.key(1), (700, 6))
     found = jacobian_metric((jax.tree_util.Partial(lambda p, h: jnp.tanh(h @ p), w),), x, 4,
-                            jax.random.key(2))  # fmt: skip
+                            jax.random.key(2), centred=True)  # fmt: skip
     jac = np.asarray(jax.vmap(jax.jacobian(lambda h: jnp.tanh(h @ w)))(x), np.float64)
     jac = jac - jac.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(

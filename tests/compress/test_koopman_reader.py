@@ -9,21 +9,28 @@ import pytest
 from flax import nnx
 
 from koopjax import compress, export, models, observables
-from koopjax.compress._koopman_block import prepare
+from koopjax.compress._koopman_block import on_span
 from koopjax.compress._koopman_build import build
 from koopjax.compress._koopman_entries import refit, with_entries
 from koopjax.compress._koopman_reader import behind_axes, readings
 from koopjax.compress._koopman_span import Clock
+from koopjax.compress._problem import pose
 from koopjax.compress._projection import jacobian_metric, product_factors, products
 from koopjax.compress._search import search
 
 KEY = jax.random.key(1)
 
 
+def posed(model, x, budget, at=None):
+    """The whole of a classifier, or a span of it, within a budget."""
+    task = "classification"
+    return on_span("koopman", pose("koopman", model, x, budget, None, None, KEY, task), at, KEY)
+
+
 @pytest.fixture(scope="module")
-def task(network, calibration):
+def job(network, calibration):
     """The whole small network at a tenth of its bytes."""
-    return prepare("koopman", network, calibration, "10x", None, None, None, KEY)
+    return posed(network, calibration, "10x")
 
 
 def test_products_on_the_host_are_those_of_the_dictionary():
@@ -35,83 +42,83 @@ def test_products_on_the_host_are_those_of_the_dictionary():
         )
 
 
-def test_a_flat_image_is_read_along_its_rows_and_columns(task, monkeypatch):
+def test_a_flat_image_is_read_along_its_rows_and_columns(job, monkeypatch):
     monkeypatch.setattr("koopjax.compress._koopman_reader.SHORT", 8)
-    found = list(readings(task))
-    assert found[0] is task
+    found = list(readings(job))
+    assert found[0] is job
     assert len(found) > 1
     for read in found[1:]:
         rows, columns = (np.asarray(a, np.float64) for a in read.span.reader.factors)
-        image = np.asarray(task.span.h[3], np.float64).reshape(8, 8)
+        image = np.asarray(job.span.h[3], np.float64).reshape(8, 8)
         expected = (rows.T @ image @ columns).ravel()
         np.testing.assert_allclose(read.span.h[3], expected, atol=1e-4)
         # What the directions take is not there for the rest.
-        assert task.room - read.room >= 4 * (rows.size + columns.size) - 8
+        assert job.room - read.room >= 4 * (rows.size + columns.size) - 8
 
 
-def test_short_axes_and_hidden_vectors_are_read_as_they_are(task, network, calibration):
-    hidden = prepare("koopman", network, calibration, "1.2x", 1, None, None, KEY)
+def test_short_axes_and_hidden_vectors_are_read_as_they_are(job, network, calibration):
+    hidden = posed(network, calibration, "1.2x", 1)
     assert hidden.ends[0] != "input"
     assert list(readings(hidden)) == [hidden]
     model = models.MLP((6, 8, 3), rngs=nnx.Rngs(0))
     x = jax.random.normal(KEY, (200, 6))
-    short = prepare("koopman", model, x, "1x", None, None, None, KEY)
+    short = posed(model, x, "1x")
     assert list(readings(short)) == [short]
 
 
-def test_slopes_of_what_is_read_are_those_of_the_chain_rule(task):
-    read = behind_axes(task, (8, 8), (8, 8))
+def test_slopes_of_what_is_read_are_those_of_the_chain_rule(job):
+    read = behind_axes(job, (8, 8), (8, 8))
     back = np.kron(*(np.asarray(a, np.float64) for a in read.span.reader.factors))
-    metric = jacobian_metric(task.span.parts, task.span.raw[:200], 10, task.span.key)
+    metric = jacobian_metric(job.span.parts, job.span.raw[:200], 10, job.span.key, centred=True)
     np.testing.assert_allclose(
         read.span.slopes(200), back.T @ metric @ back, atol=1e-4 * np.trace(metric)
     )
 
 
-def test_a_block_behind_directions_is_a_file_within_the_budget(task, tmp_path):
-    read = behind_axes(task, (8, 8), (5, 5))
+def test_a_block_behind_directions_is_a_file_within_the_budget(job, tmp_path):
+    read = behind_axes(job, (8, 8), (5, 5))
     found = search(read.problem, read.span, read.room, Clock(0.0))
     built = build(read, found)
     assert built.fits
     size = export.save(built.model, tmp_path / "m")
-    assert size <= task.problem.limit
+    assert size <= job.problem.limit
     again = export.load(tmp_path / "m")
-    x = task.problem.x[:9]
+    x = job.problem.x[:9]
     np.testing.assert_array_equal(again(x), built.model(x))
     assert built.score.value > 0.8
     assert read.span.reading() == {"directions": "5 of 8 x 5 of 8"}
 
 
-def test_directions_on_a_grid_take_fewer_bytes(task):
-    wide, narrow = behind_axes(task, (8, 8), (6, 6)), behind_axes(task, (8, 8), (6, 6), 4)
+def test_directions_on_a_grid_take_fewer_bytes(job):
+    wide, narrow = behind_axes(job, (8, 8), (6, 6)), behind_axes(job, (8, 8), (6, 6), 4)
     assert narrow.room > wide.room + 100
     for factor in narrow.span.reader.factors:
         assert all(len(np.unique(column)) < 64 for column in np.asarray(factor).T)
 
 
 def test_no_room_for_directions_is_no_task(network, calibration):
-    small = prepare("koopman", network, calibration, 420, None, None, None, KEY)
+    small = posed(network, calibration, 420)
     assert behind_axes(small, (8, 8), (6, 6)) is None
 
 
-def test_entries_of_k_fit_the_budget_and_are_refitted(task):
-    found = search(task.problem, task.span, task.room, Clock(0.0))
-    built = with_entries(task, found)
-    assert export.stored_bytes(built.model) <= task.problem.limit
-    assert export.stored_bytes(built.model) > 0.8 * task.problem.limit
+def test_entries_of_k_fit_the_budget_and_are_refitted(job):
+    found = search(job.problem, job.span, job.room, Clock(0.0))
+    built = with_entries(job, found)
+    assert export.stored_bytes(built.model) <= job.problem.limit
+    assert export.stored_bytes(built.model) > 0.8 * job.problem.limit
     count = built.setting.entries
     assert np.count_nonzero(built.k) == count
     assert count < built.k.size
     assert built.setting.as_dict(64)["entries of K"] == count
     # Whole observables at the same bytes are what the entries have to beat; they come near at
     # the least, on few samples.
-    assert built.score.value > build(task, found).score.value - 0.03
+    assert built.score.value > build(job, found).score.value - 0.03
 
 
-def test_entries_need_logits(task):
-    span = dataclasses.replace(task.span, logits=False)
-    found = search(task.problem, task.span, task.room, Clock(0.0))
-    assert with_entries(task._replace(span=span), found) is None
+def test_entries_need_logits(job):
+    span = dataclasses.replace(job.span, logits=False)
+    found = search(job.problem, job.span, job.room, Clock(0.0))
+    assert with_entries(job._replace(span=span), found) is None
 
 
 def test_refit_solves_on_the_entries_that_are_left():

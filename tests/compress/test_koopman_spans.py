@@ -53,7 +53,7 @@ def test_a_later_span_is_fitted_on_what_the_earlier_delivers(monkeypatch):
 
     seen = []
     original = spans.fit
-    monkeypatch.setattr(spans, "fit", lambda task, *a: seen.append(task) or original(task, *a))
+    monkeypatch.setattr(spans, "fit", lambda job, *a: seen.append(job) or original(job, *a))
     at = [("input", "layers.1/relu"), ("layers.1/relu", "output")]
     compress.koopman(small(), X, "1.5x", at=at, key=KEY)
     first, second = seen[-2:]
@@ -133,14 +133,17 @@ def test_time_bounds_the_search():
 
 
 def test_fewer_observables_than_ranks_make_a_dense_k(network, calibration):
-    from koopjax.compress._koopman_block import prepare
+    from koopjax.compress._koopman_block import on_span
     from koopjax.compress._koopman_build import build
+    from koopjax.compress._problem import pose
     from koopjax.compress._search import search
 
-    task = prepare("koopman", network, calibration, "10x", None, None, None, KEY)
-    found = search(task.problem, task.span, task.room, Clock(0.0))
+    job = on_span(
+        "koopman", pose("koopman", network, calibration, "10x", None, None, KEY), None, KEY
+    )
+    found = search(job.problem, job.span, job.room, Clock(0.0))
     columns = found.setting.columns[:5]
     setting = dataclasses.replace(found.setting, columns=columns, rank=7)
-    built = build(task, dataclasses.replace(found, setting=setting))
+    built = build(job, dataclasses.replace(found, setting=setting))
     assert built.k.shape == (5, 10)
     assert built.fits

@@ -68,10 +68,13 @@ def test_training_finds_the_plane_or_keeps_the_start(through, rate):
         if through:
             psi = _varpro.observe(frame, now, data[0])
             now = now._replace(operator=(_varpro.solved(psi, data[1]),))
-        return -float(_varpro.divergence(_varpro.predict(frame, now, data[0]), data[2]))
+        return -float(
+            _varpro.divergence(_varpro.predict(frame, now, data[0]), data[2], "classification")
+        )
 
     best, score = _varpro.train(
-        frame, state, data, tail=None, shape=((2,), jnp.float32), steps=120, rate=rate,
+        frame, state, data, tail=None, shape=((2,), jnp.float32), task="classification",
+        steps=120, rate=rate,
         through=through, look=look, key=jax.random.key(0),
     )  # fmt: skip
     assert score == look(best)

@@ -34,7 +34,9 @@ def compressed(request, network, calibration):
     """Every method's result at one budget."""
     method = compress.METHODS[request.param]
     budget = FIXED.get(request.param, BUDGET)
-    return request.param, method(network, calibration, budget, key=jax.random.key(1))
+    return request.param, method(
+        network, calibration, budget, key=jax.random.key(1), task="classification"
+    )
 
 
 def test_signature_and_docstring(compressed):
@@ -111,7 +113,9 @@ def test_it_is_better_than_chance_and_the_score_is_honest(compressed, digits, ne
 def test_the_same_key_gives_the_same_file(compressed, network, calibration):
     name, (model, _) = compressed
     budget = FIXED.get(name, BUDGET)
-    again, _ = compress.METHODS[name](network, calibration, budget, key=jax.random.key(1))
+    again, _ = compress.METHODS[name](
+        network, calibration, budget, key=jax.random.key(1), task="classification"
+    )
     for a, b in zip(jax.tree.leaves(nnx.state(model)), jax.tree.leaves(nnx.state(again)),
                     strict=True):  # fmt: skip
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

@@ -61,6 +61,21 @@ def test_the_order_is_near_the_best_support_of_each_size():
         assert mine <= 1.5 * min(errors) + 1e-12
 
 
+def test_entries_go_one_by_one_as_brute_force_has_it():
+    gram, w = moments(8, p=4, q=3)
+    removal = compress.removal_order(gram, w, alpha=0.0)
+    mask = np.ones(w.shape, bool)
+    for place in range(w.size - 1):
+        costs = {}
+        for entry in zip(*np.nonzero(mask), strict=True):
+            smaller = mask.copy()
+            smaller[entry] = False
+            costs[entry] = error_of(gram, w, oracle(gram, w, smaller))
+        gone = min(costs, key=lambda entry: costs[entry])
+        assert removal.rank[gone] == place
+        mask[gone] = False
+
+
 def test_errors_of_the_stages_are_those_of_the_refitted_rest():
     gram, w = moments(4, p=12, q=4)
     removal = compress.removal_order(gram, w, alpha=0.0, protect=(0,))

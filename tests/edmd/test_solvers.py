@@ -297,9 +297,9 @@ def test_settings_that_can_not_be_met():
     stats = edmd.Gram.from_batch(x, y)
     for solver, text in [
         (edmd.Ridge(-1.0), "alpha of at least 0"),
-        (edmd.TruncatedSVD(7), "rank from 1 to 6"),
-        (edmd.TruncatedSVD(0), "rank from 1 to 6"),
-        (edmd.ReducedRank(5), "rank from 1 to 4"),
+        (edmd.TruncatedSVD(7), "rank as a whole number from 1 to 6"),
+        (edmd.TruncatedSVD(0), "rank as a whole number from 1 to 6"),
+        (edmd.ReducedRank(5), "rank as a whole number from 1 to 4"),
         (edmd.ReducedRank(2, np.eye(3)), "metric of shape"),
         ("ridge", "a solver"),
     ]:

@@ -1,5 +1,7 @@
 """Models that the library does not know: the file holds their arrays, a template their code."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,6 +107,106 @@ def test_functions_and_plain_trees(tmp_path):
     code, back = export.load(path, model=(function, params))
     assert code is function
     np.testing.assert_array_equal(back["w"], params["w"])
+
+
+class Held(nnx.Module):
+    """Leaves that are no Variable's array: in plain containers, and a tree in a Variable."""
+
+    def __init__(self, seed, cell):
+        rngs = nnx.Rngs(seed)
+        self.means = nnx.data({"of": jnp.arange(4.0) + seed, "scale": np.full(4, 2.0 + seed)})
+        self.pair = nnx.BatchStat({"low": jnp.zeros(4) - seed, "high": jnp.ones(4) + seed})
+        self.cells = cell(rngs)
+        self.out = nnx.WeightNorm(nnx.Linear(3, 2, rngs=rngs), rngs=rngs)
+
+    def __call__(self, x):
+        pair = self.pair.get_value()
+        x = jnp.clip(x - self.means["of"], pair["low"], pair["high"]) * self.means["scale"]
+        return self.out(self.cells(x[:, None])[:, 0])
+
+
+def gru(rngs):
+    return nnx.RNN(nnx.GRUCell(4, 3, rngs=rngs), rngs=rngs)
+
+
+def test_a_module_with_more_than_variables_of_arrays(tmp_path):
+    model = Held(3, gru)
+    export.save(model, tmp_path / "held.kjx")
+    back = export.load(tmp_path / "held.kjx", model=Held(8, gru))
+    np.testing.assert_array_equal(back.means["of"], np.arange(4.0) + 3)
+    assert type(back.means["scale"]) is np.ndarray
+    np.testing.assert_array_equal(back.pair.get_value()["high"], np.full(4, 4.0))
+    with jax.numpy_rank_promotion("allow"):
+        np.testing.assert_array_equal(back(X), model(X))
+
+
+def test_functions_among_the_leaves_are_code(tmp_path):
+    net = lambda p, x: p["act"](x @ p["w"]) * p["n"]
+    params = {"act": jnp.tanh, "w": jnp.ones((4, 2)), "n": 3, "kind": "small"}
+    export.save((net, params), tmp_path / "f.kjx")
+    other = {"act": jnp.tanh, "w": jnp.zeros((4, 2)), "n": 1, "kind": "small"}
+    _, back = export.load(tmp_path / "f.kjx", model=(net, other))
+    assert back["act"] is jnp.tanh
+    assert (back["n"], back["kind"]) == (3, "small")
+    np.testing.assert_array_equal(back["w"], params["w"])
+    with pytest.raises(ValueError, match=r"expected numbers at .the array itself., got function"):
+        export.save(net, tmp_path / "bare.kjx")
+
+
+def test_a_bound_mode_is_bound_again(tmp_path):
+    class Scaled(nnx.Module):
+        def __init__(self, seed):
+            self.linear = nnx.Linear(4, 2, rngs=nnx.Rngs(seed))
+
+        def __call__(self, x, factor):
+            return self.linear(x) * factor
+
+    model = functools.partial(Scaled(0), factor=2.0)
+    export.save(model, tmp_path / "bound.kjx")
+    back = export.load(tmp_path / "bound.kjx", model=functools.partial(Scaled(1), factor=2.0))
+    np.testing.assert_array_equal(back(X), model(X))
+
+
+class Tied(nnx.Module):
+    def __init__(self, seed, tie):
+        self.a = nnx.Linear(8, 8, rngs=nnx.Rngs(seed))
+        self.b = nnx.Linear(8, 8, rngs=nnx.Rngs(seed + 1))
+        if tie == "array":
+            self.b.kernel = nnx.Param(self.a.kernel.get_value())
+        elif tie == "variable":
+            self.b.kernel = self.a.kernel
+
+
+@pytest.mark.parametrize("tie", ["array", "variable", "tree"])
+def test_what_two_names_share_is_stored_once_and_shared_again(tie, tmp_path):
+    w = jax.random.normal(KEY, (8, 8))
+    apart = export.stored_bytes({"a": w, "b": w + 1} if tie == "tree" else Tied(0, None))
+    model = {"a": w, "b": w} if tie == "tree" else Tied(0, tie)
+    stored = export.save(model, tmp_path / "tied.kjx")
+    assert stored <= apart - 4 * 64
+    template = {"a": w * 0, "b": w * 0} if tie == "tree" else Tied(5, tie)
+    back = export.load(tmp_path / "tied.kjx", model=template)
+    assert export.stored_bytes(back) == stored
+    if tie == "tree":
+        assert back["a"] is back["b"]
+        np.testing.assert_array_equal(back["b"], w)
+    else:
+        assert back.a.kernel.get_value() is back.b.kernel.get_value()
+        np.testing.assert_array_equal(back.b.kernel, model.a.kernel)
+    if tie != "variable":
+        forms = [array.form for array in export.describe(tmp_path / "tied.kjx").arrays]
+        assert forms.count("same") == 1
+
+
+def test_named_models_share_again_too(tmp_path):
+    model = models.MLP((8, 8, 8, 8), rngs=nnx.Rngs(0))
+    whole = export.stored_bytes(model)
+    model.layers[1].kernel.set_value(model.layers[0].kernel.get_value())
+    assert export.save(model, tmp_path / "m.kjx") < whole - 4 * 60
+    back = export.load(tmp_path / "m.kjx")
+    x = jax.random.normal(KEY, (3, 8))
+    np.testing.assert_array_equal(back(x), model(x))
+    assert back.layers[0].kernel.get_value() is back.layers[1].kernel.get_value()
 
 
 def test_dictionaries_from_code_need_a_template(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from koopjax import nn, observables
+from koopjax import edmd, nn, observables
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (20, 2))
@@ -57,9 +57,9 @@ def test_low_rank_is_the_best_of_that_rank():
             np.linalg.norm(product - whole), np.sqrt(np.sum(s[rank:] ** 2)), atol=1e-4
         )
     for rank in (0, 3):
-        with pytest.raises(ValueError, match="expected a rank between 1 and 2, got"):
+        with pytest.raises(ValueError, match="rank as a whole number from 1 to 2, got"):
             nn.from_koopman(fit, rank)
-    with pytest.raises(ValueError, match="steps of at least 1"):
+    with pytest.raises(ValueError, match="steps as a whole number of at least 1"):
         nn.from_koopman(fit, steps=0)
 
 
@@ -112,3 +112,16 @@ def test_the_block_of_a_real_fit_predicts_the_same():
     np.testing.assert_allclose(
         nn.from_koopman(square, steps=2)(X), square.predict(X, steps=2), rtol=1e-3, atol=1e-3
     )
+
+
+def test_steps_onto_another_dictionary_are_refused():
+    x = np.random.default_rng(0).uniform(-1, 1, (60, 2)).astype(np.float32)
+    for target in (observables.Orthogonal(1), observables.Monomials(1)):
+        onto = edmd.fit(observables.Monomials(1), x, 0.5 * x, target=target)
+        assert onto.matrix.shape == (3, 3)
+        np.testing.assert_allclose(nn.from_koopman(onto)(x), onto.predict(x), atol=1e-5)
+        with pytest.raises(ValueError, match="a square K to take several steps"):
+            nn.from_koopman(onto, steps=2)
+    generator = edmd.generator(observables.Monomials(1), x, lambda x: -x)
+    with pytest.raises(ValueError, match="a fit such as"):
+        nn.from_koopman(generator)

@@ -1,5 +1,7 @@
 """Sparse, clustered and quantised operators against the dense matrix in float64 NumPy."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -266,6 +268,25 @@ def test_k_means_is_near_the_best():
     np.testing.assert_allclose(errors[16], 0.0095, rtol=0.08)
 
 
+def test_no_codebook_of_its_size_is_better():
+    rng = np.random.default_rng(5)
+    matrix = np.concatenate([rng.normal(size=9), [0, 0, 30.0, -70, 71, 69]]).reshape(3, 5)
+    others = np.sort(matrix[matrix != 0])
+    operator = nn.Clustered.from_dense(matrix.astype(np.float32), 5)
+    assert operator.codebook.get_value().dtype == jnp.float32
+    least = min(
+        sum(np.sum((part - part.mean()) ** 2) for part in np.split(others, inner))
+        for inner in itertools.combinations(range(1, len(others)), 3)
+    )
+    error = np.sum((np.asarray(operator.to_dense(), np.float64) - matrix) ** 2)
+    np.testing.assert_allclose(error, least, rtol=1e-5)
+
+
+def test_integers_have_means_too():
+    operator = nn.Clustered.from_dense(np.array([[1, 2], [9, 10]]), 2)
+    np.testing.assert_allclose(operator.to_dense(), [[1.5, 1.5], [9.5, 9.5]])
+
+
 def test_weights_draw_the_codebook():
     matrix = np.linspace(-1, 1, 200, dtype=np.float32).reshape(20, 10)
     weights = np.where(matrix > 0.5, 100.0, 1e-3)
@@ -307,10 +328,12 @@ def test_errors_say_what_was_expected():
         (lambda: nn.Clustered.from_dense(MATRIX, 1), "a size from 2 to 65536, got 1"),
         (lambda: nn.Clustered.from_dense(MATRIX, 3, weights=ones), r"weights of shape \(30, 7\)"),
         (lambda: nn.Clustered.from_dense(MATRIX * np.nan, 3), "finite numbers in matrix"),
+        (lambda: nn.Clustered.from_dense(MATRIX, 2.5), "a whole number as size, got 2.5"),
+        (lambda: nn.Clustered.from_dense(MATRIX, 3, weights=MATRIX * np.inf), "finite and none"),
         (lambda: nn.Quantized(np.full((2, 2), 8), 0.1, bits=4), "codes from -7 to 7, got 8 to 8"),
         (lambda: nn.Quantized(np.ones((2, 3), int), ones), "a scale of shape"),
         (lambda: nn.Quantized(np.ones((2, 2)), 1.0), "codes of integers, got float64"),
-        (lambda: nn.Quantized.from_dense(MATRIX, 9), "bits from 2 to 8, got 9"),
+        (lambda: nn.Quantized.from_dense(MATRIX, 9), "bits as a whole number from 2 to 8, got 9"),
         (lambda: nn.Quantized.from_dense(MATRIX, 8, "rows"), "an axis among"),
         (lambda: jax.jit(nn.Sparse.from_dense)(MATRIX), "a concrete matrix, got a traced one"),
     ]

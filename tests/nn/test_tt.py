@@ -300,7 +300,7 @@ def test_a_fit_in_tt_format_becomes_a_block():
     np.testing.assert_array_equal(module.apply(variables, X), block(X))
     with pytest.raises(ValueError, match="steps=1 and lifted=False"):
         nn.from_koopman(fit, steps=2)
-    with pytest.raises(ValueError, match="a rank of at least 1"):
+    with pytest.raises(ValueError, match="rank as a whole number of at least 1"):
         nn.from_koopman(fit, 0)
 
 

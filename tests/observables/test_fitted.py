@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from koopjax import observables as ob
+from koopjax import edmd, observables as ob
 from koopjax.observables._kmeans import k_means, squared_distances
 from tests.observables.dictionaries import data
 
@@ -39,7 +39,7 @@ def test_rarely_active_units_do_not_blow_up():
     psi = ob.Standardize.fit(x)
     assert np.max(np.abs(psi(x))) <= 10.001
     assert np.abs(psi(np.ones(3, np.float32))[1]) <= 10.001
-    free = ob.Standardize.fit(x, limit=np.inf, floor=0.0)
+    free = ob.Standardize.fit(x, limit=np.inf)
     np.testing.assert_allclose(np.std(np.asarray(free(x)), axis=0), 1, atol=1e-3)
 
 
@@ -249,3 +249,114 @@ def test_a_fitted_kronecker_projection_keeps_what_varies_along_each_axis():
 def test_bad_axes_of_a_kronecker_projection(shape, ranks, words):
     with pytest.raises(ValueError, match=words):
         ob.Kronecker.fit(np.ones((3, 30), np.float32), shape, ranks)
+
+
+def spread_out(where):
+    """Samples whose distances cancel if they are taken as |x|² - 2 x·c + |c|²."""
+    rng = np.random.default_rng(3)
+    x = {
+        "wide": rng.uniform(-3e4, 3e4, (60, 2)),
+        "far": rng.normal(size=(60, 3)) + np.array([4e5, -7e5, 1e5]),
+        "clusters": rng.normal(size=(60, 2)) + 1e3 * rng.integers(-4, 5, (60, 2)),
+        "many": rng.normal(size=(60, 40)) + 1e4 * rng.integers(0, 2, (60, 1)),
+    }[where]
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("where", ["wide", "far", "clusters", "many"])
+def test_distances_have_the_digits_of_their_inputs(where):
+    x = spread_out(where)
+    c = x[::3] + np.float32(0.25)
+    difference = x[:, None].astype(np.float64) - c[None]
+    want = np.sum(difference**2, -1)
+    np.testing.assert_allclose(squared_distances(x, c), want, rtol=1e-5)
+    np.testing.assert_array_equal(np.diag(squared_distances(x, x)), 0)
+    psi = ob.GaussianRBF(c, jnp.float32(1.5))
+    np.testing.assert_allclose(psi(x), np.exp(-want / 4.5), atol=1e-5)
+    np.testing.assert_array_equal(np.diag(ob.GaussianRBF(x, 1.0)(x)), 1)
+
+
+def test_gradients_of_distances():
+    x = jnp.asarray(spread_out("wide")[:7])
+    square = lambda x, c: jnp.sum(jnp.sin(squared_distances(x, c) / 1e9))
+    own = jax.grad(square, (0, 1))(x, x)
+    assert all(np.all(np.isfinite(g)) for g in own)
+    c = x[:5] + 3
+    got = jax.jit(jax.grad(square, (0, 1)))(x, c)
+    a, b = np.asarray(x, np.float64), np.asarray(c, np.float64)
+    step = a[:, None] - b[None]
+    outer = (np.cos(np.sum(step**2, -1) / 1e9) * 2e-9)[..., None] * step
+    np.testing.assert_allclose(got[0], outer.sum(1), rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(got[1], -outer.sum(0), rtol=1e-3, atol=1e-9)
+    # The second derivative of a Gaussian at its centre, as a generator takes it.
+    at = lambda t: ob.GaussianRBF(c, 2.0)(c[:1] + t)[0, 0]
+    np.testing.assert_allclose(jax.grad(jax.grad(at))(0.0), -0.5, rtol=1e-5)
+    together = jax.vmap(squared_distances, (None, 0))(x, jnp.stack([c, x[:5]]))
+    np.testing.assert_array_equal(together[0], squared_distances(x, c))
+
+
+def test_k_means_of_tight_clusters_far_apart():
+    rng = np.random.default_rng(1)
+    middle = np.array([[0.0, 0], [0.5, 0], [9e3, 0], [9e3, 0.5], [0, 7e3], [0.5, 7e3]])
+    x = (np.repeat(middle, 30, axis=0) + 0.02 * rng.normal(size=(180, 2))).astype(np.float32)
+    centers = np.asarray(k_means(jnp.asarray(x), KEY, 6, 15), np.float64)
+    nearest = np.sum((x[:, None].astype(np.float64) - centers[None]) ** 2, -1)
+    within = x.reshape(6, 30, 2) - x.reshape(6, 30, 2).astype(np.float64).mean(1, keepdims=True)
+    assert np.sum(nearest.min(1)) < 1.01 * np.sum(within**2)
+    width = float(ob.GaussianRBF.fit(x, 6, KEY).bandwidth)
+    np.testing.assert_allclose(width, 2 * 0.5, rtol=0.05)
+
+
+@pytest.mark.parametrize("fit", ["array", "stream", "traced"])
+def test_standardize_in_any_units(fit):
+    z = np.random.default_rng(0).normal(size=(400, 8))
+    units = np.array([1e8, 1.0, 1e-30, 1e25, 0, 0, 1e-41, 1e-3])
+    x = (z * units + np.array([0, 0, 0, 0, 0.1, 1e7, 0, 1.0])).astype(np.float32)
+    if fit == "stream":
+        psi = ob.Standardize.fit(iter([x[:150], x[150:]]))
+    else:
+        psi = (jax.jit(ob.Standardize.fit) if fit == "traced" else ob.Standardize.fit)(x)
+    found = np.asarray(psi(x), np.float64)
+    np.testing.assert_allclose(found[:, [0, 1, 2, 3, 7]].std(0), 1, atol=1e-3)
+    # Constant to their own rounding, or below the normal numbers of float32.
+    np.testing.assert_array_equal(np.asarray(psi.scale)[4:7], 1)
+    assert np.abs(found[:, 4:7]).max() < 1
+    ranged = np.asarray(ob.Standardize.fit_range(x)(x))
+    assert np.all(np.isfinite(ranged))
+    assert np.abs(ranged).max() < 1.001
+
+
+def test_a_small_column_is_fitted_through_standardize():
+    z = np.random.default_rng(0).normal(size=(500, 2))
+    x = (z * np.array([3e7, 2e-6])).astype(np.float32)
+    y = (z[:, :1] - 0.5 * z[:, 1:] * z[:, :1]).astype(np.float32)
+    psi = ob.Compose(ob.Standardize.fit(x), ob.Monomials(2))
+    fit = edmd.fit(psi, x, y, target=ob.Identity())
+    assert np.max(np.abs(fit.predict(x) - y)) < 1e-4
+
+
+def test_whitening_in_any_units():
+    z = np.random.default_rng(0).normal(size=(300, 3))
+    x = (z * np.array([1e7, 1.0, 1e-4]) + np.array([0, 0, 0.1])).astype(np.float32)
+    x = np.concatenate([x, np.full((300, 1), 0.1, np.float32)], 1)
+    white = np.asarray(ob.Project.pca(x, 4, whiten=True)(x))
+    np.testing.assert_allclose(white[:, :3].std(0), 1, rtol=0.02)
+    assert np.abs(white[:, 3]).max() < 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (np.array([[1, 0.5], [0, 1]]), "symmetric"),
+        (np.diag([1.0, -1.0]), "positive semidefinite"),
+        (np.diag([1.0, np.nan]), "finite"),
+        (np.eye(3), "shape"),
+        ("metre", "numbers"),
+    ],
+)
+def test_what_is_no_metric_is_refused(metric, message):
+    x = np.asarray(data(50, 2))
+    with pytest.raises(ValueError, match=message):
+        ob.Project.pca(x, 1, metric=metric)
+    with pytest.raises(ValueError, match=message):
+        edmd.fit(ob.Identity(), x, x, target=ob.Identity(), solver=edmd.ReducedRank(1, metric))

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, pytree, static
-from koopjax.data.systems._flow import uniform
+from koopjax._core import as_numbers, as_whole, expected, pytree, static
+from koopjax.data.systems._flow import states, uniform
 
 #: A dense coefficient tensor of more entries than this is refused.
 _MOST_ENTRIES = 2**24
@@ -31,11 +31,12 @@ class FermiPastaUlam:
 
     def acceleration(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Accelerations at given positions."""
-        if x.shape[-1] != self.d:
+        x = as_numbers("systems.FermiPastaUlam: positions", x)
+        if x.ndim == 0 or x.shape[-1] != self.d:
             raise expected(
                 f"systems.FermiPastaUlam: positions of {self.d} masses",
                 f"shape {x.shape}",
-                f"FermiPastaUlam(d={x.shape[-1]})",
+                f"FermiPastaUlam(d={x.shape[-1] if x.ndim else 1})",
             )
         wall = jnp.zeros_like(x[..., :1])
         stretch = jnp.diff(x, axis=-1, prepend=wall, append=wall)
@@ -49,6 +50,8 @@ class FermiPastaUlam:
 
     def energy(self, x: Float[Array, "... 2d"]) -> Float[Array, "..."]:
         """Total energy of states `(positions, velocities)`, constant along the flow."""
+        d = as_whole("systems.FermiPastaUlam: masses d", self.d, 1)
+        x = states("FermiPastaUlam", x, 2 * d)
         q, v = x[..., : self.d], x[..., self.d :]
         wall = jnp.zeros_like(q[..., :1])
         stretch = jnp.diff(q, axis=-1, prepend=wall, append=wall)

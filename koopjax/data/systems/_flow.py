@@ -1,13 +1,16 @@
 """Integration in time, shared by the systems that have no closed-form flow."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import expected
+from koopjax._core import as_dtype, as_numbers, as_whole, check_number, expected
 
+MOST_SAMPLES = 1 << 31
 Drift = Callable[[Float[Array, "... d"]], Float[Array, "... d"]]
 
 
@@ -20,7 +23,10 @@ def runge_kutta(drift: Drift, x: Array, dt: Array | float, substeps: int) -> Arr
         dt: time.
         substeps: static.
     """
-    h = jnp.asarray(dt, x.dtype) / substeps
+    x = as_numbers("systems.runge_kutta: states", x)
+    if jnp.ndim(dt) == 0:
+        check_number("systems.runge_kutta: the time dt", dt, -math.inf)
+    h = jnp.asarray(dt, x.dtype) / as_whole("systems.runge_kutta: substeps", substeps, 1)
 
     def advance(x, _):
         k1 = drift(x)
@@ -36,9 +42,24 @@ def uniform(
     system: str, key: Array, n: int, d: int, low: float, high: float, dtype: jnp.dtype | type
 ) -> Float[Array, "n d"]:
     """Initial states, independent and uniform in a box."""
-    if n < 1:
-        raise expected(f"systems.{system}: at least one sample", f"n={n}", "n=1000")
-    return jax.random.uniform(key, (n, d), dtype, low, high)
+    n = as_whole(f"systems.{system}: at least one sample, n", n, 1, MOST_SAMPLES)
+    for name, bound in (("low", low), ("high", high)):
+        check_number(f"systems.{system}: the bound {name}", bound, -math.inf)
+    try:
+        jax.random.key_data(key)
+    except TypeError as error:
+        raise expected(
+            f"systems.{system}: a random key", f"{key!r:.60}", "jax.random.key(0)"
+        ) from error
+    return jax.random.uniform(key, (n, d), as_dtype("dtype", dtype), low, high)
+
+
+def states(system: str, x: Any, d: int) -> Float[Array, "... d"]:
+    """States as a user gives them, each of `d` numbers."""
+    x = as_numbers(f"systems.{system}: states", x)
+    if x.ndim == 0 or x.shape[-1] != d:
+        raise expected(f"systems.{system}: states (..., {d})", f"shape {x.shape}")
+    return x
 
 
 def trajectory(
@@ -51,6 +72,15 @@ def trajectory(
         x: initial state or states.
         steps: static.
     """
+
+    x = as_numbers("systems.trajectory: states", x)
+    steps = as_whole("systems.trajectory: steps", steps, 0)
+    after = jax.eval_shape(step, x)
+    if getattr(after, "shape", None) != x.shape or after.dtype != x.dtype:
+        raise expected(
+            f"systems.trajectory: a step from states {x.dtype}{x.shape} to such",
+            f"{getattr(after, 'dtype', '')}{getattr(after, 'shape', type(after).__name__)}",
+        )
 
     def advance(x, _):
         y = step(x)

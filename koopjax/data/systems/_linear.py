@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, matmul, pytree
-from koopjax.data.systems._flow import uniform
+from koopjax._core import as_numbers, expected, matmul, pytree
+from koopjax.data.systems._flow import states, uniform
 
 
 @pytree
@@ -32,8 +32,10 @@ class Linear:
 
     def step(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """The state after one step."""
-        matrix = jnp.asarray(self.matrix, x.dtype)
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or x.shape[-1] != len(matrix):
+        x = as_numbers("systems.Linear: states", x)
+        matrix = as_numbers("systems.Linear: the matrix", self.matrix).astype(x.dtype)
+        d = x.shape[-1:]
+        if x.ndim == 0 or matrix.shape != (*d, *d):
             raise expected(
                 "systems.Linear: states (..., d) and a matrix (d, d)",
                 f"{x.shape} and {matrix.shape}",
@@ -96,11 +98,13 @@ class SlowManifold:
 
     def drift(self, x: Float[Array, "... 2"]) -> Float[Array, "... 2"]:
         """Right-hand side of the differential equation."""
+        x = states("SlowManifold", x, 2)
         x1, x2 = x[..., 0], x[..., 1]
         return jnp.stack([self.mu * x1, self.lam * (x2 - x1**2)], axis=-1)
 
     def step(self, x: Float[Array, "... 2"]) -> Float[Array, "... 2"]:
         """The state after a time `dt`, exact."""
+        x = states("SlowManifold", x, 2)
         dt = jnp.asarray(self.dt, x.dtype)
         x1, x2 = x[..., 0], x[..., 1]
         b = self._b()

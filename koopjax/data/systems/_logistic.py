@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, pytree
+from koopjax._core import as_numbers, expected, pytree
 from koopjax.data.systems._flow import uniform
 
 
@@ -26,6 +26,7 @@ class Logistic:
 
     def step(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The state after one step."""
+        x = as_numbers("systems.Logistic: states", x)
         return self.r * x * (1.0 - x)
 
     def snapshots(

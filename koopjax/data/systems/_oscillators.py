@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax._core import pytree, static
-from koopjax.data.systems._flow import runge_kutta, uniform
+from koopjax.data.systems._flow import runge_kutta, states, uniform
 
 
 @pytree
@@ -28,12 +28,13 @@ class Duffing:
 
     def drift(self, x: Float[Array, "... 2"]) -> Float[Array, "... 2"]:
         """Right-hand side of the differential equation."""
+        x = states("Duffing", x, 2)
         q, v = x[..., 0], x[..., 1]
         return jnp.stack([v, -self.delta * v - self.alpha * q - self.beta * q**3], axis=-1)
 
     def step(self, x: Float[Array, "... 2"]) -> Float[Array, "... 2"]:
         """The state after a time `dt`."""
-        return runge_kutta(self.drift, x, self.dt, self.substeps)
+        return runge_kutta(self.drift, states("Duffing", x, 2), self.dt, self.substeps)
 
     def snapshots(
         self, key: Array, n: int, *, low: float = -2.0, high: float = 2.0, dtype: Any = jnp.float32
@@ -44,6 +45,7 @@ class Duffing:
 
     def energy(self, x: Float[Array, "... 2"]) -> Float[Array, "..."]:
         """`ẋ²/2 + α x²/2 + β x⁴/4`: constant for δ = 0, else it falls at the rate `δ ẋ²`."""
+        x = states("Duffing", x, 2)
         q, v = x[..., 0], x[..., 1]
         return v**2 / 2 + self.alpha * q**2 / 2 + self.beta * q**4 / 4
 
@@ -88,12 +90,13 @@ class VanDerPol:
 
     def drift(self, x: Float[Array, "... 2"]) -> Float[Array, "... 2"]:
         """Right-hand side of the differential equation."""
+        x = states("VanDerPol", x, 2)
         q, v = x[..., 0], x[..., 1]
         return jnp.stack([v, self.mu * (1.0 - q**2) * v - q], axis=-1)
 
     def step(self, x: Float[Array, "... 2"]) -> Float[Array, "... 2"]:
         """The state after a time `dt`."""
-        return runge_kutta(self.drift, x, self.dt, self.substeps)
+        return runge_kutta(self.drift, states("VanDerPol", x, 2), self.dt, self.substeps)
 
     def snapshots(
         self, key: Array, n: int, *, low: float = -2.0, high: float = 2.0, dtype: Any = jnp.float32

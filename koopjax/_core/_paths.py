@@ -1,0 +1,63 @@
+"""Paths that users give, and the JSON behind them."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from koopjax._core._arrays import expected
+
+
+def as_path(what: str, path: Any) -> pathlib.Path:
+    """A path from a user's argument.
+
+    Args:
+        what: completes "expected a path of ...".
+        path: text or an `os.PathLike` of text.
+
+    Raises:
+        ValueError: neither, or text that no file system takes as a name.
+    """
+    try:
+        text = os.fspath(path)
+        named = isinstance(text, str) and b"\0" not in os.fsencode(text)
+    except (TypeError, UnicodeEncodeError):
+        text, named = None, False
+    if not named or not isinstance(text, str):
+        raise expected(f"a path of {what}", f"{path!r:.60}", "its name as text, or a pathlib.Path")
+    return pathlib.Path(text)
+
+
+def existing(what: str, path: Any, suggestion: str = "") -> pathlib.Path:
+    """The path of a file that is there.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, OSError: nothing there, a folder, or out of reach.
+        ValueError: as `as_path`.
+    """
+    place = as_path(what, path)
+    end = f"; try {suggestion}" if suggestion else ""
+    try:
+        if place.is_dir():
+            raise IsADirectoryError(f"expected {what}, got the folder {place}; try a file in it")
+        place.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"expected {what} at {place}, got nothing there{end}") from None
+    except IsADirectoryError:
+        raise
+    except OSError as error:
+        raise OSError(
+            error.errno, f"expected {what} at {str(place)[:200]}, got: {error.strerror}{end}"
+        ) from None
+    return place
+
+
+def read_json(what: str, path: pathlib.Path) -> Any:
+    """The JSON in a file; lists too deep and numbers too long count as damaged, too."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise expected(
+            f"JSON of {what} in {path}", f"something else ({why})", "writing it again"
+        ) from error

@@ -1,0 +1,93 @@
+"""Calls with wrong arguments: right, or one line of the package's own. Small here, large by `slow`.
+
+`python -m tests.fuzz --calls 10000 --out counts.json` does the same in processes of its own, goes
+on where it was stopped, and counts what it found by class and by place.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from koopjax import edmd, observables as ob
+from tests.fuzz import calls, damage, values
+from tests.fuzz.judge import RIGHT, VISIBLE, Outcome, judge_error, judge_result
+from tests.fuzz.verbs import VERBS, X, Y
+
+FINE = (*RIGHT, *VISIBLE)
+# Quick ones, in which most arrays and settings enter.
+QUICK = [
+    "observables.Monomials.__call__", "observables.Standardize.fit", "edmd.Gram.from_batch",
+    "edmd.Ridge", "tt.add", "tt.norm", "tt.from_dense", "tt.rank_one", "tt.clip_ranks",
+    "nn.Clustered.from_dense", "nn.Quantized.from_dense", "models.accuracy", "models.cross_entropy",
+    "analysis.evaluate", "analysis.confusion", "compress.Budget.parse", "compress.matrix_curves",
+    "export.save of an array", "export.load", "data.read_idx", "sweep.Table.best",
+    "surgery.find", "report.write_atomically",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_right_calls_are_right(name):
+    assert calls.run(calls.Call(name)) == Outcome("right")
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.sampled_from(QUICK), st.data())
+def test_wrong_arguments_are_taken_rightly_or_refused_in_one_line(name, data):
+    arguments = VERBS[name].needed
+    argument = data.draw(st.sampled_from(list(arguments)))
+    own = values.KINDS[arguments[argument].kind]
+    how = data.draw(st.sampled_from([*own, *values.ANY]))
+    call = calls.Call(name, (), ((argument, how),))
+    outcome = calls.run(call)
+    assert outcome is None or outcome.kind in FINE, (str(call), outcome)
+
+
+def test_what_is_wrong_is_told_apart():
+    verb = VERBS["edmd.fit and predict"]
+
+    def outcome(function, **arguments):
+        try:
+            return judge_result(verb, function(), arguments).kind
+        except Exception as error:
+            return judge_error(error, True).kind
+
+    given = {"psi": ob.Monomials(1), "x": X, "y": Y}
+    fit = edmd.fit(**given, target=ob.Identity())
+    assert outcome(lambda: (fit, fit.predict(X)), **given) == "right"
+    assert outcome(lambda: (fit, 1.1 * fit.predict(X)), **given) == "wrong value"
+    assert outcome(lambda: (fit, fit.predict(X) * jnp.nan), **given) == "silent NaN"
+    assert outcome(lambda: (fit, fit.predict(X) / 0), **given) in ("silent NaN", "overflow")
+    hidden = np.ma.MaskedArray(X, X > 0.5)
+    assert outcome(lambda: (fit, fit.predict(X)), **{**given, "x": hidden}) == "wrong value"
+    assert outcome(lambda: edmd.fit(**{**given, "x": X[:3]})) == "refused"
+    assert outcome(lambda: jnp.ones(3) @ jnp.ones(4)) == "foreign error"
+    assert outcome(lambda: np.zeros(1 << 60)) == "out of memory"
+
+
+def test_a_number_draws_the_same_call_whatever_was_called_before():
+    first = calls.draw(0, 123)
+    calls.draw(0, 7)
+    assert calls.draw(0, 123) == first
+    assert len({str(calls.draw(0, i)) for i in range(50)}) > 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(100))
+def test_ten_thousand_calls(block):
+    found = {}
+    for number in range(100 * block, 100 * block + 100):
+        call = calls.draw(0, number)
+        outcome = calls.run(call)
+        if outcome is not None and outcome.kind not in FINE:
+            found[number] = (str(call), outcome)
+    assert not found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(10))
+def test_a_thousand_damaged_files(block):
+    for number in range(100 * block, 100 * block + 100):
+        case = damage.draw(0, number)
+        outcome = damage.run(case)
+        assert outcome is None or outcome.kind in FINE, (str(case), outcome)
