@@ -99,6 +99,7 @@ class Sampler:
         self.function = function
         self.batch_size = batch_size
         self.limit = limit
+        self.first = limit // (batch_size or 1) * (batch_size or 1)
         self.count = 0
         self.known: dict[bytes, Any] = {}
         self.dtype: Any = None
@@ -198,7 +199,7 @@ class _Cross:
         d = len(modes)
         self.behind = [np.zeros((int(k == d), d - k), np.int32) for k in range(d + 1)]
         self.cores: list[Host] | None = None
-        self.points = _draw(rng, modes, SAMPLES)
+        self.points = _draw(rng, modes, min(SAMPLES, sample.first))
         self.scale = 0.0
 
     def __call__(self, indices: Host) -> Host:

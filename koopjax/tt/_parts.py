@@ -123,7 +123,8 @@ def slice_(train: TensorTrain, index: Any) -> Any:
         parts[dots[0] : dots[0] + 1] = [slice(None)] * (d - len(parts) + 1)
     parts += [slice(None)] * (d - len(parts))
     with precise(train):
-        return _absorb([_cut(core, part, k) for k, (core, part) in enumerate(_zip(train, parts))])
+        pairs = _zip(even(train), parts)
+        return _absorb([_cut(core, part, k) for k, (core, part) in enumerate(pairs)])
 
 
 def _zip(train: TensorTrain, parts: list[Any]) -> Any:

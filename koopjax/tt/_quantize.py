@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,8 +12,6 @@ from koopjax.tt._range import even, placed
 from koopjax.tt._round import Budget, _require_concrete, right_orthogonal, svd, to_device, wide
 from koopjax.tt._support import T, check_modes, check_rtol, check_train, check_whole
 from koopjax.tt._trains import TensorTrain, TTMatrix
-
-_even = jax.jit(even)
 
 
 def _digits(n: int, base: int) -> int | None:
@@ -126,7 +123,7 @@ def dequantize(train: T, lengths: Sequence[int]) -> T:
     merged: list[Any] = []
     with precise(train):
         start = 0
-        cores = _even(train).cores
+        cores = even(train).cores
         for length in lengths:
             core = cores[start]
             for following in cores[start + 1 : start + length]:

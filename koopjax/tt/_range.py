@@ -184,6 +184,7 @@ def balanced(train: Any) -> tuple[Any, Int[Any, ""]]:
     return _rebuilt(train, _shifted(cores, _changes(columns))), columns[-1, 0]
 
 
+@jax.jit
 def even(train: Any) -> Any:
     """The same tensor from cores of one magnitude: what products of pairs of cores start from."""
     cores = _cores_of(train)
