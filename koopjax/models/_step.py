@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from koopjax._core import pytree
+from koopjax._core import as_array, as_numbers, expected, pytree
 from koopjax.models._forms import Form
 from koopjax.models._scores import answers, logits as pair_of
 
@@ -59,8 +59,17 @@ def cross_entropy(logits: Float[Array, "n ... classes"], y: Array) -> Float[Arra
         logits: `(n, classes)`, or with more axes for tokens.
         y: integer labels, or probabilities of the shape of `logits` (distillation).
     """
+    logits, y = as_numbers("the logits", logits), as_array("the labels", y)
+    labels = jnp.issubdtype(y.dtype, jnp.integer)
+    # of one logit a probability may come with or without its axis
+    shapes = (logits.shape[:-1], logits.shape) if logits.shape[-1:] == (1,) else (logits.shape,)
+    if logits.ndim < 2 or y.shape not in ((logits.shape[:-1],) if labels else shapes):
+        raise expected(
+            f"integer labels of the first axes of logits {logits.shape}, or probabilities of all",
+            f"{y.dtype}{list(y.shape)}",
+        )
     pair = pair_of(logits)
-    if jnp.issubdtype(y.dtype, jnp.integer):
+    if labels:
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(pair, y))
     if pair is not logits:
         y = y.reshape(*pair.shape[:-1], 1)
@@ -70,6 +79,9 @@ def cross_entropy(logits: Float[Array, "n ... classes"], y: Array) -> Float[Arra
 
 def squared_error(output: Float[Array, "n ..."], y: Float[Array, "n ..."]) -> Float[Array, ""]:
     """Mean squared error, for regression."""
+    output, y = as_numbers("the output", output), as_numbers("the targets", y)
+    if y.size != output.size:
+        raise expected(f"targets of the output's shape {output.shape}", f"shape {y.shape}")
     return jnp.mean((output - y.reshape(output.shape)) ** 2)
 
 
