@@ -181,7 +181,7 @@ def _encode(model: Any) -> bytes:
         entries = [Entry((name,), value) for name, value in arrays_of(model).items()]
         names = [spell(e.path) for e in entries]
         node = [TEMPLATE, str(reason), _marks(names), zlib.crc32("\n".join(names).encode())]
-    body: list[bytes] = [msgpack.packb(node)]
+    body: list[Any] = [msgpack.packb(node)]
     dtype = np.dtype(np.float32)
     claims = built_beside(node)
     arrays = [to_numpy(spell(entry.path), entry.value) for entry in entries]

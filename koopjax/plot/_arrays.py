@@ -65,7 +65,7 @@ def spectrum(eigenvalues: Any, residuals: Any = None, *, exact: Any = None) -> A
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Circle
 
-    z = np.atleast_1d(numbers("eigenvalues", eigenvalues, np.complex128))
+    z: Any = np.atleast_1d(numbers("eigenvalues", eigenvalues, np.complex128))
     with style():
         figure = new_figure(5.6 if residuals is not None else 4.6, 4.4)
         axes = figure.subplots()
@@ -92,7 +92,7 @@ def spectrum(eigenvalues: Any, residuals: Any = None, *, exact: Any = None) -> A
             ends = "min" if below else "neither"
             figure.colorbar(points, ax=axes, label="residual", shrink=0.85, extend=ends)
         if exact is not None:
-            e = np.atleast_1d(numbers("exact", exact, np.complex128))
+            e: Any = np.atleast_1d(numbers("exact", exact, np.complex128))
             axes.scatter(
                 e.real, e.imag, s=95, facecolor="none", edgecolor=INK, lw=1.0, zorder=4,
                 label="closed form",

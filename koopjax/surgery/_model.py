@@ -211,7 +211,7 @@ def _wrapped(model: Any) -> Any:
     return model if inner is None else _wrapped(inner)
 
 
-_TRANSFORMATIONS = tuple(str(pathlib.Path(p.__file__).parent) for p in (jax, flax))
+_TRANSFORMATIONS = tuple(str(pathlib.Path(str(p.__file__)).parent) for p in (jax, flax))
 
 
 def _define_pairs(
