@@ -37,6 +37,7 @@ def _top(a: Any, axis: Any = None) -> Any:
 def _exponent(top: Any) -> Any:
     """The `k` with `2^(k-1) <= top < 2^k`, `NONE` for zero: from the bits of the number."""
     if isinstance(top, np.ndarray | np.generic):
+        top = np.asarray(top)
         return np.where(top > 0, np.frexp(top)[1], NONE)
     top = top.astype(jnp.promote_types(top.dtype, jnp.float32))
     info = jnp.finfo(top.dtype)
