@@ -37,7 +37,8 @@ def _top(a: Any, axis: Any = None) -> Any:
 def _exponent(top: Any) -> Any:
     """The `k` with `2^(k-1) <= top < 2^k`, `NONE` for zero: from the bits of the number."""
     if isinstance(top, np.ndarray | np.generic):
-        return np.where(np.greater(top, 0), np.frexp(top)[1], NONE)
+        top = np.asarray(top)
+        return np.where(top > 0, np.frexp(top)[1], NONE)
     top = top.astype(jnp.promote_types(top.dtype, jnp.float32))
     info = jnp.finfo(top.dtype)
     bits = jax.lax.bitcast_convert_type(top, f"int{info.bits}") >> info.nmant
