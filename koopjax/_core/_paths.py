@@ -7,6 +7,8 @@ from typing import Any
 
 from koopjax._core._arrays import expected
 
+LONGEST = 255  # bytes of one name, on the file systems in use
+
 
 def as_path(what: str, path: Any) -> pathlib.Path:
     """A path from a user's argument.
@@ -21,6 +23,7 @@ def as_path(what: str, path: Any) -> pathlib.Path:
     try:
         text = os.fspath(path)
         named = isinstance(text, str) and b"\0" not in os.fsencode(text)
+        named = named and all(len(os.fsencode(part)) <= LONGEST for part in text.split(os.sep))
     except (TypeError, UnicodeEncodeError):
         text, named = None, False
     if not named or not isinstance(text, str):

@@ -12,7 +12,7 @@ from koopjax._core._arrays import expected, is_tracing
 
 def _scalar(value: Any) -> int | float:
     """The Python number in a scalar of Python, NumPy or JAX; NaN for whatever else."""
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, bool | np.bool_) or value is np.ma.masked:
         return math.nan
     # An array of one number has a dtype, and is no array of objects or of text.
     if getattr(value, "ndim", None) == 0 and getattr(value.dtype, "kind", "O") in "iufV":

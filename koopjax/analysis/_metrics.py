@@ -9,9 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from koopjax import models, surgery
-from koopjax._core import as_numbers, expected, matmul, read
+from koopjax._core import as_numbers, as_whole, expected, matmul, read
 
 _score = jax.jit(models.compare, static_argnames=("task", "score_fn"))
+
+
+MOST_CLASSES = 1 << 14  # their table of counts takes 2 GiB
 
 
 def evaluate(
@@ -123,9 +126,8 @@ def confusion(labels: Any, answers: Any, classes: int) -> Int[np.ndarray, "c c"]
         classes: number of classes.
     """
     labels, answers = np.ravel(read("labels", labels)), np.asarray(read("answers", answers))
-    answers = np.ravel(answers if answers.ndim == 1 else models.answers(answers))
-    if not isinstance(classes, int | np.integer) or classes < 1:
-        raise expected("a positive number of classes", f"{classes!r}")
+    answers = np.ravel(answers if answers.ndim < 2 else models.answers(answers))
+    classes = as_whole("a positive number of classes", classes, 1, MOST_CLASSES)
     if labels.shape != answers.shape:
         raise expected(f"{labels.shape[0]} answers, one a label", f"{answers.shape[0]}")
     for name, values in (("labels", labels), ("answers", answers)):
@@ -133,4 +135,5 @@ def confusion(labels: Any, answers: Any, classes: int) -> Int[np.ndarray, "c c"]
             raise expected(f"integer {name}", f"{values.dtype}", f"{name}.astype(int)")
         if values.size and (values.min() < 0 or values.max() >= classes):
             raise expected(f"{name} from 0 to {classes - 1}", f"{values.min()} to {values.max()}")
+    labels = labels.astype(np.int64)  # the products of narrow ones wrap
     return np.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes)

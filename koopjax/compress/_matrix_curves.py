@@ -59,7 +59,7 @@ def matrix_curves(
         for name, a in (("gram", gram), ("cross", cross))
     )
     p = len(gram) if gram.ndim else 0
-    if gram.shape != (p, p) or cross.ndim != 2 or len(cross) != p:
+    if gram.shape != (p, p) or cross.ndim != 2 or len(cross) != p or not cross.size:
         raise expected("a Gram matrix (p, p) and moments (p, q)", f"{gram.shape}, {cross.shape}")
     for name, values in (("shares", shares), ("methods", methods)):
         if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):

@@ -79,6 +79,8 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
         raise expected(f"an array at {name}", "only its shape", "a model with its numbers")
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         raise expected(f"numbers at {name}", "a random key", "a model without it")
+    if np.ma.is_masked(value):
+        raise expected(f"numbers at {name}", "masked entries", "filling them")
     array = np.asarray(value)
     if array.dtype.kind in "OUSVMm" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise expected(f"numbers at {name}", type(value).__name__)

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from koopjax._core import ModeError, as_array, expected, trace_inference
+from koopjax._core import ModeError, as_array, expected, read, trace_inference
 from koopjax.models._forms import Form, form_of, named_leaves
 from koopjax.models._scores import answers, compare, read_task
 
@@ -225,6 +225,7 @@ def accuracy(
             that the model does not take.
     """
     x = as_array("models.accuracy: x", x)
+    y = read("models.accuracy: y", y)
     check_samples("models.accuracy", x, y)
     out = output_like(model, x)
     form, params, rest = form_of(model)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from koopjax._core import as_array, as_numbers, expected, pytree
+from koopjax._core import as_array, as_numbers, expected, is_tracing, pytree
 from koopjax.models._forms import Form
 from koopjax.models._scores import answers, logits as pair_of
 
@@ -60,16 +60,22 @@ def cross_entropy(logits: Float[Array, "n ... classes"], y: Array) -> Float[Arra
         y: integer labels, or probabilities of the shape of `logits` (distillation).
     """
     logits, y = as_numbers("the logits", logits), as_array("the labels", y)
+    if logits.ndim < 1:
+        raise expected("logits of at least one sample", "one number")
+    pair = pair_of(logits)
     labels = jnp.issubdtype(y.dtype, jnp.integer)
     # of one logit a probability may come with or without its axis
-    shapes = (logits.shape[:-1], logits.shape) if logits.shape[-1:] == (1,) else (logits.shape,)
-    if logits.ndim < 2 or y.shape not in ((logits.shape[:-1],) if labels else shapes):
+    fits = y.shape == logits.shape or (pair is not logits and y.shape == pair.shape[:-1])
+    if not (y.shape == pair.shape[:-1] if labels else fits):
         raise expected(
             f"integer labels of the first axes of logits {logits.shape}, or probabilities of all",
             f"{y.dtype}{list(y.shape)}",
         )
-    pair = pair_of(logits)
     if labels:
+        if not is_tracing(y) and y.size and not 0 <= int(y.min()) <= int(y.max()) < pair.shape[-1]:
+            raise expected(
+                f"labels from 0 to {pair.shape[-1] - 1}", f"{int(y.min())} to {int(y.max())}"
+            )
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(pair, y))
     if pair is not logits:
         y = y.reshape(*pair.shape[:-1], 1)

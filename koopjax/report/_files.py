@@ -65,9 +65,14 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> int:
     An interruption or a full disk leaves the previous file as it was and no litter beside it.
     """
     target = as_path("the file to write", path)
+    if not target.name or target.is_dir():
+        raise expected("a path of the file to write", f"the folder {target}", "a file in it")
     if not isinstance(content, str | bytes):
         raise expected("text or bytes to write", type(content).__name__)
-    data = content.encode() if isinstance(content, str) else content
+    try:
+        data = content.encode() if isinstance(content, str) else content
+    except UnicodeEncodeError as error:
+        raise expected("text that UTF-8 can hold", str(error)[:80]) from None
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".{target.name}.{os.getpid()}.partial"
     try:

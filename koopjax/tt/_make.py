@@ -18,7 +18,10 @@ from koopjax.tt._trains import TensorTrain, TTMatrix
 
 
 def _listed(name: str, arrays: Any) -> Any:
-    if not isinstance(arrays, list | tuple | np.ndarray | jax.Array) or np.ndim(arrays[:0]) < 1:
+    if (
+        not isinstance(arrays, list | tuple | np.ndarray | jax.Array)
+        or getattr(arrays, "ndim", 1) < 1
+    ):
         raise expected(f"a list of {name}", f"{arrays!r:.60}")
     return arrays
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import expected, pytree
+from koopjax._core import expected, pytree, read
 from koopjax.tt._support import check_modes
 
 
@@ -95,7 +95,7 @@ def was_clipped(rank: Any, wanted: Sequence[int], most: Sequence[int]) -> bool:
 
 def as_ranks(d: int, rank: Any) -> tuple[int, ...]:
     """One rank or a sequence of them as `d + 1` ranks, each at least 1."""
-    given = np.asarray(rank)
+    given = np.asarray(read("the rank", rank))
     if given.ndim > 1 or not np.issubdtype(given.dtype, np.integer):
         raise expected("a whole number as rank, or a sequence of them", f"{rank!r}")
     if given.ndim == 0:

@@ -24,6 +24,8 @@ def as_floating(name: str, array: Any) -> Array:
     array = read(name, array)
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return as_numbers(name, array)
+    if array.dtype.itemsize < 2:
+        raise expected(f"numbers of 16 bits or more in {name}", f"dtype {array.dtype}")
     if listed:  # numbers of Python have no digits of their own to keep
         return jnp.asarray(array)
     with precise(jax.ShapeDtypeStruct((), array.dtype)):

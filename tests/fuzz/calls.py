@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import signal
+import tempfile
 import traceback
 import warnings
 from typing import Any
@@ -18,6 +20,7 @@ from tests.fuzz.verbs import VERBS, Verb
 # in this order, which the numbers of calls depend on
 for _name in ("fits", "trains", "networks", "tools"):
     importlib.import_module(f"tests.fuzz.{_name}")
+_EMPTY = tempfile.mkdtemp(prefix="fuzz")
 NAMES = list(VERBS)
 WEIGHTS = np.array([v.weight for v in VERBS.values()])
 
@@ -85,7 +88,8 @@ def run(call: Call, limit: float = 60.0, show: bool = False) -> Outcome | None:
         signal.signal(signal.SIGPROF, alarm)
         signal.setitimer(signal.ITIMER_PROF, limit)
         try:
-            result = verb.call(**given)
+            with contextlib.chdir(_EMPTY):  # a word may be taken for a file's name
+                result = verb.call(**given)
             signal.setitimer(signal.ITIMER_PROF, 0)
         except (Exception, Hang) as error:
             signal.setitimer(signal.ITIMER_PROF, 0)

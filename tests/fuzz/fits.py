@@ -77,7 +77,7 @@ evaluate("Compose", ob.Compose(ob.Standardize.fit(X), ob.Monomials(2)))
 def standardised(x: np.ndarray) -> Any:
     spread = x.std(0)
     far = np.abs((x - x.mean(0)) / np.where(spread > 0, spread, 1)).max() > 9
-    if len(x) < 3 or far or np.any(spread < 1e-3 * np.abs(x).max()):
+    if len(x) < 3 or far or spread.max() < 1e-36 or np.any(spread < 1e-3 * np.abs(x).max()):
         return None  # constant and far columns have rules of their own
     return (x - x.mean(0)) / spread
 

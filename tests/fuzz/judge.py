@@ -209,7 +209,8 @@ def _compare(verb: Verb, result: Any, arguments: dict[str, Any]) -> Outcome:
     if not np.isfinite(largest) or largest > 1e37 or largest < 1e-36:
         return Outcome("right", "", "not compared")
     off = float(np.max(np.abs(got - want), initial=0.0)) / largest
-    if not off <= verb.tolerance:
+    short = any(a.dtype.itemsize <= 2 for value in arguments.values() for a in leaves(value))
+    if not off <= (0.02 if short else verb.tolerance):
         return Outcome("wrong value", verb.name, f"off by {off:.2g} of the largest")
     return Outcome("right")
 
