@@ -220,10 +220,9 @@ def held(name: str, x: Any) -> Array:
         ValueError: a finite number that does not fit in float32, an integer that would wrap.
     """
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-    if dtype == x.dtype:
+    # What JAX holds already it holds, whatever is asked of new arrays.
+    if dtype == x.dtype or isinstance(x, jax.Array):
         return jnp.asarray(x)
-    if is_tracing(x) or not getattr(x, "is_fully_addressable", True):
-        return x.astype(dtype)
     return jax.device_put(_cut(name, np.asarray(x), dtype))
 
 

@@ -15,6 +15,7 @@ _MOST = 256  # what is remembered keeps its function alive, and the arrays it cl
 
 #: Settings of JAX that change what is traced, each with what sets it for a while.
 _SETTINGS: dict[str, Callable[[Any], Any]] = {
+    "jax_disable_jit": jax.disable_jit,
     "jax_enable_x64": jax.enable_x64,
     "jax_default_matmul_precision": jax.default_matmul_precision,
     "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,

@@ -417,7 +417,7 @@ def test_one_output_is_measured_by_r2_and_a_logit_by_its_sign():
     net = lambda p, x: jnp.tanh(x @ p[0]) @ p[1]
     x = random.normal(size=(400, 4)).astype(np.float32)
     common = {"key": KEY, "dictionaries": {"affine": TWO["affine"]}, "ranks": (), "stored": False}
-    common |= {"at": ("input", "tanh"), "logits": False}
+    common |= {"at": ("input", "params.0/tanh"), "logits": False}
     found = analysis.ladder((net, w), x[:200], x_test=x[200:], **common)
     out = np.asarray(net(w, x[200:]), np.float64)
     identity = x[200:] @ np.asarray(w[1], np.float64)

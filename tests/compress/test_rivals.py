@@ -135,7 +135,7 @@ NAMES = ["svd", "tensor_train", "kmeans", "int8", "int4", "deep_compression"]
 @pytest.mark.parametrize("name", NAMES)
 def test_a_layer_without_a_bias_and_a_model_without_a_name(name, calibration, tmp_path):
     model = Biasless(nnx.Rngs(0))
-    made = compress.METHODS[name](model, calibration[:600], "2x", key=KEY)
+    made = compress.METHODS[name](model, calibration[:600], "2x", task="classification", key=KEY)
     x = calibration[:40]
     export.save(made.model, tmp_path / "m")
     again = export.load(tmp_path / "m", model=made.model)

@@ -137,6 +137,7 @@ def test_what_can_not_be_cross_validated():
     for folds in (1, 41, np.zeros(40, int), np.zeros(3, int)):
         with pytest.raises(ValueError, match="expected"):
             edmd.accumulate(Identity(), x, y, folds=folds)
-    bad = stacked.scale(np.nan)
+    with jax.enable_x64(True):
+        bad = jax.tree.map(lambda a: a * np.nan, stacked)
     result = edmd.solve(bad, edmd.CrossValidated(edmd.Ridge(), ALPHAS)).result
     assert int(result) == NONFINITE_DATA

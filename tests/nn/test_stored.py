@@ -329,7 +329,10 @@ def test_errors_say_what_was_expected():
         (lambda: nn.Clustered.from_dense(MATRIX, 3, weights=ones), r"weights of shape \(30, 7\)"),
         (lambda: nn.Clustered.from_dense(MATRIX * np.nan, 3), "finite numbers in matrix"),
         (lambda: nn.Clustered.from_dense(MATRIX, 2.5), "a whole number as size, got 2.5"),
-        (lambda: nn.Clustered.from_dense(MATRIX, 3, weights=MATRIX * np.inf), "finite and none"),
+        (
+            lambda: nn.Clustered.from_dense(MATRIX, 3, weights=np.full((30, 7), np.inf)),
+            "finite and none",
+        ),
         (lambda: nn.Quantized(np.full((2, 2), 8), 0.1, bits=4), "codes from -7 to 7, got 8 to 8"),
         (lambda: nn.Quantized(np.ones((2, 3), int), ones), "a scale of shape"),
         (lambda: nn.Quantized(np.ones((2, 2)), 1.0), "codes of integers, got float64"),
