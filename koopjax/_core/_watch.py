@@ -15,7 +15,6 @@ _MOST = 256  # what is remembered keeps its function alive, and the arrays it cl
 
 #: Settings of JAX that change what is traced, each with what sets it for a while.
 _SETTINGS: dict[str, Callable[[Any], Any]] = {
-    "jax_disable_jit": jax.disable_jit,
     "jax_enable_x64": jax.enable_x64,
     "jax_default_matmul_precision": jax.default_matmul_precision,
     "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
@@ -84,7 +83,8 @@ def note(key: Hashable, function: Callable[..., Any], *arguments: Any, closed: A
 
     def trace() -> Any:
         # A function of its own each time, or JAX would remember the trace.
-        return jax.make_jaxpr(lambda *values: function(*values))(*shapes)
+        with jax.disable_jit(False):  # else two traces of one function could differ
+            return jax.make_jaxpr(lambda *values: function(*values))(*shapes)
 
     closed = trace() if closed is None else closed
     if is_tracing(closed.consts):  # what closes over traced arrays must not outlive their trace
