@@ -214,7 +214,7 @@ def as_states(name: str, x: Any, *trees: Any) -> Any:
 
 
 def held(name: str, x: Any) -> Array:
-    """What `read` gave, as JAX holds it here: float64 and 64-bit integers under x64 only.
+    """What `read` gave, as JAX holds it here: of NumPy, 64 bits under x64 only.
 
     Raises:
         ValueError: a finite number that does not fit in float32, an integer that would wrap.
