@@ -83,8 +83,10 @@ from koopjax._core._results import (
 )
 from koopjax._core._settings import (
     as_dtype as as_dtype,
+    as_flag as as_flag,
     as_whole as as_whole,
     check_dictionary as check_dictionary,
+    check_key as check_key,
     check_number as check_number,
 )
 from koopjax._core._watch import (
@@ -109,6 +111,7 @@ __all__ = [
     "Static",
     "as_array",
     "as_dtype",
+    "as_flag",
     "as_integers",
     "as_numbers",
     "as_path",
@@ -121,6 +124,7 @@ __all__ = [
     "check",
     "check_dictionary",
     "check_finite",
+    "check_key",
     "check_metric",
     "check_number",
     "codebooks",

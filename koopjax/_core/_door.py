@@ -308,6 +308,10 @@ def held_leaves(tree: Any) -> Any:
             return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
         if isinstance(leaf, int):
             return leaf if abs(leaf) < 2**31 else float(leaf)
+        if isinstance(leaf, float) and np.isfinite(leaf):
+            # A number of Python's has no dtype of its own, and stays one if it fits.
+            _cut("a dictionary", np.asarray(leaf), jax.dtypes.canonicalize_dtype(float))
+            return leaf
         if isinstance(leaf, jax.Array | float | complex | jax.ShapeDtypeStruct):
             return leaf
         if not isinstance(leaf, np.ndarray | np.generic):

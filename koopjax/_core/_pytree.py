@@ -7,6 +7,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import numpy as np
 
+from koopjax._core._door import read
 from koopjax._core._watch import version
 
 T = TypeVar("T")
@@ -142,6 +143,11 @@ def take_apart(tree: Any) -> tuple[Outline, list[tuple[Any, Any]]]:
         tree: any pytree.
     """
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    # Of NumPy any byte order, no text, none masked.
+    pairs = [
+        (path, read(jax.tree_util.keystr(path), leaf) if isinstance(leaf, np.ndarray) else leaf)
+        for path, leaf in pairs
+    ]
     statics = tuple(None if is_array(leaf) else Static(leaf) for _, leaf in pairs)
     return Outline(treedef, statics), [pair for pair in pairs if is_array(pair[1])]
 

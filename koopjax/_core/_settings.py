@@ -4,15 +4,20 @@ import math
 import numbers
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from koopjax._core._arrays import expected, is_tracing
 
+#: A count that an array may have, and a loop run through.
+MOST = 2**31 - 1
+
 
 def _scalar(value: Any) -> int | float:
     """The Python number in a scalar of Python, NumPy or JAX; NaN for whatever else."""
-    if isinstance(value, bool | np.bool_) or value is np.ma.masked:
+    # A masked scalar is an array that calls itself a real number.
+    if isinstance(value, bool | np.bool_ | np.ma.MaskedArray):
         return math.nan
     # An array of one number has a dtype, and is no array of objects or of text.
     if getattr(value, "ndim", None) == 0 and getattr(value.dtype, "kind", "O") in "iufV":
@@ -25,19 +30,19 @@ def _scalar(value: Any) -> int | float:
         return math.nan
 
 
-def as_whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+def as_whole(name: str, value: Any, least: int, most: int = MOST) -> int:
     """A count: a whole number from `least` to `most`, also as NumPy and JAX write it.
 
     Args:
         name: completes "expected ... as a whole number".
         value: what a user gives.
         least: smallest that is allowed.
-        most: largest that is allowed; None for no limit.
+        most: largest that is allowed; by default what a shape may be.
     """
     number = _scalar(value)
     whole = isinstance(number, int) or number.is_integer()
-    if not whole or number < least or (most is not None and number > most):
-        limit = f"of at least {least}" if most is None else f"from {least} to {most}"
+    if not whole or not least <= number <= most:
+        limit = f"from {least} to {most}" if number > least else f"of at least {least}"
         raise expected(f"{name} as a whole number {limit}", f"{value!r:.60}")
     return int(number)
 
@@ -71,6 +76,32 @@ def as_dtype(name: str, value: Any) -> np.dtype:
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or not 2 <= dtype.itemsize <= 8:
         raise expected(f"a floating dtype as {name}", f"{value!r:.60}", "jnp.float32")
     return dtype
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """True or False, also as NumPy and JAX write it.
+
+    Args:
+        name: how the setting is called.
+        value: what a user gives.
+    """
+    scalar = getattr(value, "ndim", 0) == 0 and not isinstance(value, np.ma.MaskedArray)
+    if not scalar or not isinstance(value.item() if hasattr(value, "item") else value, bool):
+        raise expected(f"True or False as {name}", f"{value!r:.60}")
+    return bool(value)
+
+
+def check_key(name: str, key: Any) -> None:
+    """Raise unless this is one random key of JAX, typed or of the old kind.
+
+    Args:
+        name: what asks for it.
+        key: what a user gives.
+    """
+    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (ndim == 0 if typed else dtype == np.uint32 and ndim == 1):
+        raise expected(f"{name}: one random key", f"{key!r:.60}", "key=jax.random.key(0)")
 
 
 def check_dictionary(name: str, psi: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import surgery
-from koopjax._core import as_numbers, check_finite, expected, matmul
+from koopjax._core import as_numbers, as_whole, check_finite, expected, matmul
 
 #: Ways to weigh the outputs.
 METRICS = ("output", "centred", "softmax")
@@ -72,13 +72,18 @@ def output_metric(
     """
     if kind not in METRICS:
         raise expected(f"a metric among {', '.join(map(repr, METRICS))}", repr(kind))
+    if not callable(function):
+        raise expected("a function from states to outputs", f"{function!r:.60}")
     states = as_numbers("states", states)
     check_finite("states", states)
-    if not isinstance(max_samples, int) or max_samples < 1:
-        raise expected("max_samples as a positive integer", f"{max_samples!r}")
+    max_samples = as_whole("max_samples", max_samples, 1)
     if states.ndim < 2 or states.shape[0] == 0:
         raise expected("states of shape (n, ...) with n > 0", f"shape {states.shape}")
-    if kind != "output" and jax.eval_shape(function, states[:1]).size == 1:
+    out = jax.eval_shape(function, states[:2])
+    if getattr(out, "shape", ())[:1] != (min(2, states.shape[0]),):
+        got = f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
+        raise expected("a function that gives an output a state, (n, ...)", got)
+    if kind != "output" and out.size == out.shape[0]:
         raise expected(
             f"several outputs for the metric {kind!r}, which takes off what they have in common",
             "one output", "'output'",

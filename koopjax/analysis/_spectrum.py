@@ -14,6 +14,7 @@ from koopjax._core import (
     NONFINITE_SOLUTION,
     SUCCESS,
     as_numbers,
+    as_whole,
     blocks,
     check_finite,
     check_metric,
@@ -207,7 +208,9 @@ def interaction_spectrum(
 
 def second_moment_roots(fit: Any, x: Any, batch_size: int = 4096) -> list[np.ndarray]:
     """`U_k` with `U_k U_kᵀ = E f_k f_kᵀ` over samples, for each coordinate's functions."""
-    means, covariances, _ = _moments(fit, jnp.asarray(x), None, batch_size)
+    x = as_numbers("samples", x)
+    _check(fit, x, 1)
+    means, covariances, _ = _moments(fit, x, None, batch_size)
     modes = separable(fit.psi)[1].modes()
     found = zip(means, covariances, modes, strict=True)
     return [root_of(c[:m, :m] + np.outer(mean[:m], mean[:m])) for mean, c, m in found]
@@ -241,7 +244,7 @@ def _names(front: Sequence[Any], d: int, count: int) -> list[str]:
 
 def _moments(fit: Any, x: Any, root: Any, batch: int) -> tuple[Any, Any, float]:
     """Means and covariances of each coordinate's functions, and the variance of the outputs."""
-    cut, weights = blocks(x, min(batch, x.shape[0]))
+    cut, weights = blocks(x, min(as_whole("batch_size", batch, 1), x.shape[0]))
     if not has_float64():
         found = jax.device_get(_sums(fit.psi, fit.train, root, cut, weights))
     else:

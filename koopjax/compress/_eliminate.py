@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from koopjax._core import expected, read
-from koopjax.compress._budget import number
+from koopjax import edmd
+from koopjax._core import check_number, expected, read
 from koopjax.compress._units import unit_diagonal
 
 
@@ -39,17 +39,26 @@ def select_observables(
     Reference:
         Hassibi & Stork (1993), NeurIPS 5 (the saliency, there of single weights).
     """
-    gram = statistics.to_gram()
-    p, ridge = gram.sizes[0], number("alpha", alpha)
-    if not ridge >= 0:
-        raise expected("alpha of at least 0", f"{alpha}")
+    gram, cross, ridge = moments_of(statistics, alpha)
+    p = len(gram)
     least = max(1, len(set(protect)))
     many = sizes_of(sizes, least, p, "observables")
-    found = backward(
-        np.asarray(gram.gram, np.float64), np.asarray(gram.cross, np.float64), many, ridge,
-        tuple(protect),
-    )  # fmt: skip
+    found = backward(gram, cross, many, ridge, tuple(protect))
     return found[many[0]][0] if np.ndim(sizes) == 0 else [found[size][0] for size in many]
+
+
+def moments_of(statistics: Any, alpha: Any) -> tuple[np.ndarray, np.ndarray, float]:
+    """`Ψxᵀ Ψx`, `Ψxᵀ Ψy` on the host in float64, and a ridge."""
+    if not isinstance(statistics, edmd.Gram | edmd.RFactor) or statistics.folds is not None:
+        raise expected(
+            "statistics of all samples together, an edmd.Gram or edmd.RFactor",
+            type(statistics).__name__,
+            "edmd.accumulate(psi, x, y)",
+        )
+    check_number("alpha", alpha)
+    moments = statistics.to_gram()
+    gram, cross = np.asarray(moments.gram, np.float64), np.asarray(moments.cross, np.float64)
+    return gram, cross, float(alpha)
 
 
 def sizes_of(sizes: Any, least: int, most: int, what: str) -> list[int]:

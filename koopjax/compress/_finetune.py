@@ -14,10 +14,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from koopjax import export, models
-from koopjax._core import as_array, check_finite, expected, on_device
+from koopjax._core import as_array, check_finite, check_key, expected, on_device
 from koopjax.compress._budget import Budget, number
 from koopjax.compress._constraint import at_rate, constrained, with_rate
-from koopjax.compress._problem import ScoreFn, check_key, pose
+from koopjax.compress._problem import ScoreFn, pose
 from koopjax.compress._result import Compressed, count_tied, finish
 from koopjax.compress._to_size import SALIENCIES, ToSize
 
@@ -137,7 +137,10 @@ def finetune(
 
     Reference: Hinton, Vinyals & Dean (2015), arXiv 1503.02531 (distillation).
     """
-    training = dataclasses.replace(training or Training(), **settings)
+    training = Training() if training is None else training
+    if not isinstance(training, Training):
+        raise expected("a compress.Training as training", f"{training!r:.60}", "epochs=5")
+    training = dataclasses.replace(training, **settings)
     if budget is True:
         if not isinstance(compressed, Compressed):
             raise expected("budget=True with a Compressed", "a bare model", "a number of bytes")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from koopjax._core import expected
+from koopjax.compress._eliminate import moments_of, sizes_of
 
 
 def select_forward(statistics: Any, sizes: int | Sequence[int], *, alpha: float = 0.0) -> Any:
@@ -31,14 +31,10 @@ def select_forward(statistics: Any, sizes: int | Sequence[int], *, alpha: float 
 
     Reference: Chen, Billings & Luo (1989), Int. J. Control 50.
     """
-    moments = statistics.to_gram()
-    gram, cross = np.asarray(moments.gram, np.float64), np.asarray(moments.cross, np.float64)
+    gram, cross, ridge = moments_of(statistics, alpha)
     p = len(gram)
-    many = [sizes] if isinstance(sizes, int) else list(sizes)
-    for size in many:
-        if not 1 <= size <= p:
-            raise expected(f"a number of observables from 1 to {p}", str(size))
-    first = np.diag(gram) + np.maximum(float(alpha), 1e-10 * np.diag(gram))
+    many = sizes_of(sizes, 1, p, "observables")
+    first = np.diag(gram) + np.maximum(ridge, 1e-10 * np.diag(gram))
     left, rest = first.copy(), cross.copy()
     basis = np.zeros((max(many), p))
     order: list[int] = []
@@ -57,4 +53,4 @@ def select_forward(statistics: Any, sizes: int | Sequence[int], *, alpha: float 
         rest = rest - row[:, None] * (rest[best] / row[best])[None, :]
         order.append(best)
     found = [np.sort(np.asarray(order[:size])) for size in many]
-    return found[0] if isinstance(sizes, int) else found
+    return found[0] if np.ndim(sizes) == 0 else found

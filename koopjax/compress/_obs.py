@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.linalg import get_lapack_funcs
 
-from koopjax._core import expected
+from koopjax._core import as_integers, check_finite, check_number, expected, read, read_numbers
 from koopjax.compress._units import unit_diagonal
 
 #: Share of the remaining entries that go in one stage.
@@ -62,17 +62,18 @@ def removal_order(
 
     Reference: Hassibi & Stork (1993), NeurIPS 5; Frantar & Alistarh (2023), arXiv 2301.00774.
     """
-    gram, matrix = np.asarray(gram, np.float64), np.asarray(matrix, np.float64)
+    gram, matrix = _moments(gram, "the matrix", matrix)
     p, q = matrix.shape
-    if gram.shape != (p, p):
-        raise expected(f"a Gram matrix of shape ({p}, {p})", f"{gram.shape}")
+    check_number("alpha", alpha)
+    check_number("least", least, 0, 1)
+    protect = _rows(protect, p)
     gram, unit = unit_diagonal(gram)
     matrix, ridge = matrix / unit[:, None], max(float(alpha), 1e-10)
     whole = float(np.sum(matrix * (gram @ matrix))) or 1.0
     cross = gram @ matrix
     mask = np.ones((p, q), bool)
     free = np.ones((p, q), bool)
-    free[list(protect)] = False
+    free[protect] = False
     rank = np.full((p, q), p * q)
     gone, kept, errors = 0, [], []
     floor = max(1, int(least * free.sum()))
@@ -91,6 +92,28 @@ def removal_order(
         gone += count
     rank[~free] = p * q
     return Removal(rank, np.asarray(kept), np.asarray(errors))
+
+
+def _moments(gram: Any, name: str, matrix: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A Gram matrix `(p, p)` and a matrix `(p, q)` on the host in float64."""
+    given = (("the Gram matrix", gram), (name, matrix))
+    gram, matrix = (np.asarray(read_numbers(called, a), np.float64) for called, a in given)
+    if matrix.ndim != 2:
+        raise expected(f"{name} of shape (p, q)", f"shape {matrix.shape}")
+    if gram.shape != (len(matrix), len(matrix)):
+        raise expected(f"a Gram matrix of shape {(len(matrix),) * 2}", f"{gram.shape}")
+    check_finite("the Gram matrix", gram)
+    check_finite(name, matrix)
+    return gram, matrix
+
+
+def _rows(protect: Any, p: int) -> list[int]:
+    """Indices of rows that stay."""
+    rows = list(protect)
+    found = np.asarray(as_integers("protect", rows)) if rows else np.zeros(0, int)
+    if found.ndim != 1 or (found.size and not (-p <= found.min() <= found.max() < p)):
+        raise expected(f"indices of {p} rows as protect", f"{protect!r:.60}")
+    return found.tolist()
 
 
 def surgeon_stage(
@@ -150,10 +173,16 @@ def refit(
         mask: which entries may differ from zero.
         alpha: ridge, relative to each entry of the diagonal of `gram`.
     """
-    gram, unit = unit_diagonal(np.asarray(gram, np.float64))
-    ridge, cross = max(float(alpha), 1e-10), np.asarray(cross, np.float64) * unit[:, None]
+    gram, cross = _moments(gram, "the cross moments", cross)
+    check_number("alpha", alpha)
+    mask = np.asarray(read("the mask", mask))
+    if mask.shape != cross.shape or mask.dtype != bool:
+        got = f"{mask.dtype} of shape {mask.shape}"
+        raise expected(f"a mask of booleans of shape {cross.shape}", got, "weights != 0")
+    gram, unit = unit_diagonal(gram)
+    ridge, cross = max(float(alpha), 1e-10), cross * unit[:, None]
     out = np.zeros(cross.shape)
-    for rows, columns in alike(np.asarray(mask)):
+    for rows, columns in alike(mask):
         places = np.ix_(rows, columns)
         out[places] = np.linalg.solve(_system(gram, rows, ridge), cross[places])
     return out * unit[:, None]
@@ -179,8 +208,10 @@ def activation_order(
 
     Reference: Sun, Liu, Bair & Kolter (2024), arXiv 2306.11695.
     """
+    gram, matrix = _moments(gram, "the matrix", matrix)
     score = np.abs(matrix) * np.sqrt(np.maximum(np.diag(gram), 0))[:, None]
-    score[list(protect)] = np.inf
+    protect = _rows(protect, len(matrix))
+    score[protect] = np.inf
     place = np.zeros(score.shape, np.int64)
     if group == "column":
         place = np.argsort(np.argsort(score, axis=0, kind="stable"), axis=0, kind="stable")
@@ -189,5 +220,5 @@ def activation_order(
     rank = np.empty(matrix.size, np.int64)
     rank[order] = np.arange(matrix.size)
     rank = rank.reshape(matrix.shape)
-    rank[list(protect)] = matrix.size
+    rank[protect] = matrix.size
     return rank

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import export, models, surgery
-from koopjax._core import as_array, check_finite, expected, on_device
+from koopjax._core import as_array, check_finite, check_key, expected, on_device
 from koopjax.compress._budget import Budget
 from koopjax.compress._result import Compressed, finish
 
@@ -294,14 +294,6 @@ def pose(
         model, x, x_val, teacher, y_val, task, score_fn, outputs.shape, held_out, original,
         budget.bytes(original), budget,
     )  # fmt: skip
-
-
-def check_key(method: str, key: Any) -> None:
-    """Refuse what is no key of JAX's random numbers."""
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
-    if not typed and not (dtype == jnp.uint32 and shape is not None and len(shape) == 1):
-        raise expected(f"{method}: a random key", f"{key!r:.60}", "key=jax.random.key(0)")
 
 
 def _samples(name: str, x: Any, least: int) -> Array:

@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array
 
 from koopjax import edmd, models, nn, observables, surgery
-from koopjax._core import as_array, expected, matmul, on_device
+from koopjax._core import as_array, as_whole, check_key, expected, matmul, on_device
 from koopjax.compress._budget import inapplicable
-from koopjax.compress._problem import check_key, check_real, cut, placed, run
+from koopjax.compress._problem import check_real, cut, placed, run
 from koopjax.compress._projection import active, axes_of, jacobian_metric, moments, of_pilot
 
 #: Samples that a start is fitted to; training takes all.
@@ -120,6 +120,8 @@ def small_student(
     Returns:
         An `nn.Stack` on flat inputs.
     """
+    check_key("small_student", key)
+    widths = [as_whole("a width", width, 1) for width in widths]
     linear = tuple(linear) or (False,) * len(widths)
     if len(linear) != len(widths):
         raise expected("a flag for each width", f"{len(linear)} for {len(widths)}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from koopjax._core import as_path, expected
 from koopjax.data import _files, _tfds
 from koopjax.data._dataset import Dataset, MissingData, from_arrays, stratified
 from koopjax.data._known import KNOWN, owner_of
@@ -123,7 +124,7 @@ def _read(name: str, located) -> Dataset:
 def _roots(data_dir: str | os.PathLike | None) -> list[pathlib.Path]:
     """Folders to look in, in order. A folder that the caller names is the only one."""
     if data_dir is not None:
-        return [pathlib.Path(data_dir).expanduser()]
+        return [as_path("a folder of datasets", data_dir).expanduser()]
     roots = []
     named = os.environ.get(ENV_DATA_DIR)
     if named:
@@ -198,6 +199,8 @@ def load(
         >>> data.load("digits").flat().x_train.shape
         (1156, 64)
     """
+    if not isinstance(name, str):
+        raise expected("a name of a dataset", f"{name!r:.60}", "'mnist'")
     if name == "digits":
         return _digits()
     located = _search(name, data_dir)

@@ -25,7 +25,7 @@ from koopjax._core import (
 )
 from koopjax.edmd._factor import first, is_finite, spectral
 from koopjax.edmd._smooth import root_metric
-from koopjax.edmd._solve import Solution, check_statistics, compute
+from koopjax.edmd._solve import Solution, compute
 from koopjax.edmd._solvers import (
     ReducedRank,
     Ridge,
@@ -33,7 +33,13 @@ from koopjax.edmd._solvers import (
     check_alpha,
     penalty,
 )
-from koopjax.edmd._statistics import Gram, Statistics, leave_one_out, merge_stacked
+from koopjax.edmd._statistics import (
+    Gram,
+    Statistics,
+    check_statistics,
+    leave_one_out,
+    merge_stacked,
+)
 
 RULES = ("min", "one_se")
 RANKS = 16

@@ -62,7 +62,7 @@ def check_memory(
         limit: bytes; None for what is free.
     """
     p, q = lift.sizes(x[1], y[1])
-    limit = available_bytes() if limit is None else as_whole("memory_limit", limit, 1)
+    limit = available_bytes() if limit is None else as_whole("memory_limit", limit, 1, 2**63)
     needed = planned_bytes(p, q, kind, dtype, rows, folds)
     if needed <= limit:
         return

@@ -28,7 +28,7 @@ from koopjax._core import (
 from koopjax.edmd._factor import column_scale, is_finite, target_energy
 from koopjax.edmd._smooth import leading_vectors, ridge, root_metric
 from koopjax.edmd._solvers import Outcome, ReducedRank, Ridge, TruncatedSVD, penalty
-from koopjax.edmd._statistics import Gram, RFactor, Statistics
+from koopjax.edmd._statistics import Gram, Statistics, check_statistics
 
 
 @pytree
@@ -157,16 +157,6 @@ def compute(stats: Statistics, solver: Any, dtype: Any = None) -> Solution:
 _compute = jax.jit(compute, static_argnames="dtype")
 
 
-def check_statistics(statistics: Any) -> None:
-    """Raise unless these are statistics with at least one observable on each side."""
-    if not isinstance(statistics, Gram | RFactor):
-        raise expected(
-            "edmd.Gram or edmd.RFactor", f"{type(statistics).__name__}", "edmd.accumulate(...)"
-        )
-    if min(statistics.sizes) < 1:
-        raise expected("at least one observable on each side", f"sizes {statistics.sizes}")
-
-
 def solve(statistics: Statistics, solver: Any = None, *, dtype: Any = None) -> Solution:
     """The Koopman matrix from statistics.
 
@@ -225,6 +215,8 @@ def unwrap(solution: Any, *, allow: tuple[int, ...] = ()) -> Any:
     Raises:
         NumericalError: another code than those.
     """
+    if not hasattr(solution, "result"):
+        raise expected("an edmd.Solution or a fit", type(solution).__name__, "edmd.solve(...)")
     check(solution.result, allow=(SUCCESS, *allow))
     return solution.value if isinstance(solution, Solution) else solution
 

@@ -29,7 +29,25 @@ from koopjax._core import (
 from koopjax.edmd._inputs import read_weights
 
 
+def check_statistics(statistics: Any) -> None:
+    """Raise unless these are statistics with at least one observable on each side."""
+    advice = "edmd.accumulate(...)"
+    if not isinstance(statistics, Gram | RFactor):
+        raise expected("edmd.Gram or edmd.RFactor", f"{type(statistics).__name__}", advice)
+    names = ("gram", "cross", "target_gram") if isinstance(statistics, Gram) else ("r",)
+    for name in names:
+        array = getattr(statistics, name)
+        dtype = getattr(array, "dtype", np.dtype(object))
+        if not jnp.issubdtype(dtype, jnp.floating) or not dtype.isnative or array.ndim < 2:
+            got = f"{type(array).__name__} {dtype} {getattr(array, 'shape', '')}"
+            raise expected(f"a real matrix as the field {name} of statistics", got, advice)
+    if min(statistics.sizes) < 1:
+        raise expected("at least one observable on each side", f"sizes {statistics.sizes}")
+
+
 def _check_mergeable(first: Any, second: Any) -> None:
+    check_statistics(first)
+    check_statistics(second)
     if type(first) is not type(second) or first.sizes != second.sizes:
         raise expected(
             f"statistics like {type(first).__name__} of sizes (p, q) = {first.sizes}",
@@ -375,7 +393,8 @@ def merge_stacked(stacked: Any) -> Any:
 
 
 def _check_stacked(stacked: Any) -> None:
-    if not isinstance(stacked, Gram | RFactor) or stacked.folds is None:
+    check_statistics(stacked)
+    if stacked.folds is None:
         got = type(stacked).__name__
         raise expected("statistics stacked by fold", got, "edmd.accumulate(..., folds=5)")
 

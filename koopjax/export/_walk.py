@@ -100,8 +100,18 @@ def _take_apart(model: Any) -> tuple[list[tuple[Path | None, Any]], Callable[[li
         graph, tree = nnx.split(module)
         build, has_code = (lambda filled: put_bound(nnx.merge(graph, filled), bound)), True
     else:
-        code, tree = _parts(model)
-        build = (lambda filled: filled) if code is None else (lambda filled: (code, filled))
+        code, tree = _parts(module)
+        if code is None and callable(tree) and jax.tree_util.all_leaves([tree]):
+            raise expected(
+                "a model whose parameters can be seen",
+                f"a {type(tree).__name__} that closes over them, or has none",
+                "the module itself, or (function, params) with function(params, x)",
+            )
+        build = (
+            (lambda filled: filled)
+            if code is None
+            else (lambda filled: (put_bound(code, bound), filled))
+        )
         # A bare function's arrays are not to be seen.
         has_code = code is not None or (callable(tree) and len(jax.tree.leaves(tree)) > 1)
     named: list[tuple[Path | None, Any]] = []

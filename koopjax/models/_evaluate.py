@@ -283,4 +283,4 @@ def apply(model: Any, x: Any) -> Any:
         x: one batch.
     """
     form, params, rest = form_of(model)
-    return form.forward(params, rest, x)
+    return form.forward(params, rest, as_array("models.apply: x", x))

@@ -219,6 +219,10 @@ def _form_of(model: Any) -> tuple[Form, Any, Any]:
             )
         rest = {name: value for name, value in variables.items() if name != "params"}
         return LinenForm(Static(module)), variables["params"], rest
+    if isinstance(model, linen.Module):
+        got = f"the module {type(model).__name__} alone"
+        pair = "(module, module.init(key, x))"
+        raise expected("a Linen model as the pair (module, variables)", got, pair)
     if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
         return _tree_form(Static(model[0]), model[1])
     if callable(model):

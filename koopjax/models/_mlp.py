@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -47,6 +48,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... classes"]:
         """Logits of flat inputs."""
+        if jnp.shape(x)[-1:] != self.sizes[:1]:
+            got = f"shape {jnp.shape(x)}"
+            raise expected(f"models.MLP: inputs of width {self.sizes[0]}", got, "dataset.flat()")
         for layer in self.layers[:-1]:
             x = nnx.relu(layer(x))
         return self.layers[-1](x)

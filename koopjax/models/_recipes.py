@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from koopjax._core import expected
+from koopjax._core import as_whole, expected
 from koopjax.models._registry import REGISTRY, build
 
 #: Fewer training images than this make a small set: many short epochs of small batches.
@@ -94,7 +94,7 @@ def recipe(
         "cnn": {"shape": shape, "classes": classes},
         "vit": {"shape": shape, "classes": classes},
     }
-    small = n < _SMALL
+    small = as_whole("models.recipe: n", n, 1) < _SMALL
     own, batch, *rest = RECIPES.get(name, _SMALL_SET if small else _LARGE_SET)
     if not small and architecture in ("cnn", "vit"):
         own = min(own, 5)  # an epoch of these costs several of the MLP's

@@ -14,11 +14,10 @@ from koopjax._core import (
     expected,
     held,
     is_tracing,
-    on_device,
     read_numbers,
 )
 from koopjax.nn import functional
-from koopjax.nn._operators import Operator, check_bias, check_matrix
+from koopjax.nn._operators import Operator, as_parameter, check_bias, check_matrix
 
 MOST_VALUES = 1 << 16
 
@@ -61,7 +60,7 @@ class Clustered(Operator):
         param_dtype: DTypeLike | None = None,
         precision: Any = functional.PRECISION,
     ):
-        book = on_device(codebook, param_dtype)
+        book = as_parameter("the codebook", codebook, param_dtype)
         if book.ndim != 1 or not 1 <= book.shape[0] <= MOST_VALUES:
             raise expected(f"a codebook of 1 to {MOST_VALUES} values", f"shape {book.shape}")
         check_matrix("codes", codes)
@@ -124,7 +123,7 @@ class Clustered(Operator):
         ):
             raise expected(
                 f"weights of shape {dense.shape}, finite and none negative",
-                f"an array of shape {cost.shape}, from {np.min(cost)} to {np.max(cost)}",
+                f"an array of shape {cost.shape}" + (f" with {cost.min()}" if cost.size else ""),
             )
         ((book, codes),) = codebooks(dense, [int(size)], cost, keep_zero=True)
         codebook = held("matrix", book.astype(dense.dtype))

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from koopjax import tt
-from koopjax._core import as_whole, expected, has_float64, is_tracing, matmul
+from koopjax._core import as_flag, as_whole, expected, has_float64, is_tracing, matmul
 from koopjax.edmd import Generator
 from koopjax.nn import functional
 from koopjax.nn._block import KoopmanBlock
@@ -55,7 +55,7 @@ def from_koopman(
     Numerics: powers, product and SVD are computed in float64 where the backend has it and nothing
     is traced, and rounded once to the fit's dtype.
     """
-    steps = as_whole("steps", steps, 1)
+    steps, lifted = as_whole("steps", steps, 1), as_flag("lifted", lifted)
     if isinstance(fit, TensorKoopman):
         if steps > 1 or lifted:
             raise expected(

@@ -9,7 +9,16 @@ from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from koopjax._core import as_array, as_dtype, as_whole, expected, on_device, read
+from koopjax._core import (
+    as_array,
+    as_dtype,
+    as_flag,
+    as_whole,
+    check_key,
+    expected,
+    on_device,
+    read,
+)
 from koopjax.nn import functional
 from koopjax.nn._variables import Frozen
 
@@ -135,7 +144,7 @@ class Dense(Operator):
         param_dtype = as_dtype("param_dtype", param_dtype)
         key_matrix, key_bias = split_key(key, 2)
         matrix = kernel_init(key_matrix, (p, q), param_dtype)
-        bias = bias_init(key_bias, (q,), param_dtype) if use_bias else None
+        bias = bias_init(key_bias, (q,), param_dtype) if as_flag("use_bias", use_bias) else None
         return cls(matrix, bias, dtype=dtype, precision=precision)
 
     @property
@@ -225,7 +234,7 @@ class LowRank(Operator):
         key_left, key_right, key_bias = split_key(key, 3)
         left = kernel_init(key_left, (p, rank), param_dtype)
         right = kernel_init(key_right, (rank, q), param_dtype)
-        bias = bias_init(key_bias, (q,), param_dtype) if use_bias else None
+        bias = bias_init(key_bias, (q,), param_dtype) if as_flag("use_bias", use_bias) else None
         return cls(left, right, bias, dtype=dtype, precision=precision)
 
     @property
@@ -277,10 +286,8 @@ def as_parameter(name: str, value: Any, dtype: Any) -> Array:
 
 def split_key(key: Any, count: int) -> Array:
     """So many keys of one, or a refusal of what is no random key."""
-    try:
-        return jax.random.split(key, count)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise expected("a random key", f"{key!r:.60}", "jax.random.key(0)") from error
+    check_key("nn", key)
+    return jax.random.split(key, count)
 
 
 def check_matrix(name: str, value: ArrayLike) -> tuple[int, int]:

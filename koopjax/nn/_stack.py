@@ -44,6 +44,12 @@ class Stack(nnx.Module):
     """
 
     def __init__(self, operators: Sequence[Operator], activations: Sequence[str]):
+        if not isinstance(operators, Sequence | nnx.List) or not all(
+            isinstance(operator, Operator) for operator in operators
+        ):
+            raise expected("a sequence of nn.OPERATORS", f"{operators!r:.60}", "[nn.Dense(matrix)]")
+        if isinstance(activations, str) or not isinstance(activations, Sequence):
+            raise expected("a sequence of activations", f"{activations!r:.60}", '("relu",)')
         names = tuple(activations)
         if len(names) == len(operators) - 1:
             names = (*names, "identity")
@@ -53,7 +59,7 @@ class Stack(nnx.Module):
                 f"{len(operators)} operators and {len(activations)} activations",
             )
         for name in names:
-            if name not in ACTIVATIONS:
+            if not isinstance(name, str) or name not in ACTIVATIONS:
                 raise expected(f"an activation among {sorted(ACTIVATIONS)}", repr(name))
         for first, then in pairwise(operators):
             if first.out_features != then.in_features:

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from koopjax import tt
-from koopjax._core import as_array, as_dtype, as_whole, check_finite, expected
+from koopjax._core import as_array, as_dtype, as_flag, as_whole, check_finite, expected
 from koopjax.nn import functional
 from koopjax.nn._operators import (
     Operator,
@@ -134,7 +134,7 @@ class TT(Operator):
         key_cores, key_bias = split_key(key, 2)
         cores = _random_cores(key_cores, row_modes, column_modes, ranks, init, param_dtype)
         q = math.prod(column_modes)
-        bias = bias_init(key_bias, (q,), param_dtype) if use_bias else None
+        bias = bias_init(key_bias, (q,), param_dtype) if as_flag("use_bias", use_bias) else None
         return cls(cores, bias, dtype=dtype, precision=precision, form=form)
 
     @property

@@ -57,6 +57,7 @@ def apply_dense(
     Returns:
         `(..., q)` in the promoted dtype. Costs `2 n p q` operations.
     """
+    _check_axes("the matrix", matrix, 2)
     _check_width(x, matrix.shape[0])
     return _add(jnp.matmul(x, matrix, precision=precision), bias)
 
@@ -208,6 +209,8 @@ def clustered_matrix(
         codes: which of them each entry is.
         zero: hold the first value at zero, gradients included.
     """
+    _check_axes("the codebook", codebook, 1)
+    _check_axes("codes", codes, 2)
     if zero:
         # a mask costs nothing where writing one number would be an operation of its own
         codebook = jnp.where(jnp.arange(codebook.shape[0]) == 0, 0, codebook)
@@ -237,6 +240,7 @@ def apply_clustered(
     Returns:
         `(..., q)` in the promoted dtype.
     """
+    _check_axes("codes", codes, 2)
     _check_width(x, codes.shape[0])
     matrix = clustered_matrix(codebook, codes, zero=zero)
     return apply_dense(x, matrix, bias, precision=precision)
@@ -250,6 +254,7 @@ def quantized_matrix(codes: Int[Array, "p q"], scale: Float[Array, "a b"]) -> Fl
         codes: small integers.
         scale: `(1, 1)`, `(1, q)` (a column) or `(p, 1)` (a row).
     """
+    _check_scale(codes, scale)
     return codes.astype(scale.dtype) * scale
 
 
@@ -274,6 +279,7 @@ def apply_quantized(
     Returns:
         `(..., q)` in the promoted dtype.
     """
+    _check_scale(codes, scale)
     _check_width(x, codes.shape[0])
     line = scale.reshape((1,) * (x.ndim - 1) + (-1,))
     if scale.shape[0] > 1:
@@ -371,6 +377,18 @@ def apply_block(
     lifted = psi(flat)
     out = operator(lifted if dtype is None else lifted.astype(dtype))
     return out.reshape(*batch, out.shape[-1])
+
+
+def _check_axes(name: str, array: Array, axes: int) -> None:
+    if array.ndim != axes:
+        raise expected(f"{name} with {axes} axes", f"shape {array.shape}")
+
+
+def _check_scale(codes: Array, scale: Array) -> None:
+    _check_axes("codes", codes, 2)
+    p, q = codes.shape
+    if scale.shape not in {(1, 1), (1, q), (p, 1)}:
+        raise expected(f"a scale of shape (1, 1), (1, {q}) or ({p}, 1)", f"shape {scale.shape}")
 
 
 def _check_width(x: Array, p: int) -> None:

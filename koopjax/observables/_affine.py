@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax._core import (
+    as_flag,
     as_states,
     check_metric,
     check_number,
@@ -108,7 +109,9 @@ class Standardize(Observables):
         _check_guards(limit, floor)
         given = {"the mean": mean, "the variance": variance, "the extent": extent}
         moments = [read_numbers(name, x) for name, x in given.items() if x is not None]
-        if len({x.shape for x in moments}) != 1 or moments[0].ndim != 1:
+        # Variance and mean are asked for; only the extent may be left out.
+        shapes = {x.shape for x in moments}
+        if mean is None or variance is None or len(shapes) != 1 or moments[0].ndim != 1:
             raise expected("moments of one shape (d,)", f"shapes {[x.shape for x in moments]}")
         if extent is None:
             moments.append(np.zeros(moments[0].shape))
@@ -227,6 +230,7 @@ class Project(Observables):
         Reference:
             P. G. Constantine, "Active Subspaces", SIAM 2015.
         """
+        weighted, whiten = as_flag("weighted", weighted), as_flag("whiten", whiten)
         gradients = as_states("the gradients", gradients)
         if gradients.ndim not in (2, 3) or gradients.shape[0] == 0:
             raise expected("gradients (n, d) or Jacobians (n, q, d)", f"shape {gradients.shape}")

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from koopjax._core import (
     as_states,
+    as_whole,
     check_finite,
     expected,
     has_x64,
@@ -109,6 +110,9 @@ def evaluate(psi: Any, x: Array) -> Array:
 
 def like(leaf: Any, x: Array) -> Array:
     """A leaf in the dtype of the computation."""
+    leaf = leaf if isinstance(leaf, jax.Array | float) else read("a dictionary", leaf)
+    if jnp.iscomplexobj(leaf):
+        raise expected("real numbers in a dictionary", "complex ones")
     return jnp.asarray(leaf, x.dtype)
 
 
@@ -139,6 +143,7 @@ def require_integer(name: str, value: Any, least: int) -> None:
 
 def input_names(d: int, inputs: Sequence[str] | None) -> list[str]:
     """The coordinates' names, `x0`, `x1`, ... by default."""
+    d = as_whole("d", d, 0)
     if inputs is None:
         return [f"x{i}" for i in range(d)]
     if len(inputs) != d:

@@ -216,6 +216,8 @@ class Custom(Observables):
         object.__setattr__(self, "function", function)
         object.__setattr__(self, "count", size if count is None else count)
         object.__setattr__(self, "params", params)
+        if isinstance(labels, str) or not isinstance(labels, Sequence | None):
+            raise expected("a sequence of labels in Custom", f"{labels!r:.60}", "None")
         object.__setattr__(self, "labels", None if labels is None else tuple(labels))
 
     def size(self, d: int) -> int:

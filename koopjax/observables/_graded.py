@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from koopjax._core import expected
+from koopjax._core import as_whole, expected
 
 MAX_COLUMNS = 2**31 - 1
 
 
 def graded_size(d: int, degree: int) -> int:
     """Number of products of `d` coordinates up to a total degree: `C(d + degree, degree)`."""
-    return math.comb(d + degree, degree)
+    return math.comb(as_whole("the number of coordinates", d, 0) + degree, degree)
 
 
 def require_addressable(size: int) -> None:

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from koopjax._core import (
+    as_dtype,
     as_numbers,
     as_whole,
+    check_key,
     expected,
     is_tracing,
     matmul,
@@ -22,6 +24,7 @@ from koopjax.observables._base import (
     input_names,
     like,
     near_rows,
+    require_axes,
     require_dimension,
     require_integer,
 )
@@ -83,6 +86,7 @@ class GaussianRBF(Observables):
             most = as_whole("max_samples", max_samples, 1)
         if most < n_centers:
             raise expected(f"max_samples of at least {n_centers}", f"{max_samples}")
+        check_key("GaussianRBF.fit", key)
         pick, seed = jax.random.split(key)
         if n > most:
             x = x[jax.random.choice(pick, n, (most,), replace=False)]
@@ -93,11 +97,11 @@ class GaussianRBF(Observables):
 
     def size(self, d: int) -> int:
         """The number of centres."""
-        shape = jnp.shape(self.centers)
-        if len(shape) != 2:
-            raise expected("centers of shape (p, d) in GaussianRBF", f"shape {shape}")
-        require_dimension("GaussianRBF", d, shape[1])
-        return shape[0]
+        p, known = require_axes("the centers of GaussianRBF", self.centers, 2)
+        require_dimension("GaussianRBF", d, known)
+        if jnp.shape(self.bandwidth) not in {(), (1,), (p,)}:
+            raise expected(f"one bandwidth, or {p}", f"shape {jnp.shape(self.bandwidth)}")
+        return p
 
     def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
         """Names `rbf0`, `rbf1`, ..."""
@@ -152,7 +156,8 @@ class RandomFourier(Observables):
         require_integer("d", d, 1)
         require_integer("size", size, 1)
         bandwidth = _positive(bandwidth)
-        dtype = jnp.result_type(float) if dtype is None else dtype
+        check_key("RandomFourier.create", key)
+        dtype = jnp.result_type(float) if dtype is None else as_dtype("dtype", dtype)
         directions = jax.random.normal(key, (d, -(-size // 2)), dtype)
         return cls(directions, jnp.asarray(bandwidth, dtype), size)
 

@@ -213,6 +213,10 @@ class Product(Observables):
 
     def modes(self, d: int | None = None) -> tuple[int, ...]:
         """The families' sizes: the mode sizes of the tensor."""
+        if not isinstance(self.factors, tuple):
+            raise expected(
+                "a sequence of factors in Product", f"{self.factors!r:.60}", "Product.of(factor, d)"
+            )
         if not self.factors:
             raise expected("at least one factor in Product", "none")
         if d is not None:

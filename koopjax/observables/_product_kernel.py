@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import as_numbers, expected, is_tracing, matmul, promoted, pytree, static
+from koopjax._core import (
+    as_numbers,
+    check_key,
+    expected,
+    is_tracing,
+    matmul,
+    promoted,
+    pytree,
+    static,
+)
 from koopjax.observables._base import (
     Observables,
     input_names,
@@ -92,6 +101,7 @@ class ProductKernel(Observables):
                 raise expected(f"at most {x.shape[0]} centres, one a sample", f"{n_centers}")
             if key is None:
                 raise expected("a random key beside n_centers", "none", "key=jax.random.key(0)")
+            check_key("ProductKernel.fit", key)
             x = x[jax.random.choice(key, x.shape[0], (n_centers,), replace=False)]
         dtype = promoted(x.dtype, jnp.float32)
         if is_tracing(product, x, jnp.zeros(())):  # the last: under jit all is staged
@@ -100,6 +110,9 @@ class ProductKernel(Observables):
 
     def size(self, d: int) -> int:
         """The number of centres."""
+        if not isinstance(self.product, Product):
+            got = type(self.product).__name__
+            raise expected("a Product in ProductKernel", got, "Product.of(CosSin(), d)")
         shape = jnp.shape(self.centers)
         if len(shape) != 2:
             raise expected("centers of shape (m, d) in ProductKernel", f"shape {shape}")

@@ -27,7 +27,7 @@ def require_rowwise(psi: Any, evaluate: Any, x: Array) -> None:
         evaluate: `evaluate(psi, rows)`, hashable.
         x: `(n, d)`, for its width and dtype; may be traced.
     """
-    if not any(map(_is_foreign, jax.tree.leaves(psi, is_leaf=_is_foreign))):
+    if x.shape[1] == 0 or not any(map(_is_foreign, jax.tree.leaves(psi, is_leaf=_is_foreign))):
         return
     leaves, structure = jax.tree.flatten(psi)
     shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)

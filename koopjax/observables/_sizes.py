@@ -65,7 +65,7 @@ def fits(
         'Monomials(2) with 5,151 observables, or Project to 38 coordinates first'
     """
     check_dictionary("psi", psi)
-    memory, rows = as_whole("memory", memory, 0), as_whole("rows", rows, 0)
+    memory, rows = as_whole("memory", memory, 0, 2**63), as_whole("rows", rows, 0, 2**63)
     squares = as_whole("squares", squares, 0)
     size, width = psi.size(as_whole("d", d, 1)), as_dtype("dtype", dtype).itemsize
     needed = (squares * size * size + rows * size) * width
@@ -98,7 +98,7 @@ def suggest(psi: Any, d: int, limit: int) -> str:
 
 def largest_degree(d: int, limit: int) -> int:
     """Largest total degree with at most `limit` products of `d` coordinates; -1 if none."""
-    d, limit = as_whole("d", d, 1), as_whole("limit", limit, 0)
+    d, limit = as_whole("d", d, 1), as_whole("limit", limit, 0, 2**63)
     degree = -1
     while math.comb(d + degree + 1, degree + 1) <= limit and degree < 64:
         degree += 1
@@ -107,7 +107,7 @@ def largest_degree(d: int, limit: int) -> int:
 
 def largest_dimension(degree: int, limit: int) -> int:
     """Most coordinates whose products up to a total degree number at most `limit`; 0 if none."""
-    degree, limit = as_whole("degree", degree, 1), as_whole("limit", limit, 0)
+    degree, limit = as_whole("degree", degree, 1), as_whole("limit", limit, 0, 2**63)
     low, high = 0, max(1, limit)
     while low < high:
         middle = (low + high + 1) // 2
@@ -134,6 +134,7 @@ def contains_state(psi: Any, d: int) -> np.ndarray | None:
         >>> contains_state(Monomials(2), 3)
         array([1, 2, 3])
     """
+    d = as_whole("d", d, 1)
     if isinstance(psi, Identity):
         return np.arange(d)
     if isinstance(psi, Monomials):

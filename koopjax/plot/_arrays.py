@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,6 +161,8 @@ def confusion(
                 f"expected square confusion matrices of one size, got {m.shape}, "
                 "try counts of (true, answered) pairs"
             )
+    if isinstance(classes, str) or not isinstance(classes, Iterable | None):
+        raise expected("a sequence of classes", f"{classes!r:.60}", "('cat', 'dog')")
     labels = [str(c) for c in (classes if classes is not None else range(len(matrices[0])))]
     with style():
         side = 3.5 if len(matrices[0]) <= 12 else 4.6

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from koopjax._core import expected, read
+from koopjax._core import as_flag, expected, read
 from koopjax.surgery._model import Definition, define
 from koopjax.surgery._program import Aval, Place, Program, aval_of, trace
 
@@ -139,6 +139,7 @@ def traced(model: Any, x: Any, unroll: bool = False) -> Traced:
         )
     if not isinstance(x, jax.ShapeDtypeStruct):
         x = read("the input", x)
+    unroll = as_flag("unroll", unroll)
     shape, dtype = tuple(x.shape), jax.dtypes.canonicalize_dtype(x.dtype)
     if not shape or shape[0] == 0:
         raise expected("a batch of at least one sample (n, ...)", f"shape {shape}", "x[None]")
@@ -274,7 +275,7 @@ def locate_pair(model: Traced, at: Any) -> tuple[str, str]:
     Raises:
         ValueError: no pair, an unknown cut, or not in order of depth.
     """
-    if isinstance(at, str | int) or not hasattr(at, "__len__") or len(at) != 2:
+    if not isinstance(at, tuple | list) or len(at) != 2:
         raise expected("a pair of cuts at=(a, b)", repr(at), "at=(earlier, later)")
     names = [place.name for place in model.program.cuts]
     first, last = (locate(model, key) for key in at)

@@ -191,16 +191,19 @@ def _check_wrapped(model: Any) -> None:
     module = _wrapped(model)
     if module is model or not (isinstance(module, nnx.Module) or take_apart(module)[1]):
         return
+    whole = "nnx.merge(graphdef, state)"
+    call = f"{whole}.{model.__name__}" if inspect.ismethod(model) else f"jax.vmap({whole})"
     raise expected(
         "a model whose parameters can be seen",
         f"a function around a {type(module).__name__}",
-        "graphdef, state = nnx.split(module) and the pair "
-        "(lambda state, x: jax.vmap(nnx.merge(graphdef, state))(x), state)",
+        f"graphdef, state = nnx.split(module) and the pair (lambda state, x: {call}(x), state)",
     )
 
 
 def _wrapped(model: Any) -> Any:
     """What a transformation of JAX or Flax was applied to, itself where it is none."""
+    if inspect.ismethod(model):
+        return model.__self__
     inner = getattr(model, "func", getattr(model, "__wrapped__", None))
     code = getattr(model, "__code__", None)
     if inspect.isfunction(inner) or inner is None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import expected
+from koopjax._core import as_whole, expected
 from koopjax.sweep._fingerprint import fingerprint
 from koopjax.sweep._lanes import LANES, Program, bytes_of
 from koopjax.sweep._ledger import Ledger
@@ -28,8 +28,8 @@ def wide(tree: Any) -> contextlib.AbstractContextManager:
 def _check(lanes: str, chunk: Any) -> None:
     if lanes not in LANES:
         raise expected(f"lanes in {LANES}", repr(lanes))
-    if chunk is not None and (isinstance(chunk, bool) or int(chunk) != chunk or chunk < 1):
-        raise expected("a chunk of at least one lane", f"{chunk}")
+    if chunk is not None:
+        as_whole("chunk", chunk, 1)
 
 
 def grid(

@@ -149,6 +149,8 @@ class Table:
         Raises:
             ValueError: an unknown column or direction, or no finite value.
         """
+        if not isinstance(least, Sequence):
+            raise expected("a column or columns as least", f"{least!r:.60}", "least='numbers'")
         wanted = (least,) if isinstance(least, str) else tuple(least)
         self._check(column, *wanted)
         if direction not in DIRECTIONS:

@@ -14,10 +14,12 @@ from koopjax._core import (
     NONFINITE_DATA,
     NONFINITE_SOLUTION,
     SUCCESS,
+    as_flag,
     as_numbers,
     cast,
     check_finite,
     check_metric,
+    check_number,
     expected,
     has_float64,
     read_numbers,
@@ -127,9 +129,9 @@ def als(
     ranks = np.asarray(rank)
     if ranks.size == 0 or not np.issubdtype(ranks.dtype, np.integer) or np.min(ranks) < 1:
         raise expected("TT ranks that are whole numbers, at least 1", f"{rank}")
-    for name, value in (("alpha", alpha), ("rtol", rtol)):
-        if not float(value) >= 0:
-            raise expected(f"{name} at least 0", f"{value}")
+    check_number("alpha", alpha)
+    check_number("rtol", rtol)
+    adaptive = as_flag("adaptive", adaptive)
     for name, value in (("x", x), ("y", y), ("x_val", x_val), ("y_val", y_val)):
         if value is not None:
             check_finite(name, read_numbers(name, value))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import check_finite, check_metric, expected
+from koopjax._core import check_finite, check_metric, expected, read_numbers
 from koopjax.observables import Compose, Identity, Project, Select, Standardize
 
 KINDS = ("pca", "active_subspace", "output")
@@ -124,8 +124,8 @@ def _bins(n: int) -> int:
 
 
 def _checked(x: Any) -> np.ndarray:
+    x = np.asarray(read_numbers("x", x), np.float64)
     check_finite("x", x)
-    x = np.asarray(x, np.float64)
     if x.ndim != 2 or 0 in x.shape:
         raise expected("states of shape (n, d), not empty", f"shape {x.shape}")
     return x

@@ -29,6 +29,8 @@ def check_modes(shape: Sequence[int], rows: Any, columns: Any) -> tuple[Any, Any
     """Row and column modes as tuples of integers whose products are the shape."""
     out = []
     for name, size, modes in (("row", shape[0], rows), ("column", shape[1], columns)):
+        if not isinstance(modes, Sequence | np.ndarray) or isinstance(modes, str):
+            raise expected(f"a sequence of {name} modes", f"{modes!r:.60}", f"{_modes_of(size, 2)}")
         whole = all(isinstance(m, int | np.integer) and m >= 1 for m in modes)
         if not whole or not len(modes) or math.prod(modes) != size:
             fits = _modes_of(size, max(len(modes), 1))

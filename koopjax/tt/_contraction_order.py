@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from koopjax._core import expected
+from koopjax._core import as_whole, expected, read
 
 STEP = 0.6e-6  # one operation that waits for the one before
 RATE = 60e9  # large products
@@ -210,12 +210,14 @@ def contraction_order(
     """
     if form not in FORMS:
         raise expected(f"a form among {list(FORMS)}", repr(form))
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise expected(f"a kind among {sorted(_KINDS)}", repr(kind))
     for name, sizes in (("ranks", ranks), ("row_modes", row_modes), ("column_modes", column_modes)):
-        if not isinstance(sizes, Sequence | np.ndarray):
+        counts = np.asarray(read(name, sizes))
+        if counts.ndim != 1 or not np.issubdtype(counts.dtype, np.integer) or counts.min() < 1:
             raise expected(f"a sequence of whole numbers as {name}", f"{sizes!r:.60}")
-    return _decide(tuple(ranks), tuple(row_modes), tuple(column_modes), max(1, n), kind, form)
+    n = max(1, as_whole("n", n, 0))
+    return _decide(tuple(ranks), tuple(row_modes), tuple(column_modes), n, kind, form)
 
 
 def order_for(matrix: Any, n: int, *, kind: str = "product", form: str = "auto") -> Any:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import check_finite, expected
+from koopjax._core import check_finite, check_key, expected
 from koopjax.tt._precision import precise, precise_as
 from koopjax.tt._ranks import as_ranks, feasible_ranks
-from koopjax.tt._support import as_floating, check_dtype, check_key, check_modes
+from koopjax.tt._support import as_floating, check_dtype, check_modes
 from koopjax.tt._trains import TensorTrain, TTMatrix
 
 
@@ -127,7 +127,7 @@ def random(
         >>> random(jax.random.key(0), (2, 3, 2), 5).ranks
         (1, 2, 2, 1)
     """
-    check_key(key)
+    check_key("tt.random", key)
     dtype = check_dtype(dtype)
     modes = check_modes(modes)
     bounds = feasible_ranks(modes)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from koopjax._core import check_finite, expected, traced
+from koopjax._core import check_finite, expected, read, traced
 from koopjax.tt._precision import einsum, precise
 from koopjax.tt._range import even, lifted, shift
 from koopjax.tt._support import as_floating, check_train, check_whole
@@ -172,7 +172,7 @@ def entries(train: TensorTrain, indices: Int[Any, "m d"]) -> Shaped[Array, " m"]
         [6.0]
     """
     _require_train(train)
-    indices = indices if isinstance(indices, jax.Array) else np.asarray(indices)
+    indices = read("the indices", indices)
     if indices.ndim != 2 or indices.shape[1] != train.order:
         raise expected(f"indices of shape (m, {train.order})", f"shape {tuple(indices.shape)}")
     if not jnp.issubdtype(indices.dtype, jnp.integer):

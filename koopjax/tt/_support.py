@@ -15,6 +15,9 @@ from koopjax.tt._padded import PaddedTT
 from koopjax.tt._precision import precise
 from koopjax.tt._trains import TensorTrain, TTMatrix
 
+#: A mode may have so many places: what an index of 32 bits reaches.
+MOST_SIZE = 2**31 - 1
+
 T = TypeVar("T", TensorTrain, TTMatrix, PaddedTT)
 
 
@@ -103,8 +106,8 @@ def check_modes(modes: Sequence[int]) -> tuple[int, ...]:
     if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
         raise expected("mode sizes as a sequence of whole numbers", f"{modes!r:.60}", "(2, 3, 4)")
     modes = tuple(int(n) for n in given)
-    if not modes or min(modes) < 1:
-        raise expected("at least one mode, each of size 1 or more", f"modes {modes}")
+    if not modes or min(modes) < 1 or max(modes) > MOST_SIZE:
+        raise expected(f"at least one mode, each of size 1 to {MOST_SIZE}", f"modes {modes}")
     return modes
 
 
@@ -122,18 +125,6 @@ def check_whole(name: str, value: Any, least: int, most: int = 2**31 - 1) -> int
     if not whole or not least <= value <= most:
         raise expected(f"{name} a whole number from {least} to {most}", f"{value!r:.60}")
     return int(value)
-
-
-def check_key(key: Any) -> None:
-    """Raise unless this is one random key of JAX."""
-    good = isinstance(key, jax.Array) and (
-        key.ndim == 0
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        else key.dtype == jnp.uint32 and key.ndim == 1
-    )
-    if not good:
-        got = f"shape {key.shape}, {key.dtype}" if isinstance(key, jax.Array) else f"{key!r:.60}"
-        raise expected("one random key", got, "jax.random.key(0)")
 
 
 def check_dtype(dtype: Any) -> np.dtype:

@@ -21,7 +21,7 @@ from koopjax.tt._padded import PaddedTT, prefix_mask
 from koopjax.tt._precision import dagger, einsum, factor_dtype, precise, real_dtype
 from koopjax.tt._range import balanced, lifted, lifts, placed
 from koopjax.tt._ranks import RoundInfo, as_ranks, feasible_ranks, requested, was_clipped
-from koopjax.tt._support import T, as_train, check_train, like
+from koopjax.tt._support import T, as_train, check_train, check_whole, like
 from koopjax.tt._trains import TensorTrain
 
 
@@ -117,15 +117,15 @@ def truncate(train: T, rank: Any, *, max_rank: int | None = None, return_info: b
                 "traced ones",
                 "tt.pad(train, R), whose ranks are masks",
             )
+        if max_rank is not None:
+            raise expected("max_rank with a PaddedTT", f"a {type(train).__name__}", "rank alone")
         with precise(train):
             plain = as_train(train)
             asked = int(rank) if np.ndim(rank) == 0 else None
             cut, info = _truncate(plain, ranks=ranks, asked=asked)
             out = like(cut, train)
     else:
-        size = train.max_rank if max_rank is None else int(max_rank)
-        if size < 1:
-            raise expected("max_rank of at least 1", f"{size}", "max_rank=1")
+        size = train.max_rank if max_rank is None else check_whole("max_rank", max_rank, 1)
         with precise(train):
             out, info = _truncate_padded(train, jnp.asarray(rank), size=min(size, train.max_rank))
     return (out, info) if return_info else out

@@ -24,7 +24,7 @@ HERE = str(pathlib.Path(__file__).parent)
 
 #: Classes of outcomes. The first four are as they should be.
 RIGHT = ("right", "flagged", "refused", "own")
-#: A number left the range of its dtype and is infinite: visible, but not flagged.
+#: Numbers left the range of their dtype in a result that carries no code: visible, not flagged.
 VISIBLE = ("overflow",)
 WRONG = (
     "silent NaN",
@@ -82,7 +82,8 @@ def judge_error(error: BaseException, changed: bool) -> Outcome:
         return Outcome("out of memory", where, message)
     if isinstance(error, AssertionError):
         return Outcome("assertion", where, message)
-    if inner[0].startswith(HERE) and ours:
+    # A function of the caller's raised, or was called with arguments that it does not take.
+    if inner[0].startswith(HERE) or "<lambda>() " in message:
         return Outcome("own", where, message)
     said = _raises_itself(inner) and "expected" in str(error)
     if said and isinstance(error, ValueError | TypeError | LookupError | OSError | ArithmeticError):
@@ -172,6 +173,17 @@ def flagged(result: Any, depth: int = 0) -> bool:
         return False
 
 
+def _has_code(result: Any) -> bool:
+    parts = result if isinstance(result, tuple | list) else (result,)
+    return any(hasattr(part, "result") for part in parts)
+
+
+def _huge(arguments: dict[str, Any]) -> bool:
+    """Whether a number among the arguments has no square in float32."""
+    found = (_float(array) for value in arguments.values() for array in leaves(value))
+    return any(bool(np.any(np.abs(a) > 1e19)) for a in found if a is not None)
+
+
 def judge_result(verb: Verb, result: Any, arguments: dict[str, Any]) -> Outcome:
     """The outcome of a call that returned."""
     name = verb.name
@@ -182,8 +194,11 @@ def judge_result(verb: Verb, result: Any, arguments: dict[str, Any]) -> Outcome:
         return Outcome("wrong value", name, f"hidden entries of {hidden[0]} were taken as numbers")
     if all(finite(v) for v in arguments.values()):
         numbers = [a for a in map(_float, leaves(verb.look(result))) if a is not None]
-        if any(bool(np.any(np.isnan(a))) for a in numbers):
+        lost = any(bool(np.any(np.isnan(a))) for a in numbers)
+        if lost and (_has_code(result) or not _huge(arguments)):
             return Outcome("silent NaN", name, "NaN from finite arguments")
+        if lost:
+            return Outcome("overflow", name, "NaN of numbers whose squares overflow")
         if any(bool(np.any(np.isinf(a))) for a in numbers):
             return Outcome("overflow", name, "infinite from finite arguments")
         if verb.wanted is not None:

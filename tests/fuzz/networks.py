@@ -182,9 +182,10 @@ verb("models.accuracy", lambda x, y, **s: models.accuracy(mlp(), x, y, **s),
 verb("models.cross_entropy", models.cross_entropy, {"logits": array(X), "y": array(LABELS)})
 verb("models.squared_error", models.squared_error, {"output": array(X), "y": array(Y)})
 verb("models.train", models.train, {"model": MODEL, "x": BATCH, "y": array(LABELS), "key": key(),
-     "epochs": number(1)}, {"batch_size": number(8), "learning_rate": number(1e-3),
-     "weight_decay": number(0.1), "warmup": number(0.1), "x_val": BATCH, "y_val": array(LABELS),
-     "epoch_size": number(16), "loss": function(models.cross_entropy)}, weight=0.12)
+     "x_val": BATCH, "y_val": array(LABELS), "epochs": number(1)},
+     {"batch_size": number(8), "learning_rate": number(1e-3), "weight_decay": number(0.1),
+      "warmup": number(0.1), "epoch_size": number(16), "loss": function(models.cross_entropy)},
+     weight=0.12)
 verb("models.MLP", lambda sizes: models.MLP(sizes, rngs=nnx.Rngs(0))(X),
      {"sizes": sequence(D, 4, 2)}, weight=0.3)
 verb("models.build", lambda name, config: models.build(name, config, nnx.Rngs(0)),

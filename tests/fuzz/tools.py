@@ -92,7 +92,9 @@ def rows(result: Any) -> None:
 
 
 verb("sweep.Table.best", lambda **s: table().best(**s), {"column": text("error")},
-     {"direction": text("minimum"), "within": number(0.1), "least": text("a")}, weight=0.3)
+     {"direction": text("minimum")}, weight=0.2)
+verb("sweep.Table.best within", lambda **s: table().best("error", **s),
+     {"within": number(0.1), "least": text("a")}, weight=0.2)
 verb("sweep.Table.mean_over", lambda axis: table().mean_over(axis), {"axis": text("b")}, look=rows,
      weight=0.2)
 verb("sweep.Table.pivot", lambda **s: table().pivot(**s), {"rows": text("a"), "columns": text("b"),
@@ -181,7 +183,7 @@ verb("compress.koopman_student", lambda **s: compress.koopman_student(mlp(), **s
 # data, plot, report ---------------------------------------------------------------------------
 
 data.write_idx(FOLDER / "a.idx", (X * 100).astype(np.uint8))
-np.savez(FOLDER / "a.npz", x=X)
+np.savez(FOLDER / "a.npz", x_train=X, y_train=LABELS, x_test=X, y_test=LABELS)
 
 
 def idx(array: Any) -> Any:

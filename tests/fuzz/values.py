@@ -43,7 +43,7 @@ class Frame:
 
 def at(array: Any, value: Any, dtype: Any = None) -> np.ndarray:
     """The array with one entry changed."""
-    made = np.array(array, dtype)
+    made = np.array(array, None if np.iscomplexobj(array) else dtype)
     if made.size:
         made.reshape(-1)[made.size // 2] = value
     return made

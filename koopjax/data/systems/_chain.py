@@ -1,12 +1,13 @@
 """The Fermi-Pasta-Ulam chain, whose coefficient tensor has a low tensor-train rank."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import as_numbers, as_whole, expected, pytree, static
+from koopjax._core import as_numbers, as_whole, check_number, expected, pytree, static
 from koopjax.data.systems._flow import states, uniform
 
 #: A dense coefficient tensor of more entries than this is refused.
@@ -38,9 +39,10 @@ class FermiPastaUlam:
                 f"shape {x.shape}",
                 f"FermiPastaUlam(d={x.shape[-1] if x.ndim else 1})",
             )
+        check_number("systems.FermiPastaUlam: beta", self.beta, -math.inf)
         wall = jnp.zeros_like(x[..., :1])
         stretch = jnp.diff(x, axis=-1, prepend=wall, append=wall)
-        force = stretch + self.beta * stretch**3
+        force = stretch + jnp.asarray(self.beta, x.dtype) * stretch**3
         return jnp.diff(force, axis=-1)
 
     def drift(self, x: Float[Array, "... 2d"]) -> Float[Array, "... 2d"]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import as_dtype, as_numbers, as_whole, check_number, expected
+from koopjax._core import as_dtype, as_numbers, as_whole, check_key, check_number, expected
 
 MOST_SAMPLES = 1 << 31
 Drift = Callable[[Float[Array, "... d"]], Float[Array, "... d"]]
@@ -43,15 +43,12 @@ def uniform(
 ) -> Float[Array, "n d"]:
     """Initial states, independent and uniform in a box."""
     n = as_whole(f"systems.{system}: at least one sample, n", n, 1, MOST_SAMPLES)
+    bounds = []
     for name, bound in (("low", low), ("high", high)):
         check_number(f"systems.{system}: the bound {name}", bound, -math.inf)
-    try:
-        jax.random.key_data(key)
-    except TypeError as error:
-        raise expected(
-            f"systems.{system}: a random key", f"{key!r:.60}", "jax.random.key(0)"
-        ) from error
-    return jax.random.uniform(key, (n, d), as_dtype("dtype", dtype), low, high)
+        bounds.append(as_numbers(f"systems.{system}: the bound {name}", bound))
+    check_key(f"systems.{system}", key)
+    return jax.random.uniform(key, (n, d), as_dtype("dtype", dtype), *bounds)
 
 
 def states(system: str, x: Any, d: int) -> Float[Array, "... d"]:
@@ -74,7 +71,7 @@ def trajectory(
     """
 
     x = as_numbers("systems.trajectory: states", x)
-    steps = as_whole("systems.trajectory: steps", steps, 0)
+    steps = as_whole("systems.trajectory: steps", steps, 0, MOST_SAMPLES)
     after = jax.eval_shape(step, x)
     if getattr(after, "shape", None) != x.shape or after.dtype != x.dtype:
         raise expected(
