@@ -316,7 +316,8 @@ def held_leaves(tree: Any) -> Any:
             return leaf
         if not isinstance(leaf, np.ndarray | np.generic):
             return held("a dictionary", read("a dictionary", leaf))
-        known = leaf.dtype.isnative and leaf.dtype.kind in "biufc" and leaf.dtype.itemsize <= 8
+        known = not isinstance(leaf, np.ma.MaskedArray) and leaf.dtype.isnative
+        known = known and leaf.dtype.kind in "biufc" and leaf.dtype.itemsize <= 8
         if known and jax.dtypes.canonicalize_dtype(leaf.dtype) == leaf.dtype:
             return leaf
         leaf = read("a dictionary", leaf)

@@ -133,7 +133,7 @@ def take_bound(model: Any) -> tuple[Any, tuple[tuple[str, Static], ...]]:
     if isinstance(code, linen.Module) and not pair and code.scope is not None:
         module, variables = code.unbind()  # of `module.bind(variables)`
         return (module, variables), tuple((name, Static(v)) for name, v in bound.items())
-    if not bound or not isinstance(code, nnx.Module | linen.Module):
+    if not isinstance(code, nnx.Module | linen.Module):
         return model, ()
     fixed = tuple((name, Static(value)) for name, value in bound.items())
     return (code, model[1]) if pair else code, fixed

@@ -133,6 +133,11 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, kinds)
 
 
+def native(name: str, leaf: Any) -> Any:
+    """A leaf, what NumPy has read by the door: any byte order, no text, no dates, none masked."""
+    return read(name, leaf) if isinstance(leaf, np.ndarray | str) else leaf
+
+
 def take_apart(tree: Any) -> tuple[Outline, list[tuple[Any, Any]]]:
     """A pytree as its static outline and its arrays, each with its path.
 
@@ -143,9 +148,8 @@ def take_apart(tree: Any) -> tuple[Outline, list[tuple[Any, Any]]]:
         tree: any pytree.
     """
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    # Of NumPy any byte order, no text, none masked.
     pairs = [
-        (path, read(jax.tree_util.keystr(path), leaf) if isinstance(leaf, np.ndarray) else leaf)
+        (path, leaf if isinstance(leaf, str) else native(jax.tree_util.keystr(path), leaf))
         for path, leaf in pairs
     ]
     statics = tuple(None if is_array(leaf) else Static(leaf) for _, leaf in pairs)

@@ -83,6 +83,8 @@ def output_metric(
     if getattr(out, "shape", ())[:1] != (min(2, states.shape[0]),):
         got = f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
         raise expected("a function that gives an output a state, (n, ...)", got)
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise expected("a function with real outputs", f"dtype {out.dtype}")
     if kind != "output" and out.size == out.shape[0]:
         raise expected(
             f"several outputs for the metric {kind!r}, which takes off what they have in common",

@@ -13,6 +13,7 @@ from koopjax import tt
 from koopjax._core import (
     NONFINITE_SOLUTION,
     SUCCESS,
+    as_flag,
     as_numbers,
     as_whole,
     blocks,
@@ -171,6 +172,7 @@ def interaction_spectrum(
     front, product = separable(fit.psi)
     x = as_numbers("x", x)
     _check(fit, x, max_order)
+    pairs = as_flag("pairs", pairs)
     q = fit.train.shape[1]
     check_metric("metric", metric, q)
     check_finite("x", x)
@@ -209,6 +211,7 @@ def interaction_spectrum(
 def second_moment_roots(fit: Any, x: Any, batch_size: int = 4096) -> list[np.ndarray]:
     """`U_k` with `U_k U_kᵀ = E f_k f_kᵀ` over samples, for each coordinate's functions."""
     x = as_numbers("samples", x)
+    check_finite("samples", x)
     _check(fit, x, 1)
     means, covariances, _ = _moments(fit, x, None, batch_size)
     modes = separable(fit.psi)[1].modes()

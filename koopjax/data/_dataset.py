@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from koopjax._core import expected, read
+
 #: Seed of the draw that fixes which training images are held out: part of the definition of every
 #: split here, so never to be changed.
 _SPLIT_SEED = 20240211
@@ -43,6 +45,15 @@ class Dataset:
     source: str = ""
     class_names: tuple[str, ...] = ()
     verified: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Take the arrays in: lists and frames too."""
+        for split in ("train", "val", "test"):
+            for name in (f"x_{split}", f"y_{split}"):
+                array = np.asarray(read(name, getattr(self, name)))
+                if array.ndim == 0:
+                    raise expected(f"an array as {name}", "a scalar")
+                object.__setattr__(self, name, array)
 
     def flat(self) -> "Dataset":
         """The same dataset with every image a vector: `shape` is `(prod(shape),)`; no copy."""

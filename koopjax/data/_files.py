@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from koopjax._core import as_path, existing
+from koopjax._core import as_path, existing, expected, read
 from koopjax.data._dataset import MissingData
 
 #: idx type byte -> dtype on disk (big-endian, as the format has it).
@@ -137,7 +137,7 @@ def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
         ValueError: a dtype that idx cannot hold.
     """
     path = as_path("an idx file", path)
-    array = np.asarray(array)
+    array = np.asarray(read("the array", array))
     code = _IDX_CODES.get(array.dtype)
     if code is None:
         raise ValueError(
@@ -149,6 +149,8 @@ def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
     if path.suffix == ".gz":
         # No time stamp: the same array gives the same file.
         raw = gzip.compress(raw, compresslevel=6, mtime=0)
+    if not path.parent.is_dir():
+        raise expected("a folder that is there", str(path.parent), f"mkdir -p {path.parent}")
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_bytes(raw)

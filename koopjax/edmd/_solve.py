@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax._core import (
@@ -12,6 +13,7 @@ from koopjax._core import (
     NONFINITE_DATA,
     NONFINITE_SOLUTION,
     RANK_DEFICIENT,
+    RESULTS,
     SUCCESS,
     UNDERDETERMINED,
     as_dtype,
@@ -189,7 +191,8 @@ def solve(statistics: Statistics, solver: Any = None, *, dtype: Any = None) -> S
     """
     check_statistics(statistics)
     solver = Ridge() if solver is None else solver
-    if hasattr(solver, "choose") and not isinstance(solver, type):
+    # An array has a `choose` too.
+    if hasattr(solver, "choose") and not isinstance(solver, type | jax.Array | np.ndarray):
         return solver.choose(statistics, dtype)
     if not isinstance(solver, Ridge | TruncatedSVD | ReducedRank):
         raise expected("a solver such as edmd.Ridge(1e-6)", f"{solver!r:.60}")
@@ -217,6 +220,8 @@ def unwrap(solution: Any, *, allow: tuple[int, ...] = ()) -> Any:
     """
     if not hasattr(solution, "result"):
         raise expected("an edmd.Solution or a fit", type(solution).__name__, "edmd.solve(...)")
+    if not isinstance(allow, tuple | list) or not all(code in RESULTS for code in allow):
+        raise expected(f"result codes from {sorted(RESULTS)} as allow", f"{allow!r:.60}")
     check(solution.result, allow=(SUCCESS, *allow))
     return solution.value if isinstance(solution, Solution) else solution
 

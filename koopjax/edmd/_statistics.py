@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from koopjax._core import (
     as_dtype,
     as_integers,
+    as_numbers,
     as_whole,
     cast,
     check_number,
@@ -176,7 +177,7 @@ class Gram:
         """The statistic with all sample weights multiplied by a factor (`count` stays)."""
         check_number("factor", factor)
         with precise(self):
-            f = jnp.asarray(factor).astype(self.dtype)
+            f = as_numbers("factor", factor).astype(self.dtype)
             moments = f * self.gram, f * self.cross, f * self.target_gram
             return Gram(*moments, self.count, self.observed)
 
@@ -292,7 +293,7 @@ class RFactor:
         """The statistic with all sample weights multiplied by a factor (`count` stays)."""
         check_number("factor", factor)
         with precise(self):
-            root = jnp.sqrt(jnp.asarray(factor).astype(self.dtype))
+            root = jnp.sqrt(as_numbers("factor", factor).astype(self.dtype))
             return dataclasses.replace(self, r=root * self.r)
 
     def select(

@@ -107,11 +107,8 @@ def _take_apart(model: Any) -> tuple[list[tuple[Path | None, Any]], Callable[[li
                 f"a {type(tree).__name__} that closes over them, or has none",
                 "the module itself, or (function, params) with function(params, x)",
             )
-        build = (
-            (lambda filled: filled)
-            if code is None
-            else (lambda filled: (put_bound(code, bound), filled))
-        )
+        whole = put_bound(code, bound)
+        build = (lambda filled: filled) if code is None else (lambda filled: (whole, filled))
         # A bare function's arrays are not to be seen.
         has_code = code is not None or (callable(tree) and len(jax.tree.leaves(tree)) > 1)
     named: list[tuple[Path | None, Any]] = []

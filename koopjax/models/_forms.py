@@ -17,6 +17,7 @@ from koopjax._core import (
     expected,
     infer,
     inference_arguments,
+    native,
     put_bound,
     take_apart,
     take_bound,
@@ -49,7 +50,7 @@ def trained(path: Any, variable: Any) -> bool:
 
 
 def _is_floating(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    return jnp.issubdtype(jnp.result_type(native("a parameter", leaf)), jnp.inexact)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,6 +209,7 @@ def form_of(model: Any) -> tuple[Form, Any, Any]:
 def _form_of(model: Any) -> tuple[Form, Any, Any]:
     if isinstance(model, nnx.Module):
         graphdef, params, rest = nnx.split(model, trained, ...)
+        params, rest = jax.tree.map(lambda leaf: native("a parameter", leaf), (params, rest))
         return NNXForm(Static(graphdef)), params, rest
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], linen.Module):
         module, variables = model

@@ -1,7 +1,7 @@
 """The MLP of the experiments and a residual MLP, in NNX."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class MLP(nnx.Module):
     """
 
     def __init__(self, sizes: Sequence[int], *, rngs: nnx.Rngs):
-        sizes = tuple(sizes)
+        sizes = tuple(sizes) if isinstance(sizes, Iterable) else ()
         if len(sizes) < 2:
             raise expected("models.MLP: sizes of two widths or more", f"{sizes}", "(784, 100, 10)")
         for size in sizes:

@@ -81,6 +81,10 @@ def recipe(
         >>> recipe("digits", (8, 8, 1), 10, 1156).config
         {'sizes': (64, 100, 100, 100, 10)}
     """
+    named = isinstance(name, str) and isinstance(architecture, str)
+    if not named or not isinstance(shape, tuple | list):
+        got = f"{name!r:.40}, {architecture!r:.40} and {shape!r:.40}"
+        raise expected("models.recipe: two names and a shape", got, "'digits', (8, 8, 1)")
     if architecture not in REGISTRY:
         raise expected(
             f"models.recipe: an architecture among {', '.join(REGISTRY)}",

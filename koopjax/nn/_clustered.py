@@ -9,6 +9,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from koopjax._core import (
+    as_flag,
     check_finite,
     codebooks,
     expected,
@@ -71,7 +72,7 @@ class Clustered(Operator):
         held = {"codebook": book, "bias": bias}
         small = given.astype(np.min_scalar_type(book.shape[0] - 1))
         self._setup(held, dtype, param_dtype, precision, {"codes": small})
-        self.zero = bool(zero)
+        self.zero = as_flag("zero", zero)
 
     @classmethod
     def from_dense(

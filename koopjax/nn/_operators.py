@@ -281,6 +281,9 @@ def precision_name(precision: Any) -> Any:
 def as_parameter(name: str, value: Any, dtype: Any) -> Array:
     """A user's array on the device, in the dtype that parameters are stored in (None: its own)."""
     array = as_array(name, value)
+    if jnp.issubdtype(array.dtype, jnp.inexact) and array.dtype.itemsize < 2:
+        advice = "nn.Quantized for eight bits"
+        raise expected(f"numbers of 16 bits or more as {name}", f"{array.dtype}", advice)
     return array if dtype is None else on_device(array, as_dtype("param_dtype", dtype))
 
 

@@ -200,6 +200,7 @@ class Project(Observables):
             largest entry of each direction is positive. Directions beyond the rank of the data
             carry nothing and are not scaled up by `whiten`.
         """
+        whiten = as_flag("whiten", whiten)
         x = data_rows("the data of Project.pca", x)
         _check_rank(rank, x.shape[1])
         check_metric("metric", metric, x.shape[1])
@@ -257,13 +258,11 @@ class Project(Observables):
 
     def size(self, d: int) -> int:
         """The number of directions."""
-        shape = jnp.shape(self.matrix)
-        if len(shape) != 2:
-            raise expected("a matrix of shape (d, r) in Project", f"shape {shape}")
-        require_dimension("Project", d, shape[0])
+        known, rank = require_axes("the matrix of Project", self.matrix, 2)
+        require_dimension("Project", d, known)
         if self.mean is not None and jnp.shape(self.mean) != (d,):
             raise expected(f"a mean of shape ({d},) in Project", f"shape {jnp.shape(self.mean)}")
-        return shape[1]
+        return rank
 
     def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
         """Names `u0`, `u1`, ... of the directions."""

@@ -146,8 +146,8 @@ def input_names(d: int, inputs: Sequence[str] | None) -> list[str]:
     d = as_whole("d", d, 0)
     if inputs is None:
         return [f"x{i}" for i in range(d)]
-    if len(inputs) != d:
-        raise expected(f"{d} input names", f"{len(inputs)}", "one name a coordinate")
+    if isinstance(inputs, str) or not isinstance(inputs, Sequence) or len(inputs) != d:
+        raise expected(f"{d} input names", f"{inputs!r:.60}", "one name a coordinate")
     return [str(name) for name in inputs]
 
 

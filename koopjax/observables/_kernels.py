@@ -101,6 +101,7 @@ class GaussianRBF(Observables):
         require_dimension("GaussianRBF", d, known)
         if jnp.shape(self.bandwidth) not in {(), (1,), (p,)}:
             raise expected(f"one bandwidth, or {p}", f"shape {jnp.shape(self.bandwidth)}")
+        _positive(self.bandwidth)
         return p
 
     def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:

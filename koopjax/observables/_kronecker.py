@@ -91,10 +91,11 @@ class Kronecker(Observables):
         out = x
         for factor in reversed(self.factors):
             n, r = jnp.shape(factor)
-            rows = out.reshape(-1, n)
-            out = matmul(rows, like(factor, x)).reshape(len(x), -1, r)
+            rest = math.prod(out.shape[1:]) // n  # said, since a batch may be empty
+            rows = out.reshape(len(x) * rest, n)
+            out = matmul(rows, like(factor, x)).reshape(len(x), rest, r)
             out = jnp.moveaxis(out, 2, 1)
-        return out.reshape(len(x), -1)
+        return out.reshape(len(x), math.prod(out.shape[1:]))
 
 
 def _several(name: str, values: Any) -> Sequence[Any]:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from koopjax._core import (
     as_numbers,
+    as_whole,
     check_key,
     expected,
     is_tracing,
@@ -40,6 +41,10 @@ BLOCK = 2**22
 UNROLL = 8
 # Up to so many functions a coordinate their products are summed in that same pass.
 NARROW = 4
+
+
+#: Of the series that stands for a kernel; no interval needs more.
+MOST_DEGREE = 2**16
 
 
 @pytree
@@ -116,7 +121,7 @@ class ProductKernel(Observables):
         shape = jnp.shape(self.centers)
         if len(shape) != 2:
             raise expected("centers of shape (m, d) in ProductKernel", f"shape {shape}")
-        require_integer("the degree of ProductKernel", self.degree, 0)
+        as_whole("the degree of ProductKernel", self.degree, 0, MOST_DEGREE)
         require_integer("the rank of ProductKernel", self.rank, min(self.degree, 1))
         require_dimension("ProductKernel", d, shape[1])
         self.product.modes(d)

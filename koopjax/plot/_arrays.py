@@ -221,6 +221,8 @@ def training(history: Mapping[str, Sequence[float]] | Sequence[Mapping[str, floa
         names = dict.fromkeys(name for epoch in history for name in epoch)
         history = {name: [epoch[name] for epoch in history if name in epoch] for name in names}
     curves = {name: numbers(name, c) for name, c in history.items() if np.size(c)}
+    if any(curve.ndim != 1 for curve in curves.values()):
+        raise expected("one number an epoch", f"shapes {[c.shape for c in curves.values()]}")
     panels = {
         "loss": {n: c for n, c in curves.items() if "loss" in n},
         "accuracy": {n: c for n, c in curves.items() if "accuracy" in n},

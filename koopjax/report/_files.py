@@ -39,7 +39,10 @@ def _plain(value: Any) -> Any:
         return int(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return _plain(np.asarray(value).tolist())
+    array = np.asarray(value)
+    if array.dtype == object and array.ndim == 0:
+        raise expected("results of numbers, text, lists and mappings", type(value).__name__)
+    return _plain(array.tolist())
 
 
 def to_json(results: Mapping[str, Any]) -> str:

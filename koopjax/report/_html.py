@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from koopjax._core import expected
 from koopjax.report._files import write_atomically
 
 # The colours that figures use for text, axes, grids and hollow markers become the page's own, so
@@ -189,6 +190,9 @@ def render(results: Mapping[str, Any], figures: Mapping[str, Any] | None = None)
             text. Sections whose figure is missing show their table alone.
     """
     figures = figures or {}
+    if not isinstance(results, Mapping) or not isinstance(results.get("original", {}), Mapping):
+        got = type(results).__name__
+        raise expected("the results of a run, a mapping", got, "koopjax analyze, or report.load")
     replaced, finding = results.get("replaced") or [], _finding(results)
     return _template().render(
         r=results,

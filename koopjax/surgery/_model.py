@@ -14,7 +14,16 @@ import numpy as np
 from flax import linen, nnx
 
 from koopjax import models
-from koopjax._core import Static, expected, infer, put_bound, take_apart, take_bound, version
+from koopjax._core import (
+    Static,
+    expected,
+    infer,
+    native,
+    put_bound,
+    take_apart,
+    take_bound,
+    version,
+)
 
 
 class Constant(nnx.Variable):
@@ -227,11 +236,12 @@ def _define_pairs(
 
 def _variable_kind(kind: type[nnx.Variable], leaf: Any) -> type[nnx.Variable]:
     """Integers and keys under the name of a parameter cannot be trained."""
-    floating = jnp.issubdtype(jax.typeof(leaf).dtype, jnp.inexact)
+    floating = jnp.issubdtype(jax.typeof(native("a parameter", leaf)).dtype, jnp.inexact)
     return Constant if issubclass(kind, nnx.Param) and not floating else kind
 
 
 def _arrays(leaves: list[Any]) -> list[Any]:
+    leaves = [native("a parameter", leaf) for leaf in leaves]
     return [jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
 
 

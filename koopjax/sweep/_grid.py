@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import as_whole, expected
+from koopjax._core import as_array, as_whole, expected
 from koopjax.sweep._fingerprint import fingerprint
 from koopjax.sweep._lanes import LANES, Program, bytes_of
 from koopjax.sweep._ledger import Ledger
@@ -98,7 +98,8 @@ def grid(
     limit = bytes_of(memory_limit)
     with wide((list(data), axes)):
         # On the device once, not again for each chunk.
-        move = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+        known = jax.Array | bool | int | float | complex
+        move = lambda leaf: leaf if isinstance(leaf, known) else as_array("data", leaf)
         held = jax.tree.map(move, tuple(data))
         points = points_of(axes, static, zip, float_dtype(held))
         check_function(function, held, list(axes))

@@ -217,8 +217,9 @@ def reduced_ranks(
     alphas = listed_alphas(alpha)
     metric = None if metric is None else read_numbers("the metric", metric)
     check_metric("metric", metric, q)
-    if validation is not None and validation.sizes != (p, q):
-        raise expected(f"validation statistics of sizes {(p, q)}", f"{validation.sizes}")
+    if validation is not None and getattr(validation, "sizes", None) != (p, q):
+        got = f"{getattr(validation, 'sizes', type(validation).__name__)}"
+        raise expected(f"validation statistics of sizes {(p, q)}", got)
     with wide(statistics):
         dtype = statistics.dtype
         family = _families(

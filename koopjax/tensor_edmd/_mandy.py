@@ -15,8 +15,10 @@ from koopjax._core import (
     RANK_DEFICIENT,
     SUCCESS,
     UNDERDETERMINED,
+    as_whole,
     cast,
     check_finite,
+    check_number,
     expected,
     has_float64,
     precise_as,
@@ -88,14 +90,9 @@ def check_settings(rtol: Any, max_rank: Any, alpha: Any = 0.0, cutoff: Any = Non
     for name, value in (("rtol", rtol), ("alpha", alpha), ("cutoff", cutoff)):
         if value is None or not concrete(value):
             continue
-        top = np.inf if name == "alpha" else 1
-        if not (np.ndim(value) == 0 and 0 <= float(value) < top):
-            raise expected(
-                f"{name} from 0" + ("" if name == "alpha" else " to below 1"), f"{value}", "1e-6"
-            )
-    whole = isinstance(max_rank, int | np.integer) and not isinstance(max_rank, bool)
-    if max_rank is not None and (not whole or max_rank < 1):
-        raise expected("max_rank as an integer of at least 1, or None", f"{max_rank!r}")
+        check_number(name, value, 0, np.inf if name == "alpha" else np.nextafter(1, 0))
+    if max_rank is not None:
+        as_whole("max_rank", max_rank, 1)
 
 
 @jax.jit

@@ -216,6 +216,10 @@ def contraction_order(
         counts = np.asarray(read(name, sizes))
         if counts.ndim != 1 or not np.issubdtype(counts.dtype, np.integer) or counts.min() < 1:
             raise expected(f"a sequence of whole numbers as {name}", f"{sizes!r:.60}")
+    d = len(row_modes)
+    if not d or len(column_modes) != d or len(ranks) != d + 1:
+        got = f"{len(ranks)}, {d} and {len(column_modes)}"
+        raise expected("d + 1 ranks, d row modes and d column modes", got)
     n = max(1, as_whole("n", n, 0))
     return _decide(tuple(ranks), tuple(row_modes), tuple(column_modes), n, kind, form)
 

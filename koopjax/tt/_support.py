@@ -113,7 +113,8 @@ def check_modes(modes: Sequence[int]) -> tuple[int, ...]:
 
 def check_rtol(rtol: Any) -> float:
     """A relative tolerance as a float: finite and not negative."""
-    real = np.ndim(rtol) == 0 and isinstance(rtol, numbers.Real | np.ndarray | jax.Array)
+    real = isinstance(rtol, numbers.Real) or getattr(rtol, "shape", None) == ()
+    real = real and not jnp.issubdtype(jnp.result_type(rtol), jax.dtypes.extended)
     if not real or not 0 <= float(rtol) < math.inf:
         raise expected("one number of 0 or more as rtol", f"{rtol!r:.60}", "rtol=1e-6")
     return float(rtol)
@@ -131,7 +132,7 @@ def check_dtype(dtype: Any) -> np.dtype:
     """A real or complex floating dtype."""
     try:
         found = np.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError):
         found = None
     if found is None or not jnp.issubdtype(found, jnp.inexact):
         raise expected("a real or complex floating dtype", f"{dtype!r:.60}", "jnp.float32")

@@ -227,11 +227,11 @@ def folds() -> Any:
 
 
 verb("edmd.Koopman.predict", lambda **s: koopman().predict(**s), {"x": array(X)},
-     {"steps": number(2)})
+     {"steps": number(2)}, grows=True)
 verb("edmd.Koopman.predict to the state", lambda **s: to_state().predict(**s), {"x": array(X)},
-     {"steps": number(1)})
+     {"steps": number(1)}, grows=True)
 verb("edmd.Koopman.simulate", lambda **s: koopman().simulate(**s),
-     {"x": array(X), "steps": number(3)})
+     {"x": array(X), "steps": number(3)}, grows=True)
 verb("edmd.Koopman.residuals", lambda **s: koopman().residuals(**s),
      {"x": array(X), "y": array(Y)}, {"weights": array(W), "batch_size": number(10)})
 verb("edmd.Koopman.eigenfunctions", lambda x: koopman().eigenfunctions(x), {"x": array(X)})

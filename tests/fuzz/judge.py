@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 import koopjax
+from tests.fuzz.values import GivesNaN
 from tests.fuzz.verbs import Verb
 
 #: Fields in which NaN stands for what was not asked for.
@@ -195,7 +196,9 @@ def judge_result(verb: Verb, result: Any, arguments: dict[str, Any]) -> Outcome:
     if all(finite(v) for v in arguments.values()):
         numbers = [a for a in map(_float, leaves(verb.look(result))) if a is not None]
         lost = any(bool(np.any(np.isnan(a))) for a in numbers)
-        if lost and (_has_code(result) or not _huge(arguments)):
+        if any(isinstance(v, GivesNaN) for v in arguments.values()):
+            return Outcome("own")
+        if lost and (_has_code(result) or not (verb.grows or _huge(arguments))):
             return Outcome("silent NaN", name, "NaN from finite arguments")
         if lost:
             return Outcome("overflow", name, "NaN of numbers whose squares overflow")

@@ -184,7 +184,7 @@ verb("models.squared_error", models.squared_error, {"output": array(X), "y": arr
 verb("models.train", models.train, {"model": MODEL, "x": BATCH, "y": array(LABELS), "key": key(),
      "x_val": BATCH, "y_val": array(LABELS), "epochs": number(1)},
      {"batch_size": number(8), "learning_rate": number(1e-3), "weight_decay": number(0.1),
-      "warmup": number(0.1), "epoch_size": number(16), "loss": function(models.cross_entropy)},
+      "warmup": number(0.1), "epoch_size": number(24), "loss": function(models.cross_entropy)},
      weight=0.12)
 verb("models.MLP", lambda sizes: models.MLP(sizes, rngs=nnx.Rngs(0))(X),
      {"sizes": sequence(D, 4, 2)}, weight=0.3)

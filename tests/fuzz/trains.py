@@ -84,7 +84,10 @@ verb("tt.round", lambda train, **s: tt.round(train, **s), {"train": TRAIN},
      {"rtol": number(1e-6), "max_rank": number(2)}, part=close,
      wanted=lambda train, **s: None if s else one(train))
 verb("tt.truncate", lambda train, rank, **s: tt.truncate(train, rank, **s),
-     {"train": TRAIN, "rank": number(2)}, {"max_rank": number(2)})
+     {"train": TRAIN, "rank": number(2)})
+verb("tt.truncate of a padded train", lambda rank, **s: tt.truncate(
+        tt.pad(tt.random(jax.random.key(0), (2, 3, 2), 2), 3), rank, **s),
+     {"rank": number(2)}, {"max_rank": number(2)})
 verb("tt.orthogonalize", tt.orthogonalize, {"train": TRAIN, "center": number(1)}, part=close,
      wanted=lambda train, center: one(train))
 verb("tt.singular_values", tt.singular_values, {"train": TRAIN})
@@ -185,9 +188,9 @@ def tensor_fit() -> Any:
 
 
 verb("tensor_edmd.TensorKoopman.predict", lambda **s: tensor_fit().predict(**s), {"x": array(X)},
-     {"steps": number(2)})
+     {"steps": number(2)}, grows=True)
 verb("tensor_edmd.TensorKoopman.simulate", lambda **s: tensor_fit().simulate(**s),
-     {"x": array(X), "steps": number(2)}, weight=0.5)
+     {"x": array(X), "steps": number(2)}, weight=0.5, grows=True)
 verb("tensor_edmd.train_latent", tensor_edmd.train_latent,
      {"fit": thing(tensor_fit), "x": array(X), "y": array(Y), "key": key()},
      {"steps": number(2), "learning_rate": number(1e-3), "batch_size": number(8)},
@@ -199,15 +202,15 @@ for _name in ("Duffing", "Logistic", "SlowManifold", "VanDerPol"):
     _system = getattr(data.systems, _name)()
     verb(f"data.systems.{_name}.snapshots", lambda _s=_system, **s: _s.snapshots(**s),
          {"key": key(), "n": number(5)}, {"low": number(-0.5), "high": number(0.5),
-         "dtype": text("float32")}, weight=0.15)
+         "dtype": text("float32")}, weight=0.15, grows=True)
     verb(f"data.systems.{_name}.step", lambda x, _s=_system: _s.step(x),
-         {"x": array(np.abs(X[:, :1 if _name == "Logistic" else 2]))}, weight=0.15)
+         {"x": array(np.abs(X[:, :1 if _name == "Logistic" else 2]))}, weight=0.15, grows=True)
 verb("data.systems.Linear", lambda matrix: data.systems.Linear(matrix).step(X),
-     {"matrix": array(GRAM.astype(np.float32))}, weight=0.2)
+     {"matrix": array(GRAM.astype(np.float32))}, weight=0.2, grows=True)
 verb("data.systems.FermiPastaUlam", lambda **s: data.systems.FermiPastaUlam(**s).energy(
-     np.zeros((2, 6), np.float32)), {"d": number(3)}, {"beta": number(0.7)}, weight=0.2)
+     np.zeros((2, 6), np.float32)), {"d": number(3)}, {"beta": number(0.7)}, weight=0.2, grows=True)
 verb("data.systems.trajectory", data.systems.trajectory,
-     {"step": function(lambda x: x / 2), "x": array(X), "steps": number(3)}, weight=0.2)
+     {"step": function(lambda x: x / 2), "x": array(X), "steps": number(3)}, weight=0.2, grows=True)
 verb("data.systems.runge_kutta", data.systems.runge_kutta,
      {"drift": function(lambda x: -x), "x": array(X), "dt": number(0.1), "substeps": number(2)},
-     weight=0.2)
+     weight=0.2, grows=True)

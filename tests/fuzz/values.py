@@ -41,6 +41,22 @@ class Frame:
         return self.values[..., self.columns.index(name)]  # by column, as frames do
 
 
+def real(a: Any, dtype: Any = np.float32) -> np.ndarray:
+    """In a dtype, complex numbers without their imaginary parts."""
+    a = np.asarray(a)
+    return (a.real if np.iscomplexobj(a) else a).astype(dtype)
+
+
+class GivesNaN:
+    """A function of the caller's whose values are NaN."""
+
+    def __init__(self, function: Any):
+        self.function = function
+
+    def __call__(self, *inputs: Any) -> Any:
+        return jnp.asarray(self.function(*inputs)) * jnp.nan
+
+
 def at(array: Any, value: Any, dtype: Any = None) -> np.ndarray:
     """The array with one entry changed."""
     made = np.array(array, None if np.iscomplexobj(array) else dtype)
@@ -86,25 +102,25 @@ ARRAY: dict[str, Change] = {
     "one inf": lambda a, rng: at(a, np.inf, np.float32),
     "one -inf": lambda a, rng: at(a, -np.inf, np.float64),
     "all NaN": lambda a, rng: np.full(np.shape(a), np.nan, np.float32),
-    "negated": lambda a, rng: -np.asarray(a, np.float32),
+    "negated": lambda a, rng: -real(a),
     "zeros": lambda a, rng: np.zeros(np.shape(a), np.float32),
     "constant": lambda a, rng: np.full(np.shape(a), 0.7, np.float32),
     "one entry 1e39": lambda a, rng: at(a, 1e39, np.float64),
     "one entry 1e30": lambda a, rng: at(a, 1e30, np.float32),
-    "scale 1e30": lambda a, rng: np.asarray(a, np.float32) * np.float32(1e30),
-    "scale 1e-30": lambda a, rng: np.asarray(a, np.float32) * np.float32(1e-30),
-    "scale 1e200": lambda a, rng: np.asarray(a, np.float64) * 1e200,
-    "scale 1e-44": lambda a, rng: np.asarray(a, np.float32) * np.float32(1e-44),
-    "offset 1e6": lambda a, rng: np.asarray(a, np.float64) + 1e6,
-    "offset 1e6 float32": lambda a, rng: np.asarray(a, np.float32) + np.float32(1e6),
+    "scale 1e30": lambda a, rng: real(a) * np.float32(1e30),
+    "scale 1e-30": lambda a, rng: real(a) * np.float32(1e-30),
+    "scale 1e200": lambda a, rng: real(a, np.float64) * 1e200,
+    "scale 1e-44": lambda a, rng: real(a) * np.float32(1e-44),
+    "offset 1e6": lambda a, rng: real(a, np.float64) + 1e6,
+    "offset 1e6 float32": lambda a, rng: real(a) + np.float32(1e6),
     "2**40": lambda a, rng: np.full(np.shape(a), 2**40),
     "wide integers": lambda a, rng: rng.integers(3_000_000_000, 9_000_000_000, np.shape(a)),
     "unsigned 2**64 - 1": lambda a, rng: np.full(np.shape(a), 2**64 - 1, np.uint64),
     "small integers": lambda a, rng: rng.integers(-3, 4, np.shape(a)),
-    "float64": lambda a, rng: np.asarray(a, np.float64),
+    "float64": lambda a, rng: real(a, np.float64),
     "float16": lambda a, rng: np.asarray(a).astype(np.float16),
-    "bfloat16": lambda a, rng: jnp.asarray(np.asarray(a, np.float32), jnp.bfloat16),
-    "float8": lambda a, rng: np.asarray(a, np.float32).astype(ml_dtypes.float8_e4m3fn),
+    "bfloat16": lambda a, rng: jnp.asarray(real(a), jnp.bfloat16),
+    "float8": lambda a, rng: real(a).astype(ml_dtypes.float8_e4m3fn),
     "longdouble": lambda a, rng: np.asarray(a, np.longdouble),
     "complex": lambda a, rng: np.asarray(a) * (1 + 1j),
     "complex without imaginary part": lambda a, rng: np.asarray(a, np.complex64),
@@ -112,8 +128,8 @@ ARRAY: dict[str, Change] = {
     "objects": lambda a, rng: np.asarray(a).astype(object),
     "objects with None": lambda a, rng: at(np.asarray(a).astype(object), None, object),
     "strings": lambda a, rng: np.asarray(a).astype(str),
-    "big-endian": lambda a, rng: np.asarray(a, np.float32).astype(">f4"),
-    "big-endian integers": lambda a, rng: np.round(np.asarray(a, np.float64)).astype(">i4"),
+    "big-endian": lambda a, rng: real(a).astype(">f4"),
+    "big-endian integers": lambda a, rng: np.round(real(a, np.float64)).astype(">i4"),
     "records": lambda a, rng: np.zeros(len(a) if np.ndim(a) else 1, [("u", "f4"), ("v", "i4")]),
     "dates": lambda a, rng: np.zeros(np.shape(a), "datetime64[s]"),
     "masked, none hidden": lambda a, rng: masked(a, False),
@@ -123,7 +139,7 @@ ARRAY: dict[str, Change] = {
     "a ragged list": lambda a, rng: [[1.0, 2.0], [3.0]],
     "a frame": lambda a, rng: Frame(a),
     "a matrix": lambda a, rng: np.matrix(np.asarray(a).reshape(np.shape(a)[0], -1)),
-    "of JAX": lambda a, rng: jnp.asarray(np.asarray(a, np.float32)),
+    "of JAX": lambda a, rng: jnp.asarray(real(a)),
     "Fortran's order": lambda a, rng: np.asfortranarray(a),
     "reversed strides": lambda a, rng: np.asarray(a)[::-1],
     "read-only": lambda a, rng: np.broadcast_to(np.asarray(a), np.shape(a)),
@@ -221,7 +237,7 @@ FUNCTION: dict[str, Change] = {
     "gives None": nothing,
     "gives text": lambda a, rng: lambda *b: "x",
     "gives a number": lambda a, rng: lambda *b: 1.0,
-    "gives NaN": lambda a, rng: lambda *b: jnp.asarray(a(*b)) * jnp.nan,
+    "gives NaN": lambda a, rng: GivesNaN(a),
     "gives one dimension more": lambda a, rng: lambda *b: jnp.asarray(a(*b))[None],
     "gives one row": lambda a, rng: lambda *b: jnp.asarray(a(*b))[:1],
     "gives integers": lambda a, rng: lambda *b: jnp.asarray(a(*b)).astype(jnp.int32),

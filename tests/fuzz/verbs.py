@@ -30,6 +30,7 @@ class Verb:
         part: what of the result is compared.
         look: at what of the result NaN would mean a mistake.
         tolerance: relative to the largest entry.
+        grows: whether steps follow each other, so that states far out leave the range.
         weight: how often it is drawn; less for verbs that take long.
     """
 
@@ -41,6 +42,7 @@ class Verb:
     part: Callable[[Any], Any] = lambda result: result
     look: Callable[[Any], Any] = lambda result: result
     tolerance: float = 2e-3
+    grows: bool = False
     weight: float = 1.0
 
     @property
