@@ -122,6 +122,8 @@ def small_student(
     """
     check_key("small_student", key)
     widths = [as_whole("a width", width, 1) for width in widths]
+    if not isinstance(linear, Sequence):
+        raise expected("a flag for each width as linear", f"{linear!r:.60}", "(False, True)")
     linear = tuple(linear) or (False,) * len(widths)
     if len(linear) != len(widths):
         raise expected("a flag for each width", f"{len(linear)} for {len(widths)}")

@@ -61,6 +61,7 @@ class Clustered(Operator):
         param_dtype: DTypeLike | None = None,
         precision: Any = functional.PRECISION,
     ):
+        zero = as_flag("zero", zero)
         book = as_parameter("the codebook", codebook, param_dtype)
         if book.ndim != 1 or not 1 <= book.shape[0] <= MOST_VALUES:
             raise expected(f"a codebook of 1 to {MOST_VALUES} values", f"shape {book.shape}")
@@ -72,7 +73,7 @@ class Clustered(Operator):
         held = {"codebook": book, "bias": bias}
         small = given.astype(np.min_scalar_type(book.shape[0] - 1))
         self._setup(held, dtype, param_dtype, precision, {"codes": small})
-        self.zero = as_flag("zero", zero)
+        self.zero = zero
 
     @classmethod
     def from_dense(

@@ -10,7 +10,16 @@ import numpy as np
 from flax import linen, nnx
 from jaxtyping import Array, Float
 
-from koopjax._core import Static, expected, inference_arguments, is_tracing, note, static, watched
+from koopjax._core import (
+    Static,
+    expected,
+    inference_arguments,
+    is_tracing,
+    note,
+    read,
+    static,
+    watched,
+)
 from koopjax.observables._base import Observables, input_names, require_integer
 
 
@@ -269,4 +278,7 @@ class Custom(Observables):
 
 def _apply(function: Any, params: Any, x: Array) -> Array:
     out = function(x) if params is None else function(params, x)
+    out = out if isinstance(out, jax.Array) else read("what the function of Custom gives", out)
+    if jnp.iscomplexobj(out):
+        raise expected("a function of Custom that gives real numbers", f"dtype {out.dtype}")
     return jnp.asarray(out, x.dtype)

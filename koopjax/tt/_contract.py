@@ -56,13 +56,11 @@ def contract(
     stacked = not isinstance(factors, list | tuple)
     if stacked:
         arrays: Any = as_floating("the factors", factors)
+        if arrays.ndim != 3:
+            raise expected("factors (d, n, m), or a sequence of (n, m)", f"shape {arrays.shape}")
     else:
         arrays = tuple(as_floating(f"factor {k}", f) for k, f in enumerate(factors))
-    shapes = (
-        [tuple(f.shape) for f in arrays]
-        if not stacked or arrays.ndim == 0
-        else [arrays.shape[1:]] * len(arrays)
-    )
+    shapes = [tuple(f.shape) for f in arrays] if not stacked else [arrays.shape[1:]] * len(arrays)
     good = all(len(s) == 2 for s in shapes) and len({s[0] for s in shapes}) == 1
     if not good or [s[-1] for s in shapes] != list(matrix.row_modes):
         raise expected(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import expected, matmul, traced
+from koopjax._core import expected, matmul, read, traced
 from koopjax.tt._orthogonal import allowed_ranks, flip, left_sweep, ragged_qr, scaled_norm
 from koopjax.tt._padded import PaddedTT, prefix_mask
 from koopjax.tt._precision import dagger, einsum, factor_dtype, precise, real_dtype
@@ -108,6 +108,7 @@ def truncate(train: T, rank: Any, *, max_rank: int | None = None, return_info: b
     Reference: Oseledets (2011), algorithm 2.
     """
     check_train("the train", train)
+    rank = rank if isinstance(rank, jax.Array) else read("the rank", rank)
     concrete = not isinstance(rank, jax.Array) or not traced(rank)
     ranks = as_ranks(train.order, rank) if concrete else ()
     if not isinstance(train, PaddedTT):

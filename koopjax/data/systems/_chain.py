@@ -39,11 +39,14 @@ class FermiPastaUlam:
                 f"shape {x.shape}",
                 f"FermiPastaUlam(d={x.shape[-1] if x.ndim else 1})",
             )
-        check_number("systems.FermiPastaUlam: beta", self.beta, -math.inf)
         wall = jnp.zeros_like(x[..., :1])
         stretch = jnp.diff(x, axis=-1, prepend=wall, append=wall)
-        force = stretch + jnp.asarray(self.beta, x.dtype) * stretch**3
+        force = stretch + self._cubic(x.dtype) * stretch**3
         return jnp.diff(force, axis=-1)
+
+    def _cubic(self, dtype: Any) -> Array:
+        check_number("systems.FermiPastaUlam: beta", self.beta, -math.inf)
+        return as_numbers("systems.FermiPastaUlam: beta", self.beta).astype(dtype)
 
     def drift(self, x: Float[Array, "... 2d"]) -> Float[Array, "... 2d"]:
         """Right-hand side of the first-order equation, state `(positions, velocities)`."""
@@ -57,7 +60,7 @@ class FermiPastaUlam:
         q, v = x[..., : self.d], x[..., self.d :]
         wall = jnp.zeros_like(q[..., :1])
         stretch = jnp.diff(q, axis=-1, prepend=wall, append=wall)
-        springs = stretch**2 / 2 + self.beta * stretch**4 / 4
+        springs = stretch**2 / 2 + self._cubic(x.dtype) * stretch**4 / 4
         return jnp.sum(v**2, axis=-1) / 2 + jnp.sum(springs, axis=-1)
 
     def snapshots(
