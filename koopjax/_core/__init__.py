@@ -85,9 +85,9 @@ from koopjax._core._results import (
 from koopjax._core._settings import (
     as_dtype as as_dtype,
     as_flag as as_flag,
+    as_key as as_key,
     as_whole as as_whole,
     check_dictionary as check_dictionary,
-    check_key as check_key,
     check_number as check_number,
 )
 from koopjax._core._watch import (
@@ -114,6 +114,7 @@ __all__ = [
     "as_dtype",
     "as_flag",
     "as_integers",
+    "as_key",
     "as_numbers",
     "as_path",
     "as_states",
@@ -125,7 +126,6 @@ __all__ = [
     "check",
     "check_dictionary",
     "check_finite",
-    "check_key",
     "check_metric",
     "check_number",
     "codebooks",

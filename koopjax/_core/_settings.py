@@ -1,5 +1,6 @@
 """Settings as users write them down: numbers, counts and dtypes, or one line that says what is."""
 
+import contextlib
 import math
 import numbers
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from koopjax._core._arrays import expected, is_tracing
 
@@ -91,17 +93,20 @@ def as_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_key(name: str, key: Any) -> None:
-    """Raise unless this is one random key of JAX, typed or of the old kind.
+def as_key(name: str, key: Any) -> Array:
+    """One random key of JAX, typed; one of the old kind, two integers, becomes so.
 
     Args:
         name: what asks for it.
         key: what a user gives.
     """
     dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not (ndim == 0 if typed else dtype == np.uint32 and ndim == 1):
-        raise expected(f"{name}: one random key", f"{key!r:.60}", "key=jax.random.key(0)")
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and ndim == 0:
+        return key
+    with contextlib.suppress(TypeError, ValueError):
+        if dtype == np.uint32 and ndim == 1:
+            return jax.random.wrap_key_data(key)
+    raise expected(f"{name}: one random key", f"{key!r:.60}", "key=jax.random.key(0)")
 
 
 def check_dictionary(name: str, psi: Any) -> None:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from koopjax import export, models
-from koopjax._core import as_array, check_finite, check_key, expected, on_device
+from koopjax._core import as_array, as_key, check_finite, expected, on_device
 from koopjax.compress._budget import Budget, number
 from koopjax.compress._constraint import at_rate, constrained, with_rate
 from koopjax.compress._problem import ScoreFn, pose
@@ -205,7 +205,7 @@ def train_students(
     densities = densities or [None] * count
     value_bits = value_bits or [None] * count
     for key in keys:
-        check_key("finetune", key)
+        key = as_key("finetune", key)
     x = as_array("finetune: calibration", calibration)
     if x.ndim < 2 or x.shape[0] == 0:
         raise expected("finetune: calibration of shape (n, ...), n > 0", f"shape {x.shape}")

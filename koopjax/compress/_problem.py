@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import export, models, surgery
-from koopjax._core import as_array, check_finite, check_key, expected, on_device
+from koopjax._core import as_array, as_key, check_finite, expected, on_device
 from koopjax.compress._budget import Budget
 from koopjax.compress._result import Compressed, finish
 
@@ -239,7 +239,7 @@ def pose(
         ValueError: anything wrong with them, in one line.
     """
     budget = Budget.parse(budget)
-    check_key(method, key)
+    key = as_key(method, key)
     x = _samples(f"{method}: calibration", calibration, 2)
     like = models.output_like(model, x)
     if len(like.shape) < 2:

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from koopjax import edmd, models, nn, observables, surgery
-from koopjax._core import as_array, as_whole, check_key, expected, matmul, on_device
+from koopjax._core import as_array, as_key, as_whole, expected, matmul, on_device
 from koopjax.compress._budget import inapplicable
 from koopjax.compress._problem import check_real, cut, placed, run
 from koopjax.compress._projection import active, axes_of, jacobian_metric, moments, of_pilot
@@ -66,7 +66,7 @@ def koopman_student(
     Raises:
         ValueError: fewer hidden states in the span than widths, a span that begins with integers.
     """
-    check_key("koopman_student", key)
+    key = as_key("koopman_student", key)
     x = as_array("x", x)[:ROWS]
     cuts, ends = cut(model, x, at)
     check_real(model, x, cuts)
@@ -120,7 +120,7 @@ def small_student(
     Returns:
         An `nn.Stack` on flat inputs.
     """
-    check_key("small_student", key)
+    key = as_key("small_student", key)
     widths = [as_whole("a width", width, 1) for width in widths]
     if not isinstance(linear, Sequence):
         raise expected("a flag for each width as linear", f"{linear!r:.60}", "(False, True)")

@@ -13,8 +13,8 @@ from koopjax._core import (
     as_array,
     as_dtype,
     as_flag,
+    as_key,
     as_whole,
-    check_key,
     expected,
     on_device,
     read,
@@ -289,7 +289,7 @@ def as_parameter(name: str, value: Any, dtype: Any) -> Array:
 
 def split_key(key: Any, count: int) -> Array:
     """So many keys of one, or a refusal of what is no random key."""
-    check_key("nn", key)
+    key = as_key("nn", key)
     return jax.random.split(key, count)
 
 

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 
 from koopjax._core import (
     as_dtype,
+    as_key,
     as_numbers,
     as_whole,
-    check_key,
     expected,
     is_tracing,
     matmul,
@@ -86,7 +86,7 @@ class GaussianRBF(Observables):
             most = as_whole("max_samples", max_samples, 1)
         if most < n_centers:
             raise expected(f"max_samples of at least {n_centers}", f"{max_samples}")
-        check_key("GaussianRBF.fit", key)
+        key = as_key("GaussianRBF.fit", key)
         pick, seed = jax.random.split(key)
         if n > most:
             x = x[jax.random.choice(pick, n, (most,), replace=False)]
@@ -157,7 +157,7 @@ class RandomFourier(Observables):
         require_integer("d", d, 1)
         require_integer("size", size, 1)
         bandwidth = _positive(bandwidth)
-        check_key("RandomFourier.create", key)
+        key = as_key("RandomFourier.create", key)
         dtype = jnp.result_type(float) if dtype is None else as_dtype("dtype", dtype)
         directions = jax.random.normal(key, (d, -(-size // 2)), dtype)
         return cls(directions, jnp.asarray(bandwidth, dtype), size)

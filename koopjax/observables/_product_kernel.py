@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from koopjax._core import (
+    as_key,
     as_numbers,
     as_whole,
-    check_key,
     expected,
     is_tracing,
     matmul,
@@ -106,7 +106,7 @@ class ProductKernel(Observables):
                 raise expected(f"at most {x.shape[0]} centres, one a sample", f"{n_centers}")
             if key is None:
                 raise expected("a random key beside n_centers", "none", "key=jax.random.key(0)")
-            check_key("ProductKernel.fit", key)
+            key = as_key("ProductKernel.fit", key)
             x = x[jax.random.choice(key, x.shape[0], (n_centers,), replace=False)]
         dtype = promoted(x.dtype, jnp.float32)
         if is_tracing(product, x, jnp.zeros(())):  # the last: under jit all is staged

@@ -190,7 +190,10 @@ def render(results: Mapping[str, Any], figures: Mapping[str, Any] | None = None)
             text. Sections whose figure is missing show their table alone.
     """
     figures = figures or {}
-    if not isinstance(results, Mapping) or not isinstance(results.get("original", {}), Mapping):
+    fields = ("original", "finding")
+    if not isinstance(results, Mapping) or not all(
+        isinstance(results.get(field), Mapping | None) for field in fields
+    ):
         got = type(results).__name__
         raise expected("the results of a run, a mapping", got, "koopjax analyze, or report.load")
     replaced, finding = results.get("replaced") or [], _finding(results)

@@ -120,7 +120,9 @@ class Table:
     def where(self, **values: Any) -> "Table":
         """The rows with these values, `table.where(degree=2)`."""
         self._check(*values)
-        several = [name for name, value in values.items() if np.ndim(value)]
+        several = [
+            name for name, value in values.items() if np.ndim(value) or np.ma.is_masked(value)
+        ]
         if several:
             raise expected(f"one value of {several[0]}", f"{values[several[0]]!r:.60}")
         kept = [

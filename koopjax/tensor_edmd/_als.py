@@ -15,10 +15,10 @@ from koopjax._core import (
     NONFINITE_SOLUTION,
     SUCCESS,
     as_flag,
+    as_key,
     as_numbers,
     cast,
     check_finite,
-    check_key,
     check_metric,
     check_number,
     expected,
@@ -209,7 +209,7 @@ def als_padded(
     samples = data[0].shape[0]
     block = -(-samples // -(-samples // (batch_size or BLOCK)))
     narrow = working_dtype(data[0].dtype if dtype is None else dtype)
-    check_key("als", key)
+    key = as_key("als", key)
     start = None if init is None else given_cores(init, modes, size, narrow)
     leaves = (psi, *data, rank, key, alpha, rtol)
     staged = traced(leaves)

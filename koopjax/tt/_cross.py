@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import NOT_CONVERGED, SUCCESS, check_key, expected, pytree, static, traced
+from koopjax._core import NOT_CONVERGED, SUCCESS, as_key, expected, pytree, static, traced
 from koopjax.tt._ranks import as_ranks
 from koopjax.tt._round import Host, round_cores, to_device
 from koopjax.tt._support import check_modes, check_rtol, check_whole
@@ -347,7 +347,7 @@ def cross(
     modes, rtol = check_modes(modes), check_rtol(rtol)
     if traced(key):
         raise expected("a concrete key", "a traced one", "calling cross outside jit")
-    check_key("tt.cross", key)
+    key = as_key("tt.cross", key)
     if not callable(function):
         raise expected("a function of index arrays (m, d)", f"{function!r:.60}")
     max_sweeps = check_whole("max_sweeps", max_sweeps, 1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import check_finite, check_key, expected
+from koopjax._core import as_key, check_finite, expected
 from koopjax.tt._precision import precise, precise_as
 from koopjax.tt._ranks import as_ranks, feasible_ranks
 from koopjax.tt._support import as_floating, check_dtype, check_modes
@@ -127,7 +127,7 @@ def random(
         >>> random(jax.random.key(0), (2, 3, 2), 5).ranks
         (1, 2, 2, 1)
     """
-    check_key("tt.random", key)
+    key = as_key("tt.random", key)
     dtype = check_dtype(dtype)
     modes = check_modes(modes)
     bounds = feasible_ranks(modes)

@@ -31,6 +31,61 @@ def test_right_calls_are_right(name):
     assert calls.run(calls.Call(name)) == Outcome("right")
 
 
+#: Calls that once ended in an error from inside, in NaN or a wrong value: verb, argument, change.
+FOUND = [
+    ("analysis.bond_singular_values", "x", "objects"),
+    ("analysis.interaction_spectrum", "batch_size", "an ellipsis"),
+    ("analysis.output_metric", "function", "gives a list"),
+    ("compress.refit", "alpha", "in a dict"), ("compress.refit", "cross", "one dimension more"),
+    ("compress.refit", "gram", "complex"), ("compress.refit", "mask", "one inf"),
+    ("compress.removal_order", "gram", "a ragged list"),
+    ("compress.removal_order", "matrix", "complex"),
+    ("compress.removal_order", "protect", "as floats"),
+    ("compress.select_forward", "alpha", "in a dict"),
+    ("compress.select_forward", "statistics", "a random key"),
+    ("compress.select_observables", "statistics", "an ellipsis"),
+    ("compress.small_student", "key", "in a dict"), ("data.Dataset", "x_test", "a random key"),
+    ("data.Dataset", "x_val", "a frame"), ("data.write_idx", "array", "a random key"),
+    ("edmd.Gram.merge", "other", "a tree of other arrays"),
+    ("edmd.Koopman.simulate", "steps", "2**70"), ("edmd.solve", "statistics", "arrays of text"),
+    ("models.MLP", "sizes", "2**70"), ("models.apply", "x", "empty text"),
+    ("models.predict of a model", "model", "big-endian arrays"),
+    ("models.recipe", "n", "an ellipsis"), ("nn.Clustered", "codebook", "big-endian"),
+    ("nn.Clustered.from_dense", "weights", "no samples"),
+    ("nn.Dense.create", "use_bias", "one for each"), ("nn.Stack", "activations", "an object"),
+    ("nn.Stack", "operators", "a random key"), ("nn.from_koopman", "lifted", "one for each"),
+    ("nn.functional.apply_quantized", "scale", "no samples"),
+    ("observables.CosSin", "scale", "None"), ("observables.Custom", "labels", "a random key"),
+    ("observables.Custom.__call__", "x", "no columns"),
+    ("observables.GaussianRBF", "bandwidth", "a dictionary of observables"),
+    ("observables.GaussianRBF.fit", "key", "floats"),
+    ("observables.Kronecker.__call__", "x", "no samples"),
+    ("observables.Product", "factors", "2**70"),
+    ("observables.ProductKernel", "product", "two of it"),
+    ("observables.Project", "matrix", "a ragged list"),
+    ("observables.Project", "mean", "masked, none hidden"),
+    ("observables.RandomFourier.create", "key", "in a dict"),
+    ("observables.Standardize", "scale", "complex without imaginary part"),
+    ("observables.names", "d", "in a list"), ("plot.confusion", "classes", "2**70"),
+    ("plot.training", "history", "two of it"), ("report.render", "results", "two of it"),
+    ("report.to_json", "results", "an ellipsis"),
+    ("surgery.cut_points", "model", "big-endian arrays"),
+    ("surgery.splice", "at", "a random key"), ("sweep.grid", "x", "a set"),
+    ("sweep.ranks of statistics", "validation", "an ellipsis"),
+    ("tensor_edmd.order_by_correlation", "x", "an ellipsis"),
+    ("tt.contraction_order", "ranks", "one less"), ("tt.random", "key", "raw"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "argument", "how"), FOUND)
+def test_what_the_fuzzer_found(name, argument, how):
+    verb = VERBS[name]
+    call = calls.Call(name, (argument,) if argument in verb.optional else (), ((argument, how),))
+    outcome = calls.run(call)
+    assert outcome is not None
+    assert outcome.kind in FINE, (str(call), outcome)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(st.sampled_from(QUICK), st.data())
 def test_wrong_arguments_are_taken_rightly_or_refused_in_one_line(name, data):

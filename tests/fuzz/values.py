@@ -245,7 +245,7 @@ FUNCTION: dict[str, Change] = {
     "gives a list": lambda a, rng: lambda *b: [a(*b)],
     "gives a dict": lambda a, rng: lambda *b: {"a": a(*b)},
     "takes nothing": lambda a, rng: lambda: 1.0,
-    "a class": lambda a, rng: dict,
+    "a class": lambda a, rng: GivesNaN,
 }
 
 OBJECT: dict[str, Change] = {

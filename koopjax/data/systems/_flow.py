@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import as_dtype, as_numbers, as_whole, check_key, check_number, expected
+from koopjax._core import as_dtype, as_key, as_numbers, as_whole, check_number, expected
 
 MOST_SAMPLES = 1 << 31
 Drift = Callable[[Float[Array, "... d"]], Float[Array, "... d"]]
@@ -47,7 +47,7 @@ def uniform(
     for name, bound in (("low", low), ("high", high)):
         check_number(f"systems.{system}: the bound {name}", bound, -math.inf)
         bounds.append(as_numbers(f"systems.{system}: the bound {name}", bound))
-    check_key(f"systems.{system}", key)
+    key = as_key(f"systems.{system}", key)
     return jax.random.uniform(key, (n, d), as_dtype("dtype", dtype), *bounds)
 
 
