@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax._core import (
@@ -101,7 +102,8 @@ class GaussianRBF(Observables):
         require_dimension("GaussianRBF", d, known)
         if jnp.shape(self.bandwidth) not in {(), (1,), (p,)}:
             raise expected(f"one bandwidth, or {p}", f"shape {jnp.shape(self.bandwidth)}")
-        _positive(self.bandwidth)
+        if not isinstance(self.bandwidth, jax.Array):  # those would have to be waited for
+            _positive(self.bandwidth)
         return p
 
     def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
@@ -207,6 +209,6 @@ def spacing(centers: Float[Array, "p d"], x: Float[Array, "n d"]) -> Array:
 
 def _positive(bandwidth: Any) -> Array:
     bandwidth = as_numbers("the bandwidth", bandwidth)
-    if not is_tracing(bandwidth) and not bool(jnp.all(bandwidth > 0)):
+    if not is_tracing(bandwidth) and not np.all(np.asarray(bandwidth) > 0):
         raise expected("a positive bandwidth", f"{bandwidth}")
     return bandwidth
