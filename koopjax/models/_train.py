@@ -93,6 +93,12 @@ def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimi
     for what, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise expected(f"models.train: {what} a positive integer", f"{value!r}", f"{what}=10")
+    if not jax.tree.leaves(params):
+        raise expected(
+            "models.train: a model with parameters, floating arrays among its leaves",
+            "none (what a function closes over is a constant)",
+            "the module itself, or (function, params) with function(params, x)",
+        )
     if (x_val is None) != (y_val is None):
         raise expected("models.train: x_val and y_val together", "only one", "both or neither")
     if optimizer is not None and (learning_rate is not None or weight_decay or warmup):

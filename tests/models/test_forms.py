@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
-from koopjax import models
+from koopjax import compress, export, models, surgery
 from koopjax._core import Static, firsts, take_apart
 
 KEY = jax.random.key(0)
@@ -202,3 +202,54 @@ def test_outputs_that_do_not_follow_the_batch_are_refused():
         models.predict(total, X, 3)
     with pytest.raises(ValueError, match="whose output is one array, got tuple"):
         models.predict((lambda p, x: (x, p), jnp.ones(())), X)
+
+
+def test_a_bound_linen_module_is_the_pair_of_module_and_variables():
+    net = linen.Sequential([linen.Dense(6), jnp.tanh, linen.Dense(2)])
+    x = X[:, 0]
+    variables = net.init(KEY, x)
+    bound = net.bind(variables)
+    np.testing.assert_allclose(models.predict(bound, x), net.apply(variables, x), rtol=1e-6)
+    assert abs(export.stored_bytes(bound) - export.stored_bytes((net, variables))) < 16
+    assert surgery.cut_points(bound, x) == surgery.cut_points((net, variables), x)
+    with pytest.raises(ValueError, match=r"expected a Linen model as the pair .* alone"):
+        models.predict(net, x)
+
+
+class Encoder(nnx.Module):
+    def __init__(self, rngs):
+        self.a, self.b = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 2, rngs=rngs)
+
+    def encode(self, x):
+        return self.b(jnp.tanh(self.a(x)))
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net.encode, lambda net: jax.vmap(net.encode)])
+def test_what_hides_its_parameters_is_predicted_and_neither_cut_nor_stored(wrap):
+    net, x = Encoder(nnx.Rngs(0)), np.repeat(X[:, 0], 4, axis=0)
+    hidden = wrap(net)
+    np.testing.assert_allclose(models.predict(hidden, x), net.encode(x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="expected a model whose parameters can be seen"):
+        export.stored_bytes(hidden)
+    with pytest.raises(ValueError, match="expected a model whose parameters can be seen"):
+        compress.magnitude(hidden, x, "2x", key=KEY)
+
+
+def test_a_bound_method_is_cut_as_the_pair_that_its_refusal_names():
+    net, x = Encoder(nnx.Rngs(0)), X[:, 0]
+    with pytest.raises(ValueError, match=r"nnx\.merge\(graphdef, state\)\.encode\(x\), state\)"):
+        surgery.cut_points(net.encode, x)
+    graphdef, state = nnx.split(net)
+    pair = (lambda state, x: nnx.merge(graphdef, state).encode(x), state)
+    head, span, tail = surgery.split(pair, x, ("input", "output"))
+    np.testing.assert_allclose(tail(span(head(x))), net.encode(x), rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_in_any_byte_order():
+    w = np.random.default_rng(0).normal(size=(4, 2)).astype(">f4")
+    net = lambda p, x: jnp.tanh(x @ p)
+    x = X[:, 0]
+    want = np.tanh(x @ w.astype(np.float32))
+    np.testing.assert_allclose(models.predict((net, w), x), want, rtol=1e-5)
+    head, span, tail = surgery.split((net, w), x, ("input", "output"))
+    np.testing.assert_allclose(tail(span(head(x))), want, rtol=1e-5)

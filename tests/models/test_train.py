@@ -349,6 +349,13 @@ def test_bad_input(x, y, change, message):
         models.train(mlp(), x, y, **SETTINGS | change)
 
 
+def test_what_has_nothing_to_train_is_refused():
+    module = mlp()
+    for closed in (lambda x: module(x), jax.vmap(module), module.__call__):
+        with pytest.raises(ValueError, match=r"parameters.*closes over.*\(function, params\)"):
+            models.train(closed, X, Y, **SETTINGS)
+
+
 def test_a_batch_larger_than_the_data_is_the_data():
     small = models.train(mlp(), X[:5], Y[:5], key=KEY, epochs=1, batch_size=64)
     assert np.isfinite(small.history[0]["loss"])
