@@ -16,7 +16,7 @@ CALLS = {
     "a width that is a function": (lambda: nn.Dense.create(KEY, 4, len), "q as a whole number"),
     "a width of bytes": (lambda: nn.LowRank.create(KEY, b"4", 4, 2), "p as a whole number"),
     "no rank": (lambda: nn.LowRank.create(KEY, 4, 4, 0), "rank as a whole number"),
-    "a seed for a key": (lambda: nn.Dense.create("seed", 4, 4), "a random key"),
+    "a seed for a key": (lambda: nn.Dense.create("seed", 4, 4), "one random key"),
     "a dtype in capitals": (lambda: nn.Dense.create(KEY, 4, 4, param_dtype="BF16"), "a floating"),
     "a precision in capitals": (lambda: nn.Dense(M, precision="HIGH"), "a precision"),
     "text": (lambda: nn.Dense("matrix"), "numbers as matrix"),

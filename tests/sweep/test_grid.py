@@ -156,7 +156,7 @@ def test_what_is_not_finite_is_flagged():
         ({"a": [None]}, {}, "static="),
         ({"a": [1.0]}, {"static": ["b"]}, "static names among the axes"),
         ({"a": [[1]]}, {"static": "a"}, "hashable values"),
-        ({"a": [1.0]}, {"chunk": 0}, "a chunk of at least one lane"),
+        ({"a": [1.0]}, {"chunk": 0}, "chunk as a whole number of at least 1"),
         ({"a": [1.0]}, {"lanes": "all"}, "lanes in"),
         ({"a": [1.0]}, {"memory_limit": "much"}, "a memory limit in bytes"),
         ({"a": [1.0]}, {"memory_limit": 0}, "a memory limit in bytes"),
