@@ -313,7 +313,12 @@ def one_shot(name: str, problem: Problem, key: Array, at: Any = None) -> Any:
         if over <= 0:
             break
         size -= over
-        shared = _sharing(made(size))
+        try:
+            shared = _sharing(made(size))
+        except BudgetTooSmall as error:
+            # What the smallest form takes once it is written so that its values can train.
+            least = (error.smallest or size + 1) + problem.limit - size
+            raise too_small(name, problem.limit, least, problem.original_bytes) from error
     return shared
 
 

@@ -92,7 +92,7 @@ class GaussianRBF(Observables):
         if n > most:
             x = x[jax.random.choice(pick, n, (most,), replace=False)]
         wide = x.astype(promoted(x.dtype, jnp.float32))
-        centers = k_means(wide, seed, n_centers, iterations)
+        centers = k_means(wide, seed, n_centers, as_whole("iterations", iterations, 0))
         bandwidth = spacing(centers, wide) if bandwidth is None else _positive(bandwidth)
         return cls(centers.astype(x.dtype), jnp.asarray(bandwidth, x.dtype))
 
@@ -114,7 +114,8 @@ class GaussianRBF(Observables):
     def _evaluate(self, x: Float[Array, "n d"]) -> Array:
         squares = squared_distances(x, like(self.centers, x))
         width = jnp.broadcast_to(like(self.bandwidth, x), (squares.shape[1],))
-        return jnp.exp(-squares / (2 * width**2)[None, :])
+        # One division after the other: the square of a small width is zero in float32.
+        return jnp.exp(-squares / width[None, :] / (2 * width)[None, :])
 
     def _columns(self, x: Float[Array, "n d"], indices: Array) -> Array:
         width = jnp.asarray(self.bandwidth)

@@ -177,7 +177,7 @@ class Gaussian1D(Univariate):
     def _evaluate(self, x: Array) -> Array:
         centers = like(self.centers, x)
         width = jnp.broadcast_to(like(self.bandwidth, x), centers.shape)
-        bumps = jnp.exp(-((x - centers[None, :]) ** 2) / (2 * width**2)[None, :])
+        bumps = jnp.exp(-(((x - centers[None, :]) / width[None, :]) ** 2) / 2)
         return jnp.concatenate([jnp.ones((len(x), 1), x.dtype), bumps], axis=1)
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from koopjax import compress, export, models
 from koopjax.compress._affine import AffineLayers
 from koopjax.compress._problem import pose
+from koopjax.compress._recipes import one_shot
 
 KEY = jax.random.key(1)
 
@@ -108,6 +109,15 @@ def test_deep_compression_reaches_the_file_without_weights(made_by, network):
         layer.kernel.set_value(jnp.zeros_like(layer.kernel.get_value()))
     smallest = int(str(caught.value).split("at least ")[1].split()[0])
     assert abs(smallest - export.stored_bytes(empty)) <= 8
+
+
+def test_codebooks_that_train_name_a_budget_above_the_one_refused():
+    net = models.MLP((6, 12, 12, 3), rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
+    problem = pose("kmeans", net, x, "240B", None, None, KEY, "classification", None)
+    with pytest.raises(compress.BudgetTooSmall, match="got 240 bytes") as caught:
+        one_shot("kmeans", problem, KEY)
+    assert 240 < caught.value.smallest < 300
 
 
 def test_inputs_that_are_always_zero_get_no_weights(made_by, calibration):

@@ -276,6 +276,17 @@ def test_distances_have_the_digits_of_their_inputs(where):
     np.testing.assert_array_equal(np.diag(ob.GaussianRBF(x, 1.0)(x)), 1)
 
 
+@pytest.mark.parametrize("width", [1e-30, 1e-20, 1e20, 1e30])
+def test_widths_whose_squares_leave_float32(width):
+    x = spread_out("many")[:9]
+    with np.errstate(over="ignore"):
+        wide = x.astype(np.float64)
+        want = np.exp(-np.sum((wide[:, None] - wide[None]) ** 2, -1) / (2 * width**2))
+        single = np.exp(-((wide[:, :1] - wide[None, :, 0]) ** 2) / (2 * width**2))
+    np.testing.assert_allclose(ob.GaussianRBF(x, width)(x), want, atol=1e-6)
+    np.testing.assert_allclose(ob.Gaussian1D(x[:, 0], width)(x[:, :1])[:, 1:], single, atol=1e-6)
+
+
 def test_gradients_of_distances():
     x = jnp.asarray(spread_out("wide")[:7])
     square = lambda x, c: jnp.sum(jnp.sin(squared_distances(x, c) / 1e9))
