@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from koopjax._core import NumericalError, as_array, check_finite, expected
+from koopjax._core import NumericalError, as_array, check_finite, check_number, expected
 from koopjax.models import _checkpoint, _evaluate, _scores, _step
 from koopjax.models._forms import Form, form_of
 
@@ -93,6 +93,10 @@ def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimi
     for what, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise expected(f"models.train: {what} a positive integer", f"{value!r}", f"{what}=10")
+    for what, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay),
+                        ("warmup", warmup)):  # fmt: skip
+        if value is not None:
+            check_number(f"models.train: {what}", value)
     if not jax.tree.leaves(params):
         raise expected(
             "models.train: a model with parameters, floating arrays among its leaves",

@@ -25,12 +25,12 @@ def versions() -> dict[str, str]:
     return {"koopjax": koopjax.__version__, **found, "python": platform.python_version()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value in JSON's own types; numbers that JSON lacks (NaN, infinities) become null."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, (str, bool)) or value is None:
         return value
     if isinstance(value, Path):
@@ -42,7 +42,7 @@ def _plain(value: Any) -> Any:
     array = np.asarray(value)
     if array.dtype == object and array.ndim == 0:
         raise expected("results of numbers, text, lists and mappings", type(value).__name__)
-    return _plain(array.tolist())
+    return plain(array.tolist())
 
 
 def to_json(results: Mapping[str, Any]) -> str:
@@ -51,7 +51,7 @@ def to_json(results: Mapping[str, Any]) -> str:
     >>> to_json({"seed": 0, "original": {"accuracy": float("nan")}})
     '{\\n"seed": 0,\\n"original": {"accuracy": null}\\n}\\n'
     """
-    fields = (f"{json.dumps(k)}: {_field(v)}" for k, v in _plain(results).items())
+    fields = (f"{json.dumps(k)}: {_field(v)}" for k, v in plain(results).items())
     return "{\n" + ",\n".join(fields) + "\n}\n"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from koopjax._core import expected
-from koopjax.report._files import write_atomically
+from koopjax.report._files import plain, write_atomically
 
 # The colours that figures use for text, axes, grids and hollow markers become the page's own, so
 # that one picture serves the light, the dark and the printed page.
@@ -190,6 +190,7 @@ def render(results: Mapping[str, Any], figures: Mapping[str, Any] | None = None)
             text. Sections whose figure is missing show their table alone.
     """
     figures = figures or {}
+    results = plain(results)
     fields = ("original", "finding")
     if not isinstance(results, Mapping) or not all(
         isinstance(results.get(field), Mapping | None) for field in fields

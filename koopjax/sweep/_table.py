@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from koopjax._core import existing, expected, read_json
+from koopjax._core import check_number, existing, expected, read_json
 
 SHOWN = 40
 DIRECTIONS = ("minimum", "maximum")
@@ -162,8 +162,8 @@ class Table:
             raise expected(f"a direction in {DIRECTIONS}", repr(direction))
         if (within is not None) != bool(wanted):
             raise expected("within= and least= together", "one of them", "least='numbers'")
-        if within is not None and not within >= 0:
-            raise expected("a distance within= of at least 0", f"{within}")
+        if within is not None:
+            check_number("the distance within=", within)
         sign = 1 if direction == "minimum" else -1
         values = [(row, row.get(column)) for row in self.rows]
         sound = [(row, sign * v) for row, v in values if v is not None and not math.isnan(v)]

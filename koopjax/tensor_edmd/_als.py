@@ -15,6 +15,7 @@ from koopjax._core import (
     NONFINITE_SOLUTION,
     SUCCESS,
     as_flag,
+    as_integers,
     as_key,
     as_numbers,
     cast,
@@ -204,6 +205,7 @@ def als_padded(
         raise expected(
             f"at most {MAX_LOCAL:,} unknowns in a local problem", f"{local:,}", "a smaller max_rank"
         )
+    rank = rank if isinstance(rank, jax.Array) else as_integers("rank", rank)
     if jnp.shape(rank) not in ((), (d - 1,)):
         raise expected(f"one rank, or {d - 1} of them", f"shape {jnp.shape(rank)}")
     samples = data[0].shape[0]

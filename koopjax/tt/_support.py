@@ -1,7 +1,5 @@
 """What the verbs share: precision, checks of modes, ranks and numbers, views of a TT matrix."""
 
-import math
-import numbers
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -10,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import as_numbers, expected, read, traced
+from koopjax._core import as_numbers, check_number, expected, read, traced
 from koopjax.tt._padded import PaddedTT
 from koopjax.tt._precision import precise
 from koopjax.tt._trains import TensorTrain, TTMatrix
@@ -113,10 +111,7 @@ def check_modes(modes: Sequence[int]) -> tuple[int, ...]:
 
 def check_rtol(rtol: Any) -> float:
     """A relative tolerance as a float: finite and not negative."""
-    real = isinstance(rtol, numbers.Real) or getattr(rtol, "shape", None) == ()
-    real = real and not jnp.issubdtype(jnp.result_type(rtol), jax.dtypes.extended)
-    if not real or not 0 <= float(rtol) < math.inf:
-        raise expected("one number of 0 or more as rtol", f"{rtol!r:.60}", "rtol=1e-6")
+    check_number("rtol", rtol)
     return float(rtol)
 
 
