@@ -44,7 +44,8 @@ def as_whole(name: str, value: Any, least: int, most: int = MOST) -> int:
     number = _scalar(value)
     whole = isinstance(number, int) or number.is_integer()
     if not whole or not least <= number <= most:
-        limit = f"from {least} to {most}" if number > least else f"of at least {least}"
+        below = most == MOST and not number > most
+        limit = f"of at least {least}" if below else f"from {least} to {most}"
         raise expected(f"{name} as a whole number {limit}", f"{value!r:.60}")
     return int(number)
 

@@ -68,7 +68,7 @@ def test_a_score_of_ones_own_is_the_measure():
         ({"validation": X[:3]}, "at least 8 validation samples"),
         ({"calibration": X[:9]}, "at least 16 calibration samples"),
         ({"task": "ranking"}, "a task among"),
-        ({"key": 0}, "a random key"),
+        ({"key": 0}, "one random key"),
         ({"calibration": "data"}, "an array of numbers"),
     ],
 )

@@ -115,7 +115,7 @@ def test_bad_shapes_are_refused():
         ob.GaussianRBF.fit(data(10), 2, KEY, bandwidth=0.0)
     with pytest.raises(ValueError, match="positive bandwidth"):
         ob.RandomFourier.create(KEY, 3, 4, -1.0)
-    with pytest.raises(ValueError, match="matrix of shape"):
+    with pytest.raises(ValueError, match="the matrix of Project with 2 axes"):
         ob.Project(jnp.ones(3))(jnp.ones((2, 3)))
 
 
