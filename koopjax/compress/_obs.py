@@ -1,7 +1,7 @@
 """Pruning with the Gram matrix: which entries of a matrix to keep, and what they become."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,8 @@ def _moments(gram: Any, name: str, matrix: Any) -> tuple[np.ndarray, np.ndarray]
 
 def _rows(protect: Any, p: int) -> list[int]:
     """Indices of rows that stay."""
+    if not isinstance(protect, Iterable):
+        raise expected(f"indices of {p} rows as protect", f"{protect!r:.60}", "(0,)")
     rows = list(protect)
     found = np.asarray(as_integers("protect", rows)) if rows else np.zeros(0, int)
     if found.ndim != 1 or (found.size and not (-p <= found.min() <= found.max() < p)):

@@ -146,6 +146,7 @@ class ProductKernel(Observables):
         require_dimension("ProductKernel", x.shape[-1], jnp.shape(self.centers)[1])
         wide = x.astype(promoted(x.dtype, jnp.float32))
         matrix = matrix.astype(wide.dtype)
+        rows = None if rows is None else as_whole("rows", rows, 1)
         out = over_rows(self, wide, lambda k, _: matmul(k, matrix), matrix.shape[1], rows)
         return out.astype(x.dtype)
 

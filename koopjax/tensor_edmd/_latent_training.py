@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from koopjax import tt
-from koopjax._core import check_finite, check_metric, expected, matmul
+from koopjax._core import as_numbers, check_finite, check_metric, expected, matmul
 from koopjax.observables import Compose
 from koopjax.tensor_edmd._dictionary import separable
 from koopjax.tensor_edmd._result import TensorKoopman
@@ -67,11 +67,15 @@ def train_latent(
             raise expected(f"{name} a whole number, at least 1", repr(value))
     if (x_val is None) != (y_val is None):
         raise expected("x_val and y_val together", "one of them")
+    if not isinstance(fit, TensorKoopman):
+        raise expected("a fit in tensor-train format", type(fit).__name__, "tensor_edmd.als(...)")
     dtype = fit.train.dtype
-    x, y = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+    x, y = as_numbers("x", x).astype(dtype), as_numbers("y", y).astype(dtype)
     sides = [("x", x), ("y", y)]
     if x_val is not None:
-        x_val, y_val = jnp.asarray(x_val, dtype), jnp.asarray(y_val, dtype)
+        x_val, y_val = (
+            as_numbers(name, a).astype(dtype) for name, a in (("x_val", x_val), ("y_val", y_val))
+        )
         sides += [("x_val", x_val), ("y_val", y_val)]
     for name, array in sides:
         check_finite(name, array)
