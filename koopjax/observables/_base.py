@@ -12,12 +12,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax._core import (
+    as_numbers,
     as_states,
     as_whole,
     check_finite,
     expected,
     has_x64,
     held_leaves,
+    is_tracing,
     is_wide,
     leave,
     precise_for,
@@ -183,3 +185,11 @@ def near_rows(name: str, x: Any) -> Array:
             "a fit to Standardize.fit(x)(x), and Compose of both",
         )
     return x
+
+
+def positive(bandwidth: Any) -> Array:
+    """A bandwidth that was checked, where it can be looked at."""
+    bandwidth = as_numbers("the bandwidth", bandwidth)
+    if not is_tracing(bandwidth) and not np.all(np.asarray(bandwidth) > 0):
+        raise expected("a positive bandwidth", f"{bandwidth}")
+    return bandwidth

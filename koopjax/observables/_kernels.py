@@ -5,16 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax._core import (
     as_dtype,
     as_key,
-    as_numbers,
     as_whole,
     expected,
-    is_tracing,
     matmul,
     promoted,
     pytree,
@@ -25,6 +22,7 @@ from koopjax.observables._base import (
     input_names,
     like,
     near_rows,
+    positive,
     require_axes,
     require_dimension,
     require_integer,
@@ -93,7 +91,7 @@ class GaussianRBF(Observables):
             x = x[jax.random.choice(pick, n, (most,), replace=False)]
         wide = x.astype(promoted(x.dtype, jnp.float32))
         centers = k_means(wide, seed, n_centers, as_whole("iterations", iterations, 0))
-        bandwidth = spacing(centers, wide) if bandwidth is None else _positive(bandwidth)
+        bandwidth = spacing(centers, wide) if bandwidth is None else positive(bandwidth)
         return cls(centers.astype(x.dtype), jnp.asarray(bandwidth, x.dtype))
 
     def size(self, d: int) -> int:
@@ -103,7 +101,7 @@ class GaussianRBF(Observables):
         if jnp.shape(self.bandwidth) not in {(), (1,), (p,)}:
             raise expected(f"one bandwidth, or {p}", f"shape {jnp.shape(self.bandwidth)}")
         if not isinstance(self.bandwidth, jax.Array):  # those would have to be waited for
-            _positive(self.bandwidth)
+            positive(self.bandwidth)
         return p
 
     def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
@@ -159,7 +157,7 @@ class RandomFourier(Observables):
         """
         require_integer("d", d, 1)
         require_integer("size", size, 1)
-        bandwidth = _positive(bandwidth)
+        bandwidth = positive(bandwidth)
         key = as_key("RandomFourier.create", key)
         dtype = jnp.result_type(float) if dtype is None else as_dtype("dtype", dtype)
         directions = jax.random.normal(key, (d, -(-size // 2)), dtype)
@@ -206,10 +204,3 @@ def spacing(centers: Float[Array, "p d"], x: Float[Array, "n d"]) -> Array:
     spread = jnp.sqrt(jnp.sum(jnp.var(x, axis=0)))
     width = jnp.where(jnp.isfinite(typical) & (typical > 0), typical, spread)
     return jnp.where(width > 0, width, jnp.ones_like(width))
-
-
-def _positive(bandwidth: Any) -> Array:
-    bandwidth = as_numbers("the bandwidth", bandwidth)
-    if not is_tracing(bandwidth) and not np.all(np.asarray(bandwidth) > 0):
-        raise expected("a positive bandwidth", f"{bandwidth}")
-    return bandwidth

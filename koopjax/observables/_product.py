@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -25,6 +26,7 @@ from koopjax.observables._base import (
     evaluate,
     input_names,
     like,
+    positive,
     require_axes,
     require_dimension,
     require_integer,
@@ -167,6 +169,8 @@ class Gaussian1D(Univariate):
     def size(self, d: int = 1) -> int:
         """Number of centres plus one."""
         self._check(d)
+        if not isinstance(self.bandwidth, jax.Array):  # those would have to be waited for
+            positive(self.bandwidth)
         return require_axes("the centres of Gaussian1D", self.centers, 1)[0] + 1
 
     def names(self, d: int = 1, inputs: Sequence[str] | None = None) -> list[str]:
