@@ -123,10 +123,9 @@ class Clustered(Operator):
         if cost is not None and (
             cost.shape != dense.shape or not np.all((cost >= 0) & np.isfinite(cost))
         ):
-            raise expected(
-                f"weights of shape {dense.shape}, finite and none negative",
-                f"an array of shape {cost.shape}" + (f" with {cost.min()}" if cost.size else ""),
-            )
+            span = f", from {cost.min()} to {cost.max()}" if cost.size else ""
+            wanted = f"weights of shape {dense.shape}, finite and none negative"
+            raise expected(wanted, f"shape {cost.shape}{span}")
         ((book, codes),) = codebooks(dense, [int(size)], cost, keep_zero=True)
         codebook = held("matrix", book.astype(dense.dtype))
         return cls(codebook, codes, bias, zero=zeros, **settings)

@@ -111,6 +111,7 @@ class Trigonometric(Univariate):
         """`2 order + 1`."""
         self._check(d)
         require_integer("the order of Trigonometric", self.order, 0)
+        require_axes("the scale of Trigonometric", self.scale, 0)
         return 2 * self.order + 1
 
     def names(self, d: int = 1, inputs: Sequence[str] | None = None) -> list[str]:
@@ -141,6 +142,7 @@ class CosSin(Univariate):
     def size(self, d: int = 1) -> int:
         """2."""
         self._check(d)
+        require_axes("the scale of CosSin", self.scale, 0)
         return 2
 
     def names(self, d: int = 1, inputs: Sequence[str] | None = None) -> list[str]:

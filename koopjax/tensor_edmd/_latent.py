@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import check_finite, check_metric, expected, read_numbers
+from koopjax._core import as_whole, check_finite, check_metric, expected, read_numbers
 from koopjax.observables import Compose, Identity, Project, Select, Standardize
 
 KINDS = ("pca", "active_subspace", "output")
@@ -52,9 +52,8 @@ def order_by_mutual_information(
     if bins is None:
         rho = np.clip(np.abs(_correlation(rows)), 0, 1 - 1e-12)
         return Select(Identity(), _order(-0.5 * np.log1p(-(rho**2)), method))
-    if isinstance(bins, bool) or not isinstance(bins, int | np.integer) or bins < 2:
-        raise expected("at least 2 bins", repr(bins), "bins=8")
-    return Select(Identity(), _order(_binned_information(rows, int(bins)), method))
+    bins = as_whole("bins, at most one a sample,", bins, 2, max(2, len(rows)))
+    return Select(Identity(), _order(_binned_information(rows, bins), method))
 
 
 def latent(

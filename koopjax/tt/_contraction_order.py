@@ -214,10 +214,11 @@ def contraction_order(
         raise expected(f"a kind among {sorted(_KINDS)}", repr(kind))
     for name, sizes in (("ranks", ranks), ("row_modes", row_modes), ("column_modes", column_modes)):
         counts = np.asarray(read(name, sizes))
-        if counts.ndim != 1 or not np.issubdtype(counts.dtype, np.integer) or counts.min() < 1:
+        whole = counts.ndim == 1 and counts.size and np.issubdtype(counts.dtype, np.integer)
+        if not whole or counts.min() < 1:
             raise expected(f"a sequence of whole numbers as {name}", f"{sizes!r:.60}")
     d = len(row_modes)
-    if not d or len(column_modes) != d or len(ranks) != d + 1:
+    if len(column_modes) != d or len(ranks) != d + 1:
         got = f"{len(ranks)}, {d} and {len(column_modes)}"
         raise expected("d + 1 ranks, d row modes and d column modes", got)
     n = max(1, as_whole("n", n, 0))

@@ -45,7 +45,8 @@ FOUND = [
     ("compress.select_forward", "statistics", "a random key"),
     ("compress.select_observables", "statistics", "an ellipsis"),
     ("compress.small_student", "key", "in a dict"), ("data.Dataset", "x_test", "a random key"),
-    ("data.Dataset", "x_val", "a frame"), ("data.write_idx", "array", "a random key"),
+    ("data.Dataset", "x_val", "a frame"), ("data.systems.runge_kutta", "drift", "gives text"),
+    ("data.systems.runge_kutta", "dt", "tuple (1, 2)"), ("data.write_idx", "array", "a random key"),
     ("edmd.Gram.merge", "other", "a tree of other arrays"),
     ("edmd.Koopman.simulate", "steps", "2**70"), ("edmd.solve", "statistics", "arrays of text"),
     ("models.MLP", "sizes", "2**70"), ("models.apply", "x", "empty text"),
@@ -73,6 +74,8 @@ FOUND = [
     ("surgery.splice", "at", "a random key"), ("sweep.grid", "x", "a set"),
     ("sweep.ranks of statistics", "validation", "an ellipsis"),
     ("tensor_edmd.order_by_correlation", "x", "an ellipsis"),
+    ("observables.Trigonometric", "scale", "one for each"),
+    ("tensor_edmd.order_by_mutual_information", "bins", "int 2147483648"),
     ("tt.contraction_order", "ranks", "one less"), ("tt.random", "key", "raw"),
 ]  # fmt: skip
 

@@ -20,13 +20,19 @@ def runge_kutta(drift: Drift, x: Array, dt: Array | float, substeps: int) -> Arr
     Args:
         drift: the right-hand side, of states `(..., d)`.
         x: states `(..., d)`.
-        dt: time.
+        dt: time, one or of a shape that broadcasts against the states'.
         substeps: static.
     """
     x = as_numbers("systems.runge_kutta: states", x)
     if jnp.ndim(dt) == 0:
         check_number("systems.runge_kutta: the time dt", dt, -math.inf)
-    h = jnp.asarray(dt, x.dtype) / as_whole("systems.runge_kutta: substeps", substeps, 1)
+    dt = as_numbers("systems.runge_kutta: the time dt", dt).astype(x.dtype)
+    pairs = zip(dt.shape[::-1], x.shape[::-1], strict=False)
+    if dt.ndim > x.ndim or any(m not in (1, n) for m, n in pairs):
+        wanted = f"systems.runge_kutta: one time dt, or some that go with states {x.shape}"
+        raise expected(wanted, f"shape {dt.shape}", "dt[:, None] for one a state")
+    h = dt / as_whole("systems.runge_kutta: substeps", substeps, 1)
+    _require_alike("systems.runge_kutta: a drift", drift, x)
 
     def advance(x, _):
         k1 = drift(x)
@@ -72,12 +78,7 @@ def trajectory(
 
     x = as_numbers("systems.trajectory: states", x)
     steps = as_whole("systems.trajectory: steps", steps, 0, MOST_SAMPLES)
-    after = jax.eval_shape(step, x)
-    if getattr(after, "shape", None) != x.shape or after.dtype != x.dtype:
-        raise expected(
-            f"systems.trajectory: a step from states {x.dtype}{x.shape} to such",
-            f"{getattr(after, 'dtype', '')}{getattr(after, 'shape', type(after).__name__)}",
-        )
+    _require_alike("systems.trajectory: a step", step, x)
 
     def advance(x, _):
         y = step(x)
@@ -85,3 +86,19 @@ def trajectory(
 
     later = jax.lax.scan(advance, x, None, length=steps)[1]
     return jnp.concatenate([x[None], later])
+
+
+def _require_alike(name: str, function: Callable[[Array], Array], x: Array) -> None:
+    """Raise unless a function of states gives an array like them."""
+    if not callable(function):
+        raise expected(f"{name} that can be called", f"{function!r:.60}")
+
+    def probe(x: Array) -> None:
+        after = function(x)
+        if getattr(after, "shape", None) != x.shape or after.dtype != x.dtype:
+            raise expected(
+                f"{name} from states {x.dtype}{x.shape} to such",
+                f"{getattr(after, 'dtype', '')}{getattr(after, 'shape', type(after).__name__)}",
+            )
+
+    jax.eval_shape(probe, x)
