@@ -22,7 +22,7 @@ NONE = -(2**30)  # the exponent of zero
 
 
 def _of(a: Any) -> Any:
-    return np if isinstance(a, np.ndarray) else jnp
+    return np if isinstance(a, np.ndarray | np.generic) else jnp
 
 
 def _top(a: Any, axis: Any = None) -> Any:
