@@ -42,8 +42,9 @@ class GaussianRBF(Observables):
 
     Numerics:
         Distances by differences, so that no digits are lost wherever the data lie: `3 n p d`
-        operations, on CPU about twice as long as by a matrix product. Wide Gaussians are nearly
-        dependent: EDMD needs R factors or float64 for them, which `statistics="auto"` sees to.
+        operations, on CPU twice as long as by a matrix product for 10 coordinates and four times
+        for 784. Wide Gaussians are nearly dependent: EDMD needs R factors or float64 for them,
+        which `statistics="auto"` sees to.
     """
 
     centers: Any
