@@ -9,11 +9,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from koopjax import tt
-from koopjax._core import as_flag, as_whole, expected, has_float64, is_tracing, matmul
+from koopjax._core import (
+    as_flag,
+    as_whole,
+    expected,
+    has_float64,
+    is_tracing,
+    matmul,
+    read_numbers,
+)
 from koopjax.edmd import Generator
 from koopjax.nn import functional
 from koopjax.nn._block import KoopmanBlock
-from koopjax.nn._operators import Dense, LowRank
+from koopjax.nn._operators import Dense, LowRank, check_matrix
 from koopjax.nn._tt import TT
 from koopjax.tensor_edmd import KernelKoopman, TensorKoopman
 
@@ -72,15 +80,19 @@ def from_koopman(
         raise expected(
             "a fit such as edmd.Koopman", type(fit).__name__, "edmd.fit, or generator.koopman(time)"
         )
+    matrix = read_numbers("K", fit.matrix)
+    readout = None if fit.readout is None else read_numbers("the readout", fit.readout)
+    check_matrix("K", matrix)
+    if readout is not None:
+        check_matrix("the readout", readout)
     # A kernel's columns are outputs, whatever their number; others say so, or are as their shape.
-    same = not isinstance(fit, KernelKoopman) and fit.matrix.shape[0] == fit.matrix.shape[1]
+    same = not isinstance(fit, KernelKoopman) and matrix.shape[0] == matrix.shape[1]
     if steps > 1 and not getattr(fit, "square", same):
         raise expected(
             "a square K to take several steps",
-            f"K of shape {tuple(fit.matrix.shape)} onto another dictionary",
+            f"K of shape {tuple(matrix.shape)} onto another dictionary",
             "steps=1, or a fit without target",
         )
-    matrix, readout = fit.matrix, fit.readout
     folded_readout = None if lifted else readout
     q = matrix.shape[1] if folded_readout is None else folded_readout.shape[1]
     rank = None if rank is None else as_whole("rank", rank, 1, min(matrix.shape[0], q))

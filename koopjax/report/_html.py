@@ -136,14 +136,28 @@ def _template() -> Any:
     return environment.get_template("report.html")
 
 
+#: What tells the rows of `replaced` apart: text, a number or nothing.
+_KEYS = ("dictionary", "rank", "truncation", "target")
+
+
+def _rows(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows of `replaced`, each known to be one."""
+    rows = results.get("replaced") or []
+    for row in rows if isinstance(rows, list) else [rows]:
+        known = isinstance(row, Mapping) and "dictionary" in row
+        if not known or any(isinstance(row.get(key), list | Mapping) for key in _KEYS):
+            wanted = "rows with a dictionary by name and a rank in 'replaced'"
+            raise expected(wanted, f"{row!r:.60}")
+    return rows
+
+
 def _finding(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The row that the finding names: dictionary and rank of `results["finding"]`."""
     wanted = results.get("finding")
     if not wanted:
         return None
-    keys = ("dictionary", "rank", "truncation", "target")
     for row in results.get("replaced") or ():
-        if all(row.get(key) == wanted[key] for key in keys if key in wanted):
+        if all(row.get(key) == wanted[key] for key in _KEYS if key in wanted):
             return row
     return None
 
@@ -197,7 +211,7 @@ def render(results: Mapping[str, Any], figures: Mapping[str, Any] | None = None)
     ):
         got = type(results).__name__
         raise expected("the results of a run, a mapping", got, "koopjax analyze, or report.load")
-    replaced, finding = results.get("replaced") or [], _finding(results)
+    replaced, finding = _rows(results), _finding(results)
     return _template().render(
         r=results,
         figures={name: _svg(name, figure) for name, figure in figures.items()},
