@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import surgery
-from koopjax._core import as_numbers, as_whole, check_finite, expected, matmul
+from koopjax._core import as_numbers, as_whole, check_finite, expected, matmul, read
 
 #: Ways to weigh the outputs.
 METRICS = ("output", "centred", "softmax")
@@ -79,10 +79,9 @@ def output_metric(
     max_samples = as_whole("max_samples", max_samples, 1)
     if states.ndim < 2 or states.shape[0] == 0:
         raise expected("states of shape (n, ...) with n > 0", f"shape {states.shape}")
-    out = jax.eval_shape(function, states[:2])
-    if getattr(out, "shape", ())[:1] != (min(2, states.shape[0]),):
-        got = f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
-        raise expected("a function that gives an output a state, (n, ...)", got)
+    out = jax.eval_shape(lambda x: read("the outputs", function(x)), states[:2])
+    if out.shape[:1] != (min(2, states.shape[0]),):
+        raise expected("a function that gives an output a state, (n, ...)", f"shape {out.shape}")
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise expected("a function with real outputs", f"dtype {out.dtype}")
     if kind != "output" and out.size == out.shape[0]:

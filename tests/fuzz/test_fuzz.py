@@ -36,6 +36,7 @@ FOUND = [
     ("analysis.bond_singular_values", "x", "objects"),
     ("analysis.interaction_spectrum", "batch_size", "an ellipsis"),
     ("analysis.output_metric", "function", "gives a list"),
+    ("analysis.output_metric", "function", "gives text"),
     ("compress.refit", "alpha", "in a dict"), ("compress.refit", "cross", "one dimension more"),
     ("compress.refit", "gram", "complex"), ("compress.refit", "mask", "one inf"),
     ("compress.removal_order", "gram", "a ragged list"),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import as_dtype, as_key, as_numbers, as_whole, check_number, expected
+from koopjax._core import as_dtype, as_key, as_numbers, as_whole, check_number, expected, read
 
 MOST_SAMPLES = 1 << 31
 Drift = Callable[[Float[Array, "... d"]], Float[Array, "... d"]]
@@ -92,13 +92,7 @@ def _require_alike(name: str, function: Callable[[Array], Array], x: Array) -> N
     """Raise unless a function of states gives an array like them."""
     if not callable(function):
         raise expected(f"{name} that can be called", f"{function!r:.60}")
-
-    def probe(x: Array) -> None:
-        after = function(x)
-        if getattr(after, "shape", None) != x.shape or after.dtype != x.dtype:
-            raise expected(
-                f"{name} from states {x.dtype}{x.shape} to such",
-                f"{getattr(after, 'dtype', '')}{getattr(after, 'shape', type(after).__name__)}",
-            )
-
-    jax.eval_shape(probe, x)
+    after = jax.eval_shape(lambda x: read(f"the value of {name}", function(x)), x)
+    if (after.shape, after.dtype) != (x.shape, x.dtype):
+        wanted = f"{name} from states {x.dtype}{x.shape} to such"
+        raise expected(wanted, f"{after.dtype}{after.shape}")
