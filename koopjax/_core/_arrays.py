@@ -8,15 +8,20 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+#: Characters of what an error says that it got.
+LONGEST = 500
+
 
 def expected(what: str, got: str, suggestion: str = "") -> ValueError:
     """A `ValueError` in the house form: what was expected, what came, what to do.
 
     Args:
         what: completes "expected ...".
-        got: completes "got ...".
+        got: completes "got ..."; put on one line, since many an array's `repr` takes several.
         suggestion: completes "try ..."; left out where empty.
     """
+    got = " ".join(got.split())
+    got = got if len(got) <= LONGEST else f"{got[:LONGEST]} ..."
     text = f"expected {what}, got {got}"
     return ValueError(f"{text}; try {suggestion}" if suggestion else text)
 

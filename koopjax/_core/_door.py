@@ -14,6 +14,9 @@ from koopjax._core._precision import has_x64, is_wide
 #: Rounding to float32 may cost this much of a column's spread, in units of float32's own rounding:
 #: reached where data lie some thirty times their spread from the origin.
 SHARE = 16
+EPS = float(np.finfo(np.float32).eps)
+#: What computes in float32 alone refuses numbers that lose more of their spread than this.
+MOST_LOST = 1e-3
 _FRAMES = "x.to_numpy(dtype=float)"
 
 
@@ -138,7 +141,7 @@ def read_numbers(name: str, x: Any) -> Any:
     return x.astype(jnp.result_type(float))
 
 
-def loses_spread(x: Any) -> bool:
+def loses_spread(x: Any, share: float = SHARE * EPS) -> bool:
     """Whether float32 can't hold these float64 numbers, or a share of their spread is lost by it.
 
     By column: the spread of the rounding error against that of the numbers. Data near the origin
@@ -147,6 +150,7 @@ def loses_spread(x: Any) -> bool:
 
     Args:
         x: `(..., d)`; only float64 arrays that can be looked at may lose, others give False.
+        share: of a column's spread that may be lost.
     """
     if is_tracing(x) or getattr(x, "dtype", None) != np.float64 or x.size == 0:
         return False
@@ -156,8 +160,12 @@ def loses_spread(x: Any) -> bool:
     single = np.finfo(np.float32)
     # NaN and infinity lose nothing here; they are refused elsewhere.
     with np.errstate(over="ignore", invalid="ignore"):
-        mean, spread = rows.mean(axis=0), rows.std(axis=0)
         extent = np.maximum(rows.max(axis=0), -rows.min(axis=0))
+        # In units of the extent, for squares leave even the range of float64.
+        far = (extent > 0) & ((extent < 1e-140) | (extent > 1e140))
+        unit = np.where(far, extent, 1)
+        spread = unit * (rows / unit if far.any() else rows).std(axis=0)
+        mean = rows.mean(axis=0)
         # What varies by rounding in float64 only does not vary.
         varies = spread > 4 * np.finfo(np.float64).eps * np.abs(mean)
         outside = (spread < single.tiny) | (extent > single.max)
@@ -166,8 +174,7 @@ def loses_spread(x: Any) -> bool:
             return False
         some = rows[:, doubtful]
         lost = np.std(some - some.astype(np.float32), axis=0)
-    least = SHARE * float(single.eps) * spread[doubtful]
-    return bool(np.any((lost > least) | outside[doubtful]))
+    return bool(np.any((lost > share * spread[doubtful]) | outside[doubtful]))
 
 
 def needs_float64(name: str, x: Any, *trees: Any) -> bool:
@@ -226,6 +233,26 @@ def held(name: str, x: Any) -> Array:
     return jax.device_put(_cut(name, np.asarray(x), dtype))
 
 
+def check_held(name: str, x: Any) -> Any:
+    """What `read` gave, as it is, unless JAX does not hold its numbers here."""
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    if isinstance(x, np.ndarray) and dtype != x.dtype:
+        _cut(name, x, dtype)
+    return x
+
+
+def _held_apart(name: str, x: Any) -> Array:
+    """As `held`, if float32 tells the numbers of a column apart."""
+    out = held(name, x)
+    if out.dtype != x.dtype and loses_spread(x, MOST_LOST):
+        raise expected(
+            f"numbers in {name} whose spread {out.dtype} holds",
+            "float64 numbers far from the origin or next to zero",
+            "x - x.mean(axis=0), other units, or jax_enable_x64",
+        )
+    return out
+
+
 def _cut(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
     """Numbers in a narrower dtype of their kind, if it holds them."""
     if x.dtype.kind in "iu":
@@ -237,9 +264,11 @@ def _cut(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
                 "x.astype(float) for numbers, or jax_enable_x64",
             )
         return x.astype(dtype)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         short = x.astype(dtype)
     beyond = np.isfinite(x) & ~np.isfinite(short) if not np.isfinite(short).all() else None
+    if (beyond is None or not beyond.any()) and x.any() and not short.any():
+        beyond = x != 0  # all that there is would vanish
     if beyond is not None and beyond.any():
         raise expected(
             f"numbers in {name} that fit in {dtype}",
@@ -257,26 +286,28 @@ def as_array(name: str, x: Any) -> Array:
     Args:
         name: how the array is called in a message.
         x: what a user calls an array.
+
+    Raises:
+        ValueError: what `read` refuses; numbers that do not fit, or whose spread is lost.
     """
-    return held(name, read(name, x))
+    return _held_apart(name, read(name, x))
 
 
 def as_numbers(name: str, x: Any) -> Array:
     """Real floating numbers for JAX; integers and booleans become floats.
 
-    Float64 becomes float32 outside x64. Where that may cost the spread of the data, take
-    `read_numbers` and ask `loses_spread`.
+    Float64 becomes float32 outside x64. What can compute in float64 instead takes `as_states`.
 
     Args:
         name: how the array is called in a message.
         x: what a user calls an array.
 
     Raises:
-        ValueError: what `read_numbers` refuses; numbers that do not fit in float32.
+        ValueError: what `read_numbers` refuses; numbers that do not fit in float32, or whose spread
+            it doesn't hold.
     """
-    x = read_numbers(name, x)
     # Lists and integers have no dtype of their own: they take JAX's.
-    return held(name, x)
+    return _held_apart(name, read_numbers(name, x))
 
 
 def as_integers(name: str, x: Any) -> Array:

@@ -32,11 +32,22 @@ def inference_arguments(function: Callable[..., Any]) -> dict[str, bool]:
     """Those of the arguments that a function takes, set for inference.
 
     Args:
-        function: a function or a callable object; what a `functools.partial` has bound is left.
+        function: a function or a callable object; what a `functools.partial` has bound is left, and
+            what a Linen module has as a field, which its argument may only stand in for.
     """
     bound = function.keywords if isinstance(function, functools.partial) else {}
     names = _parameters(function)
-    return {n: value for n, value in INFERENCE.items() if n in names and n not in bound}
+    left = {*bound, *_fields(function)}
+    return {n: value for n, value in INFERENCE.items() if n in names and n not in left}
+
+
+def _fields(function: Callable[..., Any]) -> list[str]:
+    """Modes set as fields of a Linen module, which `linen.merge_param` refuses as arguments too."""
+    module = getattr(function, "__self__", None)
+    if not isinstance(module, linen.Module):
+        return []
+    optional = [name for name, p in _parameters(function).items() if p.default is None]
+    return [n for n in INFERENCE if n in optional and getattr(module, n, None) is not None]
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -69,6 +80,8 @@ def _mode_error(got: str, function: Any) -> ModeError:
     known = [n for n, p in _parameters(function).items() if p.default is not p.empty]
     named = ", ".join(f"{name}=..." for name in known) or "is_train=False"
     hint = f"binding its mode, functools.partial(model, {named}), or setting its attribute"
+    if fields := _fields(function):
+        hint = "the module made with " + ", ".join(f"{n}={INFERENCE[n]}" for n in fields)
     return ModeError(str(expected("a model in inference mode", got, hint)))
 
 
@@ -89,7 +102,9 @@ def clear_words(function: Any, x: Any, *arguments: Any, **keywords: Any) -> Iter
         raise _mode_error(got, function) from error
     except errors.InvalidRngError as error:
         raise _mode_error(_DRAWS_NUMBERS, function) from error
-    except (TypeError, ValueError, AssertionError, LookupError, errors.FlaxError) as error:
+    except (
+        TypeError, ValueError, AssertionError, LookupError, OverflowError, errors.FlaxError,
+    ) as error:  # fmt: skip
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if first.startswith("expected "):  # clear already
             raise

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import numpy as np
 
-from koopjax._core._door import read
+from koopjax._core._door import check_held, read
 from koopjax._core._watch import version
 
 T = TypeVar("T")
@@ -134,8 +134,13 @@ def is_array(leaf: Any) -> bool:
 
 
 def native(name: str, leaf: Any) -> Any:
-    """A leaf, what NumPy has read by the door: any byte order, no text, no dates, none masked."""
-    return read(name, leaf) if isinstance(leaf, np.ndarray | str) else leaf
+    """A leaf, what NumPy has read by the door: any byte order, no text, no dates, none masked.
+
+    Numbers that JAX would make infinite or wrap are refused, all others left at their width.
+    """
+    if not isinstance(leaf, np.ndarray | np.generic | str):
+        return leaf
+    return check_held(name, read(name, leaf))
 
 
 def take_apart(tree: Any) -> tuple[Outline, list[tuple[Any, Any]]]:

@@ -88,8 +88,8 @@ def as_flag(name: str, value: Any) -> bool:
         name: how the setting is called.
         value: what a user gives.
     """
-    scalar = getattr(value, "ndim", 0) == 0 and not isinstance(value, np.ma.MaskedArray)
-    if not scalar or not isinstance(value.item() if hasattr(value, "item") else value, bool):
+    scalar = getattr(value, "ndim", None) == 0 and not isinstance(value, np.ma.MaskedArray)
+    if not isinstance(value, bool) and not (scalar and value.dtype == np.bool_):
         raise expected(f"True or False as {name}", f"{value!r:.60}")
     return bool(value)
 

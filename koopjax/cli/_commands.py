@@ -23,7 +23,8 @@ def emit(json_file: Path | None, value: Any) -> None:
     if str(json_file) == "-":
         click.echo(text, nl=False)
     else:
-        report.write_atomically(json_file, text)
+        with mistakes("--json"):
+            report.write_atomically(json_file, text)
 
 
 def list_folder(what: str) -> Any:

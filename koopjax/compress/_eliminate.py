@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from koopjax import edmd
 from koopjax._core import check_number, expected, read
+from koopjax.compress._obs import as_moments
 from koopjax.compress._units import unit_diagonal
 
 
@@ -57,8 +58,7 @@ def moments_of(statistics: Any, alpha: Any) -> tuple[np.ndarray, np.ndarray, flo
         )
     check_number("alpha", alpha)
     moments = statistics.to_gram()
-    gram, cross = np.asarray(moments.gram, np.float64), np.asarray(moments.cross, np.float64)
-    return gram, cross, float(alpha)
+    return *as_moments(moments.gram, "the cross moments", moments.cross), float(alpha)
 
 
 def sizes_of(sizes: Any, least: int, most: int, what: str) -> list[int]:

@@ -215,6 +215,8 @@ def train_students(
         if id(teacher) not in run:
             run[id(teacher)] = _teacher_outputs(teacher, x)
     logits = [run[id(teacher)] for teacher in teachers]
+    for student in students:
+        _check_pair(models.output_like(student, x, by_rows=True).shape, logits[0].shape)
     task, labels = models.read_task(logits[0], labels, task, name="finetune: labels")
     weight = 0.0 if labels is None else training.label_weight
     targets = [_targets(one, labels if weight else None) for one in logits]
@@ -277,15 +279,17 @@ def _check_sizes(limits: Any, densities: Any, saliency: str, value_bits: Any) ->
     for limit, density, bits in zip(limits, densities, value_bits, strict=True):
         if limit is not None and density is not None:
             raise expected("finetune: a budget or a density", "both")
-        if density is not None and not 0 < density <= 1:
+        if density is not None and not 0 < number("finetune: density", density) <= 1:
             raise expected(
                 "finetune: a density above 0, at most 1", f"{density}", "None to prune no more"
             )
-        if bits is not None and (limit is None or not 1 <= bits <= 32):
+        if bits is not None and (
+            limit is None or not 1 <= number("finetune: value_bits", bits) <= 32
+        ):
             raise expected(
                 "finetune: value_bits from 1 to 32 with a budget", f"{bits} and budget {limit}"
             )
-    if saliency not in SALIENCIES:
+    if not isinstance(saliency, str) or saliency not in SALIENCIES:
         raise expected(f"finetune: a saliency among {', '.join(SALIENCIES)}", repr(saliency))
 
 
@@ -298,7 +302,10 @@ def _size_of(budget: Any) -> int:
 
 def _teacher_outputs(teacher: Any, x: Array) -> Float[Array, "n ... q"]:
     """The original's outputs, run or given."""
-    outputs = teacher if hasattr(teacher, "ndim") else models.predict(teacher, x)
+    given = hasattr(teacher, "ndim")
+    if not given:
+        models.output_like(teacher, x, by_rows=True)
+    outputs = teacher if given else models.predict(teacher, x)
     outputs = on_device(outputs, jnp.float32)
     if outputs.ndim < 2 or outputs.shape[0] != x.shape[0]:
         raise expected(
@@ -307,6 +314,15 @@ def _teacher_outputs(teacher: Any, x: Array) -> Float[Array, "n ... q"]:
         )  # fmt: skip
     check_finite("the teacher's outputs (finetune)", outputs)
     return outputs
+
+
+def _check_pair(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
+    """Refuse a student whose outputs are not the teacher's, but for a last axis of one entry."""
+    if student not in (teacher, teacher[:-1] if teacher[-1] == 1 else teacher):
+        raise expected(
+            f"finetune: a teacher with outputs of the student's shape {student}", f"{teacher}",
+            "the model that was compressed",
+        )  # fmt: skip
 
 
 def _targets(outputs: Array, labels: Array | None) -> Array:

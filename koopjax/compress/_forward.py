@@ -34,7 +34,9 @@ def select_forward(statistics: Any, sizes: int | Sequence[int], *, alpha: float 
     gram, cross, ridge = moments_of(statistics, alpha)
     p = len(gram)
     many = sizes_of(sizes, 1, p, "observables")
-    first = np.diag(gram) + np.maximum(ridge, 1e-10 * np.diag(gram))
+    # An observable that is always zero explains nothing; a scale of its own keeps it in.
+    power = np.where(np.diag(gram) > 0, np.diag(gram), 1.0)
+    first = power + np.maximum(ridge, 1e-10 * power)
     left, rest = first.copy(), cross.copy()
     basis = np.zeros((max(many), p))
     order: list[int] = []

@@ -8,7 +8,15 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.linalg import get_lapack_funcs
 
-from koopjax._core import as_integers, check_finite, check_number, expected, read, read_numbers
+from koopjax._core import (
+    as_integers,
+    check_finite,
+    check_metric,
+    check_number,
+    expected,
+    read,
+    read_numbers,
+)
 from koopjax.compress._units import unit_diagonal
 
 #: Share of the remaining entries that go in one stage.
@@ -62,7 +70,7 @@ def removal_order(
 
     Reference: Hassibi & Stork (1993), NeurIPS 5; Frantar & Alistarh (2023), arXiv 2301.00774.
     """
-    gram, matrix = _moments(gram, "the matrix", matrix)
+    gram, matrix = as_moments(gram, "the matrix", matrix)
     p, q = matrix.shape
     check_number("alpha", alpha)
     check_number("least", least, 0, 1)
@@ -94,7 +102,7 @@ def removal_order(
     return Removal(rank, np.asarray(kept), np.asarray(errors))
 
 
-def _moments(gram: Any, name: str, matrix: Any) -> tuple[np.ndarray, np.ndarray]:
+def as_moments(gram: Any, name: str, matrix: Any) -> tuple[np.ndarray, np.ndarray]:
     """A Gram matrix `(p, p)` and a matrix `(p, q)` on the host in float64."""
     given = (("the Gram matrix", gram), (name, matrix))
     gram, matrix = (np.asarray(read_numbers(called, a), np.float64) for called, a in given)
@@ -102,7 +110,8 @@ def _moments(gram: Any, name: str, matrix: Any) -> tuple[np.ndarray, np.ndarray]
         raise expected(f"{name} of shape (p, q)", f"shape {matrix.shape}")
     if gram.shape != (len(matrix), len(matrix)):
         raise expected(f"a Gram matrix of shape {(len(matrix),) * 2}", f"{gram.shape}")
-    check_finite("the Gram matrix", gram)
+    # In float32: what sums in it leave below zero is rounding.
+    check_metric("Gram matrix", unit_diagonal(gram)[0].astype(np.float32), len(gram))
     check_finite(name, matrix)
     return gram, matrix
 
@@ -175,7 +184,7 @@ def refit(
         mask: which entries may differ from zero.
         alpha: ridge, relative to each entry of the diagonal of `gram`.
     """
-    gram, cross = _moments(gram, "the cross moments", cross)
+    gram, cross = as_moments(gram, "the cross moments", cross)
     check_number("alpha", alpha)
     mask = np.asarray(read("the mask", mask))
     if mask.shape != cross.shape or mask.dtype != bool:
@@ -210,7 +219,7 @@ def activation_order(
 
     Reference: Sun, Liu, Bair & Kolter (2024), arXiv 2306.11695.
     """
-    gram, matrix = _moments(gram, "the matrix", matrix)
+    gram, matrix = as_moments(gram, "the matrix", matrix)
     score = np.abs(matrix) * np.sqrt(np.maximum(np.diag(gram), 0))[:, None]
     protect = _rows(protect, len(matrix))
     score[protect] = np.inf

@@ -102,7 +102,8 @@ class Problem:
         value = float(found["agreement" if self.y_val is None else "accuracy"])
         classes = self.task == "classification"
         closeness = -float(found["kl"]) if classes else float(found["agreement"])
-        if not np.isfinite([value, float(found["kl"])]).all():
+        # Only what counts: a mean squared difference may overflow where R² is near 1.
+        if not np.isfinite([value, closeness]).all():
             return Score(-np.inf, -np.inf)
         return Score(value, closeness)
 
@@ -241,7 +242,7 @@ def pose(
     budget = Budget.parse(budget)
     key = as_key(method, key)
     x = _samples(f"{method}: calibration", calibration, 2)
-    like = models.output_like(model, x)
+    like = models.output_like(model, x, by_rows=labels is not None)
     if len(like.shape) < 2:
         raise expected(
             f"{method}: a model with outputs (n, q)", f"outputs of shape {like.shape}",
@@ -272,6 +273,8 @@ def pose(
                 f"{method}: validation samples of shape {x.shape[1:]}, like calibration",
                 f"{x_val.shape[1:]}", "samples of one set",
             )  # fmt: skip
+        if y_val is not None:
+            models.output_like(model, x_val, by_rows=True)
         # In random order, as after holding out: methods take the first samples as a sample.
         x = x[jax.random.permutation(key, len(x))]
     outputs = models.predict(model, x_val)
@@ -290,10 +293,29 @@ def pose(
         # A regression is held against its original, whose outputs the fit aims at.
         y_val = y_val.reshape(-1) if task == "classification" else None
     original = export.stored_bytes(model)
-    return Problem(
+    problem = Problem(
         model, x, x_val, teacher, y_val, task, score_fn, outputs.shape, held_out, original,
         budget.bytes(original), budget,
     )  # fmt: skip
+    if score_fn is not None:
+        _check_score_fn(method, problem, outputs)
+    return problem
+
+
+def _check_score_fn(method: str, problem: Problem, outputs: Array) -> None:
+    """Refuse what can't be traced to one number, or gives none for the original."""
+    outputs = outputs.astype(jnp.float32)
+    wanted = f"{method}: one finite number of score_fn(outputs, labels)"
+    hint = "jax.numpy in place of numpy, since score_fn is traced"
+    try:
+        like = jax.eval_shape(problem.score_fn, outputs, problem.y_val)
+    except TypeError as error:  # all that JAX says of what can't be traced
+        why = str(error).partition("\n")[0][:150]
+        raise expected(wanted, f"{type(error).__name__} ({why})", hint) from error
+    if not isinstance(like, jax.ShapeDtypeStruct) or like.shape:
+        raise expected(wanted, f"{like}", "jnp.mean of it")
+    if np.isinf(problem.score(outputs).value):
+        raise expected(wanted, "NaN or infinity for the original", "a score that is finite there")
 
 
 def _samples(name: str, x: Any, least: int) -> Array:

@@ -65,7 +65,7 @@ def _raw_bytes(path: pathlib.Path) -> bytes:
                 raise
             if declared > DEFLATE * size + len(start):
                 raise _corrupt(path, f"{declared:,} bytes as the header says", f"{size:,} packed")
-            return start + file.read(declared - len(start) + 1)
+            return start + file.read(max(0, declared - len(start) + 1))
     except (EOFError, OSError, zlib.error) as error:
         raise _corrupt(path, "a whole gzip stream", f"{size:,} bytes that end in {error!r}") from (
             error

@@ -9,6 +9,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Complex, Float
 
 from koopjax._core import (
+    NONFINITE_SOLUTION,
+    SUCCESS,
     as_numbers,
     at_least_float32,
     cast,
@@ -24,12 +26,18 @@ from koopjax._core import (
     promoted,
     pytree,
     static,
+    worst,
 )
 from koopjax.edmd._accumulate import Lift
 from koopjax.edmd._eig import eig
 from koopjax.edmd._fit import check_settings, estimate, prepare
 from koopjax.edmd._inputs import as_rows, check_batch_size
 from koopjax.edmd._koopman import Koopman, Spectrum
+
+#: Squarings at most: of `exp(time · L)` with a longer time rounding leaves only what is exact.
+SQUARINGS = 64
+#: Steps of balancing.
+BALANCING = 32
 
 
 @pytree
@@ -76,16 +84,73 @@ def _ordered(matrix: Array) -> tuple[Array, Array]:
     return values[order], vectors[:, order]
 
 
+def _balance(matrix: Array) -> Array:
+    """Exponents `e` for which rows and columns of `2^-e A 2^e` are about as large.
+
+    Entries that are nothing but rounding, zeros too, count as rounding squared, which bounds the
+    exponents. All indices move at once, by half of what each would on its own.
+    """
+    size = jnp.log(jnp.abs(jax.lax.stop_gradient(matrix)))
+    diagonal = jnp.eye(len(matrix), dtype=bool)
+    floor = jnp.max(jnp.where(diagonal, -jnp.inf, size)) + 2 * jnp.log(jnp.finfo(size.dtype).eps)
+    floor = jnp.where(jnp.isfinite(floor), floor, 0)
+    size = jnp.where(diagonal, floor, jnp.maximum(size, floor))
+
+    def step(_: Any, e: Array) -> Array:
+        moved = size + e[None, :] - e[:, None]
+        rows, columns = (jax.nn.logsumexp(moved, axis=k) for k in (1, 0))
+        return e + (rows - columns) / 4
+
+    e = jax.lax.fori_loop(0, BALANCING, step, jnp.zeros_like(size[0]))
+    return jnp.round(e / jnp.log(2.0)).astype(jnp.int32)
+
+
+def _norm(matrix: Array) -> Array:
+    return jnp.max(jnp.sum(jnp.abs(matrix), axis=0))
+
+
 @jax.jit
 def _flow(matrix: Array, time: Array) -> Array:
+    """`exp(time · L)` by scaling and squaring of the balanced matrix; infinity beyond the range.
+
+    JAX's own gives up after some squarings, and meets `0 · ∞` where what grows overflows.
+    """
     wide = at_least_float32(matrix)
-    return jax.scipy.linalg.expm(wide * time.astype(wide.dtype)).astype(matrix.dtype)
+    time = time.astype(jnp.abs(wide).dtype)
+    e = _balance(wide)
+    shift = jnp.ldexp(jnp.ones((), time.dtype), e[None, :] - e[:, None])
+    shift = jnp.where(_norm(wide * shift) < _norm(wide), shift, 1)
+    wide = wide * shift
+    halvings = jnp.ceil(jnp.log2(_norm(wide)) + jnp.log2(jnp.abs(time)))
+    halvings = jax.lax.stop_gradient(jnp.maximum(halvings, 0)).astype(jnp.int32)
+    start = jax.scipy.linalg.expm(wide * jnp.ldexp(time, -halvings), max_squarings=1)
+    most = (float(jnp.finfo(time.dtype).max) / (4 * len(matrix))) ** 0.5
+
+    def squared(flow: Array) -> Array:
+        held = flow * (most / jnp.maximum(jnp.abs(flow), most))
+        return matmul(held, held)
+
+    def step(flow: Array, k: Array) -> tuple[Array, None]:
+        return jax.lax.cond(k < halvings, squared, lambda same: same, flow), None
+
+    flow, _ = jax.lax.scan(step, start, jnp.arange(SQUARINGS))
+    flow = jnp.where(jnp.abs(flow) > most**2 / 4, jnp.sign(flow) * jnp.inf, flow)
+    return (flow / shift).astype(matrix.dtype)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """`a @ b` where `b` may have infinities, which zeros in `a` do not meet."""
+    lost = jnp.isinf(b)
+    beyond = matmul(a, jnp.where(lost, jnp.sign(b), 0))
+    return jnp.where(beyond == 0, matmul(a, jnp.where(lost, 0, b)), jnp.sign(beyond) * jnp.inf)
 
 
 @jax.jit
 def _predict(operator: Any, x: Array, time: Array) -> Array:
     z = operator.psi(x)
-    return matmul(matmul(z, _flow(operator.matrix, time).astype(z.dtype)), operator.readout)
+    flow = _flow(operator.matrix, time).astype(z.dtype)
+    # The readout first: sums over the states then meet no infinity that it leaves out.
+    return _product(z, _product(operator.readout.T, flow.T).T)
 
 
 @pytree
@@ -117,13 +182,21 @@ class Generator(Spectrum):
         return super().eigenvalues()
 
     def koopman(self, time: Any) -> Koopman:
-        """The Koopman operator of a time step: `K = exp(time · L)`."""
+        """The Koopman operator of a time step: `K = exp(time · L)`.
+
+        Its result code is `NONFINITE_SOLUTION` where the exponential overflows.
+        """
         with precise(self.matrix):
             matrix = _flow(self.matrix, _instant(time, self.matrix.dtype))
-        return Koopman(self.psi, None, matrix, self.readout, self.info, self.result)
+            code = jnp.where(jnp.isfinite(matrix).all(), SUCCESS, NONFINITE_SOLUTION)
+            code = worst(self.result, code)
+        return Koopman(self.psi, None, matrix, self.readout, self.info, code)
 
     def predict(self, x: Float[Array, "n d"], time: Any) -> Float[Array, "n d"]:
-        """The expected state after a time: `Ψ(x) exp(time · L) B`; time is a leaf."""
+        """The expected state after a time: `Ψ(x) exp(time · L) B`; time is a leaf.
+
+        Infinite where it overflows. Beyond `2^64 / ‖L‖` a time counts as that long.
+        """
         x = self._states(x)
         with precise_for(x, self):
             at = _instant(time, self.matrix.dtype)

@@ -186,8 +186,10 @@ class ReducedRank:
         """The solution from finite statistics."""
         base = Ridge(self.alpha, self.relative).compute(stats, diagnosis)
         roots = root_metric(self.metric, stats.sizes[1], stats.dtype)
+        cut = reduced(stats, base.alpha, self.rank, roots)
         return Outcome(
-            value=reduced(stats, base.alpha, self.rank, roots),
+            # At full rank there is nothing to cut, and a projection costs small outputs digits.
+            value=jnp.where(jnp.asarray(self.rank) < min(stats.sizes), cut, base.value),
             rank=jnp.minimum(
                 jnp.minimum(base.rank, stats.sizes[1]), jnp.asarray(self.rank).astype(jnp.int32)
             ),

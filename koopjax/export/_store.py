@@ -116,17 +116,17 @@ def understood(path: object, what: str, advice: str) -> Iterator[None]:
         what: a newer version may know and this one does not.
         advice: what to do then.
     """
+    say = lambda error: " ".join(str(error).split())[:200]
     try:
         yield
     except UnknownName as error:
         raise FileError(
-            f"expected {what} that this koopjax knows in {path}, got {error}; try {advice}"
+            f"expected {what} that this koopjax knows in {path}, got {say(error)}; try {advice}"
         ) from None
     except MALFORMED as error:
-        why = " ".join(str(error).split())[:200]
         raise FileError(
             f"expected a model in {path}, got contents that do not fit together "
-            f"({type(error).__name__}: {why}); try saving it again"
+            f"({type(error).__name__}: {say(error)}); try saving it again"
         ) from error
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from koopjax._core import expected
-from koopjax.models._mlp import check_positive
+from koopjax.models._mlp import check_positive, check_rngs
 
 
 def pooled(extent: int, stages: int) -> int:
@@ -49,6 +49,7 @@ class CNN(nnx.Module):
                 "CNN((28, 28, 1), 10, channels=(8, 16), rngs=rngs)",
             )
         check_positive("CNN", classes=classes, hidden=hidden)
+        check_rngs("CNN", rngs)
         height, width = (pooled(extent, len(channels)) for extent in shape[:2])
         if not height or not width:
             raise expected(

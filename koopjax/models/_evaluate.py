@@ -9,9 +9,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from koopjax._core import ModeError, as_array, expected, read, trace_inference
+from koopjax._core import (
+    ModeError,
+    as_array,
+    check_finite,
+    check_number,
+    expected,
+    read,
+    trace_inference,
+)
 from koopjax.models._forms import Form, form_of, named_leaves
-from koopjax.models._scores import answers, compare, read_task
+from koopjax.models._scores import answers, r_squared, read_task
 
 #: Rows that a forward pass takes at once unless the caller says otherwise.
 BATCH = 2000
@@ -88,6 +96,10 @@ def batch_axis(name: str, form: Form, params: Any, rest: Any, x: Any, size: int)
 
 def check_rows(name: str, form: Form, params: Any, rest: Any, x: Any) -> None:
     """Refuse outputs whose rows are no samples, where labels are compared with them."""
+    n = np.shape(x)[0]
+    shape = check_input(name, form, params, rest, x, n).shape
+    if shape[:1] == (n,) and n not in shape[1:]:
+        return  # no other axis can be the batch's; a model of one batch size runs at no other
     axis = batch_axis(name, form, params, rest, x, 2)
     if axis:
         raise expected(
@@ -239,18 +251,27 @@ def accuracy(
     return float(correct) / labels.size
 
 
-def output_like(model: Any, x: Any) -> jax.ShapeDtypeStruct:
+def output_like(model: Any, x: Any, *, by_rows: bool = False) -> jax.ShapeDtypeStruct:
     """Shape and dtype of a model's output for samples, without running it.
 
     Args:
         model: as for `predict`.
         x: samples, or their shape and dtype.
+        by_rows: whether rows of the output are to be the samples, as where labels go with them.
 
     Raises:
-        ValueError: no samples, or samples of a shape that the model does not take.
+        ValueError: no samples, samples of a shape that the model does not take, or with `by_rows`
+            a batch on another axis than the first.
     """
-    check_samples("models.output_like", x)
-    return check_input("models.output_like", *form_of(model), x, np.shape(x)[0])
+    name = "models.output_like"
+    if not isinstance(x, jax.ShapeDtypeStruct):
+        x = read(f"{name}: x", x)
+    check_samples(name, x)
+    formed = form_of(model)
+    out = check_input(name, *formed, x, np.shape(x)[0])
+    if by_rows:
+        check_rows(name, *formed, x)
+    return out
 
 
 def score(
@@ -264,18 +285,30 @@ def score(
         x: samples.
         y: classes or targets.
         task: "classification" or "regression"; without, as `read_task` finds out.
-        score_fn: `score_fn(outputs, labels)` in place of both.
+        score_fn: `score_fn(outputs, labels)` in place of both, one finite number.
         batch_size: rows of one forward pass.
 
     Raises:
-        ValueError: as for `predict`; labels that don't fit, or that leave the task open.
+        ValueError: as for `predict`; labels that don't fit, that leave the task open, or none; NaN
+            among the outputs of a regression, or from `score_fn`; a batch on another axis than the
+            first.
     """
     outputs = predict(model, x, batch_size)
+    if y is None:
+        raise expected("models.score: classes or targets as y", "None", "models.predict(model, x)")
+    check_rows("models.score", *form_of(model), as_array("models.score: x", x))
     task, labels = read_task(outputs, y, task, score_fn=score_fn)
-    if task == "classification" and score_fn is None:
+    assert labels is not None
+    if score_fn is not None:
+        value = score_fn(outputs.astype(jnp.float32), labels)
+        check_number("one number of score_fn(outputs, labels)", value, -np.inf)
+    elif task == "classification":
         # A share counted on the host: 9,650 of 10,000 are 0.965, in float32 0.96499997.
-        return float(np.mean(np.asarray(answers(outputs)) == np.asarray(labels)))
-    return float(compare(outputs, outputs, labels, task, score_fn)["accuracy"])
+        value = np.mean(np.asarray(answers(outputs)) == np.asarray(labels))
+    else:
+        check_finite("the model's outputs (models.score)", outputs)
+        value = r_squared(labels, outputs.astype(jnp.float32))
+    return float(value)
 
 
 def apply(model: Any, x: Any) -> Any:
@@ -284,6 +317,8 @@ def apply(model: Any, x: Any) -> Any:
     Args:
         model: as for `predict`.
         x: one batch.
+
+    Raises:
+        ValueError: a model in training mode, or an input that it does not take.
     """
-    form, params, rest = form_of(model)
-    return form.forward(params, rest, as_array("models.apply: x", x))
+    return _forward(*form_of(model), as_array("models.apply: x", x))

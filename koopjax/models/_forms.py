@@ -5,6 +5,7 @@ of a jitted function: models that differ in their numbers alone share one compil
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -206,21 +207,25 @@ def form_of(model: Any) -> tuple[Form, Any, Any]:
     return dataclasses.replace(form, bound=bound).now(), params, rest
 
 
+def _native(trees: tuple[Any, Any]) -> tuple[Any, Any]:
+    return jax.tree.map(lambda leaf: native("a parameter", leaf), trees)
+
+
 def _form_of(model: Any) -> tuple[Form, Any, Any]:
     if isinstance(model, nnx.Module):
         graphdef, params, rest = nnx.split(model, trained, ...)
-        params, rest = jax.tree.map(lambda leaf: native("a parameter", leaf), (params, rest))
-        return NNXForm(Static(graphdef)), params, rest
+        return NNXForm(Static(graphdef)), *_native((params, rest))
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], linen.Module):
         module, variables = model
-        if "params" not in variables:
+        if not isinstance(variables, Mapping) or "params" not in variables:
+            held = isinstance(variables, Mapping)
             raise expected(
                 "a Linen model as (module, variables) with 'params' among the variables",
-                str(sorted(variables)),
+                str(sorted(variables)) if held else type(variables).__name__,
                 "variables = module.init(key, x)",
             )
         rest = {name: value for name, value in variables.items() if name != "params"}
-        return LinenForm(Static(module)), variables["params"], rest
+        return LinenForm(Static(module)), *_native((variables["params"], rest))
     if isinstance(model, linen.Module):
         got = f"the module {type(model).__name__} alone"
         pair = "(module, module.init(key, x))"

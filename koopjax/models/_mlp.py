@@ -18,6 +18,14 @@ def check_positive(model: str, **sizes: int) -> None:
             raise expected(f"models.{model}: {name} a positive integer", f"{size!r}", f"{name}=8")
 
 
+def check_rngs(model: str, rngs: Any) -> None:
+    """Refuse what gives no keys for the initial weights."""
+    if not callable(getattr(rngs, "params", None)):
+        raise expected(
+            f"models.{model}: rngs with a stream of params", f"{rngs!r:.60}", "nnx.Rngs(0)"
+        )
+
+
 class MLP(nnx.Module):
     """Multi-layer perceptron, `x ↦ W_L relu(... relu(W_1 x + b_1) ...) + b_L`.
 
@@ -38,6 +46,7 @@ class MLP(nnx.Module):
             raise expected("models.MLP: sizes of two widths or more", f"{sizes}", "(784, 100, 10)")
         for size in sizes:
             check_positive("MLP", size=size)
+        check_rngs("MLP", rngs)
         self.sizes = sizes
         self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
 
@@ -69,6 +78,7 @@ class ResidualMLP(nnx.Module):
 
     def __init__(self, d_in: int, width: int, depth: int, classes: int, *, rngs: nnx.Rngs):
         check_positive("ResidualMLP", d_in=d_in, width=width, depth=depth, classes=classes)
+        check_rngs("ResidualMLP", rngs)
         self.config_values = (d_in, width, depth, classes)
         self.embed = nnx.Linear(d_in, width, rngs=rngs)
         self.inner = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(depth)])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from koopjax._core import check_finite, expected, held, read
+from koopjax._core import as_numbers, check_finite, expected, held, read
 
 #: How the output of a model is read.
 TASKS = ("classification", "regression")
@@ -46,8 +46,10 @@ def read_task(
         >>> read_task(np.ones((3, 2)))[0], read_task(np.ones((3, 2)), np.array([0, 1, 1]))[0]
         ('regression', 'classification')
     """
-    if task is not None and task not in TASKS:
-        raise expected(f"a task among {', '.join(map(repr, TASKS))}", repr(task))
+    if task is not None:
+        _check_task(task)
+    if not isinstance(output, jax.ShapeDtypeStruct):
+        output = read("the output", output)
     if not jnp.issubdtype(output.dtype, jnp.floating) or len(output.shape) < 1:
         raise expected(
             "a model whose output is real numbers", f"{output.dtype} of shape {output.shape}",
@@ -74,6 +76,11 @@ def read_task(
         return task, held(name, labels).astype(jnp.int32)
     _check_targets(name, labels, output)
     return task, held(name, labels).reshape(output.shape).astype(jnp.float32)
+
+
+def _check_task(task: Any) -> None:
+    if not isinstance(task, str) or task not in TASKS:
+        raise expected(f"a task among {', '.join(map(repr, TASKS))}", repr(task))
 
 
 def _kind(labels: Any) -> str:
@@ -185,6 +192,8 @@ def _check_targets(name: str, labels: Any, output: Any) -> None:
 
 def logits(output: Float[Array, "... q"]) -> Float[Array, "... c"]:
     """One number a class: the output, or where it is one logit the pair `(0, z)`."""
+    if output.ndim < 1:
+        raise expected("logits of at least one sample", "one number")
     if output.ndim > 1 and output.shape[-1] > 1:
         return output
     z = output if output.ndim > 1 else output[:, None]
@@ -202,19 +211,50 @@ def answers(output: Float[Array, "... q"]) -> Int[Array, "..."]:
         >>> answers(jnp.array([[0.2], [-3.0]])).tolist()
         [1, 0]
     """
-    values = logits(jnp.asarray(output))
+    values = logits(as_numbers("the output", output))
     return jnp.where(jnp.isnan(values).any(axis=-1), -1, jnp.argmax(values, axis=-1))
+
+
+def paired(wanted: str, like: Any, name: str, array: Any) -> tuple[Array, Array]:
+    """Two arrays of numbers in one shape: that of the first.
+
+    Args:
+        wanted: name of the first, for messages.
+        like: of the shape that counts.
+        name: of the second.
+        array: of the same shape, but for a last axis of one entry that either may have.
+
+    Raises:
+        ValueError: another shape, although it may broadcast or hold as many numbers.
+    """
+    like, array = as_numbers(wanted, like), as_numbers(name, array)
+    if array.shape not in (like.shape, (*like.shape, 1)) and like.shape != (*array.shape, 1):
+        raise expected(f"{name} of {wanted}'s shape {like.shape}", f"shape {array.shape}")
+    return like, array.reshape(like.shape)
 
 
 def r_squared(truth: Float[Array, "n ..."], guess: Float[Array, "n ..."]) -> Float[Array, ""]:
     """`1 - Σ (y - ŷ)² / Σ (y - ȳ)²` over all entries, means an output; traceable.
 
     For a truth that does not vary 1 where the guess is the same, else 0.
+
+    Numerics:
+        Both are divided by the largest deviation of the truth first, whose squares may lie beyond
+        float32.
+
+    Raises:
+        ValueError: different shapes, but for a last axis of one entry.
     """
+    truth, guess = paired("the truth", truth, "the guess", guess)
+    if truth.ndim < 1 or not truth.size:
+        raise expected("a truth of at least one sample", f"shape {truth.shape}")
     centred = truth - jnp.mean(truth, axis=0, keepdims=True)
-    whole, left = jnp.sum(centred**2), jnp.sum((truth - guess) ** 2)
-    constant = jnp.where(left > 0, 0.0, 1.0).astype(whole.dtype)
-    return jnp.where(whole > 0, 1 - left / jnp.where(whole > 0, whole, 1), constant)
+    unit = jax.lax.stop_gradient(jnp.max(jnp.abs(centred)))
+    varies = unit != 0  # true of NaN, which is to show
+    unit = jnp.where(varies, unit, 1)
+    whole, left = jnp.sum((centred / unit) ** 2), jnp.sum(((truth - guess) / unit) ** 2)
+    constant = jnp.all(truth == guess).astype(whole.dtype)
+    return jnp.where(varies, 1 - left / jnp.where(varies, whole, 1), constant)
 
 
 def divergence(
@@ -228,7 +268,12 @@ def divergence(
     Args:
         reference, output: `(n, ..., q)`.
         task: among `TASKS`, static.
+
+    Raises:
+        ValueError: different shapes, but for a last axis of one entry; no task.
     """
+    _check_task(task)
+    reference, output = paired("the reference", reference, "the output", output)
     if task == "regression":
         return jnp.mean((reference - output) ** 2)
     p = jax.nn.log_softmax(logits(reference), axis=-1)
@@ -251,6 +296,7 @@ def compare(
         `agreement` (share of equal answers, or R² against the reference), `kl` (`divergence`) and,
         with labels, `accuracy` (share of right answers, or R² against the labels).
     """
+    reference, output = paired("the reference", reference, "the output", output)
     output, reference = output.astype(jnp.float32), reference.astype(jnp.float32)
     found = {"kl": divergence(reference, output, task)}
     if task == "classification":

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from koopjax._core import as_array, as_numbers, expected, is_tracing, pytree
 from koopjax.models._forms import Form
-from koopjax.models._scores import answers, logits as pair_of
+from koopjax.models._scores import answers, logits as pair_of, paired
 
 #: Made once, so that it is the same static argument on every call.
 ADAM = optax.scale_by_adam()
@@ -60,8 +60,6 @@ def cross_entropy(logits: Float[Array, "n ... classes"], y: Array) -> Float[Arra
         y: integer labels, or probabilities of the shape of `logits` (distillation).
     """
     logits, y = as_numbers("the logits", logits), as_array("the labels", y)
-    if logits.ndim < 1:
-        raise expected("logits of at least one sample", "one number")
     pair = pair_of(logits)
     labels = jnp.issubdtype(y.dtype, jnp.integer)
     # of one logit a probability may come with or without its axis
@@ -84,11 +82,9 @@ def cross_entropy(logits: Float[Array, "n ... classes"], y: Array) -> Float[Arra
 
 
 def squared_error(output: Float[Array, "n ..."], y: Float[Array, "n ..."]) -> Float[Array, ""]:
-    """Mean squared error, for regression."""
-    output, y = as_numbers("the output", output), as_numbers("the targets", y)
-    if y.size != output.size:
-        raise expected(f"targets of the output's shape {output.shape}", f"shape {y.shape}")
-    return jnp.mean((output - y.reshape(output.shape)) ** 2)
+    """Mean squared error, for regression; either may have a last axis of one entry."""
+    output, y = paired("the output", output, "targets", y)
+    return jnp.mean((output - y) ** 2)
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer",))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,15 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from koopjax._core import NumericalError, as_array, check_finite, check_number, expected
+from koopjax._core import (
+    NumericalError,
+    as_array,
+    as_key,
+    as_whole,
+    check_finite,
+    check_number,
+    expected,
+)
 from koopjax.models import _checkpoint, _evaluate, _scores, _step
 from koopjax.models._forms import Form, form_of
 
@@ -88,15 +96,20 @@ def _data(name: str, x: Any, y: Any, out: jax.ShapeDtypeStruct, loss: Any) -> tu
 
 
 def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimizer, loss,
-          x_val, y_val, weight_decay, warmup, epoch_size=None) -> _Plan:  # fmt: skip
-    """Check the settings and gather them."""
+          x_val, y_val, weight_decay, warmup, epoch_size=None, **called) -> _Plan:  # fmt: skip
+    """Check the settings and gather them; `called` is what is to be called on the host."""
     for what, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise expected(f"models.train: {what} a positive integer", f"{value!r}", f"{what}=10")
-    for what, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay),
+    rate = 1e-3 if learning_rate is None else learning_rate
+    for what, value in (("learning_rate", rate), ("weight_decay", weight_decay),
                         ("warmup", warmup)):  # fmt: skip
-        if value is not None:
-            check_number(f"models.train: {what}", value)
+        check_number(f"models.train: {what}", value)
+    rules = [getattr(optimizer, name, None) for name in ("init", "update")]
+    if optimizer is not None and not all(map(callable, rules)):
+        got = f"{optimizer!r:.60}"
+        raise expected("models.train: an optimizer of optax", got, "optax.adam(1e-3)")
+    _check_callable(loss=loss, **called)
     if not jax.tree.leaves(params):
         raise expected(
             "models.train: a model with parameters, floating arrays among its leaves",
@@ -114,12 +127,15 @@ def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimi
     x, y = as_array("models.train: x", x), as_array("models.train: y", y)
     _evaluate.check_samples("models.train", x, y)
     out = _evaluate.check_input("models.train", form, params, rest, x)
-    if jnp.issubdtype(y.dtype, jnp.integer):
+    # What a loss of one's own takes is its affair; the accuracy goes by rows all the same.
+    if jnp.issubdtype(y.dtype, jnp.integer) or loss in _BY_ROWS:
         _evaluate.check_rows("models.train", form, params, rest, x)
     x, y = _data("models.train", x, y, out, loss)
     if x_val is not None:
         x_val, y_val = _data("models.train validation", x_val, y_val, out, loss)
     batch_size = min(batch_size, x.shape[0])
+    if epoch_size is not None:
+        epoch_size = as_whole("models.train: epoch_size", epoch_size, 1)
     if epoch_size is not None and not batch_size <= epoch_size <= x.shape[0]:
         raise expected(
             f"models.train: epoch_size from a batch ({batch_size}) to all samples ({x.shape[0]})",
@@ -127,11 +143,20 @@ def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimi
         )
     steps = (epoch_size or x.shape[0]) // batch_size
     total = epochs * steps
-    rate = 1e-3 if learning_rate is None else learning_rate
     numbers = (rate, weight_decay, warmup * total, total)
     hyper = _step.Hyper(*(jnp.asarray(number, jnp.float32) for number in numbers))
     loss = loss or _step.cross_entropy
     return _Plan(form, optimizer, loss, batch_size, steps, epochs, hyper, x, y, x_val, y_val)
+
+
+#: Losses that compare the rows of an output with those of the targets.
+_BY_ROWS = (None, _step.cross_entropy, _step.squared_error)
+
+
+def _check_callable(**functions: Any) -> None:
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise expected(f"models.train: {name} as a function", f"{function!r:.60}")
 
 
 def _host(metrics: dict[str, Array]) -> dict[str, np.ndarray]:
@@ -218,8 +243,10 @@ def train(
     plan = _plan(
         form, params, rest, x, y, epochs=epochs, batch_size=batch_size, x_val=x_val, y_val=y_val,
         learning_rate=learning_rate, optimizer=optimizer, loss=loss, weight_decay=weight_decay,
-        warmup=warmup, epoch_size=epoch_size,
+        warmup=warmup, epoch_size=epoch_size, progress=progress, revise=revise,
     )  # fmt: skip
+    key = as_key("models.train", key)
+    checkpoint_every = as_whole("models.train: checkpoint_every", checkpoint_every, 1)
     # A copy: the scan takes over the buffers of the state, and the model given stays usable.
     params, rest = jax.tree.map(jnp.copy, (params, rest))
     state = _step.init_state(params, rest, optimizer)
@@ -304,12 +331,17 @@ def train_lanes(
     Raises:
         ValueError: as `train`, or models of different structure, or not one key a model.
     """
+    if not isinstance(models, Iterable):
+        raise expected("models.train_lanes: several models", type(models).__name__, "[model]")
     formed = [form_of(model) for model in models]
-    if not formed or len(keys) != len(formed):
+    several = isinstance(keys, list | tuple) or getattr(keys, "ndim", 0) > 0
+    if not several or not formed or len(keys) != len(formed):
         raise expected(
-            "models.train_lanes: one key a model", f"{len(models)} models, {len(keys)} keys",
+            "models.train_lanes: one key a model",
+            f"{len(formed)} models, {len(keys) if several else f'{keys!r:.40}, no'} keys",
             "jax.random.split(key, len(models))",
         )  # fmt: skip
+    keys = [as_key("models.train_lanes", key) for key in keys]
     form, params, rest = formed[0]
     shapes = [jax.tree.map(jnp.shape, arrays) for _, *arrays in formed]
     if any(other[0] != form for other in formed) or any(shape != shapes[0] for shape in shapes):
@@ -323,6 +355,7 @@ def train_lanes(
         "epochs": epochs, "batch_size": batch_size, "x_val": x_val, "y_val": y_val,
         "learning_rate": learning_rate, "optimizer": optimizer, "loss": loss,
         "weight_decay": weight_decay, "warmup": warmup, "epoch_size": epoch_size,
+        "progress": progress, "revise": revise,
     }  # fmt: skip
     plan = _plan(form, params, rest, x, y[0] if own else y, **settings)
     targets = plan.y
@@ -334,7 +367,7 @@ def train_lanes(
     if opt_states is not None:
         given = [_given(one, _lane(state, k).opt) for k, one in enumerate(opt_states)]
         state = dataclasses.replace(state, opt=jax.tree.map(lambda *a: jnp.stack(a), *given))
-    key_stack = jnp.stack(list(keys))
+    key_stack = jnp.stack(keys)
     histories: list[list[Metrics]] = [[] for _ in formed]
     for number in range(epochs):
         folded = jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(key_stack)

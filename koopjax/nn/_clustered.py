@@ -158,7 +158,7 @@ class Clustered(Operator):
         """`x K + b` along the last axis."""
         bias = None if self.bias is None else self.bias.get_value()
         x, codebook, bias = dtypes.promote_dtype(
-            (jnp.asarray(x), self.codebook.get_value(), bias), dtype=self.dtype
+            (as_parameter("x", x, None), self.codebook.get_value(), bias), dtype=self.dtype
         )
         return functional.apply_clustered(
             x, codebook, self.codes.get_value(), bias, zero=self.zero, precision=self.precision

@@ -15,7 +15,9 @@ from koopjax._core import (
     as_flag,
     as_key,
     as_whole,
+    check_finite,
     expected,
+    is_tracing,
     on_device,
     read,
 )
@@ -60,7 +62,7 @@ class Operator(nnx.Module):
     def _values(self, x: ArrayLike) -> tuple[Any, ...]:
         held = [getattr(self, name) for name in self.arrays]
         arrays = [None if v is None else v.get_value() for v in held]
-        return tuple(dtypes.promote_dtype((as_array("x", x), *arrays), dtype=self.dtype))
+        return tuple(dtypes.promote_dtype((as_parameter("x", x, None), *arrays), dtype=self.dtype))
 
     @property
     def in_features(self) -> int:
@@ -284,7 +286,12 @@ def as_parameter(name: str, value: Any, dtype: Any) -> Array:
     if jnp.issubdtype(array.dtype, jnp.inexact) and array.dtype.itemsize < 2:
         advice = "nn.Quantized for eight bits"
         raise expected(f"numbers of 16 bits or more as {name}", f"{array.dtype}", advice)
-    return array if dtype is None else on_device(array, as_dtype("param_dtype", dtype))
+    if dtype is None:
+        return array
+    short = on_device(array, as_dtype("param_dtype", dtype))
+    if not is_tracing(array) and bool(jnp.isfinite(array).all()):
+        check_finite(f"{name} as {short.dtype}", short)
+    return short
 
 
 def split_key(key: Any, count: int) -> Array:

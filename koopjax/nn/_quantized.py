@@ -7,10 +7,10 @@ from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from koopjax._core import as_array, as_numbers, as_whole, check_finite, expected, is_tracing, read
+from koopjax._core import as_numbers, as_whole, check_finite, expected, is_tracing, read
 from koopjax.nn import functional
 from koopjax.nn._clustered import check_codes
-from koopjax.nn._operators import Operator, check_bias, check_matrix
+from koopjax.nn._operators import Operator, as_parameter, check_bias, check_matrix
 
 AXES: dict[str | None, int | None] = {None: None, "column": 0, "row": 1}
 
@@ -130,7 +130,7 @@ class Quantized(Operator):
         """`x K + b` along the last axis."""
         bias = None if self.bias is None else self.bias.get_value()
         x, scale, bias = dtypes.promote_dtype(
-            (as_array("x", x), self.scale.get_value(), bias), dtype=self.dtype
+            (as_parameter("x", x, None), self.scale.get_value(), bias), dtype=self.dtype
         )
         codes = self.codes.get_value()
         return functional.apply_quantized(x, codes, scale, bias, precision=self.precision)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from koopjax._core import as_array, as_whole, expected, is_tracing, read
 from koopjax.nn import functional
-from koopjax.nn._operators import Operator, check_bias, check_matrix
+from koopjax.nn._operators import Operator, as_parameter, check_bias, check_matrix
 
 
 class Sparse(Operator):
@@ -139,7 +139,7 @@ class Sparse(Operator):
         """`x K + b` along the last axis."""
         bias = None if self.bias is None else self.bias.get_value()
         x, values, bias = dtypes.promote_dtype(
-            (as_array("x", x), self.values.get_value(), bias), dtype=self.dtype
+            (as_parameter("x", x, None), self.values.get_value(), bias), dtype=self.dtype
         )
         rows, columns = self.rows.get_value(), self.columns.get_value()
         return functional.apply_sparse(

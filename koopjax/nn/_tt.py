@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from koopjax import tt
-from koopjax._core import as_array, as_dtype, as_flag, as_whole, check_finite, expected
+from koopjax._core import as_dtype, as_flag, as_whole, check_finite, expected
 from koopjax.nn import functional
 from koopjax.nn._operators import (
     Operator,
@@ -183,7 +183,7 @@ class TT(Operator):
 
     def __call__(self, x: Float[Array, "*batch p"]) -> Float[Array, "*batch q"]:
         """`x M + b` along the last axis."""
-        (x,), cores, bias = self._promoted((as_array("x", x),))
+        (x,), cores, bias = self._promoted((as_parameter("x", x, None),))
         return functional.apply_tt(x, cores, bias, precision=self.precision, form=self.form)
 
     def apply_product(self, factors: Any) -> Float[Array, "n q"]:

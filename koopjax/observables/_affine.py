@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from koopjax._core import (
     as_flag,
     as_states,
+    check_finite,
     check_metric,
     check_number,
     expected,
@@ -113,6 +114,10 @@ class Standardize(Observables):
         shapes = {x.shape for x in moments}
         if mean is None or variance is None or len(shapes) != 1 or moments[0].ndim != 1:
             raise expected("moments of one shape (d,)", f"shapes {[x.shape for x in moments]}")
+        for name, moment in zip(given, moments, strict=False):
+            check_finite(name, moment)
+            if name != "the mean" and not is_tracing(moment) and np.any(np.asarray(moment) < 0):
+                raise expected(f"{name} of at least 0", f"{np.min(moment):.3g}")
         if extent is None:
             moments.append(np.zeros(moments[0].shape))
         moments[1] = (jnp if is_tracing(moments[1]) else np).sqrt(moments[1])
@@ -331,25 +336,28 @@ def _stream(batches: Iterable[Any]) -> Any:
     squares: Any = None
     least: Any = None
     most: Any = None
+    top: Any = None
     for batch in batches:
         rows = read_numbers("a batch of Standardize.fit", batch)
         check_rows("a batch of Standardize.fit", rows)
         dtype = rows.dtype
         x = np.asarray(rows, np.float64)
         m, centre = len(x), x.mean(axis=0)
-        spread = ((x - centre) ** 2).sum(axis=0)
         if mean is None:
-            count, mean, squares, least, most = m, centre, spread, x.min(axis=0), x.max(axis=0)
-            continue
+            # Squares are of numbers in units of the first batch, or they leave even float64.
+            top = np.abs(x - centre).max(axis=0)
+            top = np.where(top > 0, top, np.maximum(np.abs(centre), np.finfo(np.float64).tiny))
+            mean, squares, least, most = centre, 0.0, x.min(axis=0), x.max(axis=0)
         if mean.shape != centre.shape:
             raise expected(f"batches of {len(mean)} coordinates", f"{len(centre)}")
         total, step = count + m, centre - mean
-        squares = squares + spread + step**2 * count * m / total
+        inside = (((x - centre) / top) ** 2).sum(axis=0)
+        squares = squares + inside + (step / top) ** 2 * count * m / total
         mean, count = mean + step * m / total, total
         least, most = np.minimum(least, x.min(axis=0)), np.maximum(most, x.max(axis=0))
     if mean is None:
         raise expected("at least one batch in Standardize.fit", "an empty stream")
-    deviation = np.sqrt(squares / count)
+    deviation = top * np.sqrt(squares / count)
     extent = np.maximum(most - mean, mean - least)
     return mean, deviation, extent, _leaf_dtype(mean.astype(dtype), deviation)
 
@@ -379,6 +387,9 @@ def _precisely(function: Any, *args: Any, **kwargs: Any) -> Any:
 
 @jax.jit
 def _second_moment(rows: Array, count: Any) -> Array:
+    """Of the rows, up to a factor."""
+    # In units of the largest: only the directions matter, and squares leave the range of float32.
+    rows = rows / jnp.maximum(jnp.max(jnp.abs(rows)), jnp.finfo(rows.dtype).tiny)
     return matmul(rows.T, rows) / count
 
 
@@ -399,7 +410,8 @@ def _signed(vectors: Array) -> Array:
 def _directions(x: Array, metric: Array | None, *, whiten: bool) -> tuple[Array, Array]:
     mean = jnp.mean(x, axis=0)
     centred = x - mean[None, :]
-    covariance = matmul(centred.T, centred) / x.shape[0]
+    unit = jnp.maximum(jnp.max(jnp.abs(centred)), jnp.finfo(x.dtype).tiny)
+    covariance = matmul((centred / unit).T, centred / unit) / x.shape[0]
     root = jnp.eye(x.shape[1], dtype=x.dtype)
     if metric is not None:
         values, vectors = jnp.linalg.eigh(metric)
@@ -415,8 +427,8 @@ def _directions(x: Array, metric: Array | None, *, whiten: bool) -> tuple[Array,
         variance = jnp.sum(matrix * matmul(covariance, matrix), axis=0)
         # Beside what its own terms leave by rounding, not beside directions in other units.
         eps = jnp.finfo(x.dtype).eps
-        rounding = x.shape[1] * eps * jnp.diagonal(covariance) + (8 * eps * mean) ** 2
+        rounding = x.shape[1] * eps * jnp.diagonal(covariance) + (8 * eps * mean / unit) ** 2
         carries = variance > jnp.sum(matrix**2 * rounding[:, None], axis=0)
         scale = jnp.sqrt(jnp.where(carries, variance, 1))
-        matrix = matrix / scale[None, :]
+        matrix = matrix / scale[None, :] / jnp.where(carries, unit, 1)[None, :]
     return mean, matrix

@@ -27,7 +27,7 @@ from koopjax.observables._base import (
     require_dimension,
     require_integer,
 )
-from koopjax.observables._kmeans import k_means, squared_distances
+from koopjax.observables._kmeans import k_means, squared_distances, unit_of
 
 
 @pytree
@@ -111,10 +111,9 @@ class GaussianRBF(Observables):
         return [f"rbf{j}" for j in range(self.size(d))]
 
     def _evaluate(self, x: Float[Array, "n d"]) -> Array:
-        squares = squared_distances(x, like(self.centers, x))
-        width = jnp.broadcast_to(like(self.bandwidth, x), (squares.shape[1],))
-        # One division after the other: the square of a small width is zero in float32.
-        return jnp.exp(-squares / width[None, :] / (2 * width)[None, :])
+        centers = like(self.centers, x)
+        widths = jnp.broadcast_to(like(self.bandwidth, x), (centers.shape[0],))
+        return jnp.exp(-squared_distances(x, centers, widths) / 2)
 
     def _columns(self, x: Float[Array, "n d"], indices: Array) -> Array:
         width = jnp.asarray(self.bandwidth)
@@ -197,6 +196,8 @@ def spacing(centers: Float[Array, "p d"], x: Float[Array, "n d"]) -> Array:
     Centres that coincide to their own rounding don't count; where all do, the spread of the data
     is taken, and 1 where they have none.
     """
+    unit = unit_of(x)
+    centers, x = centers / unit, x / unit
     squares = squared_distances(centers, centers)
     own = jnp.sum(centers**2, axis=1) * (2 * jnp.finfo(centers.dtype).eps) ** 2
     apart = squares > jnp.maximum(own[:, None], own[None, :])
@@ -204,4 +205,4 @@ def spacing(centers: Float[Array, "p d"], x: Float[Array, "n d"]) -> Array:
     typical = 2 * jnp.nanmedian(jnp.where(jnp.isfinite(nearest), nearest, jnp.nan))
     spread = jnp.sqrt(jnp.sum(jnp.var(x, axis=0)))
     width = jnp.where(jnp.isfinite(typical) & (typical > 0), typical, spread)
-    return jnp.where(width > 0, width, jnp.ones_like(width))
+    return jnp.where(width > 0, width * unit, jnp.ones_like(width))

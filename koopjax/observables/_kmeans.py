@@ -12,8 +12,10 @@ UNROLL = 16
 BLOCK = 2**19
 
 
-def squared_distances(x: Float[Array, "n d"], centers: Float[Array, "p d"]) -> Float[Array, "n p"]:
-    """`|x_i - c_j|² = Σ_k (x_ik - c_jk)²`, to the precision of the inputs wherever they lie.
+def squared_distances(
+    x: Float[Array, "n d"], centers: Float[Array, "p d"], widths: Float[Array, " p"] | None = None
+) -> Float[Array, "n p"]:
+    """`|x_i - c_j|² / w_j² = Σ_k ((x_ik - c_jk) / w_j)²`, to the inputs' precision anywhere.
 
     Not by `|x|² - 2 x·c + |c|²`: that is one matrix product, but its error is a rounding of `|x|²`,
     which is many bandwidths squared where data spread far over a narrow kernel.
@@ -22,17 +24,29 @@ def squared_distances(x: Float[Array, "n d"], centers: Float[Array, "p d"]) -> F
     Recomputed in a backward pass.
     """
     columns = centers.T
+    # Differences are divided, not squares, which leave the range of float32 sooner.
+    unit = None if widths is None else 1 / jnp.maximum(widths, jnp.finfo(widths.dtype).tiny)
 
     # A step keeps nothing for its derivative but the coordinates themselves.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def add(squares: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-        return squares + (pair[0] - pair[1]) ** 2, None
+        apart = pair[0] - pair[1] if unit is None else (pair[0] - pair[1]) * unit
+        return squares + apart**2, None
 
     def of_row(row: Array) -> Array:
         zero = jnp.zeros(columns.shape[1], row.dtype)
         return jax.lax.scan(add, zero, (row, columns), unroll=max(1, min(UNROLL, len(row))))[0]
 
     return jax.lax.map(of_row, x, batch_size=max(1, BLOCK // max(1, columns.shape[1])))
+
+
+def unit_of(x: Float[Array, "..."]) -> Float[Array, ""]:
+    """The power of two next to the largest modulus: in this unit squares stay within range.
+
+    Dividing by it rounds nothing.
+    """
+    info, exponent = jnp.finfo(x.dtype), jnp.frexp(jnp.max(jnp.abs(x)))[1]
+    return jnp.ldexp(jnp.ones((), x.dtype), jnp.clip(exponent, info.minexp, info.maxexp - 1))
 
 
 @functools.partial(jax.jit, static_argnames=("count", "iterations"))
@@ -48,6 +62,8 @@ def k_means(x: Float[Array, "n d"], key: Array, count: int, iterations: int) -> 
     Returns:
         `(count, d)` centres. A cluster that runs empty keeps its centre.
     """
+    unit = unit_of(x)
+    x = x / unit
     centers = _seed(x, key, count)
 
     def step(centers: Array, _: None) -> tuple[Array, None]:
@@ -57,7 +73,7 @@ def k_means(x: Float[Array, "n d"], key: Array, count: int, iterations: int) -> 
         sizes = jax.ops.segment_sum(jnp.ones(len(x), x.dtype), nearest, count)[:, None]
         return centers + sums / jnp.maximum(sizes, 1), None
 
-    return jax.lax.scan(step, centers, None, length=iterations)[0]
+    return unit * jax.lax.scan(step, centers, None, length=iterations)[0]
 
 
 def _seed(x: Array, key: Array, count: int) -> Array:

@@ -145,7 +145,10 @@ class ProductKernel(Observables):
         x = as_numbers("the states", x)
         require_dimension("ProductKernel", x.shape[-1], jnp.shape(self.centers)[1])
         wide = x.astype(promoted(x.dtype, jnp.float32))
-        matrix = matrix.astype(wide.dtype)
+        matrix = as_numbers("the matrix", matrix).astype(wide.dtype)
+        if matrix.ndim != 2 or matrix.shape[0] != jnp.shape(self.centers)[0]:
+            wanted = f"a matrix with a row for each of {jnp.shape(self.centers)[0]} centres"
+            raise expected(wanted, f"shape {matrix.shape}")
         rows = None if rows is None else as_whole("rows", rows, 1)
         out = over_rows(self, wide, lambda k, _: matmul(k, matrix), matrix.shape[1], rows)
         return out.astype(x.dtype)

@@ -240,12 +240,13 @@ def position(names: list[str], inner: list[tuple[str, int]], key: Any) -> int:
                 f"a cut index from 0 to {len(names) - 1}", str(key), "'input' or 'output' for ends"
             )
         return int(key)
-    if key in names:
-        return names.index(key)
-    if key == "output":
+    said = key if isinstance(key, str) else None  # an array would be compared entry by entry
+    if said in names:
+        return names.index(said)
+    if said == "output":
         return len(names) - 1
     for name, before in inner:
-        if name == key:
+        if name == said:
             near = [repr(n) for n in ("input", *names)[before : before + 2]]
             raise expected(
                 "a cut that separates the model",
@@ -259,7 +260,7 @@ def position(names: list[str], inner: list[tuple[str, int]], key: Any) -> int:
 def locate(model: Traced, key: Any) -> int:
     """Index of a cut in a traced model; -1 for the input."""
     names = [place.name for place in model.program.cuts]
-    if key == "input":
+    if isinstance(key, str) and key == "input":
         return -1
     starts = [place.position for place in model.program.cuts]
     inner = [

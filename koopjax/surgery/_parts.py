@@ -15,6 +15,11 @@ from koopjax.surgery._model import Definition, Keyed
 from koopjax.surgery._program import Aval, Program, aval_of, is_floating, trace
 
 
+def per_sample(entry: Layout, end: Layout) -> bool:
+    """Whether a row at either end is one sample, so that one may come and go without its axis."""
+    return all(layout.axis == 0 and layout.factor == 1 for layout in (entry, end))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment(Keyed):
     """What a part computes, without its arrays.
@@ -69,8 +74,7 @@ class Segment(Keyed):
 
     def takes_one(self, shape: tuple[int, ...]) -> bool:
         """Whether a value of this shape is a single sample without its batch axis."""
-        per_sample = all(end.axis == 0 and end.factor == 1 for end in (self.entry, self.exit))
-        return per_sample and self.entry.shape[1:] == tuple(shape)
+        return per_sample(self.entry, self.exit) and self.entry.shape[1:] == tuple(shape)
 
     def program(self, parameters: dict[str, Any], x: Any) -> Program:
         """The model traced so that the value at `start` has the shape and dtype of `x`."""
@@ -159,13 +163,18 @@ class Part:
         return f"Part({self.segment.start!r} to {self.segment.stop!r}, {count:,} numbers)"
 
 
+def check_part(part: Any) -> None:
+    """Refuse what is no part."""
+    if not isinstance(part, Part):
+        raise expected("a part from surgery.split", type(part).__name__, "part(x)")
+
+
 def apply(part: Part, x: Any) -> jax.Array:
     """Run a part on an array; the same as `part(x)`.
 
     Compiled once for each shape, for all parts between the same cuts of equal models.
     """
-    if not isinstance(part, Part):
-        raise expected("a part from surgery.split", type(part).__name__, "part(x)")
+    check_part(part)
     return run(part.segment, part.parameters, x)
 
 

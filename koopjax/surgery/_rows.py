@@ -9,6 +9,7 @@ import numpy as np
 
 from koopjax._core import as_array, expected
 from koopjax.surgery._cuts import Layout
+from koopjax.surgery._parts import check_part
 
 #: `None` (leave the array as it is), `"flatten"`, `"positions"`, or the axes that count samples.
 SampleAxes = str | int | tuple[int, ...] | None
@@ -22,6 +23,8 @@ def axes_of(sample_axes: SampleAxes, ndim: int) -> tuple[int, ...]:
             the axes themselves.
         ndim: number of axes of the state, batch included.
     """
+    if ndim < 1:
+        raise expected("states of at least one axis (n, ...)", "shape ()", "x[None]")
     if isinstance(sample_axes, str):
         named = {"flatten": (0,), "positions": tuple(range(ndim - 1))}
         if sample_axes not in named:
@@ -142,4 +145,5 @@ def check_rows(part: Any, sample_axes: SampleAxes = None) -> None:
         >>> _, span, _ = surgery.split((net, jnp.ones(())), jnp.ones((5, 3)), ("input", "output"))
         >>> check_rows(span)
     """
+    check_part(part)
     check_axes(sample_axes, part.segment.entry, part.segment.exit)

@@ -10,7 +10,7 @@ from koopjax import nn
 from koopjax._core import as_array, expected
 from koopjax.surgery._cuts import Layout, locate_pair, traced
 from koopjax.surgery._model import Constant, define
-from koopjax.surgery._parts import Part, Segment, parts, run
+from koopjax.surgery._parts import Part, Segment, parts, per_sample, run
 from koopjax.surgery._program import is_floating
 from koopjax.surgery._rows import SampleAxes, check_axes, from_rows, to_rows
 
@@ -90,9 +90,12 @@ class Spliced(nnx.Module):
         self.dtypes = dtypes
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The output for a batch `(n, ...)`, or for one sample."""
+        """The output for a batch `(n, ...)`, or for one sample where outputs are rows."""
         x = as_array("the model's input", x)
         if x.shape == self.head.code.shape:
+            entry, end = self.head.code.entry, self.tail.code.exit
+            if not per_sample(entry, end):
+                raise expected(f"a batch of shape {entry}", f"one sample {x.shape}", "x[None]")
             return self(x[None])[0]
         before = self.head(x)
         after = self.block(before)  # type: ignore[operator]

@@ -72,7 +72,7 @@ class _Lane:
         fields = _fit(
             psi, x, y, x_val, y_val, metric, rank, keys[seed], alpha, 0.0, None, size=size,
             sweeps=self.sweeps, block=self.block, adaptive=False, patience=self.patience,
-            narrow=self.narrow, wide=self.wide,
+            narrow=self.narrow, wide=self.wide, stored=np.dtype(x.dtype),
         )  # fmt: skip
         fields = cast(fields, x.dtype)
         fit = PaddedKoopman(psi, *fields)

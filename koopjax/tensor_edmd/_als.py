@@ -29,7 +29,7 @@ from koopjax._core import (
     working_dtype,
     worst,
 )
-from koopjax.tensor_edmd._als_start import given_cores, random_directions
+from koopjax.tensor_edmd._als_start import given_cores, in_units, random_directions
 from koopjax.tensor_edmd._als_sweep import Problem, Run, run
 from koopjax.tensor_edmd._dictionary import separable
 from koopjax.tensor_edmd._padded import PaddedKoopman, feasible, stacked_factors
@@ -41,6 +41,10 @@ BLOCK = 4096
 MAX_LOCAL = 2**14
 #: Largest rank of an adaptive fit, unless asked otherwise.
 ADAPTIVE_RANK = 16
+#: Mean of an output in units of its spread beyond which products are in float64.
+FAR = 1e3
+#: Shares of that spread which rounding may come to, in products and in the cores that are kept.
+SPREAD, KEPT = 1e-3, 0.05
 
 
 def als(
@@ -96,14 +100,16 @@ def als(
         batch_size: samples in a block of the normal equations.
         patience: sweeps without improvement after which to stop.
         init: `TensorKoopman`, `TTMatrix` or `TensorTrain` over the same modes to start from.
-        dtype: of the products over samples; `None` for that of `x`.
+        dtype: of the products over samples; `None` for that of `x`, or float64 where the backend
+            has it and the mean of an output is a thousand times its spread.
 
     Returns:
         `TensorKoopman`. `info.history` has training and validation error of the best core of every
         half sweep; `info.condition` is that of the worst local problem, scaled to a unit diagonal
         (from pivots: a lower bound). Local problems too ill-conditioned for a Cholesky
         factorisation are damped: `result` is then `ILL_CONDITIONED`, and `info.reason` says how
-        many and by how much.
+        many and by how much. It is that too where rounding hides how outputs far from the origin
+        vary, or makes a function's values zero; move or scale the data then.
 
     Numerics:
         `n (r² m)²` operations for each of `2 d` solves a sweep, `(r² m²)²` where adaptive; memory
@@ -111,6 +117,7 @@ def als(
         blocks and factorisations are in float64 where the backend has it, products in `dtype`:
         float32 squares the condition it can bear, about 1e5 without a ridge. Interfaces are
         scaled to unit mean square, so that hundreds of cores neither underflow nor overflow.
+        Without a ridge functions are scaled too: units of the coordinates do not matter.
 
     Raises:
         ValueError: shapes or modes that do not match, empty data, NaN or infinity, a rank below 1.
@@ -212,13 +219,16 @@ def als_padded(
     block = -(-samples // -(-samples // (batch_size or BLOCK)))
     narrow = working_dtype(data[0].dtype if dtype is None else dtype)
     key = as_key("als", key)
+    staged = traced((psi, *data, rank, key, alpha, rtol))
+    if dtype is None and not staged and has_float64():
+        with jax.enable_x64(True):
+            narrow = np.float64 if float(_distance(data[1])) > FAR else narrow
     start = None if init is None else given_cores(init, modes, size, narrow)
-    leaves = (psi, *data, rank, key, alpha, rtol)
-    staged = traced(leaves)
     wide = np.dtype(narrow if staged or not has_float64() else np.float64)
     compute = functools.partial(
         _fit, psi, *data, rank, key, alpha, rtol, start, size=size, sweeps=sweeps, block=block,
         adaptive=adaptive, patience=patience, narrow=np.dtype(narrow), wide=wide,
+        stored=np.dtype(data[0].dtype),
     )  # fmt: skip
     if staged:
         return PaddedKoopman(psi, *compute())
@@ -291,7 +301,7 @@ def _metric_root(metric: Any, q: int, dtype: Any) -> Array:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("size", "sweeps", "block", "adaptive", "patience", "narrow", "wide"),
+    static_argnames=("size", "sweeps", "block", "adaptive", "patience", "narrow", "wide", "stored"),
 )
 def _fit(
     psi: Any,
@@ -313,6 +323,7 @@ def _fit(
     patience: int | None,
     narrow: Any,
     wide: Any,
+    stored: Any,
 ) -> Any:
     """Everything in one compilation; the fields of a `PaddedKoopman` but its dictionary."""
     modes = separable(psi)[1].modes()
@@ -331,6 +342,10 @@ def _fit(
     first = jnp.minimum(limits, jnp.concatenate([one, jnp.maximum(inner, 1), one]))
     root = _metric_root(metric, q, wide)
     alpha, rtol = jnp.asarray(alpha).astype(wide), jnp.asarray(rtol).astype(wide)
+    # Without a ridge the units of the functions are free, so that no products of them underflow.
+    largest = _largest_values(psi, x.astype(narrow))
+    units = jnp.where(alpha > 0, 1, _units(largest))
+    factors = tuple(f * units[:, None, None, :] for f in factors)
     problem = Problem(
         factors=factors,
         targets=targets,
@@ -344,11 +359,55 @@ def _fit(
         count=jnp.asarray(x.shape[0], wide),
         floor=(100 * float(jnp.finfo(narrow).eps)) ** 2 * _power(targets[-1], root),
     )
+    given = None if given is None else in_units(given, units)
     swept = run(
         problem, given, size=size, sweeps=sweeps, adaptive=adaptive, patience=patience, wide=wide
     )
     finite = jnp.all(jnp.isfinite(factors[0])) & jnp.all(jnp.isfinite(targets[0]))
-    return _fields(swept, targets, root, rank, alpha, x.shape[0], finite)
+    best = swept.best
+    best = best._replace(
+        core=best.core * units[best.position][None, :, None, None],
+        cores=best.cores * units[:, None, :, None],
+    )
+    swept = swept._replace(best=best)
+    exact = jnp.where(alpha > 0, 0, _largest_values(psi, x.astype(wide)))
+    rounded = _rounded_away(y, largest, exact, stored) | _out_of_range(best, stored)
+    return _fields(swept, targets, root, rank, alpha, x.shape[0], finite, rounded)
+
+
+@jax.jit
+def _distance(y: Array) -> Array:
+    """How far outputs lie from the origin in units of their spread, at most; of what varies."""
+    y = jax.lax.stop_gradient(y).astype(jax.dtypes.canonicalize_dtype(np.float64))
+    mean, spread = jnp.abs(jnp.mean(y, axis=0)), jnp.std(y, axis=0)
+    varies = spread > 4 * jnp.finfo(y.dtype).eps * mean
+    return jnp.max(jnp.where(varies, mean / jnp.where(varies, spread, 1), 0))
+
+
+def _largest_values(psi: Any, x: Array) -> Array:
+    """The largest value of every function, `(d, n)`."""
+    return jnp.max(jnp.abs(jax.lax.stop_gradient(stacked_factors(psi, x))), axis=1)
+
+
+def _units(largest: Array) -> Array:
+    """Powers of two that bring the functions' largest values near 1."""
+    usable = jnp.isfinite(largest) & (largest > 0)
+    exponents = jnp.frexp(jnp.where(usable, largest, 1))[1]
+    return jnp.ldexp(jnp.ones((), largest.dtype), 1 - exponents)
+
+
+def _rounded_away(y: Array, largest: Array, exact: Array, stored: Any) -> Array:
+    """Whether rounding hides how outputs vary, or a function that has values is as good as 0."""
+    eps = jnp.maximum(jnp.finfo(largest.dtype).eps / SPREAD, jnp.finfo(stored).eps / KEPT)
+    hidden = (exact > 0) & (largest < jnp.finfo(largest.dtype).tiny)
+    return (_distance(y) * eps > 1) | jnp.any(hidden)
+
+
+def _out_of_range(best: Any, stored: Any) -> Array:
+    """Whether two neighbouring cores together, as a contraction may merge them, overflow."""
+    top = jnp.max(jnp.abs(best.cores), axis=(1, 2, 3))
+    top = jnp.log(top.at[best.position].set(jnp.max(jnp.abs(best.core))))
+    return jnp.any(top[1:] + top[:-1] > jnp.log(jnp.finfo(stored).max))
 
 
 def _power(y: Array, root: Array) -> Array:
@@ -357,6 +416,7 @@ def _power(y: Array, root: Array) -> Array:
 
 def _fields(
     swept: Run, targets: Any, root: Array, rank: Array, alpha: Array, count: int, finite: Any,
+    rounded: Any,
 ) -> Any:  # fmt: skip
     best, d = swept.best, swept.best.cores.shape[0]
     totals = jnp.stack([_power(targets[0], root), _power(targets[-1], root)])
@@ -375,7 +435,7 @@ def _fields(
     code = worst(
         jnp.where(finite, SUCCESS, NONFINITE_DATA),
         jnp.where(finite & ~solved, NONFINITE_SOLUTION, SUCCESS),
-        jnp.where(swept.damping > 0, ILL_CONDITIONED, SUCCESS),
+        jnp.where((swept.damping > 0) | rounded, ILL_CONDITIONED, SUCCESS),
     )
     cores = jnp.where(here, 0, best.cores)
     validation = jnp.sqrt(best.validation / totals[1])

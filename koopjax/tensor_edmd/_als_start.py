@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax import tt
-from koopjax._core import expected, is_tracing
+from koopjax._core import expected, is_tracing, masked_qr
 from koopjax.tensor_edmd._result import TensorKoopman
 
 
@@ -66,3 +66,24 @@ def given_cores(
         ranks[k] = rank
         carried = (u[:, :rank] * s[:rank]).reshape(left, outputs, rank)
     return out.astype(dtype), ranks
+
+
+def in_units(given: tuple[Any, Any], units: Array) -> tuple[Array, Array]:
+    """A train over functions in other units, orthogonal from the right again.
+
+    Args:
+        given: as `given_cores` returns them.
+        units: `(d, N)` factors of the functions.
+    """
+    cores, ranks = jnp.asarray(given[0]), jnp.asarray(given[1])
+    size = cores.shape[1]
+
+    def step(carried: Array, part: Any) -> tuple[Array, Array]:
+        core, rank, unit = part
+        core = jnp.einsum("lnr,rk->lnk", core / unit[None, :, None], carried, precision="highest")
+        mask = (jnp.arange(size) < rank).astype(core.dtype)
+        q, r = masked_qr(core.reshape(size, -1).T, mask)
+        return r.T, q.T.reshape(core.shape)
+
+    one = jnp.eye(size, dtype=cores.dtype)
+    return jax.lax.scan(step, one, (cores, ranks[:-1], units), reverse=True)[1], ranks

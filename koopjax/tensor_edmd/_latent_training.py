@@ -11,7 +11,16 @@ import optax
 from jaxtyping import Array, Float
 
 from koopjax import tt
-from koopjax._core import as_numbers, check_finite, check_metric, expected, matmul
+from koopjax._core import (
+    as_key,
+    as_numbers,
+    as_whole,
+    check_finite,
+    check_metric,
+    check_number,
+    expected,
+    matmul,
+)
 from koopjax.observables import Compose
 from koopjax.tensor_edmd._dictionary import separable
 from koopjax.tensor_edmd._result import TensorKoopman
@@ -61,10 +70,9 @@ def train_latent(
     Raises:
         ValueError: shapes that do not match, NaN, counts below 1.
     """
-    counts = {"steps": steps, "batch_size": batch_size, "evaluations": evaluations}
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise expected(f"{name} a whole number, at least 1", repr(value))
+    steps, batch_size = as_whole("steps", steps, 1), as_whole("batch_size", batch_size, 1)
+    evaluations, key = as_whole("evaluations", evaluations, 1), as_key("train_latent", key)
+    check_number("learning_rate", learning_rate)
     if (x_val is None) != (y_val is None):
         raise expected("x_val and y_val together", "one of them")
     if not isinstance(fit, TensorKoopman):

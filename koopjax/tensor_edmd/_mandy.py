@@ -21,6 +21,7 @@ from koopjax._core import (
     check_number,
     expected,
     has_float64,
+    matmul,
     precise_as,
     read_numbers,
     worst,
@@ -42,7 +43,7 @@ from koopjax.tensor_edmd._mandy_dual import (
     suffixes,
 )
 from koopjax.tensor_edmd._mandy_indices import IndexPlan, full_plan, graded_plan
-from koopjax.tensor_edmd._mandy_primal import Solved, solve_primal
+from koopjax.tensor_edmd._mandy_primal import Solved, solve_primal, units
 from koopjax.tensor_edmd._result import TensorInfo, TensorKoopman, evaluate_train
 
 #: The most functions that are formed, and the most where they outnumber the samples.
@@ -50,6 +51,8 @@ MOST_FUNCTIONS = 4096
 MOST_WIDE = 512
 #: The most samples of a Gram matrix over samples: 1.2 GB in float64.
 MOST_SAMPLES = 12_000
+#: Change of an output by rounding a train, in units of its spread, beyond which a code says so.
+CHANGE = 0.01
 
 
 def as_snapshots(psi: Any, x: Any, y: Any) -> tuple[Any, Any]:
@@ -130,16 +133,33 @@ def _method(plan: IndexPlan, m: int, restricted: bool) -> str:
 
 def _wide(
     psi: Any, x: Array, y: Array, alpha: Array, cutoff: Any, rtol: Any, max_rank: int | None
-) -> tuple[Solved, Array]:
+) -> tuple[Solved, Array, Array]:
+    """Solve over the samples: also the residual, and whether rounding cost an output too much."""
     factors = evaluated(psi, x)
     kept = suffixes(factors)
     gram = product_of(factors) if kept is None else kept[0]
     finite = jnp.isfinite(gram).all() & jnp.isfinite(y).all()
     limit = jnp.asarray(0.0 if cutoff is None else cutoff, y.dtype)
-    w, condition, rank = dual_weights(gram, y, alpha, limit, exact=cutoff is not None)
-    cores, ranks, fitted = canonical_train(factors, w, rtol, max_rank, kept)
+    unit = units(y)
+    scaled = y / unit[None, :]
+    mean = jnp.mean(scaled, axis=0)
+    sides = jnp.concatenate([scaled, jnp.ones_like(scaled[:, :1])], axis=1)
+    w, condition, rank = dual_weights(gram, sides, alpha, limit, exact=cutoff is not None)
+    w, constant = w[:, :-1], w[:, -1:]
+    share = _norm(gram, w - constant * mean[None, :]) / _norm(gram, w)
+    cores, ranks, fitted = canonical_train(factors, w, rtol, max_rank, kept, share)
+    cores = (*cores[:-1], cores[-1] * unit[None, None, :, None])
     solved = Solved(cores=cores, ranks=ranks, condition=condition, rank=rank, finite=finite)
-    return solved, _relative(fitted - y, y)
+    change = jnp.max(jnp.std(fitted - matmul(gram, w), axis=0))
+    lost = (max_rank is None) & (change > jnp.maximum(CHANGE, 10 * rtol))
+    return solved, _relative(fitted * unit[None, :] - y, y), lost
+
+
+@jax.jit
+def _norm(gram: Array, w: Array) -> Array:
+    """`‖Ψᵀ w‖`, and 1 where it vanishes."""
+    square = jnp.sum(w * matmul(gram, w))
+    return jnp.sqrt(jnp.where(square > 0, square, 1))
 
 
 def _code(solved: Solved, plan: IndexPlan, m: int, alpha: Array, eps: float, sound: Array) -> Array:
@@ -177,10 +197,11 @@ def mandy(
         psi: `Product`, or `Compose(front, Product)`.
         x: states `(n, d)`.
         y: what is to be predicted, `(n, q)`: states after, or derivatives; `(n,)` for one output.
-        rtol: how much rounding the train may change it, relative. Where the functions are formed,
-            neither the predictions (over the product of the coordinates' own distributions) nor the
-            coefficients change by more, save for what in these is noise anyway; else the
-            coefficients, and not below 1e-7.
+        rtol: how much rounding the train may change it, relative; each output in units of its
+            spread (of its size where it does not vary), whatever its units and its mean. Where the
+            functions are formed, neither the predictions (over the product of the coordinates' own
+            distributions) nor the coefficients change by more, save for what in these is noise
+            anyway; else the coefficients of what varies, and not below 1e-7 of all of them.
         max_rank: largest TT rank; what it cuts shows in `info.residual`.
         form: `"coordinate"`: a core a coordinate. `"function"`: a core a function, applied to all
             coordinates, over the products of `FunctionMajor`.
@@ -192,8 +213,8 @@ def mandy(
 
     Returns:
         TensorKoopman: in the dtype of `x`. Codes: UNDERDETERMINED for fewer samples than functions,
-        RANK_DEFICIENT, ILL_CONDITIONED (half of the digits of float64 are lost), NONFINITE_*. The
-        outputs are in the last core.
+        RANK_DEFICIENT, ILL_CONDITIONED (half of the digits of float64 are lost, or 1 % of an
+        output's spread by rounding at 1e-7), NONFINITE_*. The outputs are in the last core.
 
     Numerics:
         In float64, unless traced. Up to 4,096 functions: R factors merged over blocks of samples,
@@ -257,7 +278,7 @@ def _fit(
 ) -> tuple[Any, TensorInfo, Array]:
     """Solve, cut to ranks, judge; in the working dtype."""
     m, eps = x.shape[0], float(jnp.finfo(y.dtype).eps)
-    residual = None
+    residual, lost = None, False
     cutoff, rtol, max_rank = settings["cutoff"], settings["rtol"], settings["max_rank"]
     if method == "formed":
         limit = eps * max(m, plan.size) if cutoff is None else cutoff
@@ -267,7 +288,7 @@ def _fit(
         )  # fmt: skip
         reason = "functions formed, merged R factors"
     else:
-        solved, residual = _wide(psi, x, y, alpha, cutoff, rtol, max_rank)
+        solved, residual, lost = _wide(psi, x, y, alpha, cutoff, rtol, max_rank)
         reason = "Gram matrices over the samples, minimum norm of the plain coefficients"
         if known and rtol < FLOOR:
             reason += f", rounded at {FLOOR:g}, which they resolve, instead of {rtol:g}"
@@ -289,4 +310,5 @@ def _fit(
         method="mandy",
         reason=reason,
     )
-    return train, info, _code(solved, plan, m, alpha, eps, sound)
+    code = _code(solved, plan, m, alpha, eps, sound)
+    return train, info, worst(code, jnp.where(lost, ILL_CONDITIONED, SUCCESS))

@@ -178,15 +178,17 @@ def canonical_train(
     rtol: float,
     max_rank: int | None,
     kept: list[Array] | None = None,
+    share: Any = 1.0,
 ) -> tuple[tuple[Array, ...], Any, Array]:
     """`Σ_s f_1[s] ⊗ ... ⊗ f_d[s] ⊗ w_s` as a train with the outputs in the last core, rounded.
 
     Args:
         factors: `d` arrays `(m, n_k)`.
         w: `(m, q)`.
-        rtol: error in the Frobenius norm, relative, all bonds together; at least `FLOOR` counts.
+        rtol: error in the Frobenius norm, relative, all bonds together.
         max_rank: largest rank; needed while tracing, where it is the rank of every core.
         kept: `suffixes(factors)` where they are there already.
+        share: of that norm, to which `rtol` is relative; at least `FLOOR` of the whole counts.
 
     Returns:
         Cores (padded by zeros beyond the ranks), the ranks, and `(m, q)` the train at the samples.
@@ -213,7 +215,7 @@ def canonical_train(
         if not enough:
             a, vectors, tails = _basis(left, factors[k], suffix(k + 1), w)
         if limit is None:
-            limit = max(rtol, FLOOR) / math.sqrt(max(d - 1, 1)) * tails[0]
+            limit = jnp.maximum(rtol * share, FLOOR) / math.sqrt(max(d - 1, 1)) * tails[0]
         most = min(a.shape[1], max_rank or a.shape[1])
         rank = jnp.clip(jnp.sum(tails > limit), 1, most)
         after = jnp.append(tails, 0)[rank] if len(tails) == vectors.shape[1] else tails[rank]

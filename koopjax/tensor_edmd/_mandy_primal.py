@@ -118,6 +118,17 @@ def _tail_scales(plan: IndexPlan, back: list[Array]) -> list[Array]:
     return out[::-1]
 
 
+def units(y: Array) -> Array:
+    """A power of two near each output's spread, or near its size where it does not vary."""
+    y = jax.lax.stop_gradient(y)
+    largest = jnp.max(jnp.abs(y), axis=0)
+    # In units of the largest, since squares may leave the range of the dtype.
+    spread = largest * jnp.std(y / jnp.where(largest > 0, largest, 1)[None, :], axis=0)
+    varies = spread > 4 * jnp.finfo(y.dtype).eps * largest
+    size = jnp.where(varies, spread, jnp.where(largest > 0, largest, 1))
+    return jnp.ldexp(jnp.ones((), y.dtype), jnp.frexp(size)[1] - 1)
+
+
 def sparse_train(
     value: Array,
     plan: IndexPlan,
@@ -130,11 +141,11 @@ def sparse_train(
 
     TT-SVD from the left, of the coefficients in bases that are orthonormal on the data coordinate
     by coordinate: what is cut changes predictions least. A rank is the least at which neither the
-    predictions nor the plain coefficients change by more than `rtol`, the latter only as far as
-    they stand out from noise.
+    predictions nor the plain coefficients change by more than `rtol`, the former relative to the
+    outputs' spread, the latter only as far as they stand out from noise.
 
     Args:
-        value: `(p, q)`, rows as `plan.indices()`.
+        value: `(p, q)`, rows as `plan.indices()`; outputs in units of their spread.
         plan: the set.
         bases: triangular `L_k` and their inverses.
         rtol: relative error allowed over all bonds together.
@@ -154,10 +165,11 @@ def sparse_train(
         gathered = _padded(data, plan.exchange(k))
         data = jnp.einsum("pj,rpjq->rpq", forward[k][entry], gathered, precision="highest")
     share = 1 / math.sqrt(max(d - 1, 1))
-    data_limit = rtol * share * jnp.sqrt(jnp.sum(data**2))
+    eps = float(jnp.finfo(value.dtype).eps)
+    norm = jnp.sqrt(jnp.sum(data**2))
+    data_limit = jnp.maximum(rtol * share * jnp.minimum(norm, math.sqrt(q)), 8 * eps * norm)
     plain_limit = jnp.maximum(rtol * share * jnp.sqrt(jnp.sum(plain**2)), noise)
     scales = _tail_scales(plan, back)
-    eps = float(jnp.finfo(value.dtype).eps)
     left_gram = jnp.ones((1, 1), value.dtype)
     cores, ranks = [], []
     for k in range(d - 1):
@@ -207,6 +219,8 @@ def solve_primal(
 ) -> Solved:
     """Least squares by R factors and an SVD, then the train; all shapes static."""
     m, (p, q) = x.shape[0], (plan.size, y.shape[1])
+    unit = units(y)
+    y = y / unit[None, :]
     r, small = _triangles(psi, x, y, plan)
     finite = jnp.isfinite(r).all()
     # A factorisation of NaN gives NaN or never ends; the code says what happened.
@@ -220,5 +234,6 @@ def solve_primal(
     sigma = jnp.maximum(jnp.where(m > rank, jnp.sqrt(squared / freedom), 0), least)
     noise = 2 * sigma * gain * math.sqrt(q)
     cores, ranks = sparse_train(value, plan, _bases(small, m), rtol, noise, max_rank)
+    cores = (*cores[:-1], cores[-1] * unit[None, None, :, None])
     cores = tuple(jnp.where(finite, core, jnp.nan) for core in cores)
     return Solved(cores=cores, ranks=ranks, condition=condition, rank=rank, finite=finite)

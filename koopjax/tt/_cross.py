@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import NOT_CONVERGED, SUCCESS, as_key, expected, pytree, static, traced
+from koopjax._core import NOT_CONVERGED, SUCCESS, as_key, expected, pytree, read, static, traced
 from koopjax.tt._ranks import as_ranks
 from koopjax.tt._round import Host, round_cores, to_device
 from koopjax.tt._support import check_modes, check_rtol, check_whole
-from koopjax.tt._trains import TensorTrain
+from koopjax.tt._trains import TensorTrain, check_core_dtype
 
 SAMPLES = 8  # entries drawn to find a pivot
 CHECKED = 100  # fresh points of the final check
@@ -106,22 +106,17 @@ class Sampler:
 
     def _call(self, indices: Host) -> Host:
         self.count += len(indices)
-        values = self.function(indices)
-        kept = isinstance(values, jax.Array)
-        values = np.asarray(jax.device_get(values))
+        values = np.asarray(read("the values of the function", self.function(indices)))
         if values.shape != (len(indices),):
             raise expected(
                 f"{len(indices)} values of the function, one for each row of indices",
                 f"shape {values.shape}",
                 "a function of an index array (m, d) that returns (m,)",
             )
-        if values.dtype.kind in "OSUMm":
-            raise expected("numbers as values of the function", f"dtype {values.dtype}")
         if self.dtype is None:
             floating = jnp.issubdtype(values.dtype, jnp.inexact)
-            dtype = values.dtype if floating else jnp.result_type(float)
-            # NumPy's float64 becomes what JAX makes of it; an array of JAX keeps its digits.
-            self.dtype = np.dtype(dtype if kept else jax.dtypes.canonicalize_dtype(dtype))
+            self.dtype = np.dtype(values.dtype if floating else jnp.result_type(float))
+            check_core_dtype("train", self.dtype)
         if values.dtype.kind == "V":  # bfloat16 and the like
             values = values.astype(np.float32)
         if not np.isfinite(values).all():
@@ -328,12 +323,14 @@ def cross(
             are fewer), so that a jitted function compiles once; all at once by default.
 
     Returns:
-        `TensorTrain` in the dtype of the function's values, and `CrossInfo`. Takes some
-        `2 Σ n_k r_{k-1} r_k` evaluations, all of which are remembered (about 150 bytes each). The
-        error is an estimate: a peak that no index has touched stays unseen.
+        `TensorTrain` in the dtype of the function's values (integers become the default float),
+        and `CrossInfo`. Takes some `2 Σ n_k r_{k-1} r_k` evaluations, all of which are remembered
+        (about 150 bytes each). The error is an estimate: a peak that no index has touched stays
+        unseen.
 
     Raises:
-        ValueError: values of another shape, NaN or infinite ones, rtol below 0, a call under jit.
+        ValueError: values of another shape, NaN, infinite or masked ones, rtol below 0, a call
+            under jit.
 
     Example:
         >>> import jax, numpy as np

@@ -48,17 +48,20 @@ def _dense_padded(train: Any) -> Array:
 
 def dense(train: Any) -> Array:
     """Dispatches to the jitted contraction, in the precision of the cores."""
+    train.validate()
     with precise(train):
         return _dense(train)
 
 
 def dense_matrix(matrix: Any) -> Array:
     """As `dense`, of a `TTMatrix`."""
+    matrix.validate()
     with precise(matrix):
         return _dense_matrix(matrix)
 
 
 def dense_padded(train: Any) -> Array:
     """As `dense`, of a `PaddedTT`."""
+    train.validate()
     with precise(train):
         return _dense_padded(train)

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from koopjax._core import expected, pytree, traced
-from koopjax.tt._precision import precise, real_dtype
-from koopjax.tt._trains import TensorTrain
+from koopjax.tt._precision import floating_dtype, precise, real_dtype
+from koopjax.tt._trains import TensorTrain, check_core_dtype, read_core
 
 
 @pytree
@@ -37,9 +37,19 @@ class PaddedTT:
     rank_mask: Any
     mode_mask: Any
 
+    def __post_init__(self) -> None:
+        """Read what was written down in NumPy."""
+        for name in ("cores", "rank_mask", "mode_mask"):
+            object.__setattr__(self, name, read_core(name, getattr(self, name)))
+
     def validate(self) -> "PaddedTT":
         """Raise `ValueError` unless the shapes fit and no rank or mode is zero; returns itself."""
-        shapes = [tuple(jnp.shape(a)) for a in (self.cores, self.rank_mask, self.mode_mask)]
+        arrays = (self.cores, self.rank_mask, self.mode_mask)
+        if not all(hasattr(array, "dtype") for array in arrays):
+            kinds = ", ".join(type(array).__name__ for array in arrays)
+            raise expected("arrays as cores and masks of a PaddedTT", kinds, "tt.pad(train, rank)")
+        check_core_dtype("PaddedTT", self.cores.dtype)
+        shapes = [tuple(jnp.shape(array)) for array in arrays]
         core = shapes[0]
         if len(core) != 4 or 0 in core or core[1] != core[3]:
             raise expected(
@@ -92,8 +102,8 @@ class PaddedTT:
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the cores."""
-        return np.dtype(self.cores.dtype)
+        """The dtype of the cores, as that of a `TensorTrain`."""
+        return floating_dtype(self.cores)
 
     def to_dense(self) -> Shaped[Array, "..."]:
         """The full tensor of the padded shape `(N, ..., N)`, zero where a mode is masked.
@@ -115,7 +125,7 @@ def prefix_mask(count: Any, size: int, dtype: Any) -> Array:
 
 def pad_cores(cores: Sequence[Any], rank: int, mode: int) -> Array:
     """Ragged cores as one array `(d, R, N, R)`, filled up with zeros."""
-    dtype = jnp.result_type(*cores)
+    dtype = floating_dtype(*cores)
     padded = []
     for core in cores:
         r, n, s = core.shape

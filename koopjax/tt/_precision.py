@@ -8,17 +8,50 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from koopjax._core import expected, has_float64, has_x64
+
 
 def precise(*trees: Any) -> contextlib.AbstractContextManager:
-    """A context in which 64-bit leaves keep their digits; one that does nothing without them."""
-    wide = any(
-        isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
-        and leaf.dtype in (jnp.float64, jnp.complex128)
-        for leaf in jax.tree.leaves(trees)
-    )
-    if wide and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-        return jax.enable_x64(True)
-    return contextlib.nullcontext()
+    """A context in which 64-bit leaves keep their digits; one that does nothing without them.
+
+    NumPy's float64 takes the dtype that it meets, unless float32 does not hold its numbers.
+
+    Raises:
+        ValueError: there are such numbers, and the backend has no float64.
+    """
+    if has_x64() or not any(map(_is_wide, jax.tree.leaves(trees))):
+        return contextlib.nullcontext()
+    return jax.enable_x64(True)
+
+
+def _is_wide(leaf: Any) -> bool:
+    if getattr(leaf, "dtype", None) not in (np.dtype(np.float64), np.dtype(np.complex128)):
+        return False
+    if not isinstance(leaf, np.ndarray):
+        return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+    if _fits_float32(leaf.real) and _fits_float32(leaf.imag):
+        return False
+    if not has_float64():
+        raise expected(
+            "numbers that float32 holds, as this backend has no float64",
+            f"{np.abs(leaf).max():.3g} and less",
+            "cores of order 1, with the scale in one of them",
+        )
+    return True
+
+
+def _fits_float32(a: np.ndarray) -> bool:
+    """Whether no number becomes infinite or, as XLA takes subnormal ones, zero."""
+    size, info = np.abs(a), np.finfo(np.float32)
+    small = (size > 0) & (size < info.tiny)
+    return not (small | ((size > info.max) & (size < np.inf))).any()
+
+
+def floating_dtype(*arrays: Any) -> np.dtype:
+    """The dtype that arrays are computed in: promoted to a common one, integers as floats."""
+    with precise(arrays):
+        dtype = jnp.result_type(*arrays)
+        return np.dtype(dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.result_type(float))
 
 
 def precise_as(dtype: Any) -> contextlib.AbstractContextManager:

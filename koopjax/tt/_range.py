@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from koopjax.tt._padded import PaddedTT
-from koopjax.tt._precision import real_dtype
+from koopjax.tt._precision import floating_dtype, real_dtype
 from koopjax.tt._trains import TensorTrain, TTMatrix
 
 NONE = -(2**30)  # the exponent of zero
@@ -168,9 +168,11 @@ def _rebuilt(train: Any, cores: Any) -> Any:
 
 def _cores_of(train: Any) -> Any:
     cores = getattr(train, "cores", train)
-    if not isinstance(cores, tuple | list) or all(isinstance(core, np.ndarray) for core in cores):
-        return tuple(cores) if isinstance(cores, list) else cores
-    dtype = jnp.result_type(*cores)
+    if not isinstance(cores, tuple | list):
+        return cores.astype(floating_dtype(cores))
+    if all(isinstance(core, np.ndarray) for core in cores):
+        return tuple(cores)
+    dtype = floating_dtype(*cores)
     return tuple(jnp.asarray(core, dtype) for core in cores)
 
 

@@ -70,7 +70,7 @@ def svd(a: Host) -> tuple[Host, Host, Host]:
 def wide(array: Any) -> Host:
     """An array on the host in double precision."""
     host = np.asarray(jax.device_get(array))
-    if host.dtype.kind not in "fc":  # bfloat16 and the like
+    if host.dtype.kind == "V":  # bfloat16 and the like
         host = host.astype(np.float32)
     return host.astype(np.complex128 if np.iscomplexobj(host) else np.float64)
 

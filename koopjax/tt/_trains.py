@@ -3,19 +3,26 @@
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from koopjax._core import expected, pytree, read
+from koopjax._core import expected, pytree, read, read_numbers
+from koopjax.tt._precision import floating_dtype
 
 
 def _check_cores(kind: str, cores: tuple[Any, ...], ndim: int) -> None:
     """Raise unless cores chain: right number of axes, ranks that meet, ranks of 1 at the ends."""
-    if not isinstance(cores, tuple) or not all(hasattr(core, "shape") for core in cores):
+    known = isinstance(cores, tuple) and all(
+        hasattr(core, "shape") and hasattr(core, "dtype") for core in cores
+    )
+    if not known:
         raise expected(f"a list of arrays as cores of a {kind}", f"{cores!r:.60}")
     if not cores:
         raise expected(f"at least one core in a {kind}", "none")
+    for core in cores:
+        check_core_dtype(kind, core.dtype)
     shapes = [tuple(jnp.shape(core)) for core in cores]
     for k, shape in enumerate(shapes):
         if len(shape) != ndim or 0 in shape:
@@ -30,10 +37,28 @@ def _check_cores(kind: str, cores: tuple[Any, ...], ndim: int) -> None:
         raise expected("ranks of 1 at both ends", f"{shapes[0][0]} and {shapes[-1][-1]}")
 
 
-def _foreign(core: Any) -> bool:
-    """Whether an array is one of NumPy that JAX would not take as it is."""
-    odd = isinstance(core, np.ndarray) and (not core.dtype.isnative or core.dtype.itemsize > 16)
-    return odd or isinstance(core, np.ma.MaskedArray)
+def check_core_dtype(kind: str, dtype: Any) -> None:
+    """Raise unless the verbs compute in this dtype, or in floats in place of it."""
+    number = jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
+    if not number or (jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize < 2):
+        raise expected(
+            f"numbers of 16 bits or more as cores of a {kind}",
+            f"dtype {dtype}",
+            "core.astype(jnp.float32)",
+        )
+
+
+def read_core(name: str, core: Any) -> Any:
+    """What a user wrote down as a core, read by the door: NumPy's floats, integers as such.
+
+    Arrays of JAX stay as they are, and so does all else that JAX puts in their place where it
+    rebuilds a tree.
+    """
+    written = isinstance(core, list) or hasattr(core, "__array__")
+    if not written or isinstance(core, jax.Array | np.generic) or hasattr(core, "__jax_array__"):
+        return core
+    core = read(name, core)
+    return core if jnp.issubdtype(core.dtype, jnp.inexact) else read_numbers(name, core)
 
 
 class _Train:
@@ -42,10 +67,10 @@ class _Train:
     cores: Any
 
     def __post_init__(self) -> None:
-        """Take a list as a tuple, so that equal trains have equal tree structures."""
+        """Take a list as a tuple, so that equal trains have equal tree structures; read NumPy."""
         if isinstance(self.cores, list | tuple):
-            cores = (read(f"core {k}", c) if _foreign(c) else c for k, c in enumerate(self.cores))
-            object.__setattr__(self, "cores", tuple(cores))
+            cores = tuple(read_core(f"core {k}", core) for k, core in enumerate(self.cores))
+            object.__setattr__(self, "cores", cores)
 
     @property
     def order(self) -> int:
@@ -64,8 +89,11 @@ class _Train:
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the cores, promoted to a common one."""
-        return np.dtype(jnp.result_type(*self.cores))
+        """The dtype of the cores, promoted to a common one; outside x64 NumPy's are float32.
+
+        But for numbers that float32 does not hold: what has those is computed in float64.
+        """
+        return floating_dtype(*self.cores)
 
 
 @pytree

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from koopjax import edmd, observables
-from koopjax.compress import select_observables
+from koopjax.compress import select_forward, select_observables
 from koopjax.compress._eliminate import backward
 
 
@@ -64,3 +64,15 @@ def test_duplicates_and_dead_columns_go_first():
     kept = backward(wide.T @ wide, wide.T @ y, [5], 1e-6, share=0.0)[5][0]
     assert 6 not in kept
     assert not {0, 5} <= set(kept)
+
+
+@pytest.mark.filterwarnings("error")
+def test_observables_that_are_always_zero_go_first():
+    x, y = problem(0)
+    x[:, [2, 5]] = 0
+    statistics = edmd.Gram.from_batch(x.astype(np.float32), y.astype(np.float32))
+    alive = [0, 1, 3, 4, 6, 7, 8]
+    assert select_observables(statistics, 7).tolist() == alive
+    assert select_forward(statistics, 7).tolist() == alive
+    nothing = edmd.Gram.empty(3, 2)
+    assert len(select_observables(nothing, 2)) == len(select_forward(nothing, 2)) == 2

@@ -207,6 +207,10 @@ def test_validation_that_does_not_fit_is_told_before_the_training(
         ({"labels": np.zeros(3, np.int32)}, "labels in"),
         ({"labels": np.full(1317, 12)}, "labels from 0 to 9"),
         ({"teacher": np.zeros((3, 10))}, "teacher outputs of shape"),
+        ({"teacher": np.zeros((1317, 9))}, r"teacher with outputs of the student's shape .*9\)"),
+        ({"density": "half"}, "density as one finite number"),
+        ({"density": np.ones(2)}, "density as one finite number"),
+        ({"budget": 4000, "value_bits": "4"}, "value_bits as one finite number"),
         ({"teacher": np.full((1317, 10), np.nan)}, "finite numbers"),
     ],
 )
@@ -214,7 +218,9 @@ def test_bad_settings_are_one_clear_error(network, calibration, wrong, words):
     if "labels" in wrong and len(wrong["labels"]) > 3:
         wrong = {"labels": np.full(len(calibration), 12)}
     if "teacher" in wrong and len(wrong["teacher"]) > 3:
-        wrong = {"teacher": np.full((len(calibration), 10), np.nan)}
+        wrong = {
+            "teacher": np.resize(wrong["teacher"], (len(calibration), *wrong["teacher"].shape[1:]))
+        }
     settings = {"teacher": network, "key": jax.random.key(0), "epochs": 1, **wrong}
     with pytest.raises(ValueError, match=words):
         compress.finetune(network, calibration, **settings)

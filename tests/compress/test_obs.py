@@ -104,3 +104,12 @@ def test_a_gram_matrix_of_another_size_is_refused():
     gram, w = moments(0)
     with pytest.raises(ValueError, match="Gram matrix of shape"):
         compress.removal_order(gram[:4, :4], w)
+
+
+@pytest.mark.parametrize("gram", [[[1.0, 5.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]]])
+def test_what_is_no_gram_matrix_is_refused(gram):
+    weights, mask = np.ones((2, 1)), np.ones((2, 1), bool)
+    for call in (lambda: compress.refit(gram, weights, mask),
+                 lambda: compress.removal_order(gram, weights)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"expected a .* Gram matrix"):
+            call()

@@ -70,13 +70,38 @@ def test_a_score_of_ones_own_is_the_measure():
         ({"task": "ranking"}, "a task among"),
         ({"key": 0}, "one random key"),
         ({"calibration": "data"}, "an array of numbers"),
+        ({"score_fn": lambda o, y: float("nan")}, "one finite number .*got NaN"),
+        ({"score_fn": lambda o, y: o[:, 0]}, "one finite number .*jnp.mean"),
+        ({"score_fn": lambda o, y: None}, "one finite number .*got None"),
+        ({"score_fn": lambda o, y: "good"}, "one finite number .*'str'"),
+        ({"score_fn": lambda o, y: np.mean(np.asarray(o))}, "jax.numpy in place of numpy"),
     ],
 )
 def test_what_does_not_fit_is_told(given, says):
     common = {"calibration": X, "budget": "2x", "key": KEY} | given
+    if "score_fn" in given:
+        common["labels"] = np.arange(240) % 3
     with pytest.raises(ValueError, match=says) as caught:
         compress.magnitude(net(3), **common)
     assert "\n" not in str(caught.value)
+
+
+def test_labels_go_with_rows_alone():
+    model = (lambda p, x: jnp.swapaxes(x @ p, 0, 1), jnp.ones((2, 3)))
+    x, y = np.ones((16, 16, 2), np.float32), np.zeros((16, 16), int)
+    for given in ({"labels": y}, {"validation": (x, y)}):
+        with pytest.raises(ValueError, match="batch on axis 0, got on axis 1"):
+            compress.magnitude(model, x, budget="2x", key=KEY, **given)
+    with pytest.raises(ValueError, match="batch on axis 0, got on axis 1"):
+        compress.finetune(model, x, teacher=model, key=KEY, epochs=1)
+
+
+def test_units_do_not_decide():
+    f, p = net(3)
+    model = (lambda p, x: 1e22 * f(p, x), p)
+    problem = pose("koopman", model, X, "2x", None, None, KEY)
+    score = problem.score(models.predict(model, problem.x_val) * 1.001)
+    assert 0.99 < score.value < 1
 
 
 @pytest.mark.parametrize("name", compress.METHODS)

@@ -135,3 +135,23 @@ def test_whether_float32_loses_the_spread(offset, spread, lost):
 
 def test_whole_numbers_that_float32_holds_lose_nothing():
     assert not _core.loses_spread(np.random.default_rng(0).integers(60_000, 60_255, (64, 2)) * 1.0)
+
+
+@pytest.mark.parametrize("door", [_core.as_numbers, _core.as_array])
+def test_what_computes_in_float32_alone_refuses_numbers_that_it_cannot_tell_apart(door):
+    x = np.random.default_rng(0).uniform(-1, 1, (300, 2))
+    for near in (x, x + 1e3, x * 1e25, x * 1e-25, np.ones((3, 2)) * 1e8):
+        assert door("x", near).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert door("x", x + 1e8).dtype == jnp.float64
+    for far in (x + 1e7, x * [1, 1e-60], (x * 1e3 + 2**40).astype(np.int64).astype(float)):
+        with pytest.raises(ValueError, match="numbers in x whose spread float32 holds"):
+            door("x", far)
+    with pytest.raises(ValueError, match="fit in float32, got 1e-60"):
+        door("x", np.full((2, 2), 1e-60))
+
+
+def test_spreads_whose_squares_leave_float64_are_seen():
+    x = np.random.default_rng(0).uniform(-1, 1, (300, 1))
+    for scale in (1e-200, 1e200):
+        assert _core.loses_spread(x * scale)

@@ -72,6 +72,13 @@ def test_a_corrupt_gzip_file_and_a_huge_header_are_refused(tmp_path):
         data.read_idx(tmp_path / "b")
 
 
+def test_a_gzip_file_longer_than_its_header_says_is_refused(tmp_path):
+    raw = bytes([0, 0, 8, 1, 0, 0, 0, 3]) + bytes(5000)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(raw))
+    with pytest.raises(ValueError, match=r"a\.gz: expected 11 bytes for shape \(3,\)"):
+        data.read_idx(tmp_path / "a.gz")
+
+
 def test_idx_refuses_a_dtype_it_has_no_code_for(tmp_path):
     with pytest.raises(ValueError, match=r"expected dtype .*, got complex64"):
         data.write_idx(tmp_path / "a", np.zeros(2, np.complex64))

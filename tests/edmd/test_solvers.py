@@ -309,3 +309,12 @@ def test_settings_that_can_not_be_met():
         edmd.solve(x)
     with pytest.raises(ValueError, match="concrete rank"):
         edmd.low_rank(stats, edmd.TruncatedSVD(2))
+
+
+def test_at_full_rank_small_outputs_keep_their_digits():
+    rng = np.random.default_rng(0)
+    x, units = rng.uniform(-1, 1, (200, 2)), np.array([1e-15, 1.0])
+    y = x @ np.array([[0.5, 0.2], [0.0, 0.9]])
+    stats = edmd.Gram.from_batch(x * units, y * units)
+    k = edmd.solve(stats, edmd.ReducedRank(2)).value
+    np.testing.assert_allclose((x * units) @ np.asarray(k, np.float64) / units, y, atol=1e-5)

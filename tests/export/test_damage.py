@@ -90,6 +90,10 @@ def test_a_header_that_does_not_fit_is_told(node, tmp_path):
     assert said.startswith("expected a")
 
 
+def test_an_unknown_name_of_several_lines_is_told_in_one(tmp_path):
+    assert "got a b" in refused(tmp_path / "f", body(["a\nb", {}]))
+
+
 @pytest.mark.parametrize(
     "head",
     [

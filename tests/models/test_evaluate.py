@@ -118,3 +118,58 @@ def test_networks_from_other_seeds_compile_nothing(caplog):
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(forms()["nnx"])
+
+
+def time_first(p, x):
+    return jnp.swapaxes(x @ p, 0, 1)
+
+
+def masked(p, x):
+    return jnp.where(jax.random.bernoulli(KEY, 0.5, x.shape), x, 0) @ p
+
+
+def numbers(output, y):
+    return output[:, 0]
+
+
+SQUARE = jax.random.normal(KEY, (5, 5, 6))  # as many samples as steps
+WEIGHT = jnp.ones((6, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: models.apply((masked, WEIGHT), X), "inference mode, got .*random numbers"),
+        (lambda m: models.score((time_first, WEIGHT), SQUARE, np.zeros((5, 5), int)), "axis 0"),
+        (lambda m: models.score((time_first, WEIGHT), SQUARE, np.ones((5, 5, 4))), "axis 0"),
+        (lambda m: models.output_like((time_first, WEIGHT), SQUARE, by_rows=True), "axis 0"),
+        (lambda m: models.score(m, X, None), "classes or targets as y, got None"),
+        (lambda m: models.score((multiply, WEIGHT * np.nan), X, X[:, :4]), "finite numbers in the"),
+        (lambda m: models.score(m, X, Y, score_fn=lambda o, y: np.nan), "one number of .*got nan"),
+        (lambda m: models.score(m, X, Y, score_fn=numbers), r"one number of .*got Array"),
+        (lambda m: models.score(m, X, Y, score_fn=lambda o, y: None), "one number of .*got None"),
+        (lambda m: models.score(m, X, Y, score_fn=lambda o, y: "good"), "one number of .*'good'"),
+        (lambda m: models.output_like(m, [1, "a"]), "array of numbers as models.output_like: x"),
+        (lambda m: models.predict((models.linen.MLP((6, 4)), None), X), "'params' among.*NoneType"),
+        (lambda m: models.predict((lambda p, x: x + p["w"], {"w": 10**30}), X), "overflow"),
+    ],
+)
+def test_what_says_nothing_is_one_line(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(forms()["nnx"])
+    assert str(caught.value).startswith("expected ")
+    assert "\n" not in str(caught.value)
+
+
+def test_apply_is_traceable_whatever_it_closes_over():
+    wanted = jnp.broadcast_to(X.sum(0)[:, None], (6, 4))
+    for apply in (
+        lambda w: models.apply((multiply, w), X).sum(),
+        lambda w: models.apply(lambda x: x @ w, X).sum(),
+    ):
+        np.testing.assert_allclose(jax.jit(jax.grad(apply))(WEIGHT), wanted, rtol=1e-5)
+
+
+def test_a_model_of_one_batch_size_is_scored_at_it():
+    fixed = (lambda p, x: x.reshape(23, 6) @ p, WEIGHT)
+    assert models.score(fixed, X, X @ WEIGHT) == pytest.approx(1)

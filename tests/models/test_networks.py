@@ -134,6 +134,8 @@ def test_linen_cnn_has_the_parameters_of_its_twin(train):
         (lambda r: models.ViT((9, 9, 1), 3, rngs=r), "patch divides"),
         (lambda r: models.ViT((8, 8, 1), 3, width=6, heads=4, rngs=r), "heads divides"),
         (lambda r: models.build("lstm", {}, r), "got 'lstm'"),
+        (lambda _: models.MLP((6, 3), rngs=0), "rngs with a stream of params, got 0"),
+        (lambda _: models.CNN((8, 8, 1), 3, rngs=None), "rngs with a stream of params"),
         (lambda r: models.build("mlp", {"width": 3}, r), "settings of mlp"),
     ],
 )

@@ -94,3 +94,46 @@ def test_numbers_are_no_probabilities_to_train_on():
     x = RNG.normal(size=(30, 2)).astype(np.float32)
     with pytest.raises(ValueError, match=r"loss=models\.squared_error"):
         models.train((net, jnp.ones((2, 3))), x, 5 * x[:, [0, 0, 1]], key=None, epochs=1)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-10, 1.0, 1e22, 1e34])
+def test_r_squared_has_no_units(unit):
+    guess = OUT + 0.3 * OUT[::-1]
+    wanted = 1 - ((OUT - guess) ** 2).sum() / ((OUT - OUT.mean(0)) ** 2).sum()
+    truth, guess = np.float32(unit) * OUT, np.float32(unit) * guess
+    assert models.r_squared(truth, guess) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_last_axis_of_one_entry_is_no_difference():
+    flat, other = ONE[:, 0], ONE[::-1]
+    for score in (
+        models.r_squared,
+        models.squared_error,
+        lambda a, b: models.divergence(a, b, "regression"),
+        lambda a, b: models.divergence(a, b, "classification"),
+    ):
+        assert score(ONE, other) == score(flat, other) == score(ONE, other[:, 0])
+        for shape in ((20, 2), (1, 40), (40, 1, 1, 1)):
+            with pytest.raises(ValueError, match=r"expected .* shape \(40, 1\), got shape"):
+                score(ONE, ONE.reshape(shape))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: models.read_task([1, 2]),
+        lambda: models.read_task(None),
+        lambda: models.read_task(OUT, None, np.ones(2)),
+        lambda: models.answers(None),
+        lambda: models.answers(1.0),
+        lambda: models.r_squared(OUT, "a"),
+        lambda: models.r_squared(1.0, 1.0),
+        lambda: models.divergence(None, OUT, "regression"),
+        lambda: models.divergence(OUT, OUT, np.ones(2)),
+        lambda: models.compare([["a"]], OUT, None, "regression", None),
+    ],
+)
+def test_what_is_no_array_or_no_task_is_one_line(call):
+    with pytest.raises(ValueError, match=r"^expected .*, got ") as caught:
+        call()
+    assert "\n" not in str(caught.value)

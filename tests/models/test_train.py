@@ -342,11 +342,40 @@ NAN[3, 2] = np.nan
         (X, Y, {"batch_size": -2}, "batch_size a positive integer"),
         (X, Y, {"x_val": X}, "x_val and y_val together"),
         (X, Y, {"optimizer": optax.sgd(0.1)}, "only without optimizer"),
+        (X, Y, {"key": 0}, "one random key, got 0"),
+        (X, Y, {"weight_decay": None}, "weight_decay of at least 0"),
+        (X, Y, {"warmup": None}, "warmup of at least 0"),
+        (X, Y, {"optimizer": "adam", "learning_rate": None}, "an optimizer of optax, got 'adam'"),
+        (X, Y, {"loss": "mse"}, "loss as a function"),
+        (X, Y, {"epoch_size": 20.5}, "epoch_size as a whole number"),
+        (X, Y, {"checkpoint_every": 0}, "checkpoint_every as a whole number"),
+        (X, Y, {"progress": 1}, "progress as a function"),
+        (X, Y, {"revise": 1}, "revise as a function"),
     ],
 )
 def test_bad_input(x, y, change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         models.train(mlp(), x, y, **SETTINGS | change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keys", [KEY, None, [0, 1], jax.random.key_data(KEY)])
+def test_lanes_need_one_key_each(keys):
+    with pytest.raises(ValueError, match=r"one key a model|one random key"):
+        models.train_lanes([mlp(0), mlp(1)], X, Y, keys=keys, epochs=1)
+
+
+def time_first(p, x):
+    return jnp.swapaxes(x @ p, 0, 1)
+
+
+def test_rows_of_another_axis_are_no_targets_but_for_a_loss_of_ones_own():
+    model, x = (time_first, jnp.ones((6, 3))), X[:16].reshape(4, 4, 6)
+    swapped = lambda output, y: jnp.mean((jnp.swapaxes(output, 0, 1) - y) ** 2)
+    settings = {"key": KEY, "epochs": 1}
+    with pytest.raises(ValueError, match="batch on axis 0, got on axis 1"):
+        models.train(model, x, x[..., :3], loss=models.squared_error, **settings)
+    assert models.train(model, x, x[..., :3], loss=swapped, **settings).history[0]["loss"] > 0
 
 
 def test_what_has_nothing_to_train_is_refused():

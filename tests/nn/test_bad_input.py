@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
-from koopjax import nn, observables as ob
+from koopjax import edmd, nn, observables as ob
 
 KEY = jax.random.key(0)
 M = np.ones((4, 3), np.float32)
@@ -33,6 +34,7 @@ CALLS = {
     "no scale": (lambda: nn.functional.apply_quantized(X, Z, None), "numbers as scale"),
     "a long bias": (lambda: nn.functional.apply_dense(X, M, np.ones(4)), "a bias of shape"),
     "states as text": (lambda: nn.Dense(M)("x"), "numbers as x"),
+    "beyond float16": (lambda: nn.Dense(1e6 * M, param_dtype=jnp.float16), "matrix as float16"),
     "half a step": (lambda: nn.from_koopman(3, steps=0.5), "steps as a whole number"),
     "no fit": (lambda: nn.from_koopman(3), "a fit such as"),
 }
@@ -56,3 +58,30 @@ def test_big_endian_and_lists_are_arrays():
     np.testing.assert_array_equal(nn.Dense(swapped)(X), X @ (2 * M))
     made = nn.LowRank([[1.0], [2.0]], [[3.0, 4.0]], jnp.zeros(2))
     np.testing.assert_array_equal(made(np.ones(2, np.float32)), [9, 12])
+
+
+OPERATORS = {
+    "dense": nn.Dense(M), "low rank": nn.LowRank(M, M.T), "sparse": nn.Sparse.from_dense(M),
+    "clustered": nn.Clustered.from_dense(M, 2), "quantized": nn.Quantized.from_dense(M),
+    "tt": nn.TT([np.ones((1, 4, 3, 1), np.float32)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_input_of_every_operator_comes_by_one_door(name):
+    operator, wide = OPERATORS[name], X.astype(np.longdouble)
+    np.testing.assert_array_equal(operator(X.astype(">f4")), operator(X))
+    np.testing.assert_array_equal(operator(wide), operator(X))
+    for bad, words in ((X.astype(int) + 2**40, "fit in int32"), (1e39 * wide, "fit in float32"),
+                       (np.ma.masked_greater(X, 0), "masked"),
+                       (X.astype(ml_dtypes.float8_e4m3fn), "16 bits")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            operator(bad)
+
+
+def test_a_far_fit_is_no_layer_of_single_precision():
+    x = np.random.default_rng(0).uniform(-1, 1, (100, 2)) + 1e8
+    psi = ob.Compose(ob.Standardize.fit(x), ob.Monomials(1))
+    fit = edmd.fit(psi, x, x - 1e8, target=ob.Identity())
+    with pytest.raises(ValueError, match="spread float32 holds"):
+        nn.from_koopman(fit)(x)

@@ -371,3 +371,37 @@ def test_what_is_no_metric_is_refused(metric, message):
         ob.Project.pca(x, 1, metric=metric)
     with pytest.raises(ValueError, match=message):
         edmd.fit(ob.Identity(), x, x, target=ob.Identity(), solver=edmd.ReducedRank(1, metric))
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_gaussians_and_their_fits_do_not_depend_on_units(scale):
+    x = data(200, 2).astype(np.float32)
+    scaled = (x * np.float32(scale)).astype(np.float32)
+    fitted = ob.GaussianRBF.fit(x, 5, KEY)
+    again = ob.GaussianRBF.fit(scaled, 5, KEY)
+    np.testing.assert_allclose(again(scaled), fitted(x), atol=2e-5)
+    own = ob.GaussianRBF(scaled[:3], np.float32(scale))
+    np.testing.assert_array_equal(np.diag(own(scaled[:3])), 1)
+
+
+def test_moments_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="variance of at least 0, got -1"):
+        ob.Standardize.from_moments(np.zeros(2), np.array([-1.0, 1.0]))
+    with pytest.raises(ValueError, match="finite numbers in the mean"):
+        ob.Standardize.from_moments(np.full(2, np.nan), np.ones(2))
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e160])
+def test_a_stream_is_standardised_where_its_squares_leave_float64(scale):
+    x = np.random.default_rng(0).normal(2, 3, (60, 2)) * scale
+    for rows in (iter([x[:20], x[20:]]), x):
+        found = np.asarray(ob.Standardize.fit(rows)(x), np.float64)
+        np.testing.assert_allclose(found.std(axis=0), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e20])
+def test_an_active_subspace_does_not_depend_on_units(scale):
+    gradients = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32) * [1, 0.1]
+    wanted = ob.Project.active_subspace(None, gradients, 1, weighted=False).matrix
+    found = ob.Project.active_subspace(None, gradients * scale, 1, weighted=False).matrix
+    np.testing.assert_allclose(found, wanted, atol=1e-5)

@@ -183,3 +183,39 @@ def test_a_function_around_a_module_hides_its_parameters():
     for wrap in (jax.vmap, jax.jit, nnx.jit):
         with pytest.raises(ValueError, match=r"a function around a Linear.*nnx\.split"):
             surgery.cut_points(wrap(nnx.Linear(4, 2, rngs=nnx.Rngs(0))), X)
+
+
+class Merged(linen.Module):
+    """A mode of Flax's own pattern: a field or an argument."""
+
+    deterministic: bool | None = None
+
+    @linen.compact
+    def __call__(self, x, deterministic=None):
+        still = linen.merge_param("deterministic", self.deterministic, deterministic)
+        return linen.Dropout(0.5, deterministic=still)(linen.Dense(2)(x))
+
+
+def normed_by_field(on):
+    variables = linen.BatchNorm(use_running_average=True).init(jax.random.key(0), X)
+    return linen.BatchNorm(use_running_average=on), variables
+
+
+def dropped_by_field(on):
+    return Merged(on), Merged(True).init(jax.random.key(0), X)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("made", [normed_by_field, dropped_by_field])
+def test_a_mode_that_is_a_field_is_not_given_twice(made, verb):
+    VERBS[verb](made(True))
+    VERBS[verb](made(None))
+    with pytest.raises(ValueError, match=r"inference mode.*made with \w+=True"):
+        VERBS[verb](made(False))
+
+
+def test_a_module_whose_mode_is_a_field_is_trained():
+    found = models.train(
+        dropped_by_field(True), X, jnp.arange(5) % 2, key=jax.random.key(0), epochs=1
+    )
+    assert np.isfinite(found.history[0]["loss"])

@@ -241,3 +241,12 @@ def test_bad_blocks(model, x):
         surgery.splice(model, x, AT, linear(), trainable="heads")
     with pytest.raises(ValueError, match="returns tuple"):
         surgery.splice(model, x, AT, lambda h: (h, h))
+
+
+def test_one_sample_where_the_batch_is_on_another_axis_is_refused():
+    net = (lambda p, x: jnp.tanh(x @ p).swapaxes(0, 1), jnp.ones((2, 3)))
+    x = jnp.ones((5, 4, 2))
+    made = surgery.splice(net, x, (0, "output"), surgery.split(net, x, (0, "output"))[1])
+    assert made(x).shape == (4, 5, 3)
+    with pytest.raises(ValueError, match=r"a batch of shape \(n, 4, 2\), got one sample"):
+        made(x[0])

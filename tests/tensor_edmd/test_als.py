@@ -416,3 +416,21 @@ def test_function_major_dictionaries_are_fitted():
     fit = tensor_edmd.als(psi, x, y, 5, jax.random.key(0))
     assert fit.train.row_modes == (5, 5)
     assert np.linalg.norm(np.asarray(fit.predict(x)) - y) <= 1e-4 * np.linalg.norm(y)
+
+
+@pytest.mark.parametrize(
+    ("unit", "mean", "code"),
+    [(1e-12, 0.0, SUCCESS), (1.0, 1e5, SUCCESS), (1.0, 3e6, ILL_CONDITIONED)],
+)
+def test_units_and_far_outputs(unit, mean, code):
+    """Scaled coordinates in float32 products; outputs far away are fitted in float64, or said."""
+    x = np.random.default_rng(0).uniform(-1, 1, (300, 2))
+    y = np.stack([x[:, 0] * x[:, 1] + x[:, 0] ** 2, 0.5 * x[:, 1]], 1) + mean
+    y = y.astype(np.float32)
+    x = unit * x if unit < 1 else x.astype(np.float32)
+    fit = tensor_edmd.als(
+        Product.of(Polynomial1D(2), 2), x, y, 3, KEY, dtype=None if mean else jnp.float32
+    )
+    assert int(fit.result) == code
+    rest = np.std(np.asarray(fit.predict(x), np.float64) - y, axis=0)
+    assert code or np.all(rest < 0.05 * np.std(y.astype(np.float64), axis=0))

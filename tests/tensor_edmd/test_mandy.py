@@ -288,3 +288,11 @@ def test_predict_refuses_other_states():
             fit.predict(bad)
     with pytest.raises(ValueError, match="steps"):
         fit.predict(x, 2)
+
+
+@pytest.mark.parametrize("change", [lambda y: y * np.array([1, 1e-6]), lambda y: y + 1e6])
+def test_units_and_means_of_outputs_do_not_matter(change):
+    x = np.random.default_rng(0).uniform(-1, 1, (300, 2))
+    y = change(np.stack([x[:, 0] * x[:, 1] + x[:, 0] ** 2, 0.5 * x[:, 1]], 1))
+    fit = mandy(Product.of(Polynomial1D(2), 2), x, y)
+    assert np.all(np.std(np.asarray(fit.predict(x)) - y, axis=0) < 1e-5 * np.std(y, axis=0))

@@ -126,7 +126,7 @@ def test_small_and_empty_functions():
     zero, info = tt.cross(lambda i: 0.0 * i[:, 0], (3, 3, 3), jax.random.key(0))
     assert zero.ranks == (1, 1, 1, 1)
     assert info.converged
-    one, info = tt.cross(lambda i: np.float32(1) * i[:, 0], (5,), jax.random.key(0))
+    one, info = tt.cross(lambda i: i[:, 0].astype(np.float32), (5,), jax.random.key(0))
     assert one.dtype == np.float32
     assert np.array_equal(one.to_dense(), np.arange(5))
     assert int(info.evaluations) == 5
@@ -151,3 +151,31 @@ def test_mistakes():
             tt.cross(hilbert, (3, 3), key, **settings)
     with pytest.raises(ValueError, match="modes"):
         tt.cross(hilbert, (3, 0), key)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda i: np.exp(5.0 * i.sum(axis=1)),
+        lambda i: 1e-60 * hilbert(i),
+        lambda i: hilbert(i).astype(np.longdouble),
+        lambda i: hilbert(i).astype(">f8"),
+    ],
+)
+def test_float64_outside_x64_stays_float64(function):
+    train, info = tt.cross(function, (8,) * 3, jax.random.key(0))
+    want = function(np.indices((8,) * 3).reshape(3, -1).T).astype(np.float64)
+    assert info.converged
+    assert train.dtype == np.float64
+    scale = np.abs(want).max()
+    got = np.asarray(train.to_dense()).ravel()
+    assert np.linalg.norm(got / scale - want / scale) <= 2e-6 * np.linalg.norm(want / scale)
+
+
+def test_values_that_are_no_numbers():
+    masked = lambda i: np.ma.array(hilbert(i), mask=i[:, 0] == 3)
+    for function in (masked, lambda i: ["a"] * len(i), lambda i: i[:, 0].astype("M8[s]")):
+        with pytest.raises(ValueError, match="the values of the function"):
+            tt.cross(function, (8,) * 3, jax.random.key(0))
+    with pytest.raises(ValueError, match="16 bits"):
+        tt.cross(lambda i: jnp.ones(len(i), jnp.float8_e4m3fn), (3, 3), jax.random.key(0))
