@@ -66,7 +66,9 @@ print(f"test accuracy {accuracy(model):.4f}, {original_bytes:,} bytes")
 
 # %%
 budgets = ("3x",) if SMALL else ("10x", "30x")
-closed = compress.koopman(model, x, budgets[0], validation=digits.x_val, key=jax.random.key(1))
+closed = compress.koopman(
+    model, x, budgets[0], task="classification", validation=digits.x_val, key=jax.random.key(1)
+)
 print(closed.report)
 print(closed.report.why)
 print(f"test accuracy {accuracy(closed.model):.4f}")

@@ -135,7 +135,7 @@ print("replaced", export.save(replaced, folder / "replaced.koopjax"), "bytes")
 
 # %%
 budget = "5x" if SMALL else "8x"
-small = compress.koopman(model, x, budget, key=jax.random.key(2))
+small = compress.koopman(model, x, budget, task="classification", key=jax.random.key(2))
 print(small.report)
 stored = export.save(small.model, folder / "small.koopjax")
 again = export.load(folder / "small.koopjax")

@@ -42,7 +42,7 @@ class GaussianRBF(Observables):
 
     Numerics:
         Distances by differences, so that no digits are lost wherever the data lie: `3 n p d`
-        operations, on CPU twice as long as by a matrix product for 10 coordinates and four times
+        operations, on CPU twice as long as by a matrix product for 10 coordinates and five times
         for 784. Wide Gaussians are nearly dependent: EDMD needs R factors or float64 for them,
         which `statistics="auto"` sees to.
     """
