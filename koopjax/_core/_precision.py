@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -26,6 +27,17 @@ def precise(*trees: Any) -> contextlib.AbstractContextManager:
 def has_x64() -> bool:
     """Whether JAX keeps float64 here, by the user's choice or a local one."""
     return jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+
+@contextlib.contextmanager
+def own_rules() -> Iterator[None]:
+    """JAX as this library is written for, whatever a user asks of their own code.
+
+    Inside, NaN stands for what is absent or did not come out, and is looked at; dtypes promote.
+    Also a decorator.
+    """
+    with jax.numpy_dtype_promotion("standard"), jax.debug_nans(False):
+        yield
 
 
 def is_wide(*trees: Any) -> bool:

@@ -56,8 +56,9 @@ def output_metric(
     `"output"` gives `W Wᵀ`.
 
     Args:
-        function: what comes after the states, a callable pytree of one batch, such as the tail of
-            `surgery.split`; its output is read as one vector a sample.
+        function: what comes after the states, of one batch: a callable pytree such as the tail of
+            `surgery.split`, or a plain function, which each call compiles anew; its output is read
+            as one vector a sample.
         states: `(n, ...)`.
         kind: see above.
         sample_axes: how a state that is no vector is read, as in `surgery.to_rows`; positions are
@@ -79,6 +80,9 @@ def output_metric(
     max_samples = as_whole("max_samples", max_samples, 1)
     if states.ndim < 2 or states.shape[0] == 0:
         raise expected("states of shape (n, ...) with n > 0", f"shape {states.shape}")
+    if jax.tree_util.all_leaves([function]):
+        # A new one in each call, so that what it closes over is read anew.
+        function = jax.tree_util.Partial(functools.partial(function))
     out = jax.eval_shape(lambda x: read("the outputs", function(x)), states[:2])
     if out.shape[:1] != (min(2, states.shape[0]),):
         raise expected("a function that gives an output a state, (n, ...)", f"shape {out.shape}")

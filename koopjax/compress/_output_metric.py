@@ -116,7 +116,7 @@ def _fisher(x: Array, t: Array, probability: Array, rows: Array) -> tuple[Array,
     Row -1 counts nothing.
     """
     x, t = x[rows], t[rows]
-    probability = probability[rows] * (rows >= 0)[:, None]
+    probability = jnp.where((rows >= 0)[:, None], probability[rows], 0)
     first, second = np.triu_indices(t.shape[1])
     weights = -probability[:, first] * probability[:, second]
     weights = weights.at[:, first == second].add(probability)

@@ -95,17 +95,18 @@ def init_state(params: Any, rest: Any, optimizer: optax.GradientTransformation |
 
 def _update(hyper, optimizer, grads, state) -> tuple[Any, Any]:
     """New parameters and optimizer state."""
+    # Optax raises its rates to a whole number of steps, whatever a user asks of promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt = (optimizer or ADAM).update(grads, state.opt, state.params)
     if optimizer is not None:
-        updates, opt = optimizer.update(grads, state.opt, state.params)
         return optax.apply_updates(state.params, updates), opt
-    directions, opt = ADAM.update(grads, state.opt, state.params)
     rate = hyper.rate(state.step)
 
     def move(param, direction):
         decay = hyper.weight_decay if param.ndim >= 2 else 0.0
         return (param - rate * (direction + decay * param)).astype(param.dtype)
 
-    return jax.tree.map(move, state.params, directions), opt
+    return jax.tree.map(move, state.params, updates), opt
 
 
 def run_epoch(

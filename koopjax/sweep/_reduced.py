@@ -11,7 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import edmd
-from koopjax._core import NONFINITE_DATA, check_metric, expected, matmul, pytree, read_numbers
+from koopjax._core import (
+    NONFINITE_DATA,
+    check_metric,
+    expected,
+    matmul,
+    own_rules,
+    pytree,
+    read_numbers,
+)
 from koopjax.edmd._factor import is_finite
 from koopjax.edmd._smooth import leading_vectors, root_metric
 from koopjax.edmd._solve import cancellation, judge, rounding_unit
@@ -193,6 +201,7 @@ class _Scored:
         return dict(made) if isinstance(made, Mapping) else {"score": made}
 
 
+@own_rules()
 def reduced_ranks(
     statistics: Statistics,
     ranks: Any = None,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import cast, check_finite, expected, has_float64, working_dtype
+from koopjax._core import cast, check_finite, expected, has_float64, own_rules, working_dtype
 from koopjax.sweep._buckets import bucket_sizes
 from koopjax.sweep._grid import grid, wide
 from koopjax.sweep._reduced import check_ranks, listed_alphas, position
@@ -34,6 +34,7 @@ class TrainTable(Table):
     psi: Any = None
     fits: tuple[Any, ...] = ()
 
+    @own_rules()
     def fit(self, rank: int, alpha: float | None = None, seed: int | None = None) -> TensorKoopman:
         """One of the fits, with its exact ranks.
 
@@ -94,6 +95,7 @@ def _numbers(fit: PaddedKoopman, modes: tuple[int, ...], q: int) -> Array:
     return jnp.sum(sizes).astype(jnp.int32)
 
 
+@own_rules()
 def train_ranks(
     psi: Any,
     x: Any,

@@ -24,6 +24,7 @@ from koopjax._core import (
     check_number,
     expected,
     has_float64,
+    own_rules,
     read_numbers,
     traced,
     working_dtype,
@@ -47,6 +48,7 @@ FAR = 1e3
 SPREAD, KEPT = 1e-3, 0.05
 
 
+@own_rules()
 def als(
     psi: Any,
     x: Float[Array, "n d"],
@@ -153,6 +155,7 @@ def als(
     return fit.unpad()
 
 
+@own_rules()
 def als_padded(
     psi: Any,
     x: Float[Array, "n d"],

@@ -21,6 +21,7 @@ from koopjax._core import (
     expected,
     matmul,
     message,
+    own_rules,
     precise,
     precise_as,
     pytree,
@@ -277,6 +278,7 @@ def _kernel(
     return cores, [*ranks, jnp.int32(count)], matmul(gram, w), s, matmul(cross_product(fy, fx), w)
 
 
+@own_rules()
 def amuset(
     psi: Any,
     x: Float[Array, "n d"],

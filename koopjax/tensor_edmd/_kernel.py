@@ -15,6 +15,7 @@ from koopjax._core import (
     check_finite,
     expected,
     has_x64,
+    own_rules,
     precise_as,
     read_numbers,
     traced,
@@ -29,6 +30,7 @@ from koopjax.tensor_edmd._kernel_problem import Attempt, Problem
 from koopjax.tensor_edmd._kernel_result import KernelInfo, KernelKoopman, times
 
 
+@own_rules()
 def kernel(
     psi: Any,
     x: Float[Array, "n d"],

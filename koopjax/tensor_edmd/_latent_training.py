@@ -20,12 +20,14 @@ from koopjax._core import (
     check_number,
     expected,
     matmul,
+    own_rules,
 )
 from koopjax.observables import Compose
 from koopjax.tensor_edmd._dictionary import separable
 from koopjax.tensor_edmd._result import TensorKoopman
 
 
+@own_rules()
 def train_latent(
     fit: TensorKoopman,
     x: Float[Array, "n d"],

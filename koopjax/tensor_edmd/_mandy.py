@@ -22,6 +22,7 @@ from koopjax._core import (
     expected,
     has_float64,
     matmul,
+    own_rules,
     precise_as,
     read_numbers,
     worst,
@@ -175,6 +176,7 @@ def _code(solved: Solved, plan: IndexPlan, m: int, alpha: Array, eps: float, sou
     )
 
 
+@own_rules()
 def mandy(
     psi: Any,
     x: Float[Array, "n d"],

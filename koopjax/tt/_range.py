@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from koopjax._core import promoted
 from koopjax.tt._padded import PaddedTT
 from koopjax.tt._precision import floating_dtype, real_dtype
 from koopjax.tt._trains import TensorTrain, TTMatrix
@@ -39,7 +40,7 @@ def _exponent(top: Any) -> Any:
     if isinstance(top, np.ndarray | np.generic):
         top = np.asarray(top)
         return np.where(top > 0, np.frexp(top)[1], NONE)
-    top = top.astype(jnp.promote_types(top.dtype, jnp.float32))
+    top = top.astype(promoted(top.dtype, jnp.float32))
     info = jnp.finfo(top.dtype)
     bits = jax.lax.bitcast_convert_type(top, f"int{info.bits}") >> info.nmant
     return jnp.where(top > 0, bits.astype(jnp.int32) + (2 - info.maxexp), NONE)

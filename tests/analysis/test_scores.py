@@ -167,3 +167,11 @@ def test_labels_as_a_column_are_refused():
     logits = jnp.eye(3)
     with pytest.raises(ValueError, match=r"shape \(3,\), got shape \(3, 1\); try y\[:, 0\]"):
         analysis.evaluate(logits, logits, np.arange(3)[:, None])
+
+
+def test_a_plain_function_gives_a_metric_and_what_it_closes_over_is_read_anew():
+    w = np.array([[1.0], [2.0]], np.float32)
+    measure = lambda: analysis.output_metric(lambda x: x @ w, np.ones((3, 2)))
+    np.testing.assert_allclose(measure(), w @ w.T)
+    w *= 2
+    np.testing.assert_allclose(measure(), w @ w.T)

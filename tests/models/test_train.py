@@ -388,3 +388,14 @@ def test_what_has_nothing_to_train_is_refused():
 def test_a_batch_larger_than_the_data_is_the_data():
     small = models.train(mlp(), X[:5], Y[:5], key=KEY, epochs=1, batch_size=64)
     assert np.isfinite(small.history[0]["loss"])
+
+
+@pytest.mark.parametrize("optimizer", [None, optax.adam(1e-2)])
+def test_strict_promotion_trains_alike(optimizer):
+    x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    model = (lambda p, x: x @ p, jnp.ones((3, 2)))
+    settings = {"epochs": 1, "optimizer": optimizer, "key": KEY}
+    train = lambda: models.train(model, x, np.arange(64) % 2, **settings).model[1]
+    wanted = train()
+    with jax.numpy_dtype_promotion("strict"):
+        np.testing.assert_allclose(train(), wanted, rtol=1e-5)
