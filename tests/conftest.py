@@ -2,15 +2,19 @@
 
 import gc
 import itertools
+import json
 import os
 import pathlib
+import time
+from collections import Counter
 
-# Nearly all of a test's time is compilation; what is compiled here runs once or twice.
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
-)
+# Nearly all of a test's time is compilation; what is compiled here runs once or twice. The older
+# emitters of fused loops compile in half the time of today's.
+CHEAP = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP}".strip()
 
 import jax
+import jax.monitoring
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -59,3 +63,52 @@ def fashion_dir() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("Fashion-MNIST not found; install the package dataset-fashion-mnist")
     return folder
+
+
+# What each test costs: programs compiled, seconds of tracing, lowering and XLA by jax's own events,
+# and seconds of processor in all, which other work on the machine does not change. A test's count
+# travels with its report, so that it is whole whichever worker ran it; the run ends with the totals
+# and the costliest tests, and KOOPJAX_TEST_COUNTS names a file for all of them.
+EVENTS = {
+    "/jax/core/compile/jaxpr_trace_duration": "trace",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower",
+    "/jax/core/compile/backend_compile_duration": "compile",
+}
+_spent: Counter[str] = Counter(processor=-time.process_time())
+_tests: dict[str, Counter[str]] = {}
+
+
+def _listen(event, seconds, **_):
+    if kind := EVENTS.get(event):
+        _spent[kind] += seconds
+        _spent["programs"] += kind == "compile"
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    now = time.process_time()
+    _spent["processor"] += now
+    report.user_properties.append(("spent", dict(_spent)))
+    _spent.clear()
+    _spent["processor"] = -now
+    return report
+
+
+def pytest_runtest_logreport(report):
+    spent = dict(report.user_properties).get("spent", {})
+    _tests.setdefault(report.nodeid, Counter()).update(spent)
+
+
+def pytest_terminal_summary(terminalreporter):
+    total = sum(_tests.values(), Counter())
+    told = ", ".join(f"{kind} {total[kind]:.0f} s" for kind in (*EVENTS.values(), "processor"))
+    terminalreporter.section("compilation", sep="-")
+    terminalreporter.line(f"{total['programs']:.0f} programs: {told}")
+    for name, spent in sorted(_tests.items(), key=lambda test: -test[1]["processor"])[:10]:
+        terminalreporter.line(f"{spent['processor']:7.1f} s {spent['programs']:5.0f} {name}")
+    if path := os.environ.get("KOOPJAX_TEST_COUNTS"):
+        pathlib.Path(path).write_text(json.dumps(_tests, indent=1), encoding="utf-8")
