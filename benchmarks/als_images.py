@@ -1,9 +1,9 @@
 """Images classified by one tensor train: alternating least squares over cos and sin of pixels.
 
 ```
-.venv/bin/uv run benchmarks/als_images.py --data-dir DIR --part small
-.venv/bin/uv run benchmarks/als_images.py --data-dir DIR --part choose --samples 20000
-.venv/bin/uv run benchmarks/als_images.py --data-dir DIR --part large
+.venv/bin/uv run --extra all benchmarks/als_images.py --data-dir DIR --part small
+.venv/bin/uv run --extra all benchmarks/als_images.py --data-dir DIR --part choose --samples 20000
+.venv/bin/uv run --extra all benchmarks/als_images.py --data-dir DIR --part large
 ```
 
 `small`: MNIST averaged to 7×7, digits 0 and 1, 500 training and 100 test images, five seeds.

@@ -8,6 +8,6 @@ env=$(mktemp -d)
 trap 'rm -rf "$env"' EXIT
 .venv/bin/uv venv --quiet "$env/venv"
 .venv/bin/uv pip install --quiet --python "$env/venv/bin/python" --resolution lowest-direct \
-    --group dev -e .
+    --group test -e '.[all]'
 # Old releases meet each other with deprecations of their own.
 "$env/venv/bin/python" -m pytest -W ignore::DeprecationWarning "$@"

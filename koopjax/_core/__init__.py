@@ -43,7 +43,12 @@ from koopjax._core._linalg import (
     qr_r as qr_r,
     tol as tol,
 )
-from koopjax._core._paths import as_path as as_path, existing as existing, read_json as read_json
+from koopjax._core._paths import (
+    as_path as as_path,
+    existing as existing,
+    read_json as read_json,
+    write_whole as write_whole,
+)
 from koopjax._core._precision import (
     at_least_float32 as at_least_float32,
     cast as cast,
@@ -178,4 +183,5 @@ __all__ = [
     "watched",
     "working_dtype",
     "worst",
+    "write_whole",
 ]

@@ -1,8 +1,9 @@
-"""Paths that users give, and the JSON behind them."""
+"""Paths that users give, the JSON behind them, and files written whole or not at all."""
 
 import json
 import os
 import pathlib
+import secrets
 from typing import Any
 
 from koopjax._core._arrays import expected
@@ -64,3 +65,21 @@ def read_json(what: str, path: pathlib.Path) -> Any:
         raise expected(
             f"JSON of {what} in {path}", f"something else ({why})", "writing it again"
         ) from error
+
+
+def write_whole(place: pathlib.Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    The bytes go to a new file beside the target, to the disk, and only then take the target's
+    name. Whatever interrupts that leaves the old file as it was and nothing beside it.
+    """
+    beside = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        # exclusive, with the permissions that the user's umask asks for
+        with open(beside, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, place)
+    finally:
+        beside.unlink(missing_ok=True)

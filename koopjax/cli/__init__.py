@@ -5,6 +5,10 @@ for a mistake that the user can mend; 130 after an interruption. Tables go to st
 progress to standard error.
 """
 
+from koopjax._extras import needed
+
+needed("click", "cli")
+
 from koopjax.cli import (
     _commands as _commands,
     _compress as _compress,

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 import koopjax
+from koopjax._extras import MissingExtra
 
 # What a user can mend about a file that cannot be written or read.
 _MENDABLE = {
@@ -127,6 +128,11 @@ class Group(click.Group):
             line = "interrupted; finished files are whole, the same command starts again"
             print(f"koopjax: {line}", file=sys.stderr)
             status = 128 + signal.SIGINT
+        except MissingExtra as error:
+            if not standalone:
+                raise
+            print(f"koopjax: {error}", file=sys.stderr)
+            status = 2
         except OSError as error:
             if not standalone or error.errno not in _MENDABLE:
                 raise

@@ -13,7 +13,7 @@ import click
 from koopjax.cli import _console as show, _contest as contest, _results as study
 from koopjax.cli._app import UserError, main, mistakes, names_from, options
 from koopjax.cli._commands import emit
-from koopjax.cli._study import MODEL, find_span, prepare, span_options
+from koopjax.cli._span import MODEL, find_span, prepare, span_options
 
 
 def compressed_table(results: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ import click
 from koopjax.cli import _console as show, _results as study
 from koopjax.cli._app import UserError, main, mistakes, options
 from koopjax.cli._commands import emit
-from koopjax.cli._study import MODEL, find_span, numbers_from, prepare, span_options
+from koopjax.cli._span import MODEL, find_span, numbers_from, prepare, span_options
 
 #: Where the ledger of a sweep lies, below --out.
 LEDGER = "sweep"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from koopjax._core import as_path, existing, expected, read
+from koopjax._core import as_path, existing, expected, read, write_whole
 from koopjax.data._dataset import MissingData
 
 #: idx type byte -> dtype on disk (big-endian, as the format has it).
@@ -151,12 +151,7 @@ def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
         raw = gzip.compress(raw, compresslevel=6, mtime=0)
     if not path.parent.is_dir():
         raise expected("a folder that is there", str(path.parent), f"mkdir -p {path.parent}")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(raw)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, raw)
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -3,11 +3,11 @@
 import dataclasses
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 
 from koopjax._core import as_path, expected
+from koopjax._extras import needed
 from koopjax.data import _files, _tfds
 from koopjax.data._dataset import Dataset, MissingData, from_arrays, stratified
 from koopjax.data._known import KNOWN, owner_of
@@ -46,9 +46,7 @@ class DatasetInfo:
 def _digits() -> Dataset:
     """scikit-learn's 1,797 digits: a quarter of each class is test, a seventh of the rest is
     validation."""
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
+    bunch = needed("sklearn.datasets", "data").load_digits()
     images = (bunch.images / 16.0).astype(np.float32)[..., None]
     labels = bunch.target.astype(np.int32)
     rest, test = stratified(labels, 0.25)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from koopjax._extras import needed
 from koopjax.data import _files
 from koopjax.data._dataset import Dataset, MissingData, from_arrays, held_out, hold_out
 
@@ -34,11 +35,13 @@ def default_dir() -> pathlib.Path:
     return pathlib.Path(os.environ.get("TFDS_DATA_DIR", _DEFAULT)).expanduser()
 
 
-def _names() -> list[str]:
-    import tensorflow_datasets as tfds
+def _tfds() -> Any:
+    return needed("tensorflow_datasets", "data")
 
+
+def _names() -> list[str]:
     # Community sets would be looked up over the network, by tensorflow.
-    return tfds.list_builders(with_community_datasets=False)
+    return _tfds().list_builders(with_community_datasets=False)
 
 
 def is_known(name: str) -> bool:
@@ -107,8 +110,7 @@ def is_prepared(name: str, root: pathlib.Path) -> bool:
 
 
 def _builder(name: str, root: pathlib.Path) -> Any:
-    import tensorflow_datasets as tfds
-
+    tfds = _tfds()
     folder = _find(name, root)
     if folder is None:
         raise MissingData(
@@ -120,8 +122,7 @@ def _builder(name: str, root: pathlib.Path) -> Any:
 
 def _features(name: str, builder) -> tuple[Any, Any]:
     """The image and the label feature of a set, whatever they are called."""
-    import tensorflow_datasets as tfds
-
+    tfds = _tfds()
     features = builder.info.features
     images = [k for k, v in features.items() if isinstance(v, tfds.features.Image)]
     labels = [k for k, v in features.items() if isinstance(v, tfds.features.ClassLabel)]
@@ -136,9 +137,7 @@ def _features(name: str, builder) -> tuple[Any, Any]:
 
 
 def _decode(png: bytes, channels: int | None) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(png)) as image:
+    with needed("PIL.Image", "data").open(io.BytesIO(png)) as image:
         if channels == 1:
             image = image.convert("L")
         elif channels == 3:
@@ -149,8 +148,7 @@ def _decode(png: bytes, channels: int | None) -> np.ndarray:
 
 def _read_split(name: str, builder, split: str) -> tuple[np.ndarray, np.ndarray]:
     """All images and labels of one split."""
-    import tensorflow_datasets as tfds
-
+    tfds = _tfds()
     image, label = _features(name, builder)
     channels = builder.info.features[image].shape[-1]
     try:
@@ -252,10 +250,9 @@ def _explained(name: str, folder: pathlib.Path):
 
 
 def _png(pixels: np.ndarray) -> io.BytesIO:
-    from PIL import Image
-
+    image = needed("PIL.Image", "data")
     file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, format="png")
+    image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, format="png")
     file.seek(0)
     return file
 
@@ -267,8 +264,8 @@ def _examples(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dic
 
 def _without_tensorflow(name: str, arrays_of: Callable[[Any], dict[str, np.ndarray]]) -> Any:
     """A subclass of TFDS's builder of the set whose reading is `arrays_of(download_manager)`."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import registered
+    tfds = _tfds()
+    registered = needed("tensorflow_datasets.core", "data").registered
 
     base: Any = tfds.builder_cls(name)
     with registered.skip_registration():
@@ -294,8 +291,7 @@ def _without_tensorflow(name: str, arrays_of: Callable[[Any], dict[str, np.ndarr
 
 
 def _prepare(name: str, folder: pathlib.Path, arrays_of) -> None:
-    import tensorflow_datasets as tfds
-
+    tfds = _tfds()
     builder = _without_tensorflow(name, arrays_of)(
         data_dir=os.fspath(folder), file_format="array_record"
     )
@@ -307,8 +303,7 @@ def _prepare(name: str, folder: pathlib.Path, arrays_of) -> None:
 def prepare_download(name: str, folder: pathlib.Path) -> None:
     """Let TFDS fetch a set, check its checksums, and prepare it in `folder`; no tensorflow where
     the set is of the MNIST family."""
-    import tensorflow_datasets as tfds
-
+    tfds = _tfds()
     with _explained(name, folder):
         base: Any = tfds.builder_cls(name.partition("/")[0])
         if name in ("mnist", "fashion_mnist", "kmnist"):

@@ -1,11 +1,9 @@
 """The frame of a stored file, its errors, and writing it so that nothing half-written is left."""
 
-import contextlib
 import os
-import secrets
 import zlib
 
-from koopjax._core import as_path, existing
+from koopjax._core import as_path, existing, write_whole
 
 MAGIC = b"\x8bkjx"  # the first byte is no text, so a transfer in text mode shows
 VERSION = 1
@@ -95,11 +93,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file whole or not at all.
-
-    The bytes go to a new file beside the target, to the disk, and only then take the target's
-    name. Whatever interrupts that leaves the old file as it was and nothing beside it.
-    """
+    """Write a file whole or not at all, into a folder that is there."""
     place = as_path("the file to write", path)
     if place.is_dir():
         raise IsADirectoryError(f"expected a path for a file, got the folder {place}")
@@ -107,22 +101,12 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
         raise FileNotFoundError(
             f"expected an existing folder, got {place.parent}; try creating it first"
         )
-    beside = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
     try:
-        # exclusive, with the permissions that the user's umask asks for
-        with open(beside, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, place)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)
-        if isinstance(error, OSError):
-            why = error.strerror or str(error)
-            raise OSError(
-                error.errno,
-                f"expected room and permission to write {len(data)} bytes to {place}, got: {why}; "
-                "nothing was left behind",
-            ) from error
-        raise
+        write_whole(place, data)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise OSError(
+            error.errno,
+            f"expected room and permission to write {len(data)} bytes to {place}, got: {why}; "
+            "nothing was left behind",
+        ) from error

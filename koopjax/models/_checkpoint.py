@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from koopjax._core import expected
+from koopjax._extras import needed
 
 
 def _digest(array: Any) -> str:
@@ -110,8 +111,7 @@ class Keeper:
 
     def save(self, epoch: int, state: Any, history: list, run: dict[str, Any]) -> None:
         """Keep an epoch. It appears in the folder only once it is wholly written."""
-        import orbax.checkpoint as ocp
-
+        ocp = needed("orbax.checkpoint", "checkpoints")
         self.manager.save(
             epoch,
             args=ocp.args.Composite(
@@ -124,8 +124,7 @@ class Keeper:
 
     def restore(self, state: Any, run: dict[str, Any]) -> tuple[Any, list]:
         """State and history of the last epoch kept, if it is of this run."""
-        import orbax.checkpoint as ocp
-
+        ocp = needed("orbax.checkpoint", "checkpoints")
         step = self.latest()
         with self._whole():
             found = self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
@@ -191,8 +190,7 @@ def keeper(folder: str | os.PathLike | None, *, resume: bool) -> Iterator[Keeper
     if folder is None:
         yield None
         return
-    import orbax.checkpoint as ocp
-
+    ocp = needed("orbax.checkpoint", "checkpoints")
     path = pathlib.Path(folder).expanduser().absolute()
     options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
     with ocp.CheckpointManager(os.fspath(path), options=options) as manager:

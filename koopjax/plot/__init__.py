@@ -8,6 +8,10 @@ The functions that take `results` read the dictionary that `koopjax demo`, `anal
 write as ``results.json`` (its fields are listed in `koopjax.report`).
 """
 
+from koopjax._extras import needed
+
+needed("matplotlib", "report")
+
 from koopjax.plot._arrays import (
     confusion as confusion,
     disagreements as disagreements,

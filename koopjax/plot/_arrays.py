@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.patches import Circle
 
 from koopjax._core import expected, read
 from koopjax.plot._style import COLOURS, GRID, INK, MUTED, colour, new_figure, numbers, style
@@ -62,9 +64,6 @@ def spectrum(eigenvalues: Any, residuals: Any = None, *, exact: Any = None) -> A
     Returns:
         A `matplotlib.figure.Figure` with equal scales on both axes.
     """
-    from matplotlib.colors import LogNorm
-    from matplotlib.patches import Circle
-
     z: Any = np.atleast_1d(numbers("eigenvalues", eigenvalues, np.complex128))
     with style():
         figure = new_figure(5.6 if residuals is not None else 4.6, 4.4)

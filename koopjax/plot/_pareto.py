@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.lines import Line2D
 
 from koopjax.plot._style import INK, colour, new_figure, style
 
@@ -55,8 +56,6 @@ def pareto(
     Raises:
         ValueError: no results to draw.
     """
-    from matplotlib.lines import Line2D
-
     several = not isinstance(results, Mapping) and isinstance(results, Iterable)
     contests = [_contest(one) for one in (results if several else [results])]
     rows = [row for one in contests for row in one["rows"]]

@@ -7,7 +7,9 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from koopjax._core import expected, read
 
@@ -104,14 +106,10 @@ def numbers(name: str, value: Any, dtype: Any = np.float64) -> Any:
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Figure defaults while artists are made; matplotlib's own settings come back afterwards."""
-    import matplotlib
-
     with matplotlib.rc_context(_RC):
         yield
 
 
 def new_figure(width: float, height: float) -> Any:
     """An empty figure, in inches, laid out so that labels never overlap the axes."""
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(width, height), layout="constrained")

@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.patches import Rectangle
 
 from koopjax._core import expected
 from koopjax.plot._style import COLOURS, GRID, INK, MUTED, colour, new_figure, numbers, style
@@ -41,9 +45,6 @@ def plane(plane: Any) -> Any:
     Returns:
         A `matplotlib.figure.Figure`.
     """
-    from matplotlib.colors import LogNorm
-    from matplotlib.patches import Rectangle
-
     found = _plain(plane)
     rows = [row for row in found["rows"] if row.get("accuracy", row.get("agreement")) is not None]
     if not rows:
@@ -110,10 +111,6 @@ def bond_singular_values(values: Any, *, normalise: bool = True) -> Any:
     Returns:
         A `matplotlib.figure.Figure`, one line a bond, from dark (first) to light (last).
     """
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
     if not isinstance(values, list | tuple):
         raise expected("a list of singular values, an array a bond", type(values).__name__)
     curves = [np.sort(np.abs(numbers("singular values", v)).ravel())[::-1] for v in values]
@@ -140,8 +137,6 @@ def bond_singular_values(values: Any, *, normalise: bool = True) -> Any:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(True, axis="y")
         if len(curves) > 6:
-            from matplotlib.colors import LinearSegmentedColormap
-
             cut = LinearSegmentedColormap.from_list("bonds", scale(np.linspace(0, 0.82, 64)))
             mappable = ScalarMappable(Normalize(1, len(curves)), cut)
             bar = figure.colorbar(mappable, ax=axes, label="bond", pad=0.02)

@@ -31,11 +31,10 @@ Fields of the results (all but the first five may be absent; unknown ones are ke
 
 from koopjax.report._files import (
     load as load,
-    save as save,
     to_json as to_json,
     versions as versions,
     write_atomically as write_atomically,
 )
-from koopjax.report._html import render as render, write as write
+from koopjax.report._html import render as render, save as save, write as write
 
 __all__ = ["load", "render", "save", "to_json", "versions", "write", "write_atomically"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from koopjax._core import as_path, expected, read_json
+from koopjax._core import as_path, expected, read_json, write_whole
 
 
 def versions() -> dict[str, str]:
@@ -77,13 +77,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> int:
     except UnicodeEncodeError as error:
         raise expected("text that UTF-8 can hold", str(error)[:80]) from None
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".{target.name}.{os.getpid()}.partial"
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_whole(target, data)
     return len(data)
 
 
@@ -108,21 +102,3 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             "try a results.json written by koopjax demo, analyze or compress"
         )
     return results
-
-
-def save(
-    results: Mapping[str, Any],
-    directory: str | os.PathLike[str],
-    figures: Mapping[str, Any] | None = None,
-) -> tuple[Path, Path]:
-    """Write results.json and report.html into a folder; returns their paths.
-
-    Args:
-        figures: as `write` takes them.
-    """
-    from koopjax.report._html import write
-
-    folder = as_path("a folder", directory)
-    write_atomically(folder / "results.json", to_json(results))
-    write(results, folder / "report.html", figures)
-    return folder / "results.json", folder / "report.html"

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from koopjax._core import expected
-from koopjax.report._files import plain, write_atomically
+from koopjax._core import as_path, expected
+from koopjax._extras import needed
+from koopjax.report._files import plain, to_json, write_atomically
 
 # The colours that figures use for text, axes, grids and hollow markers become the page's own, so
 # that one picture serves the light, the dark and the printed page.
@@ -31,8 +32,7 @@ def _svg(name: str, figure: Any) -> str:
     """A figure as inline SVG that takes the page's colours; the text itself if it is text."""
     if isinstance(figure, str):
         return figure
-    import matplotlib
-
+    matplotlib = needed("matplotlib", "report")
     buffer = io.StringIO()
     # The salt keeps ids of clip paths apart between figures of one page, and the same every time.
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
@@ -57,14 +57,14 @@ def _svg(name: str, figure: Any) -> str:
 
 def _picture(pixels: Any) -> str:
     """An image as a data address: ink dark on light for grey ones, colours as they are."""
-    from PIL import Image
+    image = needed("PIL.Image", "report")
 
     a = np.asarray(pixels, np.float64)
     a = a.reshape(a.shape[:2]) if a.ndim == 3 and a.shape[-1] == 1 else a
     a = a / max(float(a.max(initial=0.0)), 1e-12)
     a = 1.0 - a if a.ndim == 2 else a
     buffer = io.BytesIO()
-    Image.fromarray(np.round(255 * a).astype(np.uint8)).save(buffer, "PNG", optimize=True)
+    image.fromarray(np.round(255 * a).astype(np.uint8)).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -109,8 +109,7 @@ def _rungs(rows: Sequence[Any], finding: Any) -> list[Any]:
 
 @functools.cache
 def _template() -> Any:
-    import jinja2
-
+    jinja2 = needed("jinja2", "report")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("koopjax.report", "templates"),
         autoescape=True,
@@ -237,3 +236,19 @@ def write(
     """
     write_atomically(path, render(results, figures))
     return Path(path)
+
+
+def save(
+    results: Mapping[str, Any],
+    directory: str | os.PathLike[str],
+    figures: Mapping[str, Any] | None = None,
+) -> tuple[Path, Path]:
+    """Write results.json and report.html into a folder; returns their paths.
+
+    Args:
+        figures: as `write` takes them.
+    """
+    folder = as_path("a folder", directory)
+    write_atomically(folder / "results.json", to_json(results))
+    write(results, folder / "report.html", figures)
+    return folder / "results.json", folder / "report.html"

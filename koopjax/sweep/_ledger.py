@@ -27,13 +27,7 @@ def _encode(leaf: Any) -> dict[str, Any]:
 
 
 def _decode(item: dict[str, Any]) -> np.ndarray:
-    try:
-        dtype = np.dtype(item["d"])
-    except TypeError:
-        import ml_dtypes
-
-        dtype = np.dtype(getattr(ml_dtypes, item["d"]))
-    return np.frombuffer(item["b"], dtype).reshape(item["s"]).copy()
+    return np.frombuffer(item["b"], np.dtype(item["d"])).reshape(item["s"]).copy()
 
 
 def _record(content: Any) -> bytes:

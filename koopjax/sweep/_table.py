@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pathlib
-import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from koopjax._core import check_number, existing, expected, read_json
+from koopjax._core import check_number, existing, expected, read_json, write_whole
 
 SHOWN = 40
 DIRECTIONS = ("minimum", "maximum")
@@ -51,15 +50,9 @@ def _finite(value: Any) -> Any:
 
 
 def _write(path: str | os.PathLike[str], text: str) -> None:
-    """Replace a file in one move, so that no reader and no crash sees half of it."""
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="")
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(target, text.encode())
 
 
 def _shown(value: Any) -> str:

@@ -90,7 +90,7 @@ def break_at(monkeypatch, name, error):
     def broken(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(_file.os, name, broken)
+    monkeypatch.setattr(os, name, broken)
 
 
 @pytest.mark.parametrize("at", ["fsync", "replace"])
