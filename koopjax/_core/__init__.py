@@ -35,12 +35,15 @@ from koopjax._core._inference import (
     trace_inference as trace_inference,
 )
 from koopjax._core._linalg import (
+    Root as Root,
     check_metric as check_metric,
     gram as gram,
     masked_qr as masked_qr,
     matmul as matmul,
     merge_r as merge_r,
     qr_r as qr_r,
+    ridge_solve as ridge_solve,
+    semidefinite_root as semidefinite_root,
     tol as tol,
 )
 from koopjax._core._paths import as_path as as_path, existing as existing, read_json as read_json
@@ -110,6 +113,7 @@ __all__ = [
     "ModeError",
     "NumericalError",
     "Outline",
+    "Root",
     "Static",
     "as_array",
     "as_dtype",
@@ -166,7 +170,9 @@ __all__ = [
     "read",
     "read_json",
     "read_numbers",
+    "ridge_solve",
     "run_equation",
+    "semidefinite_root",
     "static",
     "take_apart",
     "take_bound",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from koopjax._core import check_finite, expected, read_numbers
+from koopjax._core import check_finite, expected, read_numbers, ridge_solve
 from koopjax.compress._budget import number
 from koopjax.compress._obs import activation_order, surgeon_stage
 from koopjax.compress._units import unit_diagonal
@@ -78,7 +78,7 @@ def matrix_curves(
     scaled, unit = unit_diagonal(gram)
     right = cross * unit[:, None]
     ridge = max(float(alpha), 1e-10)
-    dense = unit[:, None] * np.linalg.solve(scaled + ridge * np.eye(p), right)
+    dense = unit[:, None] * ridge_solve(scaled, right, ridge)
     out: dict[str, list[np.ndarray]] = {}
     for name in methods:
         if name == "obs":

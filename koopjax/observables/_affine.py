@@ -24,6 +24,7 @@ from koopjax._core import (
     promoted,
     pytree,
     read_numbers,
+    semidefinite_root,
 )
 from koopjax.observables._base import (
     Observables,
@@ -414,9 +415,8 @@ def _directions(x: Array, metric: Array | None, *, whiten: bool) -> tuple[Array,
     covariance = matmul((centred / unit).T, centred / unit) / x.shape[0]
     root = jnp.eye(x.shape[1], dtype=x.dtype)
     if metric is not None:
-        values, vectors = jnp.linalg.eigh(metric)
-        root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
-    values, vectors = jnp.linalg.eigh(matmul(root.T, matmul(covariance, root)))
+        root = semidefinite_root(metric).half
+    _, vectors = jnp.linalg.eigh(matmul(root.T, matmul(covariance, root)))
     matrix = _signed(matmul(root, vectors[:, ::-1]))
     if metric is not None:
         norm = jnp.linalg.norm(matrix, axis=0)

@@ -19,6 +19,7 @@ from koopjax._core import (
     own_rules,
     pytree,
     read_numbers,
+    semidefinite_root,
 )
 from koopjax.edmd._factor import is_finite
 from koopjax.edmd._smooth import leading_vectors, root_metric
@@ -131,8 +132,7 @@ def _factor_errors(stats: edmd.RFactor, left: Array, right: Array, metric: Array
     """The same from an R factor, by residuals, so that small errors keep their digits."""
     r, p = stats.r, stats.p
     if metric is not None:
-        values, vectors = jnp.linalg.eigh((metric + metric.T) / 2)
-        root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
+        root = semidefinite_root(metric).half
         r = jnp.concatenate([r[:, :p], matmul(r[:, p:], root)], axis=1)
         right = matmul(right, root)
     below = jnp.sum(r[p:, p:] ** 2)
