@@ -1,6 +1,7 @@
 """The door for arrays, result codes, products at a stated precision, masked QR, R factors."""
 
 from koopjax._core._arrays import (
+    available_bytes as available_bytes,
     blocks as blocks,
     check_finite as check_finite,
     expected as expected,
@@ -21,6 +22,7 @@ from koopjax._core._door import (
     read as read,
     read_numbers as read_numbers,
 )
+from koopjax._core._eig import eig as eig, left_vectors as left_vectors
 from koopjax._core._fingerprint import (
     digest as digest,
     fingerprint as fingerprint,
@@ -51,6 +53,7 @@ from koopjax._core._precision import (
     at_least_float32 as at_least_float32,
     cast as cast,
     has_x64 as has_x64,
+    in_float64 as in_float64,
     is_wide as is_wide,
     leave as leave,
     own_rules as own_rules,
@@ -86,12 +89,15 @@ from koopjax._core._results import (
     message as message,
     worst as worst,
 )
+from koopjax._core._rows import as_pair as as_pair, as_rows as as_rows
 from koopjax._core._settings import (
     as_dtype as as_dtype,
     as_flag as as_flag,
     as_key as as_key,
+    as_number as as_number,
     as_whole as as_whole,
     check_dictionary as check_dictionary,
+    check_integer as check_integer,
     check_number as check_number,
 )
 from koopjax._core._watch import (
@@ -120,21 +126,27 @@ __all__ = [
     "as_flag",
     "as_integers",
     "as_key",
+    "as_number",
     "as_numbers",
+    "as_pair",
     "as_path",
+    "as_rows",
     "as_states",
     "as_whole",
     "at_least_float32",
+    "available_bytes",
     "blocks",
     "cast",
     "changed",
     "check",
     "check_dictionary",
     "check_finite",
+    "check_integer",
     "check_metric",
     "check_number",
     "codebooks",
     "digest",
+    "eig",
     "existing",
     "expected",
     "fingerprint",
@@ -144,12 +156,14 @@ __all__ = [
     "has_x64",
     "held",
     "held_leaves",
+    "in_float64",
     "infer",
     "inference_arguments",
     "is_array",
     "is_tracing",
     "is_wide",
     "leave",
+    "left_vectors",
     "loses_spread",
     "masked_qr",
     "matmul",

@@ -13,6 +13,7 @@ from koopjax._core import (
     as_flag,
     as_states,
     check_finite,
+    check_integer,
     check_metric,
     check_number,
     expected,
@@ -34,7 +35,6 @@ from koopjax.observables._base import (
     like,
     require_axes,
     require_dimension,
-    require_integer,
 )
 
 
@@ -284,7 +284,7 @@ class Project(Observables):
 
 
 def _check_rank(rank: int, d: int) -> None:
-    require_integer("the rank", rank, 1)
+    check_integer("the rank", rank, 1)
     if rank > d:
         raise expected(f"a rank from 1 to {d}, the number of coordinates", f"{rank}")
 
