@@ -202,7 +202,7 @@ def test_a_frozen_koopman_block(model, x):
     made = surgery.splice(model, x, AT, nn.from_koopman(fit, trainable=False))
     frozen = jax.tree.map(jnp.copy, nnx.state(made.block))
     train(made, x, steps=2)
-    jax.tree.map(np.testing.assert_array_equal, nnx.state(made.block), frozen)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, nnx.state(made.block), frozen)))
 
 
 def test_the_skeleton_knows_the_original(model, x):
