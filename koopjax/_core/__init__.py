@@ -20,6 +20,7 @@ from koopjax._core._door import (
     as_states as as_states,
     held as held,
     held_leaves as held_leaves,
+    loses_spread as loses_spread,
     needs_float64 as needs_float64,
     read as read,
     read_numbers as read_numbers,
