@@ -1,4 +1,4 @@
-"""Products at full precision, QR with masked columns, and the merging of R factors."""
+"""Products at full precision, QR with masked columns, roots and ridges."""
 
 from typing import Any, NamedTuple
 
@@ -28,14 +28,6 @@ def gram(a: Array) -> Array:
 def qr_r(a: Float[Array, "n p"]) -> Float[Array, "k p"]:
     """The upper-triangular factor of `a = Q R`; `k = min(n, p)`."""
     return jnp.linalg.qr(a, mode="r")
-
-
-def merge_r(first: Float[Array, "p p"], second: Float[Array, "p p"]) -> Float[Array, "p p"]:
-    """R factor of two stacked R factors, so that `RᵀR = R₁ᵀR₁ + R₂ᵀR₂`.
-
-    Backward stable: the product is never formed, so the condition number is not squared.
-    """
-    return qr_r(jnp.concatenate([first, second]))
 
 
 def masked_qr(

@@ -7,21 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from koopjax._core import (
     expected,
-    held_leaves,
     is_tracing,
-    is_wide,
     precise_as,
     promoted,
     pytree,
     static,
 )
 from koopjax.edmd._folds import merge_stacked
-from koopjax.edmd._inputs import batches_of, check_mesh
+from koopjax.edmd._inputs import batches_of
 from koopjax.edmd._memory import check_memory
 from koopjax.edmd._statistics import Gram, RFactor, Statistics
 from koopjax.observables import Observables, require_rowwise
@@ -152,7 +149,7 @@ def _scan(
     return carry
 
 
-_from_arrays = jax.jit(_scan, static_argnames=("kind", "dtype", "batch", "folds"))
+from_arrays = jax.jit(_scan, static_argnames=("kind", "dtype", "batch", "folds"))
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "dtype", "batch", "folds", "mesh"))
@@ -188,7 +185,7 @@ def _merge_batch(carry, part):
     return carry.merge(part)
 
 
-def _on_mesh(lift, x, y, weights, *, kind, dtype, batch_size, folds, mesh: Mesh) -> Any:
+def on_mesh(lift, x, y, weights, *, kind, dtype, batch_size, folds, mesh: Mesh) -> Any:
     """Rows over all devices of a mesh; padded by repeating rows of weight zero."""
     devices = mesh.size
     n = x.shape[0]
@@ -212,7 +209,7 @@ def _on_mesh(lift, x, y, weights, *, kind, dtype, batch_size, folds, mesh: Mesh)
     )
 
 
-def _stream(
+def from_stream(
     lift: Lift, pairs: Iterable, *, kind, dtype, batch_size, folds, mesh, memory_limit
 ) -> Statistics:
     """Statistics of a stream of pairs (or triples with weights), in constant memory."""
@@ -227,7 +224,7 @@ def _stream(
             with precise_as(x.dtype):
                 carry = _absorb_batch(carry, lift, x, y, weights, folds=folds)
         else:
-            part = _on_mesh(
+            part = on_mesh(
                 lift, x, y, weights, kind=kind, dtype=dtype, batch_size=None, folds=folds,
                 mesh=mesh,
             )  # fmt: skip
@@ -237,27 +234,3 @@ def _stream(
     if carry is None:
         raise expected("at least one batch", "an empty stream", "checking how the data are read")
     return carry
-
-
-def run(
-    lift: Lift, x: Any, y: Any, weights: Any, *, kind, dtype, batch_size, folds, mesh, memory_limit
-) -> Statistics:
-    """Statistics of validated arrays or a stream; float64 is asked for where the sums need it."""
-    if mesh is not None:
-        check_mesh(mesh, x, y)
-    staged = is_tracing(lift, y, weights)
-    fitted = is_wide(lift) and not staged
-    # What users wrote down is read as outside; what was fitted in float64 stays in it.
-    with precise_as(np.float64 if fitted else np.float32):
-        lift = held_leaves(lift)
-    options = {"kind": kind, "dtype": dtype, "folds": folds, "mesh": mesh}
-    with precise_as(np.float64 if fitted or (dtype == np.float64 and not staged) else np.float32):
-        if y is None:
-            return _stream(lift, x, batch_size=batch_size, memory_limit=memory_limit, **options)
-        n, width = x.shape[0], sum(lift.sizes(x.shape[1], y.shape[1]))
-        batch = batch_size or block_rows(n, width, kind, folds)
-        check_memory(lift, x.shape, y.shape, kind, dtype, batch, folds, memory_limit)
-        if mesh is not None:
-            return _on_mesh(lift, x, y, weights, batch_size=batch_size, **options)
-        batch = -(-min(batch, n) // (folds or 1)) * (folds or 1)
-        return _from_arrays(lift, x, y, weights, kind=kind, dtype=dtype, batch=batch, folds=folds)

@@ -112,9 +112,7 @@ def is_finite(stats: Statistics) -> Array:
 
 def column_scale(stats: Statistics, alpha: Any = 0.0) -> Array:
     """`1 / ‖ψ_i‖` with the ridge counted in, and 1 for columns that are zero."""
-    g, _ = blocks_of(stats)
-    squares = jnp.diagonal(g) if isinstance(stats, Gram) else jnp.sum(g**2, axis=0)
-    squares = squares + alpha
+    squares = _column_squares(stats) + alpha
     positive = squares > 0
     return jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, squares, 1)), 1)
 
@@ -129,25 +127,32 @@ def spectral(stats: Statistics, rank: Any = None) -> Spectral:
     Where the observables are less precise than the sums no more are kept than there are
     independent columns.
     """
-    g, rhs = blocks_of(stats)
-    p = g.shape[0]
     if stats.observed:
         scaled = singular_values(stats, column_scale(stats))
         found = count_of(scaled > noise(stats))
         rank = found if rank is None else jnp.minimum(rank, found)
-    if isinstance(stats, Gram):
-        values, vectors = jnp.linalg.eigh(g)
-        values, v = values[::-1], vectors[:, ::-1]
-        keep = values > cut(stats) * jnp.maximum(values[0], 0)
-        s = jnp.sqrt(jnp.where(keep, values, 1))
-        c = matmul(v.T, rhs) / s[:, None]
-    else:
-        u, s, vt = jnp.linalg.svd(g)
-        v, c = vt.T, matmul(u.T, rhs)
-        keep = s > cut(stats) * s[0]
+    s, v, c = _decomposed(stats, jnp.ones(stats.sizes[0], stats.dtype))
+    keep = _resolved(stats, s)
     if rank is not None:
-        keep = keep & first(p, rank)
+        keep = keep & first(s.shape[0], rank)
     return Spectral(v, jnp.where(keep, s, 0), jnp.where(keep[:, None], c, 0))
+
+
+def _decomposed(stats: Statistics, d: Array) -> tuple[Array, Array, Array]:
+    """`Ψx diag(d) = U diag(s) Vᵀ` as `(s, V, Uᵀ Ψy)`, s falling."""
+    g, rhs = blocks_of(stats)
+    if isinstance(stats, Gram):
+        values, v = jnp.linalg.eigh(d[:, None] * g * d[None, :])
+        s, v = jnp.sqrt(jnp.maximum(values, 0))[::-1], v[:, ::-1]
+        return s, v, matmul(v.T, d[:, None] * rhs) / jnp.where(s > 0, s, 1)[:, None]
+    u, s, vt = jnp.linalg.svd(g * d[None, :])
+    return s, vt.T, matmul(u.T, rhs)
+
+
+def _resolved(stats: Statistics, s: Array) -> Array:
+    """Which singular values stand out from the rounding of the sums."""
+    relative = s / jnp.where(s[0] > 0, s[0], 1)
+    return (relative**2 if isinstance(stats, Gram) else relative) > cut(stats)
 
 
 def triangle(stats: Statistics, alpha: Any) -> tuple[Array, Array, Array]:
@@ -189,14 +194,7 @@ def least_norm(stats: Statistics, alpha: Any) -> tuple[Array, Array]:
         K `(p, q)`, and `(p, q)` coordinates of `Ψx K` in the basis U.
     """
     d = column_scale(stats)
-    g, rhs = blocks_of(stats)
-    if isinstance(stats, Gram):
-        values, v = jnp.linalg.eigh(d[:, None] * g * d[None, :])
-        s, v = jnp.sqrt(jnp.maximum(values, 0))[::-1], v[:, ::-1]
-        c = matmul(v.T, d[:, None] * rhs) / jnp.where(s > 0, s, 1)[:, None]
-    else:
-        u, s, vt = jnp.linalg.svd(g * d[None, :])
-        v, c = vt.T, matmul(u.T, rhs)
+    s, v, c = _decomposed(stats, d)
     keep = first(s.shape[0], independent(stats, s))
     inverse = jnp.where(keep, 1 / jnp.where(keep, s, 1), 0)
     basis = jnp.where(keep[None, :], v / d[:, None], 0)
@@ -209,9 +207,12 @@ def least_norm(stats: Statistics, alpha: Any) -> tuple[Array, Array]:
 
 def column_scale_dead(stats: Statistics, alpha: Any) -> Array:
     """Columns without any energy, ridge included."""
+    return ~(_column_squares(stats) + alpha > 0)
+
+
+def _column_squares(stats: Statistics) -> Array:
     g, _ = blocks_of(stats)
-    squares = jnp.diagonal(g) if isinstance(stats, Gram) else jnp.sum(g**2, axis=0)
-    return ~(squares + alpha > 0)
+    return jnp.diagonal(g) if isinstance(stats, Gram) else jnp.sum(g**2, axis=0)
 
 
 def extremes(t: Float[Array, "p p"]) -> tuple[Array, Array]:
@@ -257,10 +258,7 @@ def singular_values(stats: Statistics, d: Array) -> Array:
 
 def independent(stats: Statistics, scaled: Array) -> Array:
     """How many columns are independent, by the singular values of scaled ones; dead ones aside."""
-    relative = scaled / jnp.where(scaled[0] > 0, scaled[0], 1)
-    if isinstance(stats, Gram):
-        relative = relative**2
-    return count_of((relative > cut(stats)) & (scaled > noise(stats)))
+    return count_of(_resolved(stats, scaled) & (scaled > noise(stats)))
 
 
 def tied(stats: Statistics, scaled: Array) -> Array:

@@ -21,7 +21,7 @@ from koopjax._core import (
     promoted,
     worst,
 )
-from koopjax.edmd._accumulate import Lift, run
+from koopjax.edmd._accumulate import Lift
 from koopjax.edmd._factor import is_finite
 from koopjax.edmd._factorisation import Solution
 from koopjax.edmd._folds import total
@@ -116,8 +116,8 @@ def regress(
 ) -> tuple[Solution, Any]:
     """The solution and the readout in the dtype of the observables, for `fit` and `generator`.
 
-    By the statistics asked for or those that conditioning takes: `run` goes through the data once,
-    or a second time where the first was not good enough.
+    By the statistics asked for or those that conditioning takes: one pass over the data,
+    or a second where the first was not good enough.
     """
     solver = check_solver(solver)
     if solver.folds is None and folds is not None:
@@ -127,7 +127,7 @@ def regress(
     solver.validate(regression.sizes)
     with precise_as(regression.dtype):
         kind, reason = _first_kind(regression, statistics)
-        stats = run(*regression.data, **regression.plan(kind))
+        stats = regression.statistics(kind)
         solution, readout = _solved(regression, stats, solver, reason)
         doubted = reason == GRAM_ENOUGH and not is_tracing(solution)
         if doubted and float(solution.info.rounding) > tolerance(regression.dtype):
@@ -139,7 +139,7 @@ def regress(
             else:
                 del stats
                 again = dataclasses.replace(regression, source=regression.again)
-                stats = run(*again.data, **again.plan(RFactor))
+                stats = again.statistics(RFactor)
                 solution, readout = _solved(again, stats, solver, GRAM_REFUSED)
     dtype = regression.dtype
     solution = Solution(

@@ -1,6 +1,7 @@
 """The Koopman operator that a fit returns: prediction, spectrum, modes, residuals."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -94,28 +95,25 @@ class Spectrum:
     def _pairs(self) -> tuple[Array, Array]:
         return _eig(at_least_float32(self.matrix))
 
+    def _read(self, what: str, take: Callable[[Array, Array], Array]) -> Any:
+        self._square(what)
+        with precise(self.matrix, self.readout):
+            found = take(*self._pairs())
+        return leave(found)
+
     def eigenvalues(self) -> Complex[Array, " p"]:
         """Eigenvalues, complex, by falling modulus."""
-        self._square("eigenvalues")
-        with precise(self.matrix):
-            values = self._pairs()[0]
-        return leave(values)
+        return self._read("eigenvalues", lambda values, _: values)
 
     @property
     def right(self) -> Complex[Array, "p p"]:
         """Right eigenvectors as columns, of unit norm, in the order of `eigenvalues()`."""
-        self._square("eigenvectors")
-        with precise(self.matrix):
-            vectors = self._pairs()[1]
-        return leave(vectors)
+        return self._read("eigenvectors", lambda _, vectors: vectors)
 
     @property
     def left(self) -> Complex[Array, "p p"]:
         """Left eigenvectors as columns, biorthonormal to `right`: `leftᴴ @ right = I`."""
-        self._square("eigenvectors")
-        with precise(self.matrix):
-            vectors = _left(self._pairs()[1])
-        return leave(vectors)
+        return self._read("eigenvectors", lambda _, vectors: _left(vectors))
 
     def eigenfunctions(self, x: Float[Array, "n d"]) -> Complex[Array, "n p"]:
         """Eigenfunctions `φ(x) = Ψ(x) V` at states `(n, d)`, one a column."""
@@ -128,10 +126,7 @@ class Spectrum:
 
     def modes(self) -> Complex[Array, "p d"]:
         """Koopman modes, one a row: `x = eigenfunctions(x) @ modes()` as far as Ψ spans x."""
-        self._square("modes")
-        with precise(self.matrix, self.readout):
-            modes = _modes(_left(self._pairs()[1]), self.readout)
-        return leave(modes)
+        return self._read("modes", lambda _, vectors: _modes(_left(vectors), self.readout))
 
     def _states(self, x: Any) -> Any:
         x = as_states("the states", x, self)

@@ -12,19 +12,24 @@ from koopjax._core import (
     check_dictionary,
     expected,
     has_float64,
+    held_leaves,
+    in_float64,
+    is_tracing,
+    is_wide,
     precise_as,
     traced,
     working_dtype,
 )
-from koopjax.edmd._accumulate import Lift, run
+from koopjax.edmd._accumulate import Lift, block_rows, from_arrays, from_stream, on_mesh
 from koopjax.edmd._inputs import (
     check_arrays,
     check_batch_size,
+    check_mesh,
     check_stream,
     fold_layout,
     peek,
 )
-from koopjax.edmd._memory import observed_dtype
+from koopjax.edmd._memory import check_memory, observed_dtype
 from koopjax.edmd._statistics import KINDS, Statistics
 from koopjax.observables import contains_state
 
@@ -68,21 +73,31 @@ class Regression:
         """Whether values can't be looked at."""
         return traced(self.lift, None if self.y is None else self.source, self.y, self.weights)
 
-    @property
-    def data(self) -> tuple[Any, Any, Any, Any]:
-        """What `run` goes through."""
-        return self.lift, self.source, self.y, self.weights
-
-    def plan(self, kind: type) -> dict[str, Any]:
-        """How `run` goes through it."""
-        return {
-            "kind": kind,
-            "dtype": self._sum_dtype(),
-            "batch_size": self.batch_size,
-            "folds": self.folds,
-            "mesh": self.mesh,
-            "memory_limit": self.memory_limit,
-        }
+    def statistics(self, kind: type) -> Statistics:
+        """One pass over the data, with float64 asked for where the sums need it."""
+        lift, x, y, folds, dtype = self.lift, self.source, self.y, self.folds, self._sum_dtype()
+        if self.mesh is not None:
+            check_mesh(self.mesh, x, y)
+        staged = is_tracing(lift, y, self.weights)
+        fitted = is_wide(lift) and not staged
+        # What users wrote down is read as outside; what was fitted in float64 stays in it.
+        with precise_as(np.float64 if fitted else np.float32):
+            lift = held_leaves(lift)
+        how: dict[str, Any] = {"kind": kind, "dtype": dtype, "folds": folds}
+        with in_float64(fitted or (dtype == np.float64 and not staged)):
+            if y is None:
+                return from_stream(
+                    lift, x, batch_size=self.batch_size, mesh=self.mesh,
+                    memory_limit=self.memory_limit, **how,
+                )  # fmt: skip
+            n, width = x.shape[0], sum(lift.sizes(x.shape[1], y.shape[1]))
+            batch = self.batch_size or block_rows(n, width, kind, folds)
+            check_memory(lift, x.shape, y.shape, kind, dtype, batch, folds, self.memory_limit)
+            if self.mesh is not None:
+                data = lift, x, y, self.weights
+                return on_mesh(*data, batch_size=self.batch_size, mesh=self.mesh, **how)
+            batch = -(-min(batch, n) // (folds or 1)) * (folds or 1)
+            return from_arrays(lift, x, y, self.weights, batch=batch, **how)
 
     def _sum_dtype(self) -> Any:
         """The dtype of the sums: as asked, else float64 where it can be had."""
@@ -205,4 +220,4 @@ def accumulate(
         accumulate_dtype=accumulate_dtype, memory_limit=memory_limit,
     )  # fmt: skip
     with precise_as(regression.dtype):
-        return run(*regression.data, **regression.plan(kind))
+        return regression.statistics(kind)

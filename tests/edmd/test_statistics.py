@@ -178,7 +178,7 @@ def test_nothing_is_recompiled_for_the_same_shapes(rng):
         stream = ((x[i : i + 10] + run, x[i : i + 10]) for i in range(0, 35, 10))
         edmd.fit(Concat(Monomials(1)), stream, target=Identity())
         sizes = (
-            _accumulate._from_arrays._cache_size(),
+            _accumulate.from_arrays._cache_size(),
             _accumulate._absorb_batch._cache_size(),
             _solvers._compute._cache_size(),
         )

@@ -162,8 +162,8 @@ def solved(name, kind, solvers):
     rows, scores = [], []
     for label in solvers:
         solver = SOLVERS[label]
-        chosen = hasattr(solver, "choose")
-        found = solver.choose(folds) if chosen else edmd.solve(whole, solver)
+        chosen = solver.folds is not None
+        found = edmd.solve(folds if chosen else whole, solver)
         matrix = np.asarray(found.value, np.float32)
         told = about(found.info, found.result)
         rows.append({"matrix": matrix, "prediction": lifted @ matrix, **told})
