@@ -28,14 +28,6 @@ from koopjax._core._fingerprint import (
     fingerprint as fingerprint,
     run_equation as run_equation,
 )
-from koopjax._core._inference import (
-    ModeError as ModeError,
-    infer as infer,
-    inference_arguments as inference_arguments,
-    put_bound as put_bound,
-    take_bound as take_bound,
-    trace_inference as trace_inference,
-)
 from koopjax._core._linalg import (
     Root as Root,
     check_metric as check_metric,
@@ -70,6 +62,7 @@ from koopjax._core._precision import (
     working_dtype as working_dtype,
 )
 from koopjax._core._pytree import (
+    Keyed as Keyed,
     Outline as Outline,
     Static as Static,
     firsts as firsts,
@@ -121,7 +114,7 @@ __all__ = [
     "RESULTS",
     "SUCCESS",
     "UNDERDETERMINED",
-    "ModeError",
+    "Keyed",
     "NumericalError",
     "Outline",
     "Root",
@@ -162,8 +155,6 @@ __all__ = [
     "held",
     "held_leaves",
     "in_float64",
-    "infer",
-    "inference_arguments",
     "is_array",
     "is_tracing",
     "is_wide",
@@ -183,7 +174,6 @@ __all__ = [
     "precise_as",
     "precise_for",
     "promoted",
-    "put_bound",
     "pytree",
     "qr_r",
     "read",
@@ -194,10 +184,8 @@ __all__ = [
     "semidefinite_root",
     "static",
     "take_apart",
-    "take_bound",
     "tol",
     "trace_context",
-    "trace_inference",
     "traced",
     "version",
     "watched",

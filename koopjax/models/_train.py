@@ -21,8 +21,8 @@ from koopjax._core import (
     check_number,
     expected,
 )
+from koopjax.forms import Definition, form_of
 from koopjax.models import _checkpoint, _evaluate, _scores, _step
-from koopjax.models._forms import Form, form_of
 
 Metrics = dict[str, float]
 Progress = Callable[[int, Metrics], None]
@@ -50,7 +50,7 @@ class TrainResult:
 class _Plan:
     """Everything about a run that does not change while it goes on."""
 
-    form: Form
+    form: Definition
     optimizer: optax.GradientTransformation | None
     loss: Callable[[Array, Array], Array]
     batch_size: int

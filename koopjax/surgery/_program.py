@@ -8,12 +8,11 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from koopjax._core import expected, is_tracing, trace_context, trace_inference
+from koopjax._core import expected, is_tracing, trace_context
+from koopjax.forms import Definition
 from koopjax.surgery._flatten import Flat, Node, flatten, make_jaxpr, unroll_scans
 from koopjax.surgery._flops import flops
-from koopjax.surgery._model import Definition
 from koopjax.surgery._names import Naming
 
 #: `(shape, dtype, weak_type)` of an array: what tracing needs to know of it.
@@ -325,14 +324,7 @@ def trace(
     if key in _PROGRAMS:
         return _PROGRAMS[key]
     abstract = [_struct(*leaf) for leaf in leaves]
-    closed, out = trace_inference(
-        definition.unversioned(),
-        definition.observed,
-        abstract,
-        jax.ShapeDtypeStruct(*x),
-        streams=[issubclass(kind, nnx.RngState) for kind in definition.kinds],
-        model=lambda: definition.rebuild(abstract),
-    )
+    closed, out = definition.trace(abstract, jax.ShapeDtypeStruct(*x))
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise expected(
             "a model that returns one array",
