@@ -4,7 +4,11 @@ The only room that asks what kind a model is. A kind is one file, a subclass of 
 says what it takes, how it comes apart and how it is called, and one entry of `KINDS`.
 """
 
-from koopjax.forms._definition import Constant as Constant, Definition as Definition
+from koopjax.forms._definition import (
+    Call as Call,
+    Constant as Constant,
+    Definition as Definition,
+)
 from koopjax.forms._inference import ModeError as ModeError
 from koopjax.forms._kinds import (
     KINDS as KINDS,
@@ -17,6 +21,7 @@ from koopjax.forms._names import named_leaves as named_leaves, spell as spell
 
 __all__ = [
     "KINDS",
+    "Call",
     "Constant",
     "Definition",
     "ModeError",

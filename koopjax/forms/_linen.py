@@ -50,11 +50,7 @@ class Linen(Definition):
     def outlined(cls, code: Any, tree: Any) -> tuple[Outline, list[tuple[str, Any, Any]]]:
         """The variables' leaves, without the collection in their names."""
         if not isinstance(tree, Mapping) or (tree and "params" not in tree):
-            raise expected(
-                "a Linen model as (module, variables) with 'params' among the variables",
-                str(sorted(tree)) if isinstance(tree, Mapping) else type(tree).__name__,
-                'module.init(key, x), or (module, {"params": params})',
-            )
+            raise _without_params(tree)
         flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
         rows = [
             (joined(path[1:]), leaf, _COLLECTIONS.get(spell(path)[0], Constant))
@@ -65,7 +61,9 @@ class Linen(Definition):
     def divide(self, leaves: list[Any]) -> tuple[Any, Any]:
         """The collection `params`, and the others by name."""
         tree = self.outline.fill(leaves)
-        return tree.get("params", {}), {n: value for n, value in tree.items() if n != "params"}
+        if "params" not in tree:  # one without arrays has a definition, but nothing to train
+            raise _without_params(tree)
+        return tree["params"], {name: held for name, held in tree.items() if name != "params"}
 
     def united(self, params: Any, rest: Any) -> Any:
         """The variables again."""
@@ -92,3 +90,11 @@ class Linen(Definition):
     def _module(self) -> Any:
         assert self.code is not None
         return self.code.value
+
+
+def _without_params(tree: Any) -> ValueError:
+    return expected(
+        "a Linen model as (module, variables) with 'params' among the variables",
+        str(sorted(tree)) if isinstance(tree, Mapping) else type(tree).__name__,
+        'module.init(key, x), or (module, {"params": params})',
+    )

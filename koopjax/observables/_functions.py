@@ -1,7 +1,7 @@
 """Dictionaries from code: a Flax module with its parameters, a plain function."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -114,14 +114,12 @@ def _rest(definition: Any, rest: Any) -> Any:
 
 
 def _take_apart(module: Any) -> tuple[Any, Any, Any]:
-    code, *held = module if isinstance(module, tuple) and len(module) == 2 else (module,)
-    if not callable(code):
+    pair = isinstance(module, tuple) and len(module) == 2
+    if not callable(module[0] if pair else module):
         raise expected(
             "an nnx.Module, (linen_module, variables) or (function, params) in Neural",
             type(module).__name__,
         )
-    if held and isinstance(held[0], Mapping) and not held[0]:
-        raise expected("variables with an entry 'params' in Neural", "none")
     definition, params, rest = forms.form_of(module)
     leaves, structure = jax.tree.flatten(rest)
     return params, tuple(map(_settle, leaves)), (definition.unversioned(), structure)

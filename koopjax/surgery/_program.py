@@ -19,42 +19,13 @@ from koopjax.surgery._names import Naming
 Aval = tuple[tuple[int, ...], Any, bool]
 
 #: Primitives that are linear in each operand; with two operands from the data they are not.
-_LINEAR = frozenset(
-    (
-        "add",
-        "sub",
-        "neg",
-        "mul",
-        "div",
-        "dot_general",
-        "conv_general_dilated",
-        "reshape",
-        "transpose",
-        "broadcast_in_dim",
-        "reduce_sum",
-        "concatenate",
-        "slice",
-        "dynamic_slice",
-        "squeeze",
-        "convert_element_type",
-        "pad",
-        "gather",
-        "rev",
-        "copy",
-        "name",
-        "reduce_window_sum",
-        "cumsum",
-        "stop_gradient",
-        "select_n",
-        "split",
-        "expand_dims",
-        "optimization_barrier",
-        "sharding_constraint",
-        "add_any",
-        "real",
-        "imag",
-    )
-)
+_LINEAR = frozenset((
+    "add", "sub", "neg", "mul", "div", "dot_general", "conv_general_dilated", "reshape",
+    "transpose", "broadcast_in_dim", "reduce_sum", "concatenate", "slice", "dynamic_slice",
+    "squeeze", "convert_element_type", "pad", "gather", "rev", "copy", "name",
+    "reduce_window_sum", "cumsum", "stop_gradient", "select_n", "split", "expand_dims",
+    "optimization_barrier", "sharding_constraint", "add_any", "real", "imag",
+))  # fmt: skip
 _BILINEAR = frozenset(("mul", "div", "dot_general", "conv_general_dilated"))
 
 
