@@ -31,14 +31,6 @@ from koopjax._core._fingerprint import (
     fingerprint as fingerprint,
     run_equation as run_equation,
 )
-from koopjax._core._inference import (
-    ModeError as ModeError,
-    infer as infer,
-    inference_arguments as inference_arguments,
-    put_bound as put_bound,
-    take_bound as take_bound,
-    trace_inference as trace_inference,
-)
 from koopjax._core._linalg import (
     check_metric as check_metric,
     gram as gram,
@@ -71,6 +63,7 @@ from koopjax._core._precision import (
     working_dtype as working_dtype,
 )
 from koopjax._core._pytree import (
+    Keyed as Keyed,
     Outline as Outline,
     Static as Static,
     firsts as firsts,

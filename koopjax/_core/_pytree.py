@@ -1,6 +1,7 @@
 """Frozen dataclasses that are pytrees: arrays are leaves, what changes a shape is static."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
@@ -81,6 +82,29 @@ def watched(code: Callable[[Any], Hashable]) -> Callable[[type[T]], type[T]]:
         return made
 
     return decorate
+
+
+class Keyed:
+    """A dataclass with its hash computed once, by all fields: one that is a static argument."""
+
+    @functools.cached_property
+    def _values(self) -> tuple[Any, ...]:
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        return tuple(getattr(self, field.name) for field in fields)
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((type(self), self._values))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Keyed) or type(self) is not type(other):
+            return False
+        return hash(self) == hash(other) and self._values == other._values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -75,7 +75,7 @@ def _data_node(value: Any, path: tuple[Any, ...]) -> tuple[Any, list[Entry]]:
 
 def _neural_node(psi: Any, path: tuple[Any, ...]) -> tuple[list[Any], list[Entry]]:
     """A network that is known by name inside a dictionary; anything else isn't."""
-    if psi.definition[0] != "nnx":
+    if isinstance(psi.module, tuple):
         raise Unknown("a Neural dictionary of a function or a Linen module")
     node, _ = example_node(psi.module)
     structure, leaves = nn.take_apart(psi)

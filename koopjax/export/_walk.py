@@ -1,16 +1,15 @@
 """The arrays of a model by path, and a model with other arrays in their places."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen, nnx
+from flax import nnx
 
-from koopjax import models
-from koopjax._core import expected, is_array, is_tracing, put_bound, take_bound
+from koopjax import forms
+from koopjax._core import expected, is_array, is_tracing
 
 Path = tuple[Any, ...]
 
@@ -44,19 +43,19 @@ def arrays_of(model: Any) -> dict[str, Any]:
 
     Random streams and sown intermediates are left out: they belong to a run, not to the model.
     """
-    named, _ = _take_apart(model)
-    found = [(path, leaf) for path, leaf in named if path is not None]
-    if isinstance(take_bound(model)[0], nnx.Module):
+    opened = forms.opened(model)
+    found = [(path, leaf) for path, leaf in _named(opened) if path is not None]
+    if not opened.own_order:
         found.sort(key=lambda pair: _order(pair[0]))
     return {spell(path): leaf for path, leaf in found}
 
 
 def fill(model: Any, arrays: dict[str, np.ndarray]) -> Any:
     """A copy of a model with these arrays; what they don't name stays, what is one stays one."""
-    named, build = _take_apart(model)
+    opened = forms.opened(model)
     one_each: dict[int, jax.Array] = {}
     leaves = []
-    for path, leaf in named:
+    for path, leaf in _named(opened):
         array = None if path is None else arrays.get(spell(path))
         if array is None:
             leaves.append(leaf)
@@ -68,7 +67,7 @@ def fill(model: Any, arrays: dict[str, np.ndarray]) -> Any:
             if id(array) not in one_each:
                 one_each[id(array)] = to_jax(array)
             leaves.append(one_each[id(array)])
-    return build(leaves)
+    return opened.build(jax.tree.unflatten(jax.tree.structure(opened.tree), leaves))
 
 
 def to_numpy(name: str, value: Any) -> np.ndarray:
@@ -93,55 +92,27 @@ def to_jax(array: np.ndarray) -> jax.Array:
         return jnp.asarray(array)
 
 
-def _take_apart(model: Any) -> tuple[list[tuple[Path | None, Any]], Callable[[list[Any]], Any]]:
-    """All leaves of a model, those of its file with their paths, and the way back."""
-    module, bound = take_bound(model)
-    if isinstance(module, nnx.Module):
-        graph, tree = nnx.split(module)
-        build, has_code = (lambda filled: put_bound(nnx.merge(graph, filled), bound)), True
-    else:
-        code, tree = _parts(module)
-        if code is None and callable(tree) and jax.tree_util.all_leaves([tree]):
-            raise expected(
-                "a model whose parameters can be seen",
-                f"a {type(tree).__name__} that closes over them, or has none",
-                "the module itself, or (function, params) with function(params, x)",
-            )
-        whole = put_bound(code, bound)
-        build = (lambda filled: filled) if code is None else (lambda filled: (whole, filled))
-        # A bare function's arrays are not to be seen.
-        has_code = code is not None or (callable(tree) and len(jax.tree.leaves(tree)) > 1)
+def _named(opened: forms.Opened) -> list[tuple[Path | None, Any]]:
+    """All leaves of a model, those of its file with their paths."""
+    code, tree = opened.code, opened.tree
+    if code is None and callable(tree) and jax.tree_util.all_leaves([tree]):
+        raise expected(
+            "a model whose parameters can be seen",
+            f"a {type(tree).__name__} that closes over them, or has none",
+            "the module itself, or (function, params) with function(params, x)",
+        )
+    # A bare function's arrays are not to be seen.
+    has_code = code is not None or (callable(tree) and len(jax.tree.leaves(tree)) > 1)
     named: list[tuple[Path | None, Any]] = []
-    for path, leaf, holder in models.named_leaves(tree):
+    for path, leaf, holder in forms.named_leaves(tree):
         # Functions and strings of a model are code, as its class is.
-        kept = _kept(holder) and (is_array(leaf) or isinstance(leaf, int) or not has_code)
-        named.append((tuple(map(_name, path)) if kept else None, leaf))
-    treedef = jax.tree.structure(tree)
-    return named, lambda leaves: build(jax.tree.unflatten(treedef, leaves))
-
-
-def _parts(model: Any) -> tuple[Any, Any]:
-    """A model that is no `nnx.Module` as (code, tree of arrays)."""
-    if isinstance(model, tuple) and len(model) == 2 and not isinstance(model[0], nnx.Module):
-        first, second = model
-        is_array = hasattr(first, "dtype")
-        if isinstance(first, linen.Module) or (callable(first) and not is_array):
-            return first, second
-    return None, model
-
-
-def _kept(variable: Any) -> bool:
-    return not isinstance(variable, nnx.RngState | nnx.Intermediate)
+        kept = not isinstance(holder, nnx.RngState | nnx.Intermediate)
+        kept = kept and (is_array(leaf) or isinstance(leaf, int) or not has_code)
+        named.append((forms.spell(path) if kept else None, leaf))
+    return named
 
 
 def _order(path: Path) -> Any:
     """Sort by path, numbers as numbers: the order must not depend on a Flax version."""
     parts = [str(part) for part in path]
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
-
-
-def _name(entry: Any) -> str:
-    for attribute in ("name", "key", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)

@@ -1,5 +1,6 @@
 """Example networks in NNX and Linen, and their training."""
 
+from koopjax.forms import form_of as form_of, named_leaves as named_leaves
 from koopjax.models import linen as linen
 from koopjax.models._cnn import CNN as CNN
 from koopjax.models._evaluate import (
@@ -9,7 +10,6 @@ from koopjax.models._evaluate import (
     predict as predict,
     score as score,
 )
-from koopjax.models._forms import form_of as form_of, named_leaves as named_leaves
 from koopjax.models._mlp import MLP as MLP, ResidualMLP as ResidualMLP
 from koopjax.models._recipes import RECIPES as RECIPES, Recipe as Recipe, recipe as recipe
 from koopjax.models._registry import REGISTRY as REGISTRY, build as build, name_of as name_of

@@ -6,20 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from koopjax._core import (
-    ModeError,
-    as_array,
-    check_finite,
-    check_integer,
-    check_number,
-    expected,
-    read,
-    trace_inference,
-)
-from koopjax.models._forms import Form, form_of, named_leaves
+from koopjax._core import as_array, check_finite, check_integer, check_number, expected, read
+from koopjax.forms import Definition, ModeError, form_of
 from koopjax.models._scores import answers, r_squared, read_task
 
 #: Rows that a forward pass takes at once unless the caller says otherwise.
@@ -41,22 +31,15 @@ def check_samples(name: str, x: Any, y: Any = None) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("form",))
-def _forward(form: Form, params: Any, rest: Any, x: Array) -> Any:
+def _forward(form: Definition, params: Any, rest: Any, x: Array) -> Any:
     """Inference; a form is traced once for each shape of a batch."""
-    trace_inference(
-        form.unversioned(),
-        form.observed,
-        params,
-        rest,
-        x,
-        streams=[isinstance(holder, nnx.RngState) for _, _, holder in named_leaves((params, rest))],
-        model=lambda: form.merge(params, rest),
-    )
-    return form.forward(params, rest, x)
+    leaves = form.leaves(params, rest)
+    form.trace(leaves, x)
+    return form(leaves, x)
 
 
 def check_input(
-    name: str, form: Form, params: Any, rest: Any, x: Any, size: int = 1
+    name: str, form: Definition, params: Any, rest: Any, x: Any, size: int = 1
 ) -> jax.ShapeDtypeStruct:
     """Shape and type of the output for a batch; an error if the model takes no such input."""
     rows = jax.ShapeDtypeStruct((size, *np.shape(x)[1:]), jnp.result_type(x))
@@ -81,7 +64,7 @@ def check_input(
     return out
 
 
-def batch_axis(name: str, form: Form, params: Any, rest: Any, x: Any, size: int) -> int:
+def batch_axis(name: str, form: Definition, params: Any, rest: Any, x: Any, size: int) -> int:
     """The axis along which the outputs of batches follow each other: it grows with the batch."""
     one, two = (check_input(name, form, params, rest, x, n).shape for n in (size, size + 1))
     both = enumerate(zip(one, two, strict=False))
@@ -95,7 +78,7 @@ def batch_axis(name: str, form: Form, params: Any, rest: Any, x: Any, size: int)
     return grown[0]
 
 
-def check_rows(name: str, form: Form, params: Any, rest: Any, x: Any) -> None:
+def check_rows(name: str, form: Definition, params: Any, rest: Any, x: Any) -> None:
     """Refuse outputs whose rows are no samples, where labels are compared with them."""
     n = np.shape(x)[0]
     shape = check_input(name, form, params, rest, x, n).shape
@@ -127,7 +110,9 @@ def _cut(array: Array, size: int) -> tuple[Array, Array]:
 
 
 @functools.partial(jax.jit, static_argnames=("form", "batch_size", "axis"))
-def _predict(form: Form, params: Any, rest: Any, x: Array, batch_size: int, axis: int) -> Array:
+def _predict(
+    form: Definition, params: Any, rest: Any, x: Array, batch_size: int, axis: int
+) -> Array:
     cut, end = _cut(x, batch_size)
     if cut.shape[0] == 1 and not end.shape[0]:
         return _forward(form, params, rest, x)
@@ -141,7 +126,7 @@ def _predict(form: Form, params: Any, rest: Any, x: Array, batch_size: int, axis
 
 @functools.partial(jax.jit, static_argnames=("form", "batch_size"))
 def count_correct(
-    form: Form, params: Any, rest: Any, x: Array, y: Array, batch_size: int
+    form: Definition, params: Any, rest: Any, x: Array, y: Array, batch_size: int
 ) -> Int[Array, ""]:
     """Number of answers that are their label's."""
 
@@ -156,7 +141,7 @@ def count_correct(
 
 @functools.partial(jax.jit, static_argnames=("form", "loss", "batch_size"))
 def measure(
-    form: Form, loss: Any, params: Any, rest: Any, x: Array, y: Array, batch_size: int
+    form: Definition, loss: Any, params: Any, rest: Any, x: Array, y: Array, batch_size: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean loss and share of correct samples (zero unless the labels are integers).
 

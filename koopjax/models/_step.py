@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from koopjax._core import as_array, as_numbers, expected, is_tracing, pytree
-from koopjax.models._forms import Form
+from koopjax.forms import Definition
 from koopjax.models._scores import answers, logits as pair_of, paired
 
 #: Made once, so that it is the same static argument on every call.
@@ -110,7 +110,7 @@ def _update(hyper, optimizer, grads, state) -> tuple[Any, Any]:
 
 
 def run_epoch(
-    form: Form,
+    form: Definition,
     optimizer: optax.GradientTransformation | None,
     loss: Callable[[Array, Array], Array],
     shape: tuple[int, int],
@@ -139,7 +139,7 @@ def run_epoch(
     keys = jax.random.split(model_key, steps)
 
     def objective(params, rest, x, y, key):
-        out, rest = form.forward_train(params, rest, x, key)
+        out, rest = form.train(params, rest, x, key)
         return loss(out, y), (out, rest)
 
     def step(state, batch):

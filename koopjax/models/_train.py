@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +21,8 @@ from koopjax._core import (
     check_number,
     expected,
 )
+from koopjax.forms import Definition, form_of
 from koopjax.models import _checkpoint, _evaluate, _scores, _step
-from koopjax.models._forms import Form, form_of
 
 Metrics = dict[str, float]
 Progress = Callable[[int, Metrics], None]
@@ -46,11 +46,27 @@ class TrainResult:
     opt_state: Any = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What a user sets of any run, as `train` describes it."""
+
+    epochs: int
+    batch_size: int = 128
+    epoch_size: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    optimizer: optax.GradientTransformation | None = None
+    loss: Callable[[Array, Array], Array] | None = None
+    x_val: Any = None
+    y_val: Any = None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Plan:
     """Everything about a run that does not change while it goes on."""
 
-    form: Form
+    form: Definition
     optimizer: optax.GradientTransformation | None
     loss: Callable[[Array, Array], Array]
     batch_size: int
@@ -61,6 +77,11 @@ class _Plan:
     y: Array
     x_val: Array | None
     y_val: Array | None
+
+    @property
+    def static(self) -> tuple[Any, ...]:
+        """What an epoch is compiled for."""
+        return self.form, self.optimizer, self.loss, (self.steps, self.batch_size)
 
     def validate(self, state: _step.State) -> dict[str, Array]:
         """Metrics on the validation data."""
@@ -96,20 +117,23 @@ def _data(name: str, x: Any, y: Any, out: jax.ShapeDtypeStruct, loss: Any) -> tu
     return x, y
 
 
-def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimizer, loss,
-          x_val, y_val, weight_decay, warmup, epoch_size=None, **called) -> _Plan:  # fmt: skip
+def _plan(formed: Any, x: Any, y: Any, how: _Settings, **called: Any) -> _Plan:
     """Check the settings and gather them; `called` is what is to be called on the host."""
-    for what, value in (("epochs", epochs), ("batch_size", batch_size)):
-        check_integer(f"models.train: {what}", value, 1)
-    rate = 1e-3 if learning_rate is None else learning_rate
-    for what, value in (("learning_rate", rate), ("weight_decay", weight_decay),
-                        ("warmup", warmup)):  # fmt: skip
+    form, params, rest = formed
+    optimizer, x_val, y_val = how.optimizer, how.x_val, how.y_val
+    for what in ("epochs", "batch_size"):
+        check_integer(f"models.train: {what}", getattr(how, what), 1)
+    rate = 1e-3 if how.learning_rate is None else how.learning_rate
+    given = {"learning_rate": rate, "weight_decay": how.weight_decay, "warmup": how.warmup}
+    for what, value in given.items():
         check_number(f"models.train: {what}", value)
     rules = [getattr(optimizer, name, None) for name in ("init", "update")]
     if optimizer is not None and not all(map(callable, rules)):
         got = f"{optimizer!r:.60}"
         raise expected("models.train: an optimizer of optax", got, "optax.adam(1e-3)")
-    _check_callable(loss=loss, **called)
+    for what, function in {"loss": how.loss, **called}.items():
+        if function is not None and not callable(function):
+            raise expected(f"models.train: {what} as a function", f"{function!r:.60}")
     if not jax.tree.leaves(params):
         raise expected(
             "models.train: a model with parameters, floating arrays among its leaves",
@@ -118,7 +142,8 @@ def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimi
         )
     if (x_val is None) != (y_val is None):
         raise expected("models.train: x_val and y_val together", "only one", "both or neither")
-    if optimizer is not None and (learning_rate is not None or weight_decay or warmup):
+    own = how.learning_rate is not None or how.weight_decay or how.warmup
+    if optimizer is not None and own:
         raise expected(
             "models.train: learning_rate, weight_decay and warmup only without optimizer",
             "both",
@@ -128,47 +153,63 @@ def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimi
     _evaluate.check_samples("models.train", x, y)
     out = _evaluate.check_input("models.train", form, params, rest, x)
     # What a loss of one's own takes is its affair; the accuracy goes by rows all the same.
-    if jnp.issubdtype(y.dtype, jnp.integer) or loss in _BY_ROWS:
+    if jnp.issubdtype(y.dtype, jnp.integer) or how.loss in _BY_ROWS:
         _evaluate.check_rows("models.train", form, params, rest, x)
-    x, y = _data("models.train", x, y, out, loss)
+    x, y = _data("models.train", x, y, out, how.loss)
     if x_val is not None:
-        x_val, y_val = _data("models.train validation", x_val, y_val, out, loss)
-    batch_size = min(batch_size, x.shape[0])
-    if epoch_size is not None:
-        epoch_size = as_whole("models.train: epoch_size", epoch_size, 1)
-    if epoch_size is not None and not batch_size <= epoch_size <= x.shape[0]:
-        raise expected(
-            f"models.train: epoch_size from a batch ({batch_size}) to all samples ({x.shape[0]})",
-            f"{epoch_size}",
-        )
-    steps = (epoch_size or x.shape[0]) // batch_size
-    total = epochs * steps
-    numbers = (rate, weight_decay, warmup * total, total)
+        x_val, y_val = _data("models.train validation", x_val, y_val, out, how.loss)
+    batch_size, size = min(how.batch_size, x.shape[0]), x.shape[0]
+    if how.epoch_size is not None:
+        size = as_whole("models.train: epoch_size", how.epoch_size, 1)
+        if not batch_size <= size <= x.shape[0]:
+            raise expected(
+                f"models.train: epoch_size from a batch ({batch_size}) to all samples "
+                f"({x.shape[0]})",
+                f"{size}",
+            )
+    steps = size // batch_size
+    total = how.epochs * steps
+    numbers = (rate, how.weight_decay, how.warmup * total, total)
     hyper = _step.Hyper(*(jnp.asarray(number, jnp.float32) for number in numbers))
-    loss = loss or _step.cross_entropy
-    return _Plan(form, optimizer, loss, batch_size, steps, epochs, hyper, x, y, x_val, y_val)
+    loss = how.loss or _step.cross_entropy
+    return _Plan(form, optimizer, loss, batch_size, steps, how.epochs, hyper, x, y, x_val, y_val)
 
 
 #: Losses that compare the rows of an output with those of the targets.
 _BY_ROWS = (None, _step.cross_entropy, _step.squared_error)
 
 
-def _check_callable(**functions: Any) -> None:
-    for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise expected(f"models.train: {name} as a function", f"{function!r:.60}")
+def _epochs(
+    plan: _Plan,
+    state: _step.State,
+    histories: list[list[Metrics]],
+    advance: Callable[[int, _step.State], tuple[_step.State, dict[str, Array]]],
+    revise: Callable[[int, int, Any, Any], tuple[Any, Any]] | None,
+    split: Callable[[_step.State], list[_step.State]],
+) -> Iterator[tuple[int, _step.State]]:
+    """The epochs that the histories of all lanes lack: number from 1, and the state behind it."""
+    for number in range(len(histories[0]) + 1, plan.epochs + 1):
+        state, metrics = advance(number - 1, state)
+        values = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
+        if not np.all(np.isfinite(values["loss"])):
+            raise NumericalError(
+                f"models.train: expected a finite loss, got {values['loss']} in epoch {number}; "
+                "try a smaller learning rate, or inputs scaled to [0, 1]"
+            )
+        lanes = split(state)
+        for k, history in enumerate(histories):
+            mine = {name: float(value.reshape(-1)[k]) for name, value in values.items()}
+            checked = jax.device_get(plan.validate(lanes[k]))
+            history.append(mine | {name: float(value) for name, value in checked.items()})
+        if revise is not None:
+            pairs = [revise(k, number, lane.params, lane.opt) for k, lane in enumerate(lanes)]
+            params, opt = pairs[0] if lanes[0] is state else jax.tree.map(_stacked, *pairs)
+            state = dataclasses.replace(state, params=params, opt=opt)
+        yield number, state
 
 
-def _host(metrics: dict[str, Array]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
-
-
-def _check_converging(number: int, loss: np.ndarray) -> None:
-    if not np.all(np.isfinite(loss)):
-        raise NumericalError(
-            f"models.train: expected a finite loss, got {loss} in epoch {number + 1}; try a "
-            "smaller learning rate, or inputs scaled to [0, 1]"
-        )
+def _stacked(*leaves: Any) -> Array:
+    return jnp.stack(leaves)
 
 
 def train(
@@ -240,11 +281,12 @@ def train(
         NumericalError: the loss is no longer finite; the checkpoint holds the last good epoch.
     """
     form, params, rest = form_of(model)
-    plan = _plan(
-        form, params, rest, x, y, epochs=epochs, batch_size=batch_size, x_val=x_val, y_val=y_val,
-        learning_rate=learning_rate, optimizer=optimizer, loss=loss, weight_decay=weight_decay,
-        warmup=warmup, epoch_size=epoch_size, progress=progress, revise=revise,
+    settings = _Settings(
+        epochs=epochs, batch_size=batch_size, epoch_size=epoch_size, learning_rate=learning_rate,
+        weight_decay=weight_decay, warmup=warmup, optimizer=optimizer, loss=loss, x_val=x_val,
+        y_val=y_val,
     )  # fmt: skip
+    plan = _plan((form, params, rest), x, y, settings, progress=progress, revise=revise)
     key = as_key("models.train", key)
     checkpoint_every = as_whole("models.train: checkpoint_every", checkpoint_every, 1)
     # A copy: the scan takes over the buffers of the state, and the model given stays usable.
@@ -252,26 +294,21 @@ def train(
     state = _step.init_state(params, rest, optimizer)
     if opt_state is not None:
         state = dataclasses.replace(state, opt=_given(opt_state, state.opt))
+    advance = lambda number, state: _step.epoch(
+        *plan.static, plan.hyper, state, plan.x, plan.y, jax.random.fold_in(key, number)
+    )
+    revised = None if revise is None else lambda _, *given: revise(*given)
     history: list[Metrics] = []
     with _checkpoint.keeper(checkpoint, resume=resume) as keeper:
         run = _checkpoint.fingerprint(model, state, plan, key) if keeper else {}
         if keeper and keeper.latest() is not None:
             state, history = keeper.restore(state, run)
-        for number in range(len(history), epochs):
-            state, metrics = _step.epoch(
-                form, optimizer, plan.loss, (plan.steps, plan.batch_size), plan.hyper, state,
-                plan.x, plan.y, jax.random.fold_in(key, number),
-            )  # fmt: skip
-            values = _host(metrics | plan.validate(state))
-            _check_converging(number, values["loss"])
-            history.append({name: float(value) for name, value in values.items()})
-            if revise is not None:
-                params, opt = revise(number + 1, state.params, state.opt)
-                state = dataclasses.replace(state, params=params, opt=opt)
-            if keeper and ((number + 1) % checkpoint_every == 0 or number + 1 == epochs):
-                keeper.save(number + 1, state, history, run)
+        going = _epochs(plan, state, [history], advance, revised, lambda state: [state])
+        for epoch, state in going:
+            if keeper and (epoch % checkpoint_every == 0 or epoch == epochs):
+                keeper.save(epoch, state, history, run)
             if progress is not None:
-                progress(number + 1, history[-1])
+                progress(epoch, history[-1])
     return TrainResult(form.merge(state.params, state.rest), history, state.opt)
 
 
@@ -293,19 +330,10 @@ def train_lanes(
     y: Any,
     *,
     keys: Sequence[Array],
-    epochs: int,
-    batch_size: int = 128,
-    epoch_size: int | None = None,
-    learning_rate: float | None = None,
-    weight_decay: float = 0.0,
-    warmup: float = 0.0,
-    optimizer: optax.GradientTransformation | None = None,
-    loss: Callable[[Array, Array], Array] | None = None,
-    x_val: Any = None,
-    y_val: Any = None,
     progress: Callable[[int, list[Metrics]], None] | None = None,
     revise: Callable[[int, int, Any, Any], tuple[Any, Any]] | None = None,
     opt_states: Sequence[Any] | None = None,
+    **settings: Any,
 ) -> list[TrainResult]:
     """Train several models of one structure at once, as lanes of one vmapped scan.
 
@@ -320,10 +348,10 @@ def train_lanes(
         revise: called after each epoch and for each lane as `revise(lane, epoch, params,
             opt_state)`, as in `train`.
         opt_states: one a model, as `opt_state` of `train`.
-        x, x_val, y_val: as for `train`, shared by all lanes.
+        x: as for `train`, shared by all lanes.
         y: shared likewise, or a list with the targets of each lane (each seed's own teacher).
-        epochs, batch_size, epoch_size, learning_rate, weight_decay, warmup, optimizer, loss:
-            likewise.
+        **settings: epochs, batch_size, epoch_size, learning_rate, weight_decay, warmup, optimizer,
+            loss, x_val and y_val, as for `train`; shared by all lanes.
 
     Returns:
         One `TrainResult` a model, in order.
@@ -342,7 +370,7 @@ def train_lanes(
             "jax.random.split(key, len(models))",
         )  # fmt: skip
     keys = [as_key("models.train_lanes", key) for key in keys]
-    form, params, rest = formed[0]
+    form = formed[0][0]
     shapes = [jax.tree.map(jnp.shape, arrays) for _, *arrays in formed]
     if any(other[0] != form for other in formed) or any(shape != shapes[0] for shape in shapes):
         raise expected(
@@ -351,55 +379,35 @@ def train_lanes(
     own = isinstance(y, list | tuple)
     if own and len(y) != len(formed):
         raise expected(f"targets of each of {len(formed)} lanes", f"{len(y)} of them")
-    settings: Any = {
-        "epochs": epochs, "batch_size": batch_size, "x_val": x_val, "y_val": y_val,
-        "learning_rate": learning_rate, "optimizer": optimizer, "loss": loss,
-        "weight_decay": weight_decay, "warmup": warmup, "epoch_size": epoch_size,
-        "progress": progress, "revise": revise,
-    }  # fmt: skip
-    plan = _plan(form, params, rest, x, y[0] if own else y, **settings)
+    how = _Settings(**settings)
+    called = {"progress": progress, "revise": revise}
+    plan = _plan(formed[0], x, y[0] if own else y, how, **called)
     targets = plan.y
     if own:
-        out = _evaluate.check_input("models.train_lanes", form, params, rest, plan.x)
-        targets = jnp.stack([_data("models.train_lanes", plan.x, one, out, loss)[1] for one in y])
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[tuple(f[1:]) for f in formed])
-    state = jax.vmap(lambda p, r: _step.init_state(p, r, optimizer))(*stacked)
+        out = _evaluate.check_input("models.train_lanes", *formed[0], plan.x)
+        each = [_data("models.train_lanes", plan.x, one, out, how.loss)[1] for one in y]
+        targets = jnp.stack(each)
+    stacked = jax.tree.map(_stacked, *[tuple(f[1:]) for f in formed])
+    state = jax.vmap(lambda p, r: _step.init_state(p, r, how.optimizer))(*stacked)
+    split = lambda state: [
+        jax.tree.map(lambda leaf, k=k: leaf[k], state) for k in range(len(formed))
+    ]
     if opt_states is not None:
-        given = [_given(one, _lane(state, k).opt) for k, one in enumerate(opt_states)]
-        state = dataclasses.replace(state, opt=jax.tree.map(lambda *a: jnp.stack(a), *given))
+        pairs = zip(opt_states, split(state), strict=True)
+        given = [_given(one, lane.opt) for one, lane in pairs]
+        state = dataclasses.replace(state, opt=jax.tree.map(_stacked, *given))
     key_stack = jnp.stack(keys)
+
+    def advance(number: int, state: _step.State) -> Any:
+        folded = jax.vmap(lambda key: jax.random.fold_in(key, number))(key_stack)
+        return _step.lanes_epoch(*plan.static, own, plan.hyper, state, plan.x, targets, folded)
+
     histories: list[list[Metrics]] = [[] for _ in formed]
-    for number in range(epochs):
-        folded = jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(key_stack)
-        state, metrics = _step.lanes_epoch(
-            form, optimizer, plan.loss, (plan.steps, plan.batch_size), own, plan.hyper, state,
-            plan.x, targets, folded,
-        )  # fmt: skip
-        values = _host(metrics)
-        _check_converging(number, values["loss"])
-        if revise is not None:
-            state = _revised(state, number + 1, len(formed), revise)
-        checked = [plan.validate(_lane(state, lane)) for lane in range(len(formed))]
-        for lane, history in enumerate(histories):
-            mine = {name: float(value[lane]) for name, value in values.items()}
-            mine |= {name: float(value) for name, value in _host(checked[lane]).items()}
-            history.append(mine)
+    for epoch, reached in _epochs(plan, state, histories, advance, revise, split):
+        state = reached
         if progress is not None:
-            progress(number + 1, [history[-1] for history in histories])
-    lanes = [_lane(state, lane) for lane in range(len(formed))]
+            progress(epoch, [history[-1] for history in histories])
     return [
         TrainResult(form.merge(lane.params, lane.rest), history, lane.opt)
-        for lane, history in zip(lanes, histories, strict=True)
+        for lane, history in zip(split(state), histories, strict=True)
     ]
-
-
-def _revised(state: _step.State, epoch: int, count: int, revise: Any) -> _step.State:
-    """The state with each lane's parameters and optimizer as `revise` returns them."""
-    lanes = [_lane(state, lane) for lane in range(count)]
-    pairs = [revise(k, epoch, lane.params, lane.opt) for k, lane in enumerate(lanes)]
-    params, opt = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)
-    return dataclasses.replace(state, params=params, opt=opt)
-
-
-def _lane(state: _step.State, lane: int) -> _step.State:
-    return jax.tree.map(lambda leaf: leaf[lane], state)

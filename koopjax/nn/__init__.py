@@ -18,7 +18,6 @@ from koopjax.nn._quantized import Quantized as Quantized
 from koopjax.nn._registry import OPERATORS as OPERATORS
 from koopjax.nn._sparse import Sparse as Sparse
 from koopjax.nn._stack import ACTIVATIONS as ACTIVATIONS, Stack as Stack
-from koopjax.nn._tensorize import tensorize as tensorize
 from koopjax.nn._tt import TT as TT
 from koopjax.nn._tune import Tuned as Tuned, tune as tune, with_form as with_form
 from koopjax.nn._variables import Frozen as Frozen, freeze as freeze, unfreeze as unfreeze
@@ -44,7 +43,6 @@ __all__ = [
     "functional",
     "linen",
     "take_apart",
-    "tensorize",
     "tune",
     "unfreeze",
     "with_form",

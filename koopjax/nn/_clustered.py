@@ -4,7 +4,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
@@ -47,6 +46,7 @@ class Clustered(Operator):
     """
 
     arrays = ("codebook", "codes", "bias")
+    frozen = ("codes",)
     codebook: Any
     codes: Any
 
@@ -131,38 +131,22 @@ class Clustered(Operator):
         return cls(codebook, codes, bias, zero=zeros, **settings)
 
     @property
-    def in_features(self) -> int:
-        """Width of the input, `p`."""
-        return self.codes.shape[0]
-
-    @property
-    def out_features(self) -> int:
-        """Width of the output, `q`."""
-        return self.codes.shape[1]
+    def widths(self) -> tuple[int, int]:
+        """Of input and output, `(p, q)`."""
+        return self.codes.shape
 
     @property
     def size(self) -> int:
         """Number of values, `k`."""
         return self.codebook.shape[0]
 
-    def flops(self, n: int) -> int:
-        """`2 n p q`, as `Dense`."""
-        return 2 * n * self.in_features * self.out_features
-
     def to_dense(self) -> Float[Array, "p q"]:
         """The matrix `K`."""
         codebook, codes = self.codebook.get_value(), self.codes.get_value()
         return functional.clustered_matrix(codebook, codes, zero=self.zero)
 
-    def __call__(self, x: Float[Array, "*batch p"]) -> Float[Array, "*batch q"]:
-        """`x K + b` along the last axis."""
-        bias = None if self.bias is None else self.bias.get_value()
-        x, codebook, bias = dtypes.promote_dtype(
-            (as_parameter("x", x, None), self.codebook.get_value(), bias), dtype=self.dtype
-        )
-        return functional.apply_clustered(
-            x, codebook, self.codes.get_value(), bias, zero=self.zero, precision=self.precision
-        )
+    def _apply(self, x: Array, *arrays: Any) -> Array:
+        return functional.apply_clustered(x, *arrays, zero=self.zero, precision=self.precision)
 
 
 def check_codes(codes: ArrayLike, least: int, most: int) -> Any:

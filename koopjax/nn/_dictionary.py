@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from koopjax import forms
 from koopjax.nn._variables import is_variable
 from koopjax.observables import Neural
 
@@ -97,7 +98,7 @@ def take_apart(psi: Any) -> tuple[Structure, list[Any]]:
         else leaf
         for leaf in leaves
     ]
-    paths = tuple(tuple(_name(entry) for entry in path) for path, _ in pairs)
+    paths = tuple(forms.spell(path) for path, _ in pairs)
     kinds = tuple(type(leaf) if is_variable(leaf) else None for leaf in leaves)
     constant = tuple(is_constant(psi, path) for path, _ in pairs)
     return Structure(treedef, paths, kinds, constant), leaves
@@ -123,10 +124,3 @@ def is_constant(psi: Any, path: Sequence[Any]) -> bool:
                 return False
             node = node[key]
     return False
-
-
-def _name(entry: Any) -> str:
-    for attribute in ("name", "key", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)

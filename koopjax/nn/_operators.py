@@ -1,5 +1,6 @@
 """Forms of the Koopman matrix in a block: dense and low-rank, as NNX modules."""
 
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -32,13 +33,17 @@ PRECISIONS = ("default", "high", "highest")
 class Operator(nnx.Module):
     """An affine map of the last axis in some stored form; `arrays` names its parameters in order.
 
+    A form says its `widths`, and in `_apply` what it does with its arrays.
+
     Attributes:
         arrays: names of the parameters, the optional bias last.
+        frozen: those of them that never train, such as indices.
         dtype: dtype to compute in; none promotes input and parameters.
         precision: of the products.
     """
 
     arrays: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
     dtype: Any
     precision: Any
     bias: Any
@@ -59,20 +64,36 @@ class Operator(nnx.Module):
         self.dtype = None if dtype is None else as_dtype("dtype", dtype)
         self.precision = precision_name(precision)
 
-    def _values(self, x: ArrayLike) -> tuple[Any, ...]:
-        held = [getattr(self, name) for name in self.arrays]
-        arrays = [None if v is None else v.get_value() for v in held]
-        return tuple(dtypes.promote_dtype((as_parameter("x", x, None), *arrays), dtype=self.dtype))
+    def _value(self, name: str) -> Any:
+        variable = getattr(self, name)
+        return None if variable is None else variable.get_value()
+
+    def _apply(self, x: Array, *arrays: Any) -> Array:
+        raise NotImplementedError
+
+    def __call__(self, x: Float[Array, "*batch p"]) -> Float[Array, "*batch q"]:
+        """`x K + b` along the last axis."""
+        free = [name for name in self.arrays if name not in self.frozen]
+        given = (as_parameter("x", x, None), *map(self._value, free))
+        x, *promoted = dtypes.promote_dtype(given, dtype=self.dtype)
+        held = {name: self._value(name) for name in self.frozen}
+        held |= dict(zip(free, promoted, strict=True))
+        return self._apply(x, *(held[name] for name in self.arrays))
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of input and output, `(p, q)`."""
+        raise NotImplementedError
 
     @property
     def in_features(self) -> int:
         """Width of the input, `p`."""
-        raise NotImplementedError
+        return self.widths[0]
 
     @property
     def out_features(self) -> int:
         """Width of the output, `q`."""
-        raise NotImplementedError
+        return self.widths[1]
 
     @property
     def use_bias(self) -> bool:
@@ -80,8 +101,9 @@ class Operator(nnx.Module):
         return self.bias is not None
 
     def flops(self, n: int) -> int:
-        """Operations of the products for `n` samples, two a multiplication."""
-        raise NotImplementedError
+        """Operations of the products for `n` samples, two a multiplication: `2 n p q`."""
+        p, q = self.widths
+        return 2 * n * p * q
 
 
 class Dense(Operator):
@@ -142,31 +164,17 @@ class Dense(Operator):
             param_dtype: dtype of the parameters.
             precision: as in the constructor.
         """
-        p, q = as_whole("p", p, 1), as_whole("q", q, 1)
-        param_dtype = as_dtype("param_dtype", param_dtype)
-        key_matrix, key_bias = split_key(key, 2)
-        matrix = kernel_init(key_matrix, (p, q), param_dtype)
-        bias = bias_init(key_bias, (q,), param_dtype) if as_flag("use_bias", use_bias) else None
-        return cls(matrix, bias, dtype=dtype, precision=precision)
+        inits = kernel_init, bias_init
+        arrays = _drawn(key, {"p": p, "q": q}, inits, param_dtype, use_bias)
+        return cls(*arrays, dtype=dtype, precision=precision)
 
     @property
-    def in_features(self) -> int:
-        """Width of the input, `p`."""
-        return self.matrix.shape[0]
+    def widths(self) -> tuple[int, int]:
+        """Of input and output, `(p, q)`."""
+        return self.matrix.shape
 
-    @property
-    def out_features(self) -> int:
-        """Width of the output, `q`."""
-        return self.matrix.shape[1]
-
-    def flops(self, n: int) -> int:
-        """`2 n p q`."""
-        return 2 * n * self.in_features * self.out_features
-
-    def __call__(self, x: Float[Array, "*batch p"]) -> Float[Array, "*batch q"]:
-        """`x K + b` along the last axis."""
-        x, matrix, bias = self._values(x)
-        return functional.apply_dense(x, matrix, bias, precision=self.precision)
+    def _apply(self, x: Array, *arrays: Any) -> Array:
+        return functional.apply_dense(x, *arrays, precision=self.precision)
 
 
 class LowRank(Operator):
@@ -231,23 +239,14 @@ class LowRank(Operator):
             param_dtype: dtype of the parameters.
             precision: as in the constructor.
         """
-        p, q, rank = as_whole("p", p, 1), as_whole("q", q, 1), as_whole("rank", rank, 1)
-        param_dtype = as_dtype("param_dtype", param_dtype)
-        key_left, key_right, key_bias = split_key(key, 3)
-        left = kernel_init(key_left, (p, rank), param_dtype)
-        right = kernel_init(key_right, (rank, q), param_dtype)
-        bias = bias_init(key_bias, (q,), param_dtype) if as_flag("use_bias", use_bias) else None
-        return cls(left, right, bias, dtype=dtype, precision=precision)
+        inits = kernel_init, bias_init
+        arrays = _drawn(key, {"p": p, "rank": rank, "q": q}, inits, param_dtype, use_bias)
+        return cls(*arrays, dtype=dtype, precision=precision)
 
     @property
-    def in_features(self) -> int:
-        """Width of the input, `p`."""
-        return self.left.shape[0]
-
-    @property
-    def out_features(self) -> int:
-        """Width of the output, `q`."""
-        return self.right.shape[1]
+    def widths(self) -> tuple[int, int]:
+        """Of input and output, `(p, q)`."""
+        return self.left.shape[0], self.right.shape[1]
 
     @property
     def rank(self) -> int:
@@ -256,13 +255,23 @@ class LowRank(Operator):
 
     def flops(self, n: int) -> int:
         """Operations for `n` samples in the cheaper order."""
-        p, q, r = self.in_features, self.out_features, self.rank
+        (p, q), r = self.widths, self.rank
         return 2 * min(n * r * (p + q), p * q * (n + r))
 
-    def __call__(self, x: Float[Array, "*batch p"]) -> Float[Array, "*batch q"]:
-        """`x L R + b` along the last axis."""
-        x, left, right, bias = self._values(x)
-        return functional.apply_low_rank(x, left, right, bias, precision=self.precision)
+    def _apply(self, x: Array, *arrays: Any) -> Array:
+        return functional.apply_low_rank(x, *arrays, precision=self.precision)
+
+
+def _drawn(
+    key: Any, sizes: dict[str, int], inits: tuple[Any, Any], dtype: Any, use_bias: Any
+) -> list[Any]:
+    """Random matrices between sizes that follow each other, and a bias or none."""
+    widths = [as_whole(name, size, 1) for name, size in sizes.items()]
+    dtype = as_dtype("param_dtype", dtype)
+    *keys, key_bias = split_key(key, len(widths))
+    arrays = [inits[0](k, s, dtype) for k, s in zip(keys, pairwise(widths), strict=True)]
+    has_bias = as_flag("use_bias", use_bias)
+    return [*arrays, inits[1](key_bias, (widths[-1],), dtype) if has_bias else None]
 
 
 def precision_name(precision: Any) -> Any:

@@ -3,14 +3,13 @@
 from typing import Any
 
 import numpy as np
-from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from koopjax._core import as_numbers, as_whole, check_finite, expected, is_tracing, read
 from koopjax.nn import functional
 from koopjax.nn._clustered import check_codes
-from koopjax.nn._operators import Operator, as_parameter, check_bias, check_matrix
+from koopjax.nn._operators import Operator, check_bias, check_matrix
 
 AXES: dict[str | None, int | None] = {None: None, "column": 0, "row": 1}
 
@@ -38,6 +37,7 @@ class Quantized(Operator):
     """
 
     arrays = ("codes", "scale", "bias")
+    frozen = ("codes",)
     codes: Any
     scale: Any
 
@@ -109,31 +109,16 @@ class Quantized(Operator):
         return cls(codes, scale, bias, bits, **settings)
 
     @property
-    def in_features(self) -> int:
-        """Width of the input, `p`."""
-        return self.codes.shape[0]
-
-    @property
-    def out_features(self) -> int:
-        """Width of the output, `q`."""
-        return self.codes.shape[1]
-
-    def flops(self, n: int) -> int:
-        """`2 n p q`, as `Dense`."""
-        return 2 * n * self.in_features * self.out_features
+    def widths(self) -> tuple[int, int]:
+        """Of input and output, `(p, q)`."""
+        return self.codes.shape
 
     def to_dense(self) -> Float[Array, "p q"]:
         """The matrix `K`."""
         return functional.quantized_matrix(self.codes.get_value(), self.scale.get_value())
 
-    def __call__(self, x: Float[Array, "*batch p"]) -> Float[Array, "*batch q"]:
-        """`x K + b` along the last axis."""
-        bias = None if self.bias is None else self.bias.get_value()
-        x, scale, bias = dtypes.promote_dtype(
-            (as_parameter("x", x, None), self.scale.get_value(), bias), dtype=self.dtype
-        )
-        codes = self.codes.get_value()
-        return functional.apply_quantized(x, codes, scale, bias, precision=self.precision)
+    def _apply(self, x: Array, *arrays: Any) -> Array:
+        return functional.apply_quantized(x, *arrays, precision=self.precision)
 
 
 def _most(bits: int) -> int:

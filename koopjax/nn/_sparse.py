@@ -3,13 +3,12 @@
 from typing import Any
 
 import numpy as np
-from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from koopjax._core import as_array, as_whole, expected, is_tracing, read
 from koopjax.nn import functional
-from koopjax.nn._operators import Operator, as_parameter, check_bias, check_matrix
+from koopjax.nn._operators import Operator, check_bias, check_matrix
 
 
 class Sparse(Operator):
@@ -44,6 +43,7 @@ class Sparse(Operator):
     """
 
     arrays = ("values", "rows", "columns", "bias")
+    frozen = ("rows", "columns")
     values: Any
     rows: Any
     columns: Any
@@ -110,14 +110,9 @@ class Sparse(Operator):
         return cls(values, rows, columns, (dense.shape[0], dense.shape[1]), bias, **settings)
 
     @property
-    def in_features(self) -> int:
-        """Width of the input, `p`."""
-        return self.shape[0]
-
-    @property
-    def out_features(self) -> int:
-        """Width of the output, `q`."""
-        return self.shape[1]
+    def widths(self) -> tuple[int, int]:
+        """Of input and output, `(p, q)`."""
+        return self.shape
 
     @property
     def nonzero(self) -> int:
@@ -135,15 +130,10 @@ class Sparse(Operator):
         values, rows, columns = (v.get_value() for v in (self.values, self.rows, self.columns))
         return functional.sparse_matrix(values, rows, columns, self.shape)
 
-    def __call__(self, x: Float[Array, "*batch p"]) -> Float[Array, "*batch q"]:
-        """`x K + b` along the last axis."""
-        bias = None if self.bias is None else self.bias.get_value()
-        x, values, bias = dtypes.promote_dtype(
-            (as_parameter("x", x, None), self.values.get_value(), bias), dtype=self.dtype
-        )
-        rows, columns = self.rows.get_value(), self.columns.get_value()
+    def _apply(self, x: Array, *arrays: Any) -> Array:
+        *entries, bias = arrays
         return functional.apply_sparse(
-            x, values, rows, columns, self.shape, bias, precision=self.precision
+            x, *entries, shape=self.shape, bias=bias, precision=self.precision
         )
 
 

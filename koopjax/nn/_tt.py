@@ -154,14 +154,9 @@ class TT(Operator):
         return train.row_modes, train.column_modes
 
     @property
-    def in_features(self) -> int:
-        """Width of the input, `p = ∏ m_k` (exact, however large)."""
-        return self.tt_matrix.shape[0]
-
-    @property
-    def out_features(self) -> int:
-        """Width of the output, `q = ∏ n_k`."""
-        return self.tt_matrix.shape[1]
+    def widths(self) -> tuple[int, int]:
+        """Of input and output, `(∏ m_k, ∏ n_k)` (exact, however large)."""
+        return self.tt_matrix.shape
 
     def flops(self, n: int, kind: str = "vector") -> int:
         """Operations for `n` samples in the order that is taken.
@@ -176,7 +171,7 @@ class TT(Operator):
 
     def _promoted(self, inputs: Sequence[Any]) -> tuple[Any, tuple[Any, ...], Any]:
         cores = [core.get_value() for core in self.cores]
-        bias = None if self.bias is None else self.bias.get_value()
+        bias = self._value("bias")
         held = dtypes.promote_dtype((*inputs, *cores, bias), dtype=self.dtype)
         k = len(inputs)
         return held[:k], held[k:-1], held[-1]

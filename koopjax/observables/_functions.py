@@ -1,26 +1,16 @@
 """Dictionaries from code: a Flax module with its parameters, a plain function."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen, nnx
 from jaxtyping import Array, Float
 
-from koopjax._core import (
-    Static,
-    check_integer,
-    expected,
-    inference_arguments,
-    is_tracing,
-    note,
-    read,
-    static,
-    watched,
-)
+from koopjax import forms
+from koopjax._core import Static, check_integer, expected, is_tracing, note, read, static, watched
 from koopjax.observables._base import Observables, input_names
 
 
@@ -92,14 +82,7 @@ class Neural(Observables):
     @property
     def module(self) -> Any:
         """The network with the current parameters, in the form in which it came."""
-        kind, code, structure = self.definition
-        if kind == "function":
-            return code, self.params
-        leaves = [leaf.value() if isinstance(leaf, _Constant) else leaf for leaf in self.rest]
-        rest = jax.tree.unflatten(structure, leaves)
-        if kind == "nnx":
-            return nnx.merge(code, self.params, rest)
-        return code, {"params": self.params, **rest}
+        return self.definition[0].merge(self.params, _rest(self.definition, self.rest))
 
     def size(self, d: int) -> int:
         """The width of the network's output, found by abstract evaluation."""
@@ -121,38 +104,25 @@ class Neural(Observables):
 
 def _infer(definition: Any, params: Any, rest: Any, x: Array) -> Array:
     """The output of a network in inference mode."""
-    frozen = Neural(params=params, rest=rest, definition=definition).module
-    kind = definition[0]
-    if kind == "nnx":
-        frozen.eval()
-        return jnp.asarray(frozen(x, **inference_arguments(type(frozen).__call__)), x.dtype)
-    code, variables = frozen
-    if kind == "function":
-        out = code(variables, x, **inference_arguments(code))
-    else:
-        out = code.apply(variables, x, **inference_arguments(type(code).__call__))
-    return jnp.asarray(out, x.dtype)
+    form, _ = definition
+    return jnp.asarray(form(form.leaves(params, _rest(definition, rest)), x), x.dtype)
+
+
+def _rest(definition: Any, rest: Any) -> Any:
+    leaves = [leaf.value() if isinstance(leaf, _Constant) else leaf for leaf in rest]
+    return jax.tree.unflatten(definition[1], leaves)
 
 
 def _take_apart(module: Any) -> tuple[Any, Any, Any]:
-    if isinstance(module, nnx.Module):
-        graph, params, rest = nnx.split(module, nnx.Param, ...)
-        leaves, structure = jax.tree.flatten(rest)
-        return params, tuple(map(_settle, leaves)), ("nnx", graph, structure)
-    if isinstance(module, tuple) and len(module) == 2:
-        code, variables = module
-        if isinstance(code, linen.Module):
-            if not isinstance(variables, Mapping) or "params" not in variables:
-                raise expected("variables with an entry 'params'", type(variables).__name__)
-            others = {name: value for name, value in variables.items() if name != "params"}
-            leaves, structure = jax.tree.flatten(others)
-            return variables["params"], tuple(map(_settle, leaves)), ("linen", code, structure)
-        if callable(code):
-            return variables, (), ("function", code, None)
-    raise expected(
-        "an nnx.Module, (linen_module, variables) or (function, params) in Neural",
-        type(module).__name__,
-    )
+    pair = isinstance(module, tuple) and len(module) == 2
+    if not callable(module[0] if pair else module):
+        raise expected(
+            "an nnx.Module, (linen_module, variables) or (function, params) in Neural",
+            type(module).__name__,
+        )
+    definition, params, rest = forms.form_of(module)
+    leaves, structure = jax.tree.flatten(rest)
+    return params, tuple(map(_settle, leaves)), (definition.unversioned(), structure)
 
 
 def _settle(leaf: Any) -> Any:
@@ -170,9 +140,10 @@ def _width(structure: Any, shapes: tuple[Any, ...], d: int) -> int:
         shape = jax.eval_shape(lambda psi, x: psi._evaluate(x), psi, probe).shape
     except Exception as error:
         # Flax has many ways to say so, none of which names the dictionary.
+        cause = error.__cause__ or error
         raise expected(
             f"a network in Neural that takes states of {d} coordinates",
-            f"{type(error).__name__} ({str(error).splitlines()[0] if str(error) else ''})",
+            f"{type(cause).__name__} ({str(cause).splitlines()[0] if str(cause) else ''})",
             "states of the width that it was made for",
         ) from error
     if len(shape) != 2 or shape[0] != 2:

@@ -1,5 +1,6 @@
 """Cut a model, take it apart, record what flows through a span, put another block in its place."""
 
+from koopjax.forms import Constant as Constant
 from koopjax.surgery._capture import capture as capture
 from koopjax.surgery._cuts import (
     CutPoint as CutPoint,
@@ -7,7 +8,6 @@ from koopjax.surgery._cuts import (
     find as find,
     middle as middle,
 )
-from koopjax.surgery._model import Constant as Constant
 from koopjax.surgery._parts import Part as Part, apply as apply, split as split
 from koopjax.surgery._rows import (
     check_rows as check_rows,

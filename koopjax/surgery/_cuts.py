@@ -5,10 +5,11 @@ import difflib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from koopjax._core import as_flag, expected, read
-from koopjax.surgery._model import Definition, define
+from koopjax.forms import Definition, define
 from koopjax.surgery._program import Aval, Place, Program, aval_of, trace
 
 
@@ -143,7 +144,9 @@ def traced(model: Any, x: Any, unroll: bool = False) -> Traced:
     shape, dtype = tuple(x.shape), jax.dtypes.canonicalize_dtype(x.dtype)
     if not shape or shape[0] == 0:
         raise expected("a batch of at least one sample (n, ...)", f"shape {shape}", "x[None]")
-    definition, leaves = define(model)
+    definition, leaves = define(model, exposed=True)
+    # Of NumPy's a copy, since the caller may change his in place.
+    leaves = [jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
     avals = tuple(aval_of(leaf) for leaf in leaves)
     program = trace(definition, avals, (shape, dtype), unroll)
     try:

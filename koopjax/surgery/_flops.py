@@ -6,45 +6,13 @@ from typing import Any
 from koopjax.surgery._flatten import CALLS
 
 #: Primitives that move or rename numbers without arithmetic.
-_FREE = frozenset(
-    (
-        "broadcast_in_dim",
-        "reshape",
-        "transpose",
-        "squeeze",
-        "slice",
-        "dynamic_slice",
-        "dynamic_update_slice",
-        "gather",
-        "concatenate",
-        "pad",
-        "rev",
-        "copy",
-        "convert_element_type",
-        "bitcast_convert_type",
-        "iota",
-        "name",
-        "stop_gradient",
-        "select_n",
-        "split",
-        "optimization_barrier",
-        "sharding_constraint",
-        "device_put",
-        "expand_dims",
-        "random_bits",
-        "random_wrap",
-        "random_unwrap",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "and",
-        "or",
-        "not",
-    )
-)
+_FREE = frozenset((
+    "broadcast_in_dim", "reshape", "transpose", "squeeze", "slice", "dynamic_slice",
+    "dynamic_update_slice", "gather", "concatenate", "pad", "rev", "copy", "convert_element_type",
+    "bitcast_convert_type", "iota", "name", "stop_gradient", "select_n", "split",
+    "optimization_barrier", "sharding_constraint", "device_put", "expand_dims", "random_bits",
+    "random_wrap", "random_unwrap", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not",
+))  # fmt: skip
 
 
 def flops(equation: Any) -> int:

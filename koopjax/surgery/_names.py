@@ -8,8 +8,8 @@ from typing import Any
 import jax.extend.core as jex
 import jax.numpy as jnp
 
+from koopjax.forms import Definition
 from koopjax.surgery._flatten import Flat, Node
-from koopjax.surgery._model import Definition
 
 #: Names that people use, for primitives that are called otherwise.
 _FRIENDLY = {"reduce_window_max": "max_pool", "reduce_window_sum": "sum_pool"}

@@ -9,9 +9,9 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import as_array, changed, expected, is_tracing, pytree, static
+from koopjax._core import Keyed, as_array, changed, expected, is_tracing, pytree, static
+from koopjax.forms import Definition
 from koopjax.surgery._cuts import Layout, Traced, locate_pair, traced
-from koopjax.surgery._model import Definition, Keyed
 from koopjax.surgery._program import Aval, Program, aval_of, is_floating, trace
 
 
@@ -48,10 +48,6 @@ class Segment(Keyed):
     entry: Layout
     exit: Layout
     unroll: bool
-
-    def key(self) -> tuple[Any, ...]:
-        """All fields."""
-        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def __call__(self, parameters: dict[str, Any], x: Any) -> Any:
         """Run the original equations from `start` to `stop`."""

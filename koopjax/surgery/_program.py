@@ -8,54 +8,24 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from koopjax._core import expected, is_tracing, trace_context, trace_inference
+from koopjax._core import expected, is_tracing, trace_context
+from koopjax.forms import Definition
 from koopjax.surgery._flatten import Flat, Node, flatten, make_jaxpr, unroll_scans
 from koopjax.surgery._flops import flops
-from koopjax.surgery._model import Definition
 from koopjax.surgery._names import Naming
 
 #: `(shape, dtype, weak_type)` of an array: what tracing needs to know of it.
 Aval = tuple[tuple[int, ...], Any, bool]
 
 #: Primitives that are linear in each operand; with two operands from the data they are not.
-_LINEAR = frozenset(
-    (
-        "add",
-        "sub",
-        "neg",
-        "mul",
-        "div",
-        "dot_general",
-        "conv_general_dilated",
-        "reshape",
-        "transpose",
-        "broadcast_in_dim",
-        "reduce_sum",
-        "concatenate",
-        "slice",
-        "dynamic_slice",
-        "squeeze",
-        "convert_element_type",
-        "pad",
-        "gather",
-        "rev",
-        "copy",
-        "name",
-        "reduce_window_sum",
-        "cumsum",
-        "stop_gradient",
-        "select_n",
-        "split",
-        "expand_dims",
-        "optimization_barrier",
-        "sharding_constraint",
-        "add_any",
-        "real",
-        "imag",
-    )
-)
+_LINEAR = frozenset((
+    "add", "sub", "neg", "mul", "div", "dot_general", "conv_general_dilated", "reshape",
+    "transpose", "broadcast_in_dim", "reduce_sum", "concatenate", "slice", "dynamic_slice",
+    "squeeze", "convert_element_type", "pad", "gather", "rev", "copy", "name",
+    "reduce_window_sum", "cumsum", "stop_gradient", "select_n", "split", "expand_dims",
+    "optimization_barrier", "sharding_constraint", "add_any", "real", "imag",
+))  # fmt: skip
 _BILINEAR = frozenset(("mul", "div", "dot_general", "conv_general_dilated"))
 
 
@@ -325,14 +295,7 @@ def trace(
     if key in _PROGRAMS:
         return _PROGRAMS[key]
     abstract = [_struct(*leaf) for leaf in leaves]
-    closed, out = trace_inference(
-        definition.unversioned(),
-        definition.observed,
-        abstract,
-        jax.ShapeDtypeStruct(*x),
-        streams=[issubclass(kind, nnx.RngState) for kind in definition.kinds],
-        model=lambda: definition.rebuild(abstract),
-    )
+    closed, out = definition.trace(abstract, jax.ShapeDtypeStruct(*x))
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise expected(
             "a model that returns one array",

@@ -8,8 +8,8 @@ from flax import nnx
 
 from koopjax import nn
 from koopjax._core import as_array, expected
+from koopjax.forms import Constant, define
 from koopjax.surgery._cuts import Layout, locate_pair, traced
-from koopjax.surgery._model import Constant, define
 from koopjax.surgery._parts import Part, Segment, parts, per_sample, run
 from koopjax.surgery._program import is_floating
 from koopjax.surgery._rows import SampleAxes, check_axes, from_rows, to_rows
@@ -206,9 +206,9 @@ def _as_module(block: Any) -> nnx.Module:
     if not callable(block) and not (isinstance(block, tuple) and block and callable(block[0])):
         hint = "nn.from_koopman(fit)" if hasattr(block, "predict") else "an nnx.Module"
         raise expected("a block that can be called", type(block).__name__, hint)
-    definition, leaves = define(block)
+    definition, leaves = define(block, exposed=True)
     held = zip(definition.paths, definition.kinds, leaves, strict=True)
-    return Stage({path: kind(jnp.asarray(leaf)) for path, kind, leaf in held}, definition)
+    return Stage({path: kind(jnp.array(leaf)) for path, kind, leaf in held}, definition)
 
 
 def _check_block(module: nnx.Module, first: str, last: str, before: Any, after: Any) -> None:

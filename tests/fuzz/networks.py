@@ -104,9 +104,6 @@ verb("nn.Stack", lambda **s: nn.Stack(**s)(INPUT),
 verb("nn.from_koopman", lambda **s: nn.from_koopman(**s)(X), {"fit": thing(koopman)},
      {"rank": number(2), "steps": number(2), "lifted": flag(True), "trainable": flag(True),
       **SETTINGS}, weight=0.5)
-verb("nn.tensorize", nn.tensorize, {"operator": array(MATRIX[:, :4].copy()),
-     "row_modes": sequence(2, 2), "column_modes": sequence(2, 2)},
-     {"rank": number(2), "rtol": number(0.1), "form": text("auto")}, weight=0.5)
 for _name in ("freeze", "unfreeze", "decoded"):
     verb(f"nn.{_name}", getattr(nn, _name), {"module": thing(lambda: nn.Sparse.from_dense(MATRIX))},
          weight=0.3)

@@ -28,7 +28,7 @@ CALLS = {
     "bits as text": (lambda: nn.Quantized.from_dense(M, "4"), "bits as a whole number"),
     "an axis in a list": (lambda: nn.Quantized.from_dense(M, 4, ["row"]), "an axis among"),
     "one number for a shape": (lambda: nn.Sparse([1.0], [0], [0], 4), "a shape"),
-    "modes as text": (lambda: nn.tensorize(M, (2, 2), "31"), "column modes"),
+    "modes as text": (lambda: nn.TT.create(KEY, (2, 2), "31", 2), "column modes"),
     "half a mode": (lambda: nn.TT.create(KEY, (2, 1.5), (1, 2), 2), "each row mode"),
     "no cores": (lambda: nn.TT(3), "cores as a sequence"),
     "no scale": (lambda: nn.functional.apply_quantized(X, Z, None), "numbers as scale"),

@@ -310,18 +310,11 @@ def fit_front(x):
 
 def test_a_matrix_becomes_a_tt_operator():
     dense = nn.Dense.create(KEY, 18, 4, use_bias=True)
-    exact = nn.tensorize(dense, MODES, (1, 1, 4))
-    np.testing.assert_allclose(exact.tt_matrix.to_dense(), dense.matrix[...], rtol=1e-4, atol=1e-5)
+    train = tt.matrix_from_dense(dense.matrix[...], MODES, (1, 1, 4))
+    exact = nn.TT.from_train(train, dense.bias[...])
     np.testing.assert_array_equal(exact.bias[...], dense.bias[...])
     block = nn.KoopmanBlock(PSI, exact)
     np.testing.assert_allclose(block(X), nn.KoopmanBlock(PSI, dense)(X), rtol=1e-4, atol=1e-5)
-    thin = nn.LowRank.create(KEY, 18, 4, 1)
-    assert max(nn.tensorize(thin, (18, 1), (1, 4), rtol=1e-5).ranks) == 1
-    assert max(nn.tensorize(dense, MODES, (2, 1, 2), 2).ranks) == 2
-    with pytest.raises(ValueError, match=r"modes whose products are the shape \(18, 4\)"):
-        nn.tensorize(dense, (3, 3), (2, 2))
-    with pytest.raises(ValueError, match="a Dense or LowRank operator"):
-        nn.tensorize(exact, MODES, (1, 1, 4))
 
 
 def test_linen_has_the_same_parameters():

@@ -1,0 +1,34 @@
+"""A model of any kind as one static definition and a flat list of named arrays.
+
+The only room that asks what kind a model is. A kind is one file, a subclass of `Definition` that
+says what it takes, how it comes apart and how it is called, and one entry of `KINDS`.
+"""
+
+from koopjax.forms._definition import (
+    Call as Call,
+    Constant as Constant,
+    Definition as Definition,
+)
+from koopjax.forms._inference import ModeError as ModeError
+from koopjax.forms._kinds import (
+    KINDS as KINDS,
+    Opened as Opened,
+    define as define,
+    form_of as form_of,
+    opened as opened,
+)
+from koopjax.forms._names import named_leaves as named_leaves, spell as spell
+
+__all__ = [
+    "KINDS",
+    "Call",
+    "Constant",
+    "Definition",
+    "ModeError",
+    "Opened",
+    "define",
+    "form_of",
+    "named_leaves",
+    "opened",
+    "spell",
+]
