@@ -4,7 +4,6 @@ A budget is the size of the file that `export.save` writes. Every method has one
 returns a model with a report: `METHODS[name](model, calibration, "20x", key=key)`.
 """
 
-from koopjax.compress import _koopman_formats as koopman_formats
 from koopjax.compress._budget import (
     Budget as Budget,
     BudgetTooSmall as BudgetTooSmall,
@@ -16,16 +15,17 @@ from koopjax.compress._deep_compression import deep_compression as deep_compress
 from koopjax.compress._eliminate import select_observables as select_observables
 from koopjax.compress._finetune import Training as Training, finetune as finetune
 from koopjax.compress._forward import select_forward as select_forward
-from koopjax.compress._koopman import koopman as koopman
-from koopjax.compress._koopman_trained import koopman_trained as koopman_trained
+from koopjax.compress._koopman import formats as koopman_formats
+from koopjax.compress._koopman.entries import (
+    select_entries as select_entries,
+    softmax_moments as softmax_moments,
+)
+from koopjax.compress._koopman.method import koopman as koopman
+from koopjax.compress._koopman.trained import koopman_trained as koopman_trained
 from koopjax.compress._magnitude import magnitude as magnitude
 from koopjax.compress._matrix_curves import matrix_curves as matrix_curves
 from koopjax.compress._methods import ANY_BITS as ANY_BITS, METHODS as METHODS
 from koopjax.compress._obs import Removal as Removal, refit as refit, removal_order as removal_order
-from koopjax.compress._output_metric import (
-    select_entries as select_entries,
-    softmax_moments as softmax_moments,
-)
 from koopjax.compress._pareto import pareto as pareto
 from koopjax.compress._points import Pareto as Pareto, Point as Point
 from koopjax.compress._pruning import obs as obs, wanda as wanda

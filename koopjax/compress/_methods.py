@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from koopjax.compress._clustering import kmeans
 from koopjax.compress._deep_compression import deep_compression
-from koopjax.compress._koopman import koopman
-from koopjax.compress._koopman_trained import koopman_trained
+from koopjax.compress._koopman.method import koopman
+from koopjax.compress._koopman.trained import koopman_trained
 from koopjax.compress._magnitude import magnitude
 from koopjax.compress._pruning import obs, wanda
 from koopjax.compress._result import Compressed

@@ -13,8 +13,15 @@ from jaxtyping import Array
 from koopjax import edmd, models, nn, observables, surgery
 from koopjax._core import as_array, as_key, as_whole, expected, matmul, on_device, ridge_solve
 from koopjax.compress._budget import inapplicable
+from koopjax.compress._koopman.block import lift
+from koopjax.compress._koopman.directions import (
+    active,
+    axes_of,
+    jacobian_metric,
+    moments,
+    of_pilot,
+)
 from koopjax.compress._problem import check_real, cut, placed, run
-from koopjax.compress._projection import active, axes_of, jacobian_metric, moments, of_pilot
 
 #: Samples that a start is fitted to; training takes all.
 ROWS = 20_000
@@ -87,13 +94,11 @@ def koopman_student(
     state = _flat(states[0])
     metric = jacobian_metric(tuple(parts), states[0], outputs, keys[0], centred=centred)
     matrix, shift = _projection(state, targets[0], metric, coordinates)
-    projection: Any = observables.Project(matrix)
+    before: tuple[Any, ...] = ()
     if factors:
-        projection, shift = _behind_axes(state, states[0].shape[1:], factors, matrix)
-    psi: Any = observables.Compose(
-        observables.Compose(projection, observables.Standardize(shift)),
-        observables.Monomials(degree),
-    )
+        kronecker, matrix, shift = _behind_axes(state, states[0].shape[1:], factors, matrix)
+        before = (kronecker,)
+    psi: Any = lift(matrix, shift, degree, before=before)
     for target in targets[:-1]:
         k = _least_squares(psi, state, target)
         further = observables.Compose(observables.Project(k), observables.Monomials(degree))
@@ -181,43 +186,40 @@ def _coordinates(
     # Beyond the rank of the output: where the state varies most.
     metric = metric + SPREAD * np.trace(metric) / len(metric) * np.eye(len(metric))
     flat = _flat(state)
-    moment = moments(flat)
-    matrix = active(moment, metric, min(width, flat.shape[1])).matrix
-    mean, matrix = (on_device(a, jnp.float32) for a in (moment.mean, matrix))
+    mean, covariance = moments(flat)
+    matrix = active(covariance, metric, min(width, flat.shape[1])).matrix
+    mean, matrix = (on_device(a, jnp.float32) for a in (mean, matrix))
     return matmul(flat - mean[None, :], matrix)
 
 
 def _projection(state: Array, target: Array, metric: np.ndarray, rank: int) -> tuple[Array, Array]:
     """The active subspace of a pilot operator, then the network's own directions, and the shift."""
-    moment = moments(state)
+    mean, covariance = moments(state)
     rank = min(rank, state.shape[1])
-    own = active(moment, metric, min(state.shape[1], max(rank, 32)))
-    pilot = of_pilot(moment, own, state, target, np.eye(target.shape[1])).matrix
-    matrix = np.concatenate([pilot, own.matrix[:, pilot.shape[1] :]], axis=1)[:, :rank]
-    return on_device(matrix, jnp.float32), on_device(moment.mean @ matrix, jnp.float32)
+    own = active(covariance, metric, min(state.shape[1], max(rank, 32)))
+    matrix = of_pilot(mean, own, state, target, np.eye(target.shape[1]), rank).matrix[:, :rank]
+    return on_device(matrix, jnp.float32), on_device(mean @ matrix, jnp.float32)
 
 
 def _behind_axes(
     state: Array, shape: Sequence[int], ranks: Sequence[int], matrix: Array
-) -> tuple[Any, Array]:
-    """The projection that comes nearest to a given one behind a Kronecker product."""
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """A Kronecker product, and projection and shift behind it that come nearest to a given one."""
     axes = axes_of(shape)
     if len(ranks) != len(axes):
         raise expected(f"factors: a number for each axis of {axes}", f"{tuple(ranks)}")
     ranks = [min(r, n) for r, n in zip(ranks, axes, strict=True)]
     kronecker = observables.Kronecker.fit(state, axes, ranks)
     features = kronecker(state)
-    moment = moments(features)
+    mean, covariance = moments(features)
     wanted = np.asarray(matmul(state, matrix), np.float64)
     wanted = wanted - wanted.mean(axis=0)
-    cross = (np.asarray(features, np.float64) - moment.mean).T @ wanted / len(wanted)
-    ridge = 1e-3 * np.trace(moment.covariance) / len(moment.covariance)
-    mix = ridge_solve(moment.covariance, cross, ridge)
-    deviation = np.sqrt(np.einsum("ir,ij,jr->r", mix, moment.covariance, mix))
+    cross = (np.asarray(features, np.float64) - mean).T @ wanted / len(wanted)
+    ridge = 1e-3 * np.trace(covariance) / len(covariance)
+    mix = ridge_solve(covariance, cross, ridge)
+    deviation = np.sqrt(np.einsum("ir,ij,jr->r", mix, covariance, mix))
     mix = mix / np.maximum(deviation, 1e-6)
-    shift = on_device(moment.mean @ mix, jnp.float32)
-    project = observables.Project(on_device(mix, jnp.float32))
-    return observables.Compose(kronecker, project), shift
+    return kronecker, mix, mean @ mix
 
 
 def _least_squares(psi: Any, state: Array, target: Array) -> Array:

@@ -68,6 +68,8 @@ class Monomials(Observables):
         ['1', 'x0', 'x1', 'x0^2', 'x0*x1', 'x1^2']
         >>> Monomials(2).size(100)
         5151
+        >>> Monomials(2).factors(2)
+        [(), (0,), (1,), (0, 0), (0, 1), (1, 1)]
     """
 
     degree: int = static()
@@ -79,9 +81,13 @@ class Monomials(Observables):
 
     def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
         """Names such as `1`, `x0`, `x0*x1`, `x0^2`."""
-        self.size(d)
         names = [atom(name) for name in input_names(d, inputs)]
-        return [self._name(factors, names) for factors in tuples(d, self.degree)]
+        return [self._name(factors, names) for factors in self.factors(d)]
+
+    def factors(self, d: int) -> list[tuple[int, ...]]:
+        """The coordinates that each column multiplies: `()`, `(0,)`, ..., `(0, 0)`, `(0, 1)`."""
+        self.size(d)
+        return tuples(d, self.degree)
 
     def _name(self, factors: tuple[int, ...], names: list[str]) -> str:
         powers = Counter(factors).items()

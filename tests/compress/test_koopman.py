@@ -11,8 +11,8 @@ from flax import nnx
 
 from koopjax import compress, export, models, nn, observables, surgery
 from koopjax._core import UNDERDETERMINED
-from koopjax.compress._projection import active, jacobian_metric, moments
-from koopjax.compress._setting import Setting, array_bytes, most_observables
+from koopjax.compress._koopman.block import array_bytes, least_bytes, most_observables
+from koopjax.compress._koopman.directions import active, jacobian_metric, moments
 
 EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -117,9 +117,9 @@ def test_active_directions_are_uncorrelated_and_find_the_plane():
     mix = jax.random.normal(jax.random.key(5), (8, 8))
     x = jax.random.normal(jax.random.key(3), (4000, 8)) @ mix
     a = np.asarray(jax.random.normal(jax.random.key(4), (8, 2)), np.float64)
-    moment = moments(x)
-    found = active(moment, a @ a.T, 2)
-    np.testing.assert_allclose(found.matrix.T @ moment.covariance @ found.matrix, np.eye(2),
+    _, covariance = moments(x)
+    found = active(covariance, a @ a.T, 2)
+    np.testing.assert_allclose(found.matrix.T @ covariance @ found.matrix, np.eye(2),
                                atol=1e-6)  # fmt: skip
     # The outputs x @ a are functions of the two coordinates, up to the damping of whitening.
     z = np.asarray(x, np.float64) @ found.matrix
@@ -170,4 +170,4 @@ def test_the_count_of_bytes_is_that_of_the_arrays():
         assert array_bytes(d, q, m, r, p, total, rank) <= full - 90
         if p + 1 < total:
             assert array_bytes(d, q, m, r, p + 1, total, rank) > full - 90
-    assert 88 <= Setting.least(784, 10).bytes(784, 10) <= 88 + 16
+    assert 88 <= least_bytes(784, 10) <= 88 + 16

@@ -9,14 +9,12 @@ import pytest
 from flax import nnx
 
 from koopjax import compress, export, models, observables
-from koopjax.compress._koopman_block import on_span
-from koopjax.compress._koopman_build import build
-from koopjax.compress._koopman_entries import refit, with_entries
-from koopjax.compress._koopman_reader import behind_axes, readings
-from koopjax.compress._koopman_span import Clock
+from koopjax.compress._koopman.directions import jacobian_metric, product_factors, products
+from koopjax.compress._koopman.entries import refit_entries
+from koopjax.compress._koopman.fit import fit, fit_entries
+from koopjax.compress._koopman.search import Tally, search
+from koopjax.compress._koopman.span import behind_axes, readings, span_of
 from koopjax.compress._problem import pose
-from koopjax.compress._projection import jacobian_metric, product_factors, products
-from koopjax.compress._search import search
 
 KEY = jax.random.key(1)
 
@@ -24,11 +22,11 @@ KEY = jax.random.key(1)
 def posed(model, x, budget, at=None):
     """The whole of a classifier, or a span of it, within a budget."""
     task = "classification"
-    return on_span("koopman", pose("koopman", model, x, budget, None, None, KEY, task), at, KEY)
+    return span_of(pose("koopman", model, x, budget, None, None, KEY, task), at, KEY)
 
 
 @pytest.fixture(scope="module")
-def job(network, calibration):
+def span(network, calibration):
     """The whole small network at a tenth of its bytes."""
     return posed(network, calibration, "10x")
 
@@ -42,21 +40,21 @@ def test_products_on_the_host_are_those_of_the_dictionary():
         )
 
 
-def test_a_flat_image_is_read_along_its_rows_and_columns(job, monkeypatch):
-    monkeypatch.setattr("koopjax.compress._koopman_reader.SHORT", 8)
-    found = list(readings(job))
-    assert found[0] is job
+def test_a_flat_image_is_read_along_its_rows_and_columns(span, monkeypatch):
+    monkeypatch.setattr("koopjax.compress._koopman.span.SHORT", 8)
+    found = list(readings(span))
+    assert found[0] is span
     assert len(found) > 1
     for read in found[1:]:
-        rows, columns = (np.asarray(a, np.float64) for a in read.span.reader.factors)
-        image = np.asarray(job.span.h[3], np.float64).reshape(8, 8)
+        rows, columns = (np.asarray(a, np.float64) for a in read.reader.factors)
+        image = np.asarray(span.h[3], np.float64).reshape(8, 8)
         expected = (rows.T @ image @ columns).ravel()
-        np.testing.assert_allclose(read.span.h[3], expected, atol=1e-4)
+        np.testing.assert_allclose(read.h[3], expected, atol=1e-4)
         # What the directions take is not there for the rest.
-        assert job.room - read.room >= 4 * (rows.size + columns.size) - 8
+        assert span.room - read.room >= 4 * (rows.size + columns.size) - 8
 
 
-def test_short_axes_and_hidden_vectors_are_read_as_they_are(job, network, calibration):
+def test_short_axes_and_hidden_vectors_are_read_as_they_are(span, network, calibration):
     hidden = posed(network, calibration, "1.2x", 1)
     assert hidden.ends[0] != "input"
     assert list(readings(hidden)) == [hidden]
@@ -66,59 +64,59 @@ def test_short_axes_and_hidden_vectors_are_read_as_they_are(job, network, calibr
     assert list(readings(short)) == [short]
 
 
-def test_slopes_of_what_is_read_are_those_of_the_chain_rule(job):
-    read = behind_axes(job, (8, 8), (8, 8))
-    back = np.kron(*(np.asarray(a, np.float64) for a in read.span.reader.factors))
-    metric = jacobian_metric(job.span.parts, job.span.raw[:200], 10, job.span.key, centred=True)
+def test_slopes_of_what_is_read_are_those_of_the_chain_rule(span):
+    read = behind_axes(span, (8, 8), (8, 8))
+    back = np.kron(*(np.asarray(a, np.float64) for a in read.reader.factors))
+    metric = jacobian_metric(span.parts, span.raw[:200], 10, span.key, centred=True)
     np.testing.assert_allclose(
-        read.span.slopes(200), back.T @ metric @ back, atol=1e-4 * np.trace(metric)
+        read.slopes(200), back.T @ metric @ back, atol=1e-4 * np.trace(metric)
     )
 
 
-def test_a_block_behind_directions_is_a_file_within_the_budget(job, tmp_path):
-    read = behind_axes(job, (8, 8), (5, 5))
-    found = search(read.problem, read.span, read.room, Clock(0.0))
-    built = build(read, found)
-    assert built.fits
-    size = export.save(built.model, tmp_path / "m")
-    assert size <= job.problem.limit
+def test_a_block_behind_directions_is_a_file_within_the_budget(span, tmp_path):
+    read = behind_axes(span, (8, 8), (5, 5))
+    fitted = fit(read, search(read, read.room, Tally(0.0))[0][1])
+    assert fitted.over <= 0
+    size = export.save(fitted.model, tmp_path / "m")
+    assert size <= span.problem.limit
     again = export.load(tmp_path / "m")
-    x = job.problem.x[:9]
-    np.testing.assert_array_equal(again(x), built.model(x))
-    assert built.score.value > 0.8
-    assert read.span.reading() == {"directions": "5 of 8 x 5 of 8"}
+    x = span.problem.x[:9]
+    np.testing.assert_array_equal(again(x), fitted.model(x))
+    assert fitted.score.value > 0.8
+    assert read.reading() == {"directions": "5 of 8 x 5 of 8"}
 
 
-def test_directions_on_a_grid_take_fewer_bytes(job):
-    wide, narrow = behind_axes(job, (8, 8), (6, 6)), behind_axes(job, (8, 8), (6, 6), 4)
+def test_directions_on_a_grid_take_fewer_bytes(span):
+    wide, narrow = behind_axes(span, (8, 8), (6, 6)), behind_axes(span, (8, 8), (6, 6), 4)
     assert narrow.room > wide.room + 100
-    for factor in narrow.span.reader.factors:
+    for factor in narrow.reader.factors:
         assert all(len(np.unique(column)) < 64 for column in np.asarray(factor).T)
 
 
 def test_no_room_for_directions_is_no_task(network, calibration):
     small = posed(network, calibration, 420)
-    assert behind_axes(small, (8, 8), (6, 6)) is None
+    assert behind_axes(small, (8, 8), (6, 6)).room < 0
 
 
-def test_entries_of_k_fit_the_budget_and_are_refitted(job):
-    found = search(job.problem, job.span, job.room, Clock(0.0))
-    built = with_entries(job, found)
-    assert export.stored_bytes(built.model) <= job.problem.limit
-    assert export.stored_bytes(built.model) > 0.8 * job.problem.limit
-    count = built.setting.entries
-    assert np.count_nonzero(built.k) == count
-    assert count < built.k.size
-    assert built.setting.as_dict(64)["entries of K"] == count
+def test_entries_of_k_fit_the_budget_and_are_refitted(span):
+    setting = search(span, span.room, Tally(0.0))[0][1]
+    fitted = fit_entries(span, setting)
+    assert export.stored_bytes(fitted.model) <= span.problem.limit
+    assert export.stored_bytes(fitted.model) > 0.8 * span.problem.limit
+    count = fitted.setting.entries
+    k = np.asarray(fitted.model.operator.matrix[...])
+    assert np.count_nonzero(k) == count
+    assert count < k.size
+    assert fitted.setting.as_dict(64)["entries of K"] == count
     # Whole observables at the same bytes are what the entries have to beat; they come near at
     # the least, on few samples.
-    assert built.score.value > build(job, found).score.value - 0.03
+    assert fitted.score.value > fit(span, setting).score.value - 0.03
 
 
-def test_entries_need_logits(job):
-    span = dataclasses.replace(job.span, logits=False)
-    found = search(job.problem, job.span, job.room, Clock(0.0))
-    assert with_entries(job._replace(span=span), found) is None
+def test_entries_need_logits(span):
+    setting = search(span, span.room, Tally(0.0))[0][1]
+    problem = dataclasses.replace(span.problem, task="regression")
+    assert fit_entries(dataclasses.replace(span, problem=problem), setting) is None
 
 
 def test_refit_solves_on_the_entries_that_are_left():
@@ -127,7 +125,7 @@ def test_refit_solves_on_the_entries_that_are_left():
     h = (a.T @ a).reshape(4, 3, 4, 3)
     r = rng.normal(size=(4, 3))
     mask = rng.random((4, 3)) < 0.6
-    k = refit(h, r, mask)
+    k = refit_entries(h, r, mask)
     assert np.all(k[~mask] == 0)
     left = np.einsum("iajb,jb->ia", h, k) - r
     np.testing.assert_allclose(left[mask], 0, atol=1e-3 * np.abs(r).max())

@@ -9,7 +9,11 @@ import pytest
 from flax import nnx
 
 from koopjax import compress, export, models, surgery
-from koopjax.compress._koopman_span import Clock
+from koopjax.compress._koopman import method
+from koopjax.compress._koopman.fit import fit
+from koopjax.compress._koopman.search import Tally, search
+from koopjax.compress._koopman.span import span_of
+from koopjax.compress._problem import pose
 
 X = jax.random.normal(jax.random.key(0), (300, 6))
 KEY = jax.random.key(1)
@@ -49,18 +53,16 @@ def test_two_spans_share_a_budget_and_the_rest_stays(spans, tmp_path):
 
 @pytest.mark.slow
 def test_a_later_span_is_fitted_on_what_the_earlier_delivers(monkeypatch):
-    from koopjax.compress import _koopman_spans as spans
-
     seen = []
-    original = spans.fit
-    monkeypatch.setattr(spans, "fit", lambda job, *a: seen.append(job) or original(job, *a))
+    best = method._best
+    monkeypatch.setattr(method, "_best", lambda span, *a: seen.append(span) or best(span, *a))
     at = [("input", "layers.1/relu"), ("layers.1/relu", "output")]
     compress.koopman(small(), X, "1.5x", at=at, key=KEY)
     first, second = seen[-2:]
     head = surgery.split(small(), X, at[1])[0]
     x = first.problem.x
-    assert not np.allclose(second.span.h, head(x), atol=1e-3)
-    np.testing.assert_allclose(second.span.y, small()(x), atol=1e-5)
+    assert not np.allclose(second.h, head(x), atol=1e-3)
+    np.testing.assert_allclose(second.y, small()(x), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -90,8 +92,8 @@ def test_spans_that_overlap_are_refused():
     [
         ({"bits": "int8"}, "bits 'float32' or 'any'"),
         ({"seconds": -1}, "seconds at least 0"),
-        ({"spans": "all"}, "spans None or 'search'"),
-        ({"spans": "search", "at": 1}, "at or spans='search'"),
+        ({"search_spans": "all"}, "True or False as koopman: search_spans"),
+        ({"search_spans": True, "at": 1}, "at or search_spans"),
         ({"at": ("nowhere", "output")}, "the name or index of a cut"),
         ({"at": ("output", "input")}, "."),
     ],
@@ -121,29 +123,22 @@ def test_few_bits_are_never_worse_and_lie_on_a_grid(network, calibration, tmp_pa
 def test_a_search_over_spans_is_not_worse_than_the_whole():
     model = small()
     plain = compress.koopman(model, X, "1.4x", key=KEY)
-    made = compress.koopman(model, X, "1.4x", key=KEY, spans="search")
+    made = compress.koopman(model, X, "1.4x", key=KEY, search_spans=True)
     assert made.report.score >= plain.report.score
     assert made.report.candidates > plain.report.candidates
 
 
 def test_time_bounds_the_search():
-    made = compress.koopman(small(), X, "1.4x", key=KEY, seconds=0, bits="any", spans="search")
+    made = compress.koopman(small(), X, "1.4x", key=KEY, seconds=0, bits="any", search_spans=True)
     assert "left out" in str(made.report)
     assert made.report.score > 0.5
 
 
 def test_fewer_observables_than_ranks_make_a_dense_k(network, calibration):
-    from koopjax.compress._koopman_block import on_span
-    from koopjax.compress._koopman_build import build
-    from koopjax.compress._problem import pose
-    from koopjax.compress._search import search
-
-    job = on_span(
-        "koopman", pose("koopman", network, calibration, "10x", None, None, KEY), None, KEY
-    )
-    found = search(job.problem, job.span, job.room, Clock(0.0))
-    columns = found.setting.columns[:5]
-    setting = dataclasses.replace(found.setting, columns=columns, rank=7)
-    built = build(job, dataclasses.replace(found, setting=setting))
-    assert built.k.shape == (5, 10)
-    assert built.fits
+    problem = pose("koopman", network, calibration, "10x", None, None, KEY)
+    span = span_of(problem, None, KEY)
+    setting = search(span, span.room, Tally(0.0))[0][1]
+    few = dataclasses.replace(setting, columns=setting.columns[:5], rank=7)
+    fitted = fit(span, few)
+    assert fitted.clean.shape == (5, 10)
+    assert fitted.over <= 0

@@ -8,26 +8,25 @@ import numpy as np
 import pytest
 
 from koopjax import compress, export, models, observables
-from koopjax.compress import _varpro
-from koopjax.compress._projection import moments
+from koopjax.compress._koopman import varpro
+from koopjax.compress._koopman.directions import moments
 
 
 def setup(degree=2, r=3, m=5, n=300):
     random = np.random.default_rng(0)
     h = random.normal(size=(n, m)) @ random.normal(size=(m, m)) + 2
     columns = np.array([0, 2, 3, 5, 9] if degree == 2 else [0, 1, 7, 12, 19])
-    frame = _varpro.frame(
-        moments(jnp.asarray(h, jnp.float32)), np.arange(m), columns, degree, np.ones((m, r))
-    )
+    mean, covariance = moments(jnp.asarray(h, jnp.float32))
+    frame = varpro.frame(mean, covariance, np.arange(m), columns, degree, np.ones((m, r)))
     matrix = random.normal(size=(m, r))
-    state = _varpro.begin(frame, matrix, h.mean(0) @ matrix, np.ones((len(columns), 2)))
+    state = varpro.begin(frame, matrix, h.mean(0) @ matrix, np.ones((len(columns), 2)))
     return h, columns, frame, state
 
 
 @pytest.mark.parametrize("degree", [2, 3])
 def test_observables_are_the_products_of_white_coordinates(degree):
     h, columns, frame, state = setup(degree)
-    matrix, shift = _varpro.projection(frame, state)
+    matrix, shift = varpro.projection(frame, state)
     z = h @ matrix - shift
     np.testing.assert_allclose(z.std(axis=0), 1, rtol=1e-3)
     names = observables.Monomials(degree).names(3, ["a", "b", "c"])
@@ -35,7 +34,7 @@ def test_observables_are_the_products_of_white_coordinates(degree):
     want = np.stack(
         [eval(names[c].replace("^", "**"), values) * np.ones(len(z)) for c in columns], axis=1
     )
-    found = _varpro.observe(frame, state, jnp.asarray(h, jnp.float32))
+    found = varpro.observe(frame, state, jnp.asarray(h, jnp.float32))
     np.testing.assert_allclose(found, want, rtol=1e-2, atol=1e-2)
 
 
@@ -43,10 +42,10 @@ def test_the_solve_is_ridge_regression_and_its_slope_a_finite_difference():
     random = np.random.default_rng(1)
     a, y = random.normal(size=(50, 4)), random.normal(size=(50, 2))
     with jax.enable_x64(True):
-        want = np.linalg.solve(a.T @ a + _varpro.RIDGE * 50 * np.eye(4), a.T @ y)
-        np.testing.assert_allclose(_varpro.solved(jnp.asarray(a), jnp.asarray(y)), want, rtol=1e-9)
+        want = np.linalg.solve(a.T @ a + varpro.RIDGE * 50 * np.eye(4), a.T @ y)
+        np.testing.assert_allclose(varpro.solved(jnp.asarray(a), jnp.asarray(y)), want, rtol=1e-9)
         way = random.normal(size=a.shape)
-        f = lambda t: jnp.sum(_varpro.solved(a + t * way, jnp.asarray(y)) ** 3)
+        f = lambda t: jnp.sum(varpro.solved(a + t * way, jnp.asarray(y)) ** 3)
         slope = (f(1e-5) - f(-1e-5)) / 2e-5
         np.testing.assert_allclose(jax.grad(f)(0.0), slope, rtol=1e-6)
 
@@ -58,21 +57,21 @@ def test_training_finds_the_plane_or_keeps_the_start(through, rate):
     h = random.normal(size=(1200, 6)).astype(np.float32)
     z = h[:, :2] + 0.3 * h[:, 2:4]
     y = np.stack([z[:, 0] * z[:, 1], -z[:, 0]], axis=1).astype(np.float32)
-    moment, columns = moments(jnp.asarray(h)), np.arange(6)
-    frame = _varpro.frame(moment, np.arange(6), columns, 2, np.ones((6, 2)))
+    mean, covariance = moments(jnp.asarray(h))
+    frame = varpro.frame(mean, covariance, np.arange(6), np.arange(6), 2, np.ones((6, 2)))
     start = np.eye(6, 2) + 0.4 * random.normal(size=(6, 2))
-    state = _varpro.begin(frame, start, moment.mean @ start, 0.1 * random.normal(size=(6, 2)))
+    state = varpro.begin(frame, start, mean @ start, 0.1 * random.normal(size=(6, 2)))
     data = tuple(map(jnp.asarray, (h, y, y)))
 
     def look(now):
         if through:
-            psi = _varpro.observe(frame, now, data[0])
-            now = now._replace(operator=(_varpro.solved(psi, data[1]),))
+            psi = varpro.observe(frame, now, data[0])
+            now = now._replace(operator=(varpro.solved(psi, data[1]),))
         return -float(
-            _varpro.divergence(_varpro.predict(frame, now, data[0]), data[2], "classification")
+            varpro.divergence(varpro.predict(frame, now, data[0]), data[2], "classification")
         )
 
-    best, score = _varpro.train(
+    best, score = varpro.train(
         frame, state, data, tail=None, shape=((2,), jnp.float32), task="classification",
         steps=120, rate=rate,
         through=through, look=look, key=jax.random.key(0),

@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 
 from koopjax import compress, models
-from koopjax.compress import koopman_formats
 from koopjax.compress._eliminate import backward
 from koopjax.compress._feedback import feedback, on_codebook
 from koopjax.compress._obs import activation_order
@@ -81,15 +80,6 @@ def test_whitened_factors(rank):
         left, right, _ = factor(m[1:], bias, g, g)
         products.append(left[:, :rank] @ right[:rank])
     np.testing.assert_allclose(products[1] * units[1:, None], products[0], rtol=1e-5, atol=1e-8)
-
-
-def test_groups_and_codebooks_of_k():
-    gram, w, _ = problem(6, dead=())
-    matrix = np.repeat(w[:3], 3, axis=0)
-    groups = koopman_formats.grouped_rows(gram, matrix, 3)
-    np.testing.assert_allclose(groups.matrix, matrix, rtol=1e-5)
-    book = koopman_formats.clustered(gram * 1e-8, w, 5)
-    np.testing.assert_array_equal(book.codes, koopman_formats.clustered(gram, w, 5).codes)
 
 
 @pytest.fixture(scope="module")

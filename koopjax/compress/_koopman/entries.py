@@ -9,7 +9,15 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from koopjax._core import as_number, as_numbers, check_finite, expected, matmul, read_numbers
+from koopjax._core import (
+    as_number,
+    as_numbers,
+    check_finite,
+    expected,
+    matmul,
+    read_numbers,
+    ridge_solve,
+)
 from koopjax.compress._eliminate import backward, sizes_of
 from koopjax.compress._units import unit_diagonal
 
@@ -17,6 +25,8 @@ from koopjax.compress._units import unit_diagonal
 ROWS = 4096
 #: The inverse is formed anew when this share of the entries is left, since downdates lose digits.
 ANEW = 0.75
+#: Ridge of the fits, relative to each diagonal entry.
+ALPHA = 1e-4
 
 
 def softmax_moments(
@@ -130,7 +140,7 @@ def select_entries(
     cross: Float[np.ndarray, "p q"],
     sizes: int | Sequence[int],
     *,
-    alpha: float = 1e-4,
+    alpha: float = ALPHA,
     share: float = 0.03,
 ) -> Any:
     """The matrix with the entries that a least-squares fit can least do without, refitted.
@@ -184,3 +194,19 @@ def select_entries(
         stay, _ = stages[aim]
         kept, h, right = kept[stay], h[np.ix_(stay, stay)], right[stay]
     return found[many[0]] if np.ndim(sizes) == 0 else [found[size] for size in many]
+
+
+def refit_entries(
+    hessian: Float[np.ndarray, "p q p q"], cross: Float[np.ndarray, "p q"], mask: np.ndarray
+) -> Float[np.ndarray, "p q"]:
+    """The solution of `H K = R` whose entries outside a mask are zero.
+
+    Args:
+        hessian, cross: `H` and `R`, as from `softmax_moments`.
+        mask: `(p, q)`.
+    """
+    live = np.flatnonzero(mask)
+    h, unit = unit_diagonal(hessian.reshape(cross.size, cross.size)[np.ix_(live, live)])
+    out = np.zeros(cross.size)
+    out[live] = unit * ridge_solve(h, unit * cross.ravel()[live], ALPHA)
+    return out.reshape(cross.shape)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from koopjax import models
 from koopjax._core import matmul, on_device, pytree
-from koopjax.compress._projection import product_factors
+from koopjax.compress._koopman.directions import product_factors
 
 #: Ridge of the solve on a batch, relative to its samples.
 RIDGE = 1e-3
@@ -59,32 +59,29 @@ class Trained(NamedTuple):
     operator: tuple[Array, ...]
 
 
-def frame(moment: Any, kept: np.ndarray, columns: np.ndarray, degree: int, mask: Any) -> Frame:
+def frame(
+    mean: np.ndarray, covariance: np.ndarray, kept: np.ndarray, columns: np.ndarray, degree: int,
+    matrix: np.ndarray,
+) -> Frame:  # fmt: skip
     """A frame for some entries and products.
 
     Args:
-        moment: `Moments` of the whole state.
+        mean, covariance: of the whole state.
         kept: `(m,)` entries.
         columns: `(p,)` of `Monomials(degree)` on the coordinates.
         degree: of the products.
-        mask: `(m, r)`.
+        matrix: `(m, r)` projection at the start, whose zeros stay.
     """
-    covariance = moment.covariance[np.ix_(kept, kept)]
+    covariance = covariance[np.ix_(kept, kept)]
     deviation = np.sqrt(np.maximum(np.diag(covariance), 0))
     scale = np.maximum(deviation, FLOOR * (deviation.max() or 1.0))
     covariance = covariance / np.outer(scale, scale) + 1e-6 * np.eye(len(kept))
-    arrays = (
-        moment.mean[kept], scale, covariance, mask, factors_of(np.shape(mask)[1], degree, columns)
-    )  # fmt: skip
+    table = product_factors(matrix.shape[1], degree)[:, columns]
+    factors = np.zeros((degree, matrix.shape[1] + 1, len(columns)))
+    for k, places in enumerate(table):
+        factors[k, places, np.arange(len(columns))] = 1
+    arrays = (mean[kept], scale, covariance, matrix != 0, factors)
     return Frame(*(on_device(a, jnp.float32) for a in arrays))
-
-
-def factors_of(r: int, degree: int, columns: np.ndarray) -> Float[np.ndarray, "degree r1 p"]:
-    """Selectors of the factors of some products of `r` coordinates; see `Frame`."""
-    out = np.zeros((degree, r + 1, len(columns)))
-    for k, places in enumerate(product_factors(r, degree)[:, columns]):
-        out[k, places, np.arange(len(columns))] = 1
-    return out
 
 
 def begin(frame: Frame, matrix: np.ndarray, shift: np.ndarray, k: Any) -> Trained:
@@ -99,11 +96,10 @@ def begin(frame: Frame, matrix: np.ndarray, shift: np.ndarray, k: Any) -> Traine
         shift: `(r,)`, what is taken off behind it.
         k: `(p, q)`, or two factors.
     """
-    operator = k if isinstance(k, tuple) else (k,)
-    rows = on_device(matrix, jnp.float32) * frame.scale[:, None]
+    held = lambda a: on_device(a, jnp.float32)
     beyond = np.asarray(shift) - np.asarray(frame.mean, np.float64) @ np.asarray(matrix)
-    arrays = [on_device(a, jnp.float32) for a in (beyond, *operator)]
-    return Trained(rows, arrays[0], tuple(arrays[1:]))
+    operator = tuple(map(held, k if isinstance(k, tuple) else (k,)))
+    return Trained(held(matrix) * frame.scale[:, None], held(beyond), operator)
 
 
 def projection(frame: Frame, state: Trained) -> tuple[np.ndarray, np.ndarray]:
@@ -171,10 +167,8 @@ def _steps(
             # What K is solved on and what it is judged by are different samples.
             states = matmul(psi[half:], solved(psi[:half], y[batch[:half]]))
             batch = batch[half:]
-        return divergence(outputs(states), teacher[batch].reshape(outputs_shape(states)), task)
-
-    def outputs_shape(states: Array) -> tuple[int, ...]:
-        return jax.eval_shape(outputs, states).shape
+        out = outputs(states)
+        return divergence(out, teacher[batch].reshape(out.shape), task)
 
     def step(carry: Any, now: Any) -> Any:
         state, inner = carry
@@ -249,17 +243,9 @@ def train(
         rates = on_device(schedule[first : first + chunk], jnp.float32)
         keys = jax.random.split(jax.random.fold_in(key, first), len(rates))
         (state, inner), values = _steps(
-            (state, inner),
-            frame,
-            tail,
-            data,
-            keys,
-            rates,
-            through=through,
-            rows=rows,
-            shape=shape,
-            task=task,
-        )
+            (state, inner), frame, tail, data, keys, rates, through=through, rows=rows,
+            shape=shape, task=task,
+        )  # fmt: skip
         now = look(state)
         if now > score:
             best, score = state, now

@@ -1,9 +1,8 @@
 """Few coordinates of a state that matter to what follows, read from few of its entries."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from koopjax import edmd, observables
-from koopjax._core import blocks, matmul, on_device, ridge_solve, semidefinite_root
+from koopjax._core import blocks, matmul, ridge_solve, semidefinite_root
 from koopjax.compress._eliminate import backward
-from koopjax.observables._graded import tuples
+from koopjax.compress._koopman.block import lift
 
 #: Eigenvalues of the covariance below this share of the largest are damped when whitening.
 FLOOR = 1e-3
@@ -25,21 +24,7 @@ JACOBIANS = 4096
 COTANGENTS = 32
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Moments:
-    """First and second moments of the state, in float64 on the host.
-
-    Attributes:
-        mean: `(d,)`.
-        covariance: `(d, d)`.
-    """
-
-    mean: np.ndarray
-    covariance: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Directions:
+class Directions(NamedTuple):
     """Uncorrelated coordinates of unit variance, the most important first.
 
     Attributes:
@@ -53,12 +38,12 @@ class Directions:
     importance: np.ndarray
 
 
-def moments(state: Float[Array, "n d"]) -> Moments:
-    """Mean and covariance of the rows, in one pass."""
+def moments(state: Float[Array, "n d"]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean `(d,)` and covariance `(d, d)` of the rows, in one pass, float64 on the host."""
     stats = edmd.accumulate(observables.Monomials(1), state, state).to_gram()
     gram = np.asarray(stats.gram, np.float64) / float(stats.count)
     mean = gram[0, 1:]
-    return Moments(mean, gram[1:, 1:] - np.outer(mean, mean))
+    return mean, gram[1:, 1:] - np.outer(mean, mean)
 
 
 def jacobian_metric(
@@ -117,30 +102,25 @@ def _metric(parts: tuple[Any, ...], state: Array, vectors: Array) -> Array:
     return total / state.shape[0]
 
 
-def active(moment: Moments, metric: np.ndarray, rank: int) -> Directions:
+def active(covariance: np.ndarray, metric: np.ndarray, rank: int) -> Directions:
     """Active subspace in whitened coordinates.
 
     With `S = R Rᵀ` the covariance and `h = mean + R z`, the eigenvectors of `Rᵀ C R` are the
     directions of `z` along which the outputs change most; whitening keeps those along which the
     data hardly vary from counting.
     """
-    root = semidefinite_root(moment.covariance)
+    root = semidefinite_root(covariance)
     weights, turn = np.linalg.eigh(root.half.T @ metric @ root.half)
     turn = turn[:, ::-1][:, :rank]
     damped = np.hypot(root.scale, np.sqrt(FLOOR) * (root.scale[-1] or 1.0))
-    return Directions(
-        "jacobian", _whiten(moment, (root.vectors / damped) @ turn), weights[::-1][:rank]
-    )
-
-
-def _whiten(moment: Moments, matrix: np.ndarray) -> np.ndarray:
-    """The nearest uncorrelated coordinates of unit variance (symmetric whitening)."""
-    covariance = matrix.T @ moment.covariance @ matrix
-    return matrix @ semidefinite_root(covariance, 1e-8).inverse
+    matrix = (root.vectors / damped) @ turn
+    # The nearest uncorrelated coordinates of unit variance (symmetric whitening).
+    matrix = matrix @ semidefinite_root(matrix.T @ covariance @ matrix, 1e-8).inverse
+    return Directions("jacobian", matrix, weights[::-1][:rank])
 
 
 def of_pilot(
-    moment: Moments, first: Directions, state: Array, target: Array, metric: np.ndarray
+    mean: np.ndarray, first: Directions, state: Array, target: Array, root: np.ndarray, rank: int
 ) -> Directions:
     """The active subspace of a Koopman operator in place of the network's.
 
@@ -150,20 +130,21 @@ def of_pilot(
     this kind, where the network's own Jacobians also count what it can't express.
 
     Args:
-        moment, first: of the state.
+        mean, first: of the state.
         state, target: `(n, d)` and `(n, q)`.
-        metric: `(q, q)` of the target, positive semidefinite.
+        root: `(q, q)` square root of the target's metric.
+        rank: directions wanted; where the pilot has less, the rest are those of `first`.
     """
     # Five samples an observable are few, but enough for leading directions.
     size = first.matrix.shape[1]
     while size > 2 and (size + 1) * (size + 2) // 2 > state.shape[0] // 3:
         size -= 1
     size = min(size, PILOT)
-    psi = lift(first.matrix[:, :size], moment.mean, 2)
+    psi = lift(first.matrix[:, :size], mean @ first.matrix[:, :size], 2)
     stats = edmd.accumulate(psi, state, target, target=observables.Identity()).to_gram()
     gram, cross = (np.asarray(a, np.float64) for a in (stats.gram, stats.cross))
     n = float(stats.count)
-    k = ridge_solve(gram, cross, 1e-3 * n) @ semidefinite_root(metric).symmetric
+    k = ridge_solve(gram, cross, 1e-3 * n) @ root
     slopes = k[1 : size + 1]
     i, j = np.triu_indices(size)
     curves = np.zeros((size, size, k.shape[1]))
@@ -171,16 +152,12 @@ def of_pilot(
     curves[j, i] += k[size + 1 :]
     squared = slopes @ slopes.T + np.einsum("ijc,kjc->ik", curves, curves)
     weights, turn = np.linalg.eigh(squared)
-    return Directions("koopman", first.matrix[:, :size] @ turn[:, ::-1], weights[::-1])
-
-
-def lift(matrix: np.ndarray, mean: np.ndarray, degree: int, dtype: Any = jnp.float32) -> Any:
-    """Dictionary of coordinates `(h - mean) @ matrix`; the mean is taken off behind the product."""
-    first = observables.Compose(
-        observables.Project(on_device(matrix, dtype)),
-        observables.Standardize(on_device(mean @ matrix, dtype)),
-    )
-    return observables.Compose(first, observables.Monomials(degree))
+    matrix, importance = first.matrix[:, :size] @ turn[:, ::-1], weights[::-1]
+    if size < rank:
+        rest = first.matrix[:, size:]
+        matrix = np.concatenate([matrix, rest], axis=1)
+        importance = np.append(importance, np.full(rest.shape[1], 0.5 * importance[-1]))
+    return Directions("koopman", matrix, importance)
 
 
 def product_factors(r: int, degree: int) -> Int[np.ndarray, "degree p"]:
@@ -188,7 +165,7 @@ def product_factors(r: int, degree: int) -> Int[np.ndarray, "degree p"]:
 
     Products of fewer factors have ones behind them, at place 0.
     """
-    factors = [[i + 1 for i in one] for one in tuples(r, degree)]
+    factors = [[i + 1 for i in one] for one in observables.Monomials(degree).factors(r)]
     return np.array([one + [0] * (degree - len(one)) for one in factors]).T
 
 
@@ -201,50 +178,41 @@ def products(z: Float[np.ndarray, "n r"], table: Int[np.ndarray, "degree p"]) ->
     return out
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Entries:
-    """The order in which entries of the state are given up, and how to do without them.
-
-    Attributes:
-        moment: of the state.
-        kept: by number of entries, which.
-    """
-
-    moment: Moments
-    kept: dict[int, Int[np.ndarray, " m"]]
-
-    def read(self, directions: Directions, size: int) -> np.ndarray:
-        """`(d, r)` matrix with `size` non-zero rows whose coordinates come nearest to the given.
-
-        The regression of the coordinates on the kept entries, scaled to unit variance again.
-        """
-        kept, s = self.kept[size], self.moment.covariance
-        if size == len(s):
-            return directions.matrix
-        block = s[np.ix_(kept, kept)]
-        ridge = 1e-4 * np.trace(s) / len(s)
-        rows = ridge_solve(block, s[kept] @ directions.matrix, ridge)
-        deviation = np.sqrt(np.maximum(np.einsum("ir,ij,jr->r", rows, block, rows), 1e-12))
-        out = np.zeros_like(directions.matrix)
-        out[kept] = rows / deviation[None, :]
-        return out
-
-
-def entries(moment: Moments, directions: Directions, rank: int, sizes: Any) -> Entries:
-    """Which entries of the state to read, for the leading `rank` directions.
+def entries(
+    covariance: np.ndarray, directions: Directions, rank: int, sizes: Sequence[int]
+) -> list[Int[np.ndarray, " m"]]:
+    """Which entries of the state to read, for each number of them, for `rank` leading directions.
 
     Backward elimination on the regression of the coordinates on the entries: the covariance is its
     Gram matrix. Entries that never vary go first, at no loss.
     """
-    s = moment.covariance
-    d = len(s)
     # A direction counts by what it does to the outputs; the least still counts a little.
     weights = np.sqrt(np.maximum(directions.importance[:rank], 0))
     weights = np.sqrt(weights / (weights[0] or 1.0) + 0.05)
     targets = directions.matrix[:, :rank] * weights[None, :]
-    ridge = 1e-4 * np.trace(s) / d
-    found = backward(s, s @ targets, sizes, ridge)
-    return Entries(moment, {size: kept for size, (kept, _) in found.items()})
+    found = backward(covariance, covariance @ targets, sizes, _ridge(covariance))
+    return [found[size][0] for size in sizes]
+
+
+def read_from(
+    covariance: np.ndarray, directions: Directions, kept: Int[np.ndarray, " m"]
+) -> np.ndarray:
+    """`(d, r)` matrix, zero but for the kept rows, whose coordinates come nearest to the given.
+
+    The regression of the coordinates on the kept entries, scaled to unit variance again.
+    """
+    if len(kept) == len(covariance):
+        return directions.matrix
+    block = covariance[np.ix_(kept, kept)]
+    rows = ridge_solve(block, covariance[kept] @ directions.matrix, _ridge(covariance))
+    deviation = np.sqrt(np.maximum(np.einsum("ir,ij,jr->r", rows, block, rows), 1e-12))
+    out = np.zeros_like(directions.matrix)
+    out[kept] = rows / deviation[None, :]
+    return out
+
+
+def _ridge(covariance: np.ndarray) -> float:
+    return 1e-4 * np.trace(covariance) / len(covariance)
 
 
 def axes_of(shape: Sequence[int]) -> tuple[int, ...]:
