@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, Int
 
 from koopjax import edmd, export, observables
 from koopjax._core import on_device
-from koopjax.compress._eliminate import backward
 from koopjax.compress._koopman_block import Job, koopman_block, wrap
 from koopjax.compress._koopman_build import Built, dictionary
 from koopjax.compress._koopman_span import Found
 from koopjax.compress._output_metric import select_entries, softmax_moments
-from koopjax.compress._units import unit_diagonal
+from koopjax.compress.gram._eliminate import backward
+from koopjax.compress.gram._units import unit_diagonal
 
 #: Entries that are looked at, at most; choosing among them takes the cube of their number.
 MOST = 1000

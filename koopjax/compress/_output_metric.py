@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from koopjax._core import as_numbers, check_finite, expected, matmul, read_numbers
 from koopjax.compress._budget import number
-from koopjax.compress._eliminate import backward, sizes_of
-from koopjax.compress._units import unit_diagonal
+from koopjax.compress.gram._eliminate import backward, sizes_of
+from koopjax.compress.gram._units import unit_diagonal
 
 #: Rows whose products are formed at a time.
 ROWS = 4096

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from koopjax import edmd, observables
 from koopjax._core import blocks, matmul, on_device
-from koopjax.compress._eliminate import backward
+from koopjax.compress.gram._eliminate import backward
 from koopjax.observables._graded import tuples
 
 #: Eigenvalues of the covariance below this share of the largest are damped when whitening.

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from koopjax.compress._eliminate import backward
 from koopjax.compress._koopman_span import Clock, Found, Span
 from koopjax.compress._problem import Problem, Score
 from koopjax.compress._projection import (
@@ -23,6 +22,7 @@ from koopjax.compress._projection import (
     root_of,
 )
 from koopjax.compress._setting import Setting, array_bytes, most_observables
+from koopjax.compress.gram._eliminate import backward
 
 #: Most samples that the search looks at; the last fit takes all.
 ROWS = 24_000

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from koopjax.compress._eliminate import backward
+from koopjax.compress.gram._eliminate import backward
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -56,7 +56,7 @@ def calls(monkeypatch, pruned):
         report = dataclasses.replace(pruned.report, settings=variant)
         return pruned._replace(report=report)
 
-    monkeypatch.setattr("koopjax.compress._contest.finetuned", quick)
+    monkeypatch.setattr("koopjax.compress.contest._contest.finetuned", quick)
     for name in ("fisher", "magnitude"):
         one = compress.RECIPES[name]
         short = dataclasses.replace(one, variants=one.variants[:1])
@@ -106,7 +106,7 @@ def test_a_contest_writes_rows_over_seeds_files_and_a_report(model, calls, tmp_p
 
 
 def test_an_interrupted_contest_goes_on_with_nothing_lost(model, calls, tmp_path, monkeypatch):
-    quick = importlib.import_module("koopjax.compress._contest").finetuned
+    quick = importlib.import_module("koopjax.compress.contest._contest").finetuned
     out = tmp_path / "contest"
     arguments = ("compress", "--model", model, "--tracks", "fine-tuned", *CONTEST, "--out", out)
 
@@ -115,11 +115,11 @@ def test_an_interrupted_contest_goes_on_with_nothing_lost(model, calls, tmp_path
             raise KeyboardInterrupt
         return quick(*positional, **named)
 
-    monkeypatch.setattr("koopjax.compress._contest.finetuned", cut_short)
+    monkeypatch.setattr("koopjax.compress.contest._contest.finetuned", cut_short)
     assert run(*arguments).exit_code == 130
     assert not (out / "results.json").exists()
     assert len(list(out.glob("*.koopjax"))) == 2
-    monkeypatch.setattr("koopjax.compress._contest.finetuned", quick)
+    monkeypatch.setattr("koopjax.compress.contest._contest.finetuned", quick)
     koopjax(*arguments)
     assert len(calls) == 6  # two variants and four points, none of them twice
     first = json.loads((out / "results.json").read_text())

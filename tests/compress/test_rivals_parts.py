@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 
 from koopjax import compress, export, tt
-from koopjax.compress._allocation import Ladders, Rung, frontier
-from koopjax.compress._feedback import best_scale, feedback, on_codebook, on_grid
-from koopjax.compress._obs import alike
-from koopjax.compress._tensor_train import alternate, balanced, dense, partial_traces, train_of
+from koopjax.compress.gram._feedback import best_scale, feedback, on_codebook, on_grid
+from koopjax.compress.gram._obs import alike
+from koopjax.compress.layers._allocation import Ladders, Rung, frontier
+from koopjax.compress.methods._tensor_train import (
+    alternate,
+    balanced,
+    dense,
+    partial_traces,
+    train_of,
+)
 
 F32 = np.dtype(np.float32)
 

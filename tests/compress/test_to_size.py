@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from koopjax import compress, export
-from koopjax.compress._constraint import constrain, constraint_of, on_grid
-from koopjax.compress._to_size import ToSize, lamp
+from koopjax.compress.training._constraint import constrain, constraint_of, on_grid
+from koopjax.compress.training._to_size import ToSize, lamp
 
 PARAMS = {
     "w": jnp.asarray(np.random.default_rng(0).normal(size=(20, 15)), jnp.float32),

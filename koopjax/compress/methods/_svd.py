@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 from koopjax.compress._problem import ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed
-from koopjax.compress._whitened_svd import factored
+from koopjax.compress.methods._whitened_svd import factored
 
 
 def svd(

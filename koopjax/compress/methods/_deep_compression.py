@@ -10,13 +10,13 @@ from jaxtyping import Array
 
 from koopjax import export
 from koopjax._core import codebooks
-from koopjax.compress._affine import AffineLayers
-from koopjax.compress._allocation import Ladders, Rung, frontier
-from koopjax.compress._feedback import Rounding, feedback, on_codebook, on_grid
-from koopjax.compress._obs import refit, removal_order
 from koopjax.compress._problem import Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
-from koopjax.compress._rounding import aim
+from koopjax.compress.gram._feedback import Rounding, feedback, on_codebook, on_grid
+from koopjax.compress.gram._obs import refit, removal_order
+from koopjax.compress.layers._affine import AffineLayers
+from koopjax.compress.layers._allocation import Ladders, Rung, frontier
+from koopjax.compress.methods._rounding import aim
 
 #: Shares of a layer's weights that are kept.
 SHARES = (1.0, 0.7, 0.5, 0.36, 0.26, 0.19, 0.14, 0.1, 0.072, 0.052, 0.037, 0.026, 0.018, 0.01)

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float
 from koopjax import export, models
 from koopjax._core import as_array, as_key, check_finite, expected, on_device
 from koopjax.compress._budget import Budget, number
-from koopjax.compress._constraint import at_rate, constrained, with_rate
 from koopjax.compress._problem import ScoreFn, pose
 from koopjax.compress._result import Compressed, count_tied, finish
-from koopjax.compress._to_size import SALIENCIES, ToSize
+from koopjax.compress.training._constraint import at_rate, constrained, with_rate
+from koopjax.compress.training._to_size import SALIENCIES, ToSize
 
 #: Of the loss that goes to the labels where there are any.
 LABEL_WEIGHT = 0.2

@@ -9,10 +9,10 @@ from jaxtyping import Array
 
 from koopjax import export
 from koopjax._core import codebooks
-from koopjax.compress._affine import AffineLayers
-from koopjax.compress._allocation import Ladders, Rung, frontier
 from koopjax.compress._problem import Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
+from koopjax.compress.layers._affine import AffineLayers
+from koopjax.compress.layers._allocation import Ladders, Rung, frontier
 
 #: Sizes of codebook that are tried for a layer.
 SIZES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256)

@@ -8,14 +8,14 @@ import jax
 
 from koopjax._core import expected
 from koopjax.compress._budget import Budget
-from koopjax.compress._contest import Contest
-from koopjax.compress._finetune import Training
-from koopjax.compress._methods import ANY_BITS, METHODS
-from koopjax.compress._points import Pareto, Point
 from koopjax.compress._problem import ScoreFn
-from koopjax.compress._recipes import RECIPES, Recipe, recipe
 from koopjax.compress._result import Compressed
-from koopjax.compress._rows import Rows
+from koopjax.compress.contest._contest import Contest
+from koopjax.compress.contest._points import Pareto, Point
+from koopjax.compress.contest._rows import Rows
+from koopjax.compress.methods._registry import ANY_BITS, METHODS
+from koopjax.compress.training._finetune import Training
+from koopjax.compress.training._recipes import RECIPES, Recipe, recipe
 
 #: Tracks: how a method may use the data, and what its file may hold.
 TRACKS = ("one-shot", "label-free", "fine-tuned", "any-bits")

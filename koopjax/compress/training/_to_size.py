@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from koopjax.compress._budget import too_small
-from koopjax.compress._constraint import Constraint, constrain, constraint_of, on_grid
+from koopjax.compress.training._constraint import Constraint, constrain, constraint_of, on_grid
 
 #: How entries compare; see `ToSize.saliency`.
 SALIENCIES = ("fisher", "magnitude", "lamp")

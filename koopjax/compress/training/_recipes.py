@@ -14,12 +14,12 @@ from jaxtyping import Array
 from koopjax import export, models, nn
 from koopjax._core import as_array, expected
 from koopjax.compress._budget import Budget, BudgetTooSmall, smallest_of, too_small
-from koopjax.compress._finetune import Training, train_students
-from koopjax.compress._layers import as_nnx, get, linear_paths, with_factors
-from koopjax.compress._methods import ANY_BITS, FAMILIES, METHODS
 from koopjax.compress._problem import Problem, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
-from koopjax.compress._students import koopman_student, small_student
+from koopjax.compress.layers._layers import as_nnx, get, linear_paths, with_factors
+from koopjax.compress.methods._registry import ANY_BITS, FAMILIES, METHODS
+from koopjax.compress.training._finetune import Training, train_students
+from koopjax.compress.training._students import koopman_student, small_student
 
 Student = Callable[..., Any]
 #: Share of the limit that a file of shared values may grow by while it trains, its biases and

@@ -12,7 +12,10 @@ from jaxtyping import Array
 from koopjax import export, nn
 from koopjax._core import on_device
 from koopjax.compress._budget import too_small
-from koopjax.compress._layers import (
+from koopjax.compress._problem import Problem, Score, ScoreFn, pose, untouched
+from koopjax.compress._result import Compressed, finish
+from koopjax.compress.gram._units import unit_diagonal
+from koopjax.compress.layers._layers import (
     Path,
     as_nnx,
     get,
@@ -21,9 +24,6 @@ from koopjax.compress._layers import (
     with_factors,
     with_kernels,
 )
-from koopjax.compress._problem import Problem, Score, ScoreFn, pose, untouched
-from koopjax.compress._result import Compressed, finish
-from koopjax.compress._units import unit_diagonal
 
 #: Samples for the moments of the layers' inputs.
 ROWS = 12_000

@@ -9,12 +9,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export
-from koopjax.compress._affine import AffineLayers
 from koopjax.compress._budget import too_small
-from koopjax.compress._feedback import best_scale, feedback, on_grid
-from koopjax.compress._obs import refit
 from koopjax.compress._problem import Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
+from koopjax.compress.gram._feedback import best_scale, feedback, on_grid
+from koopjax.compress.gram._obs import refit
+from koopjax.compress.layers._affine import AffineLayers
 
 #: Scales tried with error feedback, relative to the best one without.
 FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)

@@ -7,8 +7,8 @@ from jaxtyping import Float
 
 from koopjax._core import check_finite, expected, read_numbers
 from koopjax.compress._budget import number
-from koopjax.compress._obs import activation_order, surgeon_stage
-from koopjax.compress._units import unit_diagonal
+from koopjax.compress.gram._obs import activation_order, surgeon_stage
+from koopjax.compress.gram._units import unit_diagonal
 
 #: Methods of `matrix_curves`.
 CURVES = ("magnitude", "wanda", "obs")

@@ -16,13 +16,13 @@ from jaxtyping import Array
 from koopjax import export, models
 from koopjax._core import check_finite
 from koopjax.compress._budget import Budget, BudgetTooSmall, Inapplicable, smallest_of
-from koopjax.compress._finetune import Training
-from koopjax.compress._methods import ANY_BITS, METHODS
-from koopjax.compress._points import Point
 from koopjax.compress._problem import ScoreFn, cut
-from koopjax.compress._recipe_lanes import finetuned_lanes
-from koopjax.compress._recipes import Recipe, finetuned, recipe, start
 from koopjax.compress._result import Compressed
+from koopjax.compress.contest._points import Point
+from koopjax.compress.methods._registry import ANY_BITS, METHODS
+from koopjax.compress.training._finetune import Training
+from koopjax.compress.training._recipe_lanes import finetuned_lanes
+from koopjax.compress.training._recipes import Recipe, finetuned, recipe, start
 
 FLOAT = "fine-tuned"
 

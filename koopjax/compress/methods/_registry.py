@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 
-from koopjax.compress._clustering import kmeans
-from koopjax.compress._deep_compression import deep_compression
 from koopjax.compress._koopman import koopman
 from koopjax.compress._koopman_trained import koopman_trained
-from koopjax.compress._magnitude import magnitude
-from koopjax.compress._pruning import obs, wanda
 from koopjax.compress._result import Compressed
-from koopjax.compress._rounding import int4, int8
-from koopjax.compress._svd import svd
-from koopjax.compress._tensor_train import tensor_train
-from koopjax.compress._whitened_svd import whitened_svd
+from koopjax.compress.methods._clustering import kmeans
+from koopjax.compress.methods._deep_compression import deep_compression
+from koopjax.compress.methods._magnitude import magnitude
+from koopjax.compress.methods._pruning import obs, wanda
+from koopjax.compress.methods._rounding import int4, int8
+from koopjax.compress.methods._svd import svd
+from koopjax.compress.methods._tensor_train import tensor_train
+from koopjax.compress.methods._whitened_svd import whitened_svd
 
 #: Name -> method, each called as
 #: `method(model, calibration, budget, *, at=None, labels=None, validation=None, key, task=None,

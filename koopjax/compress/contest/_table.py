@@ -11,9 +11,9 @@ from jaxtyping import Array
 from koopjax import models
 from koopjax._core import expected
 from koopjax.compress._budget import Budget, BudgetTooSmall, Inapplicable
-from koopjax.compress._methods import METHODS
 from koopjax.compress._problem import ScoreFn
 from koopjax.compress._result import Compressed, Report
+from koopjax.compress.methods._registry import METHODS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import models
-from koopjax.compress._finetune import Training, train_students
 from koopjax.compress._problem import ScoreFn, pose
-from koopjax.compress._recipes import Recipe, finished, recipe, start, with_variant
 from koopjax.compress._result import Compressed
+from koopjax.compress.training._finetune import Training, train_students
+from koopjax.compress.training._recipes import Recipe, finished, recipe, start, with_variant
 
 
 def finetuned_lanes(

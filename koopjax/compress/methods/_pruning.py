@@ -10,11 +10,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export
-from koopjax.compress._affine import AffineLayers
 from koopjax.compress._budget import too_small
-from koopjax.compress._obs import activation_order, refit, removal_order
 from koopjax.compress._problem import Problem, Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
+from koopjax.compress.gram._obs import activation_order, refit, removal_order
+from koopjax.compress.layers._affine import AffineLayers
 
 #: Ridges tried in the last refit, relative to the second moment of each of a layer's inputs.
 RIDGES = (1e-4, 1e-3, 1e-2)

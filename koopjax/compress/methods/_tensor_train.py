@@ -12,11 +12,11 @@ from jaxtyping import Array
 
 from koopjax import export, nn, tt
 from koopjax._core import on_device
-from koopjax.compress._affine import AffineLayers
-from koopjax.compress._allocation import Ladders, Rung, frontier
-from koopjax.compress._layers import with_factors
 from koopjax.compress._problem import Score, ScoreFn, pose, untouched
 from koopjax.compress._result import Compressed, finish
+from koopjax.compress.layers._affine import AffineLayers
+from koopjax.compress.layers._allocation import Ladders, Rung, frontier
+from koopjax.compress.layers._layers import with_factors
 
 #: Numbers of cores that are tried for a layer.
 CORES = (2, 3, 4)
