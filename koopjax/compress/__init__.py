@@ -16,6 +16,7 @@ from koopjax.compress._output_metric import (
     select_entries as select_entries,
     softmax_moments as softmax_moments,
 )
+from koopjax.compress._problem import Problem as Problem, Score as Score, posed as posed
 from koopjax.compress._result import Compressed as Compressed, Report as Report
 from koopjax.compress.contest._pareto import pareto as pareto
 from koopjax.compress.contest._points import Pareto as Pareto, Point as Point
@@ -32,7 +33,11 @@ from koopjax.compress.methods._clustering import kmeans as kmeans
 from koopjax.compress.methods._deep_compression import deep_compression as deep_compression
 from koopjax.compress.methods._magnitude import magnitude as magnitude
 from koopjax.compress.methods._pruning import obs as obs, wanda as wanda
-from koopjax.compress.methods._registry import ANY_BITS as ANY_BITS, METHODS as METHODS
+from koopjax.compress.methods._registry import (
+    ANY_BITS as ANY_BITS,
+    METHODS as METHODS,
+    Method as Method,
+)
 from koopjax.compress.methods._rounding import int4 as int4, int8 as int8
 from koopjax.compress.methods._svd import svd as svd
 from koopjax.compress.methods._tensor_train import tensor_train as tensor_train
@@ -57,12 +62,15 @@ __all__ = [
     "BudgetTooSmall",
     "Compressed",
     "Inapplicable",
+    "Method",
     "Pareto",
     "Point",
+    "Problem",
     "Recipe",
     "Removal",
     "Report",
     "Row",
+    "Score",
     "Training",
     "constrained",
     "deep_compression",
@@ -79,6 +87,7 @@ __all__ = [
     "matrix_curves",
     "obs",
     "pareto",
+    "posed",
     "refit",
     "removal_order",
     "select_entries",

@@ -19,7 +19,7 @@ from koopjax.compress._budget import Budget, BudgetTooSmall, Inapplicable, small
 from koopjax.compress._problem import ScoreFn, cut
 from koopjax.compress._result import Compressed
 from koopjax.compress.contest._points import Point
-from koopjax.compress.methods._registry import ANY_BITS, METHODS
+from koopjax.compress.methods._registry import METHODS
 from koopjax.compress.training._finetune import Training
 from koopjax.compress.training._recipe_lanes import finetuned_lanes
 from koopjax.compress.training._recipes import Recipe, finetuned, recipe, start
@@ -198,7 +198,7 @@ class Contest:
     ) -> dict[str, Any]:
         """The settings chosen at a budget; from the ledger where the same were tried for them."""
         variants = [dict(v) for v in self.recipe(method).variants]
-        if track == "any-bits" and method not in ANY_BITS:
+        if track == "any-bits" and not self.recipe(method).any_bits:
             # The rate and the shape of the float track at a size with about as many entries.
             looser = str(Budget(ratio=max(self._ratio(place) / 4, 1.0)))
             known = self.rows.of("variant")

@@ -13,7 +13,7 @@ from koopjax.compress._result import Compressed
 from koopjax.compress.contest._contest import Contest
 from koopjax.compress.contest._points import Pareto, Point
 from koopjax.compress.contest._rows import Rows
-from koopjax.compress.methods._registry import ANY_BITS, METHODS
+from koopjax.compress.methods._registry import METHODS
 from koopjax.compress.training._finetune import Training
 from koopjax.compress.training._recipes import RECIPES, Recipe, recipe
 
@@ -46,8 +46,8 @@ def pareto(
 
     In each track and for each method, a variant of the method's settings is chosen on the
     validation split of the first seed, from four variants for every method of the library (from
-    `value_bits` in the any-bits track, but for `ANY_BITS`); then the network of each seed is
-    compressed with all training data, and measured once on the test data.
+    `value_bits` in the any-bits track, where the method isn't of any bits itself); then the network
+    of each seed is compressed with all training data, and measured once on the test data.
 
     Args:
         model: `model(seed, x, y)` trains the original from a seed; or a trained model of any form,
@@ -142,7 +142,7 @@ def _check_lists(**lists: Any) -> None:
 def _methods(track: str, methods: Sequence[str] | None, own: Mapping[str, Recipe]) -> list[str]:
     if methods is None:
         if track == "one-shot":
-            return [name for name in METHODS if name not in ANY_BITS]
+            return [name for name, method in METHODS.items() if not method.any_bits]
         return list({**RECIPES, **own})
     for name in methods:
         if track == "one-shot" and name not in METHODS:

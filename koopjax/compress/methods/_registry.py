@@ -1,6 +1,8 @@
 """The registry of methods."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 from koopjax.compress._koopman import koopman
 from koopjax.compress._koopman_trained import koopman_trained
@@ -14,40 +16,43 @@ from koopjax.compress.methods._svd import svd
 from koopjax.compress.methods._tensor_train import tensor_train
 from koopjax.compress.methods._whitened_svd import whitened_svd
 
-#: Name -> method, each called as
-#: `method(model, calibration, budget, *, at=None, labels=None, validation=None, key, task=None,
-#: score_fn=None)`.
-#: Names of Koopman methods begin with "koopman".
-METHODS: dict[str, Callable[..., Compressed]] = {
-    "koopman": koopman,
-    "koopman_trained": koopman_trained,
-    "magnitude": magnitude,
-    "obs": obs,
-    "wanda": wanda,
-    "svd": svd,
-    "whitened_svd": whitened_svd,
-    "tensor_train": tensor_train,
-    "kmeans": kmeans,
-    "int8": int8,
-    "int4": int4,
-    "deep_compression": deep_compression,
+
+class Method:
+    """A method of compression; called as the function that it holds, whose docstring it has.
+
+    Args:
+        solve: `solve(model, calibration, budget, *, at=None, labels=None, validation=None, key,
+            task=None, score_fn=None)`, as `posed` makes it.
+        family: "koopman", "pruning", "factorising", "clustering" or "quantising"; only the first
+            is told the span of a contest.
+        any_bits: whether its weights are codebooks or grids, coded by entropy, rather than float32
+            numbers each.
+    """
+
+    def __init__(self, solve: Callable[..., Compressed], family: str, any_bits: bool = False):
+        functools.update_wrapper(self, solve)
+        self.solve, self.family, self.any_bits = solve, family, any_bits
+
+    def __call__(self, *given: Any, **settings: Any) -> Compressed:
+        """What `solve` makes of the same arguments."""
+        return self.solve(*given, **settings)
+
+
+#: Name -> method; one's own may be added. Names of Koopman methods begin with "koopman".
+METHODS: dict[str, Method] = {
+    "koopman": Method(koopman, "koopman"),
+    "koopman_trained": Method(koopman_trained, "koopman"),
+    "magnitude": Method(magnitude, "pruning"),
+    "obs": Method(obs, "pruning"),
+    "wanda": Method(wanda, "pruning"),
+    "svd": Method(svd, "factorising"),
+    "whitened_svd": Method(whitened_svd, "factorising"),
+    "tensor_train": Method(tensor_train, "factorising"),
+    "kmeans": Method(kmeans, "clustering", any_bits=True),
+    "int8": Method(int8, "quantising", any_bits=True),
+    "int4": Method(int4, "quantising", any_bits=True),
+    "deep_compression": Method(deep_compression, "clustering", any_bits=True),
 }
 
-#: What kind of method each is.
-FAMILIES = {
-    "koopman": "koopman",
-    "koopman_trained": "koopman",
-    "magnitude": "pruning",
-    "wanda": "pruning",
-    "obs": "pruning",
-    "svd": "factorising",
-    "whitened_svd": "factorising",
-    "tensor_train": "factorising",
-    "kmeans": "clustering",
-    "int8": "quantising",
-    "int4": "quantising",
-    "deep_compression": "clustering",
-}
-
-#: Methods whose weights are not float32 numbers each: codebooks and grids, coded by entropy.
-ANY_BITS = frozenset({"kmeans", "int8", "int4", "deep_compression"})
+#: The library's methods whose weights are not float32 numbers each.
+ANY_BITS = frozenset(name for name, method in METHODS.items() if method.any_bits)

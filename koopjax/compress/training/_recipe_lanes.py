@@ -77,8 +77,8 @@ def finetuned_lanes(
         )  # fmt: skip
     return [
         finished(
-            name, problem, model, variant, problem.score_model(model), training=training,
-            value_bits=value_bits, labelled=labels is not None, candidates=1,
+            problem, model, variant, problem.score_model(model), training=training,
+            value_bits=value_bits, candidates=1,
         )
         for problem, model in zip(problems, tuned, strict=True)
     ]  # fmt: skip

@@ -12,12 +12,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export, models, nn
-from koopjax._core import as_array, expected
+from koopjax._core import expected
 from koopjax.compress._budget import Budget, BudgetTooSmall, smallest_of, too_small
-from koopjax.compress._problem import Problem, ScoreFn, pose, untouched
-from koopjax.compress._result import Compressed, finish
+from koopjax.compress._problem import Problem, Score, ScoreFn, pose, untouched
+from koopjax.compress._result import Compressed
 from koopjax.compress.layers._layers import as_nnx, get, linear_paths, with_factors
-from koopjax.compress.methods._registry import ANY_BITS, FAMILIES, METHODS
+from koopjax.compress.methods._registry import METHODS
 from koopjax.compress.training._finetune import Training, train_students
 from koopjax.compress.training._students import koopman_student, small_student
 
@@ -42,16 +42,15 @@ class Recipe:
         saliency: which entries go while it trains; None where the student has its size already.
         variants: settings to choose from on validation data; the same number for every method.
             `learning_rate` may be one of them and `saliency`, in place of the recipe's, another;
-            the rest go to `start`. None given: one variant, that sets nothing.
+            the rest go to `start`.
+        any_bits: see `Method`.
     """
 
     family: str
     start: Student | None = None
     saliency: str | None = "fisher"
-    variants: tuple[Mapping[str, Any], ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "variants", tuple(self.variants) or ({},))
+    variants: tuple[Mapping[str, Any], ...] = ({},)
+    any_bits: bool = False
 
 
 def _original(problem: Problem, key: Array) -> Any:
@@ -103,7 +102,7 @@ def _small_exact(
     header = stored - 4 * (numbers(1) - biases) + 4
     least = header + 4 * numbers(1)
     if least > problem.limit:
-        raise too_small("small_network", problem.limit, least, problem.original_bytes)
+        raise problem.too_small(least)
     width = 1
     while header + 4 * numbers(width + 1) <= problem.limit:
         width += 1
@@ -155,7 +154,8 @@ def recipe(name: str) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     if name in METHODS:
-        return Recipe(FAMILIES[name], None, None, _grid(_ALL, {}))
+        method = METHODS[name]
+        return Recipe(method.family, None, None, _grid(_ALL, {}), method.any_bits)
     known = ", ".join(sorted({*RECIPES, *METHODS}))
     raise expected(f"a method among {known}", repr(name))
 
@@ -206,7 +206,6 @@ def finetuned(
     problem = pose(name, model, calibration, budget, labels, validation, key, task, score_fn)
     if problem.is_met:
         return untouched(name, problem)
-    y = None if labels is None else _kept_labels(problem, labels, validation, key)
     variants = chosen.variants if variant is None else (variant,)
     best: tuple[Any, Any, Mapping[str, Any]] | None = None
     small: list[BudgetTooSmall] = []
@@ -218,7 +217,7 @@ def finetuned(
         try:
             student = start(chosen, name, problem, settings, key, at, value_bits)
             (tuned,) = train_students(
-                [student], problem.x, teachers=[teacher], labels=y, task=problem.task,
+                [student], problem.x, teachers=[teacher], labels=problem.y, task=problem.task,
                 keys=[jax.random.fold_in(key, number)],
                 training=with_variant(training, settings),
                 limits=[problem.limit if saliency or value_bits else None],
@@ -235,32 +234,23 @@ def finetuned(
         raise smallest_of(small, name, problem.limit, problem.original_bytes)
     score, tuned, settings = best
     return finished(
-        name,
-        problem,
-        tuned,
-        settings,
-        score,
-        training=training,
-        value_bits=value_bits,
-        labelled=y is not None,
+        problem, tuned, settings, score, training=training, value_bits=value_bits,
         candidates=len(variants),
-    )
+    )  # fmt: skip
 
 
 def finished(
-    name: str, problem: Problem, model: Any, settings: Mapping[str, Any], score: Any, *,
-    training: Training | None, value_bits: float | None, labelled: bool, candidates: int,
+    problem: Problem, model: Any, settings: Mapping[str, Any], score: Score, *,
+    training: Training | None, value_bits: float | None, candidates: int,
 ) -> Compressed:  # fmt: skip
     """A trained student with its report."""
     epochs = (training or Training()).epochs
-    return finish(
-        model, method=name, budget=problem.budget, original_bytes=problem.original_bytes,
-        settings={
-            **settings, **({} if value_bits is None else {"value_bits": value_bits}),
-            "finetuned": f"{epochs} epochs, distillation{' with labels' if labelled else ''}",
-        },
+    learned = "distillation" if problem.y is None else "distillation with labels"
+    bits = {} if value_bits is None else {"value_bits": value_bits}
+    return problem.finish(
+        model, score, settings={**settings, **bits, "finetuned": f"{epochs} epochs, {learned}"},
         why=f"of {candidates} variants, the best validation {problem.measure}",
-        candidates=candidates, **problem.account(score),
+        candidates=candidates,
     )  # fmt: skip
 
 
@@ -304,7 +294,7 @@ def one_shot(name: str, problem: Problem, key: Array, at: Any = None) -> Any:
             score_fn=problem.score_fn, key=key,
         ).model  # fmt: skip
 
-    if name not in ANY_BITS:
+    if not METHODS[name].any_bits:
         return made(problem.budget)
     # Two files that hold the same: operators of shared values have other names in their header.
     size, shared = problem.limit, _sharing(made(problem.budget))
@@ -358,10 +348,3 @@ def with_variant(training: Training | None, settings: Mapping[str, Any]) -> Trai
     if "learning_rate" not in settings:
         return training
     return dataclasses.replace(training, learning_rate=settings["learning_rate"])
-
-
-def _kept_labels(problem: Problem, labels: Any, validation: Any, key: Array) -> Array:
-    """The labels of the samples that `pose` kept, in its order."""
-    labels = as_array("labels", labels)
-    order = jax.random.permutation(key, len(labels))
-    return labels[order if validation is not None else order[len(labels) - len(problem.x) :]]

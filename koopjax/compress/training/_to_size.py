@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from koopjax.compress._budget import too_small
+from koopjax.compress.layers._allocation import lamp
 from koopjax.compress.training._constraint import Constraint, constrain, constraint_of, on_grid
 
 #: How entries compare; see `ToSize.saliency`.
@@ -206,15 +207,6 @@ class ToSize:
             masks = _keep(scores, live, count)
             stored = self.measure(_masked(params, masks))
         return _with_masks(params, opt_state, masks)
-
-
-def lamp(size: np.ndarray) -> np.ndarray:
-    """The square of each entry over the sum of the squares that are not smaller, in its array."""
-    order = np.argsort(-size, axis=None, kind="stable")
-    squares = size.ravel()[order].astype(np.float64) ** 2
-    out = np.empty(size.size)
-    out[order] = squares / np.maximum(np.cumsum(squares), np.finfo(np.float64).tiny)
-    return out.reshape(size.shape)
 
 
 def _entropy(share: float) -> float:
