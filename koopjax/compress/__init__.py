@@ -18,9 +18,9 @@ from koopjax.compress._output_metric import (
 )
 from koopjax.compress._problem import Problem as Problem, Score as Score, posed as posed
 from koopjax.compress._result import Compressed as Compressed, Report as Report
+from koopjax.compress.contest._contest import Rules as Rules
 from koopjax.compress.contest._pareto import pareto as pareto
 from koopjax.compress.contest._points import Pareto as Pareto, Point as Point
-from koopjax.compress.contest._table import Row as Row, table as table
 from koopjax.compress.gram._eliminate import select_observables as select_observables
 from koopjax.compress.gram._forward import select_forward as select_forward
 from koopjax.compress.gram._matrix_curves import matrix_curves as matrix_curves
@@ -69,7 +69,7 @@ __all__ = [
     "Recipe",
     "Removal",
     "Report",
-    "Row",
+    "Rules",
     "Score",
     "Training",
     "constrained",
@@ -96,7 +96,6 @@ __all__ = [
     "small_student",
     "softmax_moments",
     "svd",
-    "table",
     "tensor_train",
     "wanda",
     "whitened_svd",

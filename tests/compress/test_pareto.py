@@ -302,9 +302,9 @@ def test_a_variant_may_name_its_saliency(small, monkeypatch):
     recipe = importlib.import_module("koopjax.compress.training._recipes")
     asked, train = [], recipe.train_students
 
-    def noted(students, *positional, saliency, **named):
-        asked.append(saliency)
-        return train(students, *positional, saliency=saliency, **named)
+    def noted(students, *positional, goals, **named):
+        asked.append(goals[0].saliency)
+        return train(students, *positional, goals=goals, **named)
 
     monkeypatch.setattr(recipe, "train_students", noted)
     own = compress.Recipe(

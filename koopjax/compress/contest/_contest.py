@@ -1,92 +1,159 @@
 """What the contest is made of: originals, variants, and one point after another."""
 
 import dataclasses
+import functools
 import json
 import math
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array
 
 from koopjax import export, models
 from koopjax._core import check_finite
 from koopjax.compress._budget import Budget, BudgetTooSmall, Inapplicable, smallest_of
-from koopjax.compress._problem import ScoreFn, cut
+from koopjax.compress._problem import Problem, ScoreFn, cut, pose
 from koopjax.compress._result import Compressed
 from koopjax.compress.contest._points import Point
+from koopjax.compress.contest._rows import Rows
 from koopjax.compress.methods._registry import METHODS
 from koopjax.compress.training._finetune import Training
 from koopjax.compress.training._recipe_lanes import finetuned_lanes
-from koopjax.compress.training._recipes import Recipe, finetuned, recipe, start
+from koopjax.compress.training._recipes import Recipe, candidates, finetuned, recipe
 
 FLOAT = "fine-tuned"
+Pair = tuple[Array, Array]
 
 
-@dataclasses.dataclass(eq=False)
-class Contest:
-    """The originals, the data and what is finished; `task` is found where it is None."""
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What a contest lays down beside its data and its tracks.
 
-    model: Any
-    data: Any
-    training: Training
-    tuning: Training
-    value_bits: tuple[float, ...]
-    keep: Callable[[Point, Compressed], None] | None = None
-    recipes: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)
-    at: Any = None
+    Args:
+        task: "classification" or "regression"; found from the model's output and the test labels
+            where left out. What is called accuracy is R² for a regression.
+        score_fn: `score_fn(outputs, labels)` in place of accuracy and R²; the label-free and
+            one-shot tracks choose without it.
+        tuning: training while variants are chosen, such as fewer epochs; as all else without.
+        tune_at: budgets at which variants are chosen, others take those of the nearest; default all
+            that are asked for.
+        value_bits: of the any-bits track, tried as variants of the best fine-tuned settings.
+        recipes: of one's own, by name: methods to compare with, or other variants of the library's
+            (such as the cuts of another network). They may be named in `methods`.
+        lanes: train the seeds of a point at once, as lanes of one vmapped scan, with one order of
+            samples for all; None: where there is an accelerator. On few CPU cores it is slower,
+            since batched products of small matrices are slow there.
+    """
+
     task: str | None = None
     score_fn: ScoreFn | None = None
+    tuning: Training | None = None
+    tune_at: Sequence[Any] | None = None
+    value_bits: Sequence[float] = (3.0, 4.0, 5.0)
+    recipes: Mapping[str, Recipe] | None = None
+    lanes: bool | None = None
 
-    def __post_init__(self) -> None:
-        self.rows: Any = None
-        #: Whether the networks are trained by a function, rather than one given.
-        self.made = not isinstance(self.model, tuple) and _is_maker(self.model)
-        self._models: dict[tuple[int, bool], Any] = {}
-        self._begun: tuple[Any, Any] = (None, None)
-        #: Seeds that are trained at once.
-        self.together: Sequence[int] = ()
-        as_arrays = lambda *names: tuple(jnp.asarray(getattr(self.data, n)) for n in names)
-        self.train: Any = as_arrays("x_train", "y_train")
-        self.val: Any = as_arrays("x_val", "y_val")
-        self.test: Any = as_arrays("x_test", "y_test")
-        pairs = zip(self.train, self.val, strict=True)
-        self.all: Any = tuple(jnp.concatenate(pair) for pair in pairs)
-        for name, (x, _) in {"train": self.train, "val": self.val, "test": self.test}.items():
+    def recipe(self, method: str) -> Recipe:
+        """The caller's recipe of a method, or the library's."""
+        own = self.recipes or {}
+        return own[method] if method in own else recipe(method)
+
+
+class Splits(NamedTuple):
+    """Samples and labels; `all` is those to train on with those to choose by."""
+
+    train: Pair
+    val: Pair
+    test: Pair
+    all: Pair
+
+    @classmethod
+    def of(cls, data: Any) -> "Splits":
+        """Those of a data set."""
+        pair = lambda part: tuple(jnp.asarray(getattr(data, f"{name}_{part}")) for name in "xy")
+        train, val, test = (pair(part) for part in ("train", "val", "test"))
+        for name, (x, _) in {"train": train, "val": val, "test": test}.items():
             check_finite(f"x_{name} (pareto)", x)
+        both = tuple(jnp.concatenate(pair) for pair in zip(train, val, strict=True))
+        return cls(train, val, test, both)  # pyright: ignore[reportArgumentType]
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What must be the same for a ledger to go on."""
-        arrays = [np.ascontiguousarray(a) for a in (*self.train, *self.val, *self.test)]
-        own: dict[str, Any] = {}
-        if self.at is not None:
-            ends = self.at if isinstance(self.at, list | tuple) else (self.at, "output")
-            own["at"] = [getattr(end, "name", end) for end in ends]
-        if self.score_fn is not None:
-            own["score_fn"] = getattr(self.score_fn, "__name__", "score_fn")
-        if not self.made:
-            leaves = [np.asarray(a) for a in jax.tree.leaves(models.form_of(self.model)[1])]
-            own["model"] = [[list(a.shape), zlib.crc32(a.tobytes())] for a in leaves]
-        return {
-            "data": [[list(a.shape), a.dtype.name, zlib.crc32(a.tobytes())] for a in arrays],
-            "training": dataclasses.asdict(self.training),
-            "tuning": dataclasses.asdict(self.tuning), **own,
-        }  # fmt: skip
 
-    def original(self, seed: int, everything: bool) -> Any:
-        """The network of a seed, trained on the training images with or without validation's."""
-        key = (seed, everything) if self.made else (0, True)
-        if key not in self._models:
-            # A contest goes seed by seed, or through all of them again and again.
-            self._models = {} if len(self._models) > len(self.together) + 1 else self._models
-            data = self.all if everything else self.train
-            maker: Any = self.model
-            self._models[key] = maker(seed, *data) if self.made else self.model
-        return self._models[key]
+def networks(model: Any, data: Splits, held: int) -> Callable[[int, bool], Any]:
+    """The network of a seed, trained with (True) or without the samples to choose by.
+
+    Args:
+        model: `model(seed, x, y)` trains one; or the one that there is for all seeds.
+        data: to train on.
+        held: how many trained ones are kept.
+    """
+    if not is_trainer(model):
+        return lambda seed, everything: model
+    made = lambda seed, everything: model(seed, *(data.all if everything else data.train))
+    return functools.lru_cache(maxsize=held)(made)
+
+
+def is_trainer(model: Any) -> bool:
+    """Whether it is a function, and so trains networks: models are modules, pairs and pytrees."""
+    if isinstance(model, nnx.Module | tuple):
+        return False
+    leaves = jax.tree.leaves(model)
+    return callable(model) and len(leaves) == 1 and leaves[0] is model
+
+
+def fingerprint(
+    model: Any, data: Splits, at: Any, training: Training, rules: Rules
+) -> dict[str, Any]:
+    """What must be the same for a ledger to go on."""
+    crc = lambda array: zlib.crc32(np.ascontiguousarray(array).tobytes())
+    arrays = [np.asarray(a) for a in (*data.train, *data.val, *data.test)]
+    own: dict[str, Any] = {}
+    if at is not None:
+        ends = at if isinstance(at, list | tuple) else (at, "output")
+        own["at"] = [getattr(end, "name", end) for end in ends]
+    if rules.score_fn is not None:
+        own["score_fn"] = getattr(rules.score_fn, "__name__", "score_fn")
+    if not is_trainer(model):
+        leaves = [np.asarray(a) for a in jax.tree.leaves(models.form_of(model)[1])]
+        own["model"] = [[list(a.shape), crc(a)] for a in leaves]
+    return {
+        "data": [[list(a.shape), a.dtype.name, crc(a)] for a in arrays],
+        "training": dataclasses.asdict(training),
+        "tuning": dataclasses.asdict(rules.tuning or training), **own,
+    }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contest:
+    """A contest on its data; what is finished is in its rows.
+
+    Attributes:
+        network: of a seed, trained with or without the samples to choose by.
+        data: of all networks.
+        at: the span of the Koopman methods.
+        training, rules: of the contest.
+        rows: the ledger.
+        first: the seed whose network variants are chosen on.
+        places: budgets at which they are.
+        together: seeds that are trained at once.
+        keep: called with each new point and its network.
+    """
+
+    network: Callable[[int, bool], Any]
+    data: Splits
+    at: Any
+    training: Training
+    rules: Rules
+    rows: Rows
+    first: int
+    places: Sequence[str]
+    together: Sequence[int]
+    keep: Callable[[Point, Compressed], None] | None = None
 
     def originals(self, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Accuracy and bytes of the networks of these seeds."""
@@ -100,16 +167,16 @@ class Contest:
 
     def _score(self, model: Any) -> float:
         """On the test data."""
-        x, y = self.test
-        return models.score(model, x, y, self.task, self.score_fn)
+        x, y = self.data.test
+        return models.score(model, x, y, self.rules.task, self.rules.score_fn)
 
     def account(self, seed: int) -> dict[str, Any]:
         """The original's row, made once."""
         row = self.rows.find("original", seed=seed)
         if row is None:
-            model = self.original(seed, True)
+            model = self.network(seed, True)
             if self.at is not None:  # an unknown cut before anything is compressed
-                cut(model, self.val[0], self.at)
+                cut(model, self.data.val[0], self.at)
             row = {
                 "seed": seed, "accuracy": self._score(model),
                 "stored_bytes": export.stored_bytes(model),
@@ -117,53 +184,48 @@ class Contest:
             self.rows.add("original", row)
         return row
 
-    def point(
-        self, track: str, method: str, budget: str, seed: int, first: int, places: Sequence[str]
-    ) -> Point:
+    def point(self, track: str, method: str, budget: str, seed: int) -> Point:
         """One point: from the ledger, or made, where lanes are wanted with those of all seeds."""
         at: dict[str, Any] = {"track": track, "method": method, "budget": budget}
         if self._held(at, seed) is None:
             seeds = [seed]
             if track != "one-shot":
                 seeds = [s for s in self.together if self._held(at, s) is None] or seeds
-            self._make(at, seeds, first, places)
-        return Point(**self.rows.find("point", **at, seed=seed))
+            self._make(at, seeds)
+        row = self.rows.find("point", **at, seed=seed)
+        assert row is not None
+        return Point(**row)
 
     def _held(self, at: Mapping[str, str], seed: int) -> dict[str, Any] | None:
         """The point in the ledger; None where it was made with settings that are tried no more."""
         row = self.rows.find("point", **at, seed=seed)
         if row is None or row["accuracy"] is None or at["track"] == "one-shot":
             return row
-        variants = _plain(self.recipe(at["method"]).variants)
+        variants = _plain(self.rules.recipe(at["method"]).variants)
         names = {name for variant in variants for name in variant}
         own = {name: value for name, value in row["settings"].items() if name in names}
         bits = row["settings"].get("value_bits")
-        return row if own in variants and bits in (None, *self.value_bits) else None
+        return row if own in variants and bits in (None, *self.rules.value_bits) else None
 
-    def _make(
-        self, at: Mapping[str, str], seeds: Sequence[int], first: int, places: Sequence[str]
-    ) -> None:
+    def _make(self, at: Mapping[str, str], seeds: Sequence[int]) -> None:
         """Compress the networks of some seeds, measure, and put the points into the ledger."""
-        track, method, budget = at["track"], at["method"], at["budget"]
         originals = [self.account(seed) for seed in seeds]
-        settings: dict[str, Any] = {}
         made: Sequence[Compressed | None]
         try:
-            if track != "one-shot":
-                settings = self.variant(track, method, budget, first, places)
+            settings = {} if at["track"] == "one-shot" else self.variant(**at)
             began, note = time.perf_counter(), ""
-            made = self._run(track, method, budget, seeds, settings, everything=True)
+            made = self._compress(**at, seeds=seeds, settings=settings)
             seconds = (time.perf_counter() - began) / len(seeds)
         except (BudgetTooSmall, Inapplicable) as error:
             if len(seeds) > 1:  # one lane's file may be some bytes longer than the others'
                 for seed in seeds:
-                    self._make(at, [seed], first, places)
+                    self._make(at, [seed])
                 return
             made, seconds, note = [None] * len(seeds), 0.0, str(error)
         for seed, original, one in zip(seeds, originals, made, strict=True):
             report = None if one is None else one.report
             point = Point(
-                **at, seed=seed, family=self.recipe(method).family,
+                **at, seed=seed, family=self.rules.recipe(at["method"]).family,
                 accuracy=None if one is None else self._score(one.model),
                 ratio=None if report is None else original["stored_bytes"] / report.stored_bytes,
                 stored_bytes=None if report is None else report.stored_bytes,
@@ -175,9 +237,7 @@ class Contest:
                 self.keep(point, one)
             self.rows.add("point", point.as_dict())
 
-    def variant(
-        self, track: str, method: str, budget: str, first: int, places: Sequence[str]
-    ) -> dict[str, Any]:
+    def variant(self, track: str, method: str, budget: str) -> dict[str, Any]:
         """The settings chosen on the validation split of the first seed, at the nearest budget.
 
         Where the method has no form at that budget, they are chosen at the point's own.
@@ -185,107 +245,108 @@ class Contest:
         Raises:
             BudgetTooSmall: it has none there either.
         """
-        place = min(places, key=lambda other: abs(self._logarithm(other) - self._logarithm(budget)))
+        return self._variant(track, method, budget, self.places)
+
+    def _variant(
+        self, track: str, method: str, budget: str, places: Sequence[str]
+    ) -> dict[str, Any]:
+        apart = lambda place: abs(math.log(self._ratio(place)) - math.log(self._ratio(budget)))
+        place = min(places, key=apart)
         try:
-            return self._variant_at(track, method, place, first, places)
+            return self._variant_at(track, method, place)
         except BudgetTooSmall:
             if place == budget:
                 raise
-        return self._variant_at(track, method, budget, first, places)
+        return self._variant_at(track, method, budget)
 
-    def _variant_at(
-        self, track: str, method: str, place: str, first: int, places: Sequence[str]
-    ) -> dict[str, Any]:
+    def _variant_at(self, track: str, method: str, place: str) -> dict[str, Any]:
         """The settings chosen at a budget; from the ledger where the same were tried for them."""
-        variants = [dict(v) for v in self.recipe(method).variants]
-        if track == "any-bits" and not self.recipe(method).any_bits:
+        how = self.rules.recipe(method)
+        variants = [dict(v) for v in how.variants]
+        if track == "any-bits" and not how.any_bits:
             # The rate and the shape of the float track at a size with about as many entries.
             looser = str(Budget(ratio=max(self._ratio(place) / 4, 1.0)))
             known = self.rows.of("variant")
             known = [r["budget"] for r in known if (r["track"], r["method"]) == (FLOAT, method)]
-            base = self.variant(FLOAT, method, looser, first, known or places)
-            variants = [{**base, "value_bits": bits} for bits in self.value_bits]
+            base = self._variant(FLOAT, method, looser, known or self.places)
+            variants = [{**base, "value_bits": bits} for bits in self.rules.value_bits]
         held = self.rows.find("variant", track=track, method=method, budget=place)
         if held is not None and held["tried"] == _plain(variants):
             if held["settings"] is None:
                 raise BudgetTooSmall(held["note"])
             return held["settings"]
-        best: tuple[float, float] | None = None
-        chosen: dict[str, Any] | None = None
-        scores: list[float | None] = []
-        small: list[BudgetTooSmall] = []
-        for settings in variants:
-            try:
-                (made,) = self._run(track, method, place, [first], settings, everything=False)
-            except BudgetTooSmall as error:  # another variant may have a smaller form
-                scores.append(None)
-                small.append(error)
-                continue
-            report = made.report
-            score = (report.score, -(report.divergence or 0.0))
-            scores.append(report.score)
-            if best is None or score > best:
-                best, chosen = score, settings
-        row = {"track": track, "method": method, "budget": place, "settings": chosen}
+        problem = self._problem(track, method, place, self.first, everything=False)
+        key = _key(self.first)
+        tried = candidates(
+            how, problem, variants, key, [jax.random.fold_in(key, 0)] * len(variants),
+            self._span(how), self.rules.tuning or self.training,
+        )  # fmt: skip
+        errors = [one.error for one in tried if one.error is not None]
+        scores = [one.score.value if one.error is None else None for one in tried]
+        row = {"track": track, "method": method, "budget": place, "settings": None}
         row |= {"tried": variants, "scores": scores}
-        if chosen is None:
-            limit = Budget.parse(place).bytes(self.account(first)["stored_bytes"])
-            error = smallest_of(small, method, limit, self.account(first)["stored_bytes"])
+        if len(errors) == len(tried):
+            whole = self.account(self.first)["stored_bytes"]
+            error = smallest_of(errors, method, Budget.parse(place).bytes(whole), whole)
             self.rows.add("variant", {**row, "note": str(error)})
             raise error
-        self.rows.add("variant", row)
+        chosen = dict(max(tried, key=lambda one: one.score).settings)
+        self.rows.add("variant", {**row, "settings": chosen})
         return chosen
 
-    def _run(
+    def _span(self, how: Recipe) -> Any:
+        return self.at if how.family == "koopman" else None
+
+    def _given(self, track: str, everything: bool) -> dict[str, Any]:
+        """Labels, validation data and scores as a trained track may use them."""
+        _, y = self.data.all if everything else self.data.train
+        if track == "label-free":
+            return {"labels": None, "validation": self.data.val[0], "score_fn": None}
+        # Validation data choose a variant; at the end there is nothing left to choose.
+        return {"labels": y, "validation": self.data.val, "score_fn": self.rules.score_fn}
+
+    def _task(self, model: Any) -> str:
+        """As the test labels say it, since what follows may not have labels."""
+        like = models.output_like(model, self.data.test[0])
+        return models.read_task(
+            like, self.data.test[1], self.rules.task, score_fn=self.rules.score_fn
+        )[0]
+
+    def _problem(
+        self, track: str, method: str, budget: str, seed: int, *, everything: bool
+    ) -> Problem:
+        """A trained track's problem of a seed."""
+        model = self.network(seed, everything)
+        x, _ = self.data.all if everything else self.data.train
+        return pose(
+            method, model, x, budget, key=_key(seed), task=self._task(model),
+            **self._given(track, everything),
+        )  # fmt: skip
+
+    def _compress(
         self, track: str, method: str, budget: str, seeds: Sequence[int],
-        settings: dict[str, Any], *, everything: bool,
+        settings: Mapping[str, Any],
     ) -> list[Compressed]:  # fmt: skip
         """The compressed networks of some seeds; of several at once in a trained track alone."""
-        originals = [self.original(seed, everything) for seed in seeds]
-        x, y = self.all if everything else self.train
-        if self.task is None:  # labels say it, and what follows may not have them
-            like = models.output_like(originals[0], self.test[0])
-            self.task, _ = models.read_task(like, self.test[1], score_fn=self.score_fn)
-        keys: list[Array] = [jax.random.key(1000 + seed) for seed in seeds]
-        how = self.recipe(method)
-        at = self.at if how.family == "koopman" else None
-        if track == "one-shot":
-            one = METHODS[method](originals[0], x, budget, at=at, task=self.task, key=keys[0])
-            return [one]
-        settings = dict(settings)
-        bits = settings.pop("value_bits", None)
-        free = track == "label-free"
-        # Validation data choose a variant; at the end there is nothing left to choose.
-        common: Any = {
-            "labels": None if free else y, "validation": self.val[0] if free else self.val,
-            "variant": settings, "value_bits": bits,
-            "training": self.training if everything else self.tuning, "task": self.task,
-            "score_fn": None if free else self.score_fn,
-        }  # fmt: skip
+        how, (x, _) = self.rules.recipe(method), self.data.all
+        at, keys = self._span(how), [_key(seed) for seed in seeds]
         if len(seeds) > 1:
+            problems = [self._problem(track, method, budget, s, everything=True) for s in seeds]
+            labels = self._given(track, True)["labels"]
             return finetuned_lanes(
-                method, originals, x, budget, at=at, keys=keys, how=how, **common
+                how, problems, x, labels, variant=settings, keys=keys, at=at,
+                training=self.training,
+            )  # fmt: skip
+        model = self.network(seeds[0], True)
+        task = self._task(model)
+        if track == "one-shot":
+            return [METHODS[method](model, x, budget, at=at, task=task, key=keys[0])]
+        return [
+            finetuned(
+                method, model, x, budget, at=at, key=keys[0], how=how, variant=settings,
+                training=self.training, task=task, **self._given(track, True),
             )
-        how = self._starting(how, (track, method, budget, seeds[0], everything), at, bits)
-        return [finetuned(method, originals[0], x, budget, key=keys[0], how=how, **common)]
-
-    def _starting(self, how: Recipe, which: tuple[Any, ...], at: Any, bits: Any) -> Recipe:
-        """A recipe whose variants share where they start if they differ in how they train.
-
-        The problem that it is given has the room that few bits allow for already.
-        """
-
-        def begun(problem: Any, key: Array, **settings: Any) -> Any:
-            asked = (*which, bits, repr(sorted(settings.items())))
-            if self._begun[0] != asked:
-                self._begun = (asked, start(how, which[1], problem, settings, key, at))
-            return self._begun[1]
-
-        return dataclasses.replace(how, start=begun)
-
-    def recipe(self, method: str) -> Recipe:
-        """The caller's recipe of a method, or the library's."""
-        return self.recipes[method] if method in self.recipes else recipe(method)
+        ]  # fmt: skip
 
     def _ratio(self, budget: str) -> float:
         parsed = Budget.parse(budget)
@@ -294,17 +355,9 @@ class Contest:
         rows = self.rows.of("original")
         return rows[0]["stored_bytes"] / (parsed.size or 1)
 
-    def _logarithm(self, budget: str) -> float:
-        return math.log(self._ratio(budget))
 
-
-def _is_maker(model: Any) -> bool:
-    """Whether it is a function that trains models rather than a model."""
-    from flax import nnx
-
-    leaves = jax.tree.leaves(model)
-    alone = len(leaves) == 1 and leaves[0] is model  # no pytree, but a function
-    return callable(model) and alone and not isinstance(model, nnx.Module)
+def _key(seed: int) -> Array:
+    return jax.random.key(1000 + seed)
 
 
 def _plain(settings: Any) -> Any:
