@@ -26,6 +26,7 @@ from koopjax._core import (
     has_float64,
     own_rules,
     read_numbers,
+    semidefinite_root,
     traced,
     working_dtype,
     worst,
@@ -294,14 +295,6 @@ def _in_blocks(array: Array, block: int) -> Array:
     return jnp.pad(array, fill).reshape(*head, count, block, m)
 
 
-def _metric_root(metric: Any, q: int, dtype: Any) -> Array:
-    if metric is None:
-        return jnp.eye(q, dtype=dtype)
-    metric = metric.astype(dtype)
-    values, vectors = jnp.linalg.eigh((metric + metric.T) / 2)
-    return (vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]) @ vectors.T
-
-
 @functools.partial(
     jax.jit,
     static_argnames=("size", "sweeps", "block", "adaptive", "patience", "narrow", "wide", "stored"),
@@ -343,7 +336,9 @@ def _fit(
     one = jnp.ones(1, jnp.int32)
     inner = jnp.broadcast_to(rank, (d - 1,)) if rank.ndim == 0 else rank
     first = jnp.minimum(limits, jnp.concatenate([one, jnp.maximum(inner, 1), one]))
-    root = _metric_root(metric, q, wide)
+    root = jnp.eye(q, dtype=wide)
+    if metric is not None:
+        root = semidefinite_root(metric.astype(wide)).symmetric
     alpha, rtol = jnp.asarray(alpha).astype(wide), jnp.asarray(rtol).astype(wide)
     # Without a ridge the units of the functions are free, so that no products of them underflow.
     largest = _largest_values(psi, x.astype(narrow))

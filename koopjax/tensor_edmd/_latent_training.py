@@ -21,6 +21,7 @@ from koopjax._core import (
     expected,
     matmul,
     own_rules,
+    semidefinite_root,
 )
 from koopjax.observables import Compose
 from koopjax.tensor_edmd._dictionary import separable
@@ -112,9 +113,7 @@ def train_latent(
 
 def _root(metric: Any, q: int, dtype: Any) -> Array:
     check_metric("metric", metric, q)
-    metric = np.asarray(metric, np.float64)
-    values, vectors = np.linalg.eigh((metric + metric.T) / 2)
-    return jnp.asarray(vectors * np.sqrt(np.maximum(values, 0)), dtype)
+    return jnp.asarray(semidefinite_root(np.asarray(metric, np.float64)).half, dtype)
 
 
 def _is_trained(leaf: Any) -> bool:

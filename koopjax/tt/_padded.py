@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from koopjax._core import expected, pytree, traced
+from koopjax._core import as_whole, expected, pytree, traced
 from koopjax.tt._precision import floating_dtype, precise, real_dtype
 from koopjax.tt._trains import TensorTrain, check_core_dtype, read_core
 
@@ -161,13 +161,13 @@ def pad(train: Any, rank: int, mode: int | None = None) -> PaddedTT:
         >>> pad(TensorTrain([jnp.ones((1, 2, 3)), jnp.ones((3, 4, 1))]), 5).ranks
         (1, 3, 1)
     """
-    from koopjax.tt._support import check_train, check_whole
+    from koopjax.tt._support import check_train
 
     if not isinstance(train, TensorTrain):
         raise expected("a TensorTrain to pad", type(train).__name__, "tt.from_dense(array)")
     check_train("the train", train)
-    rank = check_whole("the padded rank", rank, 1)
-    mode = max(train.modes) if mode is None else check_whole("the padded mode", mode, 1)
+    rank = as_whole("the padded rank", rank, 1)
+    mode = max(train.modes) if mode is None else as_whole("the padded mode", mode, 1)
     if rank < max(train.ranks) or mode < max(train.modes):
         raise expected(
             f"a padded rank of at least {max(train.ranks)} and mode of at least {max(train.modes)}",

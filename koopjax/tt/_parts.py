@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from koopjax._core import check_finite, expected, read, traced
+from koopjax._core import as_whole, check_finite, expected, read, traced
 from koopjax.tt._precision import einsum, precise
 from koopjax.tt._range import even, lifted, shift
-from koopjax.tt._support import as_floating, check_train, check_whole
+from koopjax.tt._support import as_floating, check_train
 from koopjax.tt._trains import TensorTrain
 
 
@@ -68,7 +68,7 @@ def contract_modes(train: TensorTrain, vectors: Mapping[int, Any]) -> Any:
     if not isinstance(vectors, Mapping):
         raise expected("a dict from modes to vectors", type(vectors).__name__, "{0: vector}")
     for key, vector in vectors.items():
-        k = check_whole("a mode", key, -d, d - 1)
+        k = as_whole("a mode", key, -d, d - 1)
         if not -d <= k < d or k % d in found:
             raise expected(f"different modes between {-d} and {d - 1}", f"{sorted(vectors)}")
         vector = as_floating(f"the vector of mode {k}", vector)

@@ -6,11 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import expected
+from koopjax._core import as_whole, expected
 from koopjax.tt._precision import precise
 from koopjax.tt._range import even, placed
 from koopjax.tt._round import Budget, _require_concrete, right_orthogonal, svd, to_device, wide
-from koopjax.tt._support import T, check_modes, check_rtol, check_train, check_whole
+from koopjax.tt._support import T, check_modes, check_rtol, check_train
 from koopjax.tt._trains import TensorTrain, TTMatrix
 
 
@@ -65,7 +65,7 @@ def quantize(train: T, base: int = 2, rtol: float = 0.0) -> T:
     check_train("the train", train)
     if not isinstance(train, TensorTrain | TTMatrix):
         raise expected("a TensorTrain or TTMatrix", type(train).__name__, "tt.unpad")
-    base = check_whole("the base", base, 2)
+    base = as_whole("the base", base, 2)
     matrix = isinstance(train, TTMatrix)
     shapes = [core.shape if matrix else (*core.shape[:2], 1, core.shape[2]) for core in train.cores]
     groups = [_sizes(shape[1], shape[2], base) for shape in shapes]

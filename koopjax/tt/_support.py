@@ -115,14 +115,6 @@ def check_rtol(rtol: Any) -> float:
     return float(rtol)
 
 
-def check_whole(name: str, value: Any, least: int, most: int = 2**31 - 1) -> int:
-    """A whole number within bounds as an int."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not least <= value <= most:
-        raise expected(f"{name} a whole number from {least} to {most}", f"{value!r:.60}")
-    return int(value)
-
-
 def check_dtype(dtype: Any) -> np.dtype:
     """A real or complex floating dtype."""
     try:

@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from koopjax import export, models
-from koopjax._core import as_array, as_key, check_finite, expected, on_device
-from koopjax.compress._budget import Budget, number
+from koopjax._core import as_array, as_key, as_number, check_finite, expected, on_device
+from koopjax.compress._budget import Budget
 from koopjax.compress._problem import ScoreFn, pose
 from koopjax.compress._result import Compressed, count_tied, finish
 from koopjax.compress.training._constraint import at_rate, constrained, with_rate
@@ -66,10 +66,10 @@ class Training:
             if not isinstance(value, int) or value < 1:
                 raise expected(f"finetune: {name} a positive integer", f"{value!r}")
         for name in ("learning_rate", "temperature", "clip"):
-            if not number(f"finetune: {name}", getattr(self, name)) > 0:
+            if not as_number(f"finetune: {name}", getattr(self, name)) > 0:
                 raise expected(f"finetune: a {name} above 0", f"{getattr(self, name)}")
         for name in ("label_weight", "warmup", "prune_until"):
-            if not 0 <= number(f"finetune: {name}", getattr(self, name)) <= 1:
+            if not 0 <= as_number(f"finetune: {name}", getattr(self, name)) <= 1:
                 raise expected(f"finetune: {name} from 0 to 1", f"{getattr(self, name)}")
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from koopjax._core import expected
-from koopjax.compress._budget import number, too_small
+from koopjax._core import as_number, expected
+from koopjax.compress._budget import too_small
 from koopjax.compress.layers._allocation import lamp
 from koopjax.compress.training._constraint import Constraint, constrain, constraint_of, on_grid
 
@@ -56,12 +56,12 @@ class Goal:
         """Raise on a setting out of range, in one line."""
         if self.limit is not None and self.density is not None:
             raise expected("finetune: a budget or a density", "both")
-        if self.density is not None and not 0 < number("finetune: density", self.density) <= 1:
+        if self.density is not None and not 0 < as_number("finetune: density", self.density) <= 1:
             raise expected(
                 "finetune: a density above 0, at most 1", f"{self.density}", "None to prune no more"
             )
         if self.value_bits is not None and (
-            self.limit is None or not 1 <= number("finetune: value_bits", self.value_bits) <= 32
+            self.limit is None or not 1 <= as_number("finetune: value_bits", self.value_bits) <= 32
         ):
             raise expected(
                 "finetune: value_bits from 1 to 32 with a budget",
