@@ -119,7 +119,7 @@ def compress(
             advance = stage("compressing", len(sizes) * len(chosen["one-shot"]))
             study.add_compressed(
                 results, nets[0], data, out, budgets=sizes, methods=chosen["one-shot"], at=at,
-                progress=lambda done, total, row: advance(done, f"{row.method} {row.budget}"),
+                progress=lambda done, total, row: advance(done, f"{row['method']} {row['budget']}"),
             )  # fmt: skip
             results["sentence"] = compression_sentence(results)
         else:

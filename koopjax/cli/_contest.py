@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import statistics
 import zlib
@@ -90,14 +91,10 @@ def run(
         A `compress.Pareto`; and the name of each file that was made, by track, method, budget and
         seed. Every file was loaded again and measured.
     """
-    from koopjax import compress, export, models
+    from koopjax import compress
 
     settings, tuning = training(len(data.y_train), epochs)
-    stem = nets[0].path.stem.removesuffix(f"-seed{nets[0].seed}")
-    if how is None:
-        stem += f"-{zlib.crc32(nets[0].path.read_bytes()):08x}"
-    span = [] if at is None else [re.sub(r"[^\w.]+", "_", "_to_".join(at))]
-    ledger = out / LEDGER / f"{'-'.join([stem, *span, str(settings.epochs)])}-epochs.jsonl"
+    files = _Files.of(nets[0], how, out, at, settings.epochs)
     by_seed = {network.seed: network for network in nets}
     total = sum(map(len, methods.values())) * len(budgets) * len(nets)
     advance = stage("compressing", total, each=True)
@@ -106,19 +103,6 @@ def run(
         if len(y) == len(data.y_train) + len(data.y_val):
             return by_seed[seed].model
         return _without_validation(how, data, seed, out, x, y)
-
-    def path_of(point: Any) -> Path:
-        trained = [] if point.track == "one-shot" else [f"{settings.epochs}-epochs"]
-        kind = [*span, point.track, *trained, point.method, point.budget.replace(" ", "")]
-        return out / f"{'-'.join([stem, f'seed{point.seed}', *kind])}.koopjax"
-
-    def keep(point: Any, made: Any) -> None:
-        path = path_of(point)
-        export.save(made.model, path)
-        # An architecture that has no name of its own loads into the model it was saved from.
-        again = models.accuracy(export.load(path, model=made.model), data.x_test, data.y_test)
-        if abs(again - point.accuracy) * len(data.y_test) > 1.5:  # more than one image
-            raise AssertionError(f"{path} scores {again}, what was saved in it {point.accuracy}")
 
     points, variants, originals = [], {}, {}
     for track, names in methods.items():
@@ -132,8 +116,8 @@ def run(
         try:
             part = compress.pareto(
                 nets[0].model if how is None else network, data, names, budgets, list(by_seed),
-                at=at, tracks=(track,), training=settings, tuning=tuning, ledger=ledger, keep=keep,
-                progress=show_point,
+                at=at, tracks=(track,), training=settings, tuning=tuning, ledger=files.ledger,
+                keep=lambda point, made: files.keep(point, made, data), progress=show_point,
             )  # fmt: skip
         except ValueError as error:
             if "ledger" not in str(error):
@@ -142,9 +126,58 @@ def run(
         points += part.points
         variants |= part.variants
         originals |= part.originals
-    done = [point for point in points if point.accuracy is not None]
-    paths = {place(p): path_of(p).name for p in done if path_of(p).is_file()}
+    kept = [(place(p), files.path(p)) for p in points if p.accuracy is not None]
+    paths = {where: path.name for where, path in kept if path.is_file()}
     return compress.Pareto(points, variants, originals), paths
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """Where the compressed networks of a contest go, and its ledger.
+
+    Attributes:
+        out: the folder.
+        stem: of the network's name.
+        span: what stands for it in names; empty for the whole network.
+        epochs: of a trained compression.
+    """
+
+    out: Path
+    stem: str
+    span: list[str]
+    epochs: int
+
+    @classmethod
+    def of(cls, network: Any, how: Any, out: Path, at: Any, epochs: int) -> _Files:
+        """Those of a network; one that was given is told apart by its content."""
+        stem = network.path.stem.removesuffix(f"-seed{network.seed}")
+        if how is None:
+            stem += f"-{zlib.crc32(network.path.read_bytes()):08x}"
+        span = [] if at is None else [re.sub(r"[^\w.]+", "_", "_to_".join(at))]
+        return cls(out, stem, span, epochs)
+
+    @property
+    def ledger(self) -> Path:
+        """Of the contest."""
+        name = "-".join([self.stem, *self.span, str(self.epochs)])
+        return self.out / LEDGER / f"{name}-epochs.jsonl"
+
+    def path(self, point: Any) -> Path:
+        """Of a point."""
+        trained = [] if point.track == "one-shot" else [f"{self.epochs}-epochs"]
+        kind = [*self.span, point.track, *trained, point.method, point.budget.replace(" ", "")]
+        return self.out / f"{'-'.join([self.stem, f'seed{point.seed}', *kind])}.koopjax"
+
+    def keep(self, point: Any, made: Any, data: Any) -> None:
+        """Save a network, load it again, and see that it scores as it did."""
+        from koopjax import export, models
+
+        path = self.path(point)
+        export.save(made.model, path)
+        # An architecture that has no name of its own loads into the model it was saved from.
+        again = models.accuracy(export.load(path, model=made.model), data.x_test, data.y_test)
+        if abs(again - point.accuracy) * len(data.y_test) > 1.5:  # more than one image
+            raise AssertionError(f"{path} scores {again}, what was saved in it {point.accuracy}")
 
 
 def place(point: Any) -> tuple[Any, ...]:

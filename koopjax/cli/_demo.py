@@ -102,7 +102,7 @@ def demo(
         told_methods = stage("compressing", len(_METHODS))
         study.add_compressed(
             results, nets[0], data, out, budgets=[budget], methods=_METHODS, at=None,
-            progress=lambda done, total, row: told_methods(done, row.method),
+            progress=lambda done, total, row: told_methods(done, row["method"]),
         )  # fmt: skip
         times.append(time.perf_counter())
         stage("writing the report")

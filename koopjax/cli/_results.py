@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -212,61 +213,70 @@ def add_compressed(
     budgets: Sequence[str],
     methods: Sequence[str],
     at: Any,
-    progress: Callable[[int, int, Any], None],
+    progress: Callable[[int, int, Mapping[str, Any]], None],
 ) -> None:
     """Compress the network, save each result, load it again, and measure what was loaded."""
-    import jax
+    from koopjax import compress, models
 
-    from koopjax import compress, export, models
-
-    x, _ = data.train_and_val()
-    test = data.x_test, data.y_test
-    paths: dict[tuple[str, str], tuple[Path, float, int]] = {}
-
-    def keep(row: Any, made: Any) -> None:
-        budget = row.budget.replace(" ", "")
-        path = out / f"{network.path.stem}-{row.method}-{budget}.koopjax"
-        size = export.save(made.model, path)
-        # An architecture that has no name of its own loads into the model it was saved from.
-        again = export.load(path, model=made.model)
-        paths[row.method, row.budget] = path, models.accuracy(again, *test), size
-
-    rows = compress.table(
-        network.model, x, test, budgets, methods, at=at, key=jax.random.key(network.seed),
-        progress=progress, keep=keep,
-    )  # fmt: skip
-    if not paths:
-        known = [row for row in rows if row.smallest is not None]
-        least = min(known, key=lambda row: row.smallest or 0, default=None)
-        said = rows[0].note if least is None else f"{least.method} needs {least.smallest} bytes"
+    pairs = [(compress.Budget.parse(b), compress.METHODS[m], m) for b in budgets for m in methods]
+    whole = models.accuracy(network.model, data.x_test, data.y_test)
+    # Seeds differ by more than a good compression loses: each is held against its own original.
+    whose = {"original_accuracy": whole, "seed": network.seed}
+    rows: list[dict[str, Any]] = []
+    for budget, method, name in pairs:
+        row = {"method": name, "budget": str(budget)}
+        rows.append({**row, **_compressed(network, data, out, budget, method, at), **whose})
+        progress(len(rows), len(pairs), rows[-1])
+    done = [row for row in rows if row["accuracy"] is not None]
+    if not done:
+        known = [row for row in rows if row["smallest"] is not None]
+        least = min(known, key=lambda row: row["smallest"], default=None)
+        said = f"{least['method']} needs {least['smallest']} bytes" if least else rows[0]["note"]
         raise UserError(f"--budget: expected a size that a method has a form of, got none: {said}")
-    whole = models.accuracy(network.model, *test)
     if not results["original"]:
         results["original"] = {
             "accuracy": whole,
             "stored_bytes": network.stored_bytes,
             "parameters": parameters(network, data),
         }
-    for row in rows:
-        fields = row.as_dict()
-        account = fields.pop("report") or {}
-        if (row.method, row.budget) in paths:
-            path, accuracy, size = paths[row.method, row.budget]
-            ratio = network.stored_bytes / size
-            fields |= {
-                "path": path.name,
-                "accuracy": accuracy,
-                "stored_bytes": size,
-                "ratio": ratio,
-            }
-        # Seeds differ by more than a good compression loses: each is held against its own original.
-        fields |= {"original_accuracy": whole, "seed": network.seed}
-        fields |= {"settings": account.get("settings"), "why": account.get("why")}
-        results["compressed"].append(fields)
-    done = [row for row in results["compressed"] if row["accuracy"] is not None]
+    results["compressed"] += rows
     koopman = [row for row in done if row["method"].startswith("koopman")]
-    if done:
-        results["best"] = max(koopman or done, key=lambda row: row["accuracy"])
+    results["best"] = max(koopman or done, key=lambda row: row["accuracy"])
+
+
+def _compressed(
+    network: Any, data: Any, out: Path, budget: Any, method: Any, at: Any
+) -> dict[str, Any]:
+    """What a method makes of a network: the figures of its file, or why there is none."""
+    import jax
+
+    from koopjax import compress, export, models
+
+    found: dict[str, Any] = dict.fromkeys(("ratio", "stored_bytes", "accuracy"))
+    (x, _), key = data.train_and_val(), jax.random.key(network.seed)
+    like = models.output_like(network.model, data.x_test)
+    task, _ = models.read_task(like, data.y_test)
+    began = time.perf_counter()
+    try:
+        made = method(network.model, x, budget, at=at, key=key, task=task)
+        seconds = time.perf_counter() - began
+    except (compress.BudgetTooSmall, compress.Inapplicable) as error:
+        told = {"note": str(error), "smallest": getattr(error, "smallest", None)}
+        told |= {"settings": None, "why": None}
+        seconds = time.perf_counter() - began
+    else:
+        size = str(budget).replace(" ", "")
+        path = out / f"{network.path.stem}-{made.report.method}-{size}.koopjax"
+        stored = export.save(made.model, path)
+        # An architecture that has no name of its own loads into the model it was saved from.
+        again = export.load(path, model=made.model)
+        accuracy = models.accuracy(again, data.x_test, data.y_test)
+        found = {"ratio": network.stored_bytes / stored, "stored_bytes": stored}
+        found["accuracy"] = accuracy
+        account = made.report.as_dict()
+        told = {"note": "", "smallest": None, "path": path.name}
+        told |= {name: account[name] for name in ("settings", "why")}
+    return {**found, "seconds": seconds, "finetuned": False, **told}
 
 
 # What belongs to the networks that the span was replaced in, and goes with those rows.

@@ -9,12 +9,6 @@ from koopjax.compress._budget import (
     BudgetTooSmall as BudgetTooSmall,
     Inapplicable as Inapplicable,
 )
-from koopjax.compress._clustering import kmeans as kmeans
-from koopjax.compress._constraint import constrained as constrained
-from koopjax.compress._deep_compression import deep_compression as deep_compression
-from koopjax.compress._eliminate import select_observables as select_observables
-from koopjax.compress._finetune import Training as Training, finetune as finetune
-from koopjax.compress._forward import select_forward as select_forward
 from koopjax.compress._koopman import formats as koopman_formats
 from koopjax.compress._koopman.entries import (
     select_entries as select_entries,
@@ -22,24 +16,43 @@ from koopjax.compress._koopman.entries import (
 )
 from koopjax.compress._koopman.method import koopman as koopman
 from koopjax.compress._koopman.trained import koopman_trained as koopman_trained
-from koopjax.compress._magnitude import magnitude as magnitude
-from koopjax.compress._matrix_curves import matrix_curves as matrix_curves
-from koopjax.compress._methods import ANY_BITS as ANY_BITS, METHODS as METHODS
-from koopjax.compress._obs import Removal as Removal, refit as refit, removal_order as removal_order
-from koopjax.compress._pareto import pareto as pareto
-from koopjax.compress._points import Pareto as Pareto, Point as Point
-from koopjax.compress._pruning import obs as obs, wanda as wanda
-from koopjax.compress._recipes import RECIPES as RECIPES, Recipe as Recipe, finetuned as finetuned
+from koopjax.compress._problem import Problem as Problem, Score as Score, posed as posed
 from koopjax.compress._result import Compressed as Compressed, Report as Report
-from koopjax.compress._rounding import int4 as int4, int8 as int8
-from koopjax.compress._students import (
+from koopjax.compress.contest._contest import Rules as Rules
+from koopjax.compress.contest._pareto import pareto as pareto
+from koopjax.compress.contest._points import Pareto as Pareto, Point as Point
+from koopjax.compress.gram._eliminate import select_observables as select_observables
+from koopjax.compress.gram._forward import select_forward as select_forward
+from koopjax.compress.gram._matrix_curves import matrix_curves as matrix_curves
+from koopjax.compress.gram._obs import (
+    Removal as Removal,
+    refit as refit,
+    removal_order as removal_order,
+)
+from koopjax.compress.methods._clustering import kmeans as kmeans
+from koopjax.compress.methods._deep_compression import deep_compression as deep_compression
+from koopjax.compress.methods._magnitude import magnitude as magnitude
+from koopjax.compress.methods._pruning import obs as obs, wanda as wanda
+from koopjax.compress.methods._registry import (
+    ANY_BITS as ANY_BITS,
+    METHODS as METHODS,
+    Method as Method,
+)
+from koopjax.compress.methods._rounding import int4 as int4, int8 as int8
+from koopjax.compress.methods._svd import svd as svd
+from koopjax.compress.methods._tensor_train import tensor_train as tensor_train
+from koopjax.compress.methods._whitened_svd import whitened_svd as whitened_svd
+from koopjax.compress.training._constraint import constrained as constrained
+from koopjax.compress.training._finetune import Training as Training, finetune as finetune
+from koopjax.compress.training._recipes import (
+    RECIPES as RECIPES,
+    Recipe as Recipe,
+    finetuned as finetuned,
+)
+from koopjax.compress.training._students import (
     koopman_student as koopman_student,
     small_student as small_student,
 )
-from koopjax.compress._svd import svd as svd
-from koopjax.compress._table import Row as Row, table as table
-from koopjax.compress._tensor_train import tensor_train as tensor_train
-from koopjax.compress._whitened_svd import whitened_svd as whitened_svd
 
 __all__ = [
     "ANY_BITS",
@@ -49,12 +62,15 @@ __all__ = [
     "BudgetTooSmall",
     "Compressed",
     "Inapplicable",
+    "Method",
     "Pareto",
     "Point",
+    "Problem",
     "Recipe",
     "Removal",
     "Report",
-    "Row",
+    "Rules",
+    "Score",
     "Training",
     "constrained",
     "deep_compression",
@@ -71,6 +87,7 @@ __all__ = [
     "matrix_curves",
     "obs",
     "pareto",
+    "posed",
     "refit",
     "removal_order",
     "select_entries",
@@ -79,7 +96,6 @@ __all__ = [
     "small_student",
     "softmax_moments",
     "svd",
-    "table",
     "tensor_train",
     "wanda",
     "whitened_svd",

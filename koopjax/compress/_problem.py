@@ -2,17 +2,19 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from koopjax import export, models, surgery
 from koopjax._core import as_array, as_key, check_finite, expected, on_device
-from koopjax.compress._budget import Budget
+from koopjax.compress._budget import Budget, BudgetTooSmall, too_small
 from koopjax.compress._result import Compressed, finish
 
 #: `score_fn(outputs, labels)`, a scalar, larger is better; the same object again compiles nothing.
@@ -45,8 +47,10 @@ class Problem:
     """A model to compress and the data to do it with.
 
     Attributes:
+        method: name of the method that it was posed to.
         model: the original.
-        x: `(n, ...)` calibration samples without those held out.
+        x: `(n, ...)` calibration samples without those held out, in random order.
+        y: their labels, or None.
         x_val: validation samples.
         teacher: the original's outputs on `x_val`, `(m, q)` (positions of tokens as rows).
         y_val: labels of `x_val`, `(m,)` classes, or what `score_fn` takes; or None.
@@ -59,8 +63,10 @@ class Problem:
         budget: the budget as asked for.
     """
 
+    method: str
     model: Any
     x: Array
+    y: Array | None
     x_val: Array
     teacher: Array
     y_val: Array | None
@@ -119,6 +125,43 @@ class Problem:
             "task": self.task, "notes": self._notes(),
         }  # fmt: skip
 
+    def finish(
+        self, model: Any, score: Score, *, settings: Mapping[str, Any], why: str, candidates: int,
+    ) -> Compressed:  # fmt: skip
+        """The answer: a model whose file fits, with its report.
+
+        Args:
+            model: the compressed one.
+            score: of it.
+            settings, why, candidates: see `Report`.
+        """
+        return finish(
+            model, method=self.method, budget=self.budget, original_bytes=self.original_bytes,
+            settings=dict(settings), why=why, candidates=candidates, **self.account(score),
+        )  # fmt: skip
+
+    def trial(self, model: Any, settings: Mapping[str, Any]) -> "Trial":
+        """A form of the model, measured."""
+        return Trial(model, export.stored_bytes(model), self.score_model(model), settings)
+
+    def best(self, trials: Sequence["Trial"], why: str) -> Compressed:
+        """The trial that validates best of those that fit, as the answer.
+
+        Raises:
+            BudgetTooSmall: none fits.
+        """
+        fitting = [trial for trial in trials if trial.size <= self.limit]
+        if not fitting:
+            raise self.too_small(min(trial.size for trial in trials))
+        best = max(fitting, key=lambda trial: trial.score)
+        return self.finish(
+            best.model, best.score, settings=best.settings, why=why, candidates=len(trials)
+        )
+
+    def too_small(self, smallest: int) -> BudgetTooSmall:
+        """The error where the method's smallest form takes so many bytes."""
+        return too_small(self.method, self.limit, smallest, self.original_bytes)
+
     def _notes(self) -> tuple[str, ...]:
         """What a reader of the score should know."""
         found, q = [], self.teacher.shape[-1]
@@ -133,6 +176,16 @@ class Problem:
                 f"{0.5 / np.sqrt(n):.2f}; give more samples"
             )
         return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trial:
+    """One form of a model: its bytes, its score on the validation data, its settings."""
+
+    model: Any
+    size: int
+    score: Score
+    settings: Mapping[str, Any]
 
 
 def cut(model: Any, x: Array, at: Any) -> tuple[tuple[Any, Any, Any], tuple[str, str]]:
@@ -217,12 +270,38 @@ def untouched(method: str, problem: Problem) -> Compressed:
     """A copy of the original, where the budget asks for nothing smaller."""
     form, params, rest = models.form_of(problem.model)
     model = form.merge(*jax.tree.map(copy.copy, (params, rest)))
-    return finish(
-        model, method=method, budget=problem.budget, original_bytes=problem.original_bytes,
-        settings={"unchanged": True}, candidates=0,
+    del method  # the problem knows it
+    return problem.finish(
+        model, problem.score_model(model), settings={"unchanged": True}, candidates=0,
         why=f"the original's {problem.original_bytes} bytes are within the budget",
-        **problem.account(problem.score_model(model)),
     )  # fmt: skip
+
+
+def posed(solve: Callable[[Problem, Any], Compressed]) -> Callable[..., Compressed]:
+    """A method from what it does once its problem is posed.
+
+    Args:
+        solve: `solve(problem, at)` for a `Problem` and a span (None for the whole model) returns
+            what `problem.finish` makes; where nothing fits it raises `problem.too_small(bytes)`.
+
+    Returns:
+        A function of the signature that all methods have, under the name and the docstring of
+        `solve`. A budget that the original meets gives a copy of it.
+    """
+    name = solve.__name__
+
+    def method(
+        model: Any, calibration: ArrayLike, budget: Any, *, at: Any = None,
+        labels: ArrayLike | None = None, validation: Any = None, key: Array,
+        task: str | None = None, score_fn: ScoreFn | None = None,
+    ) -> Compressed:  # fmt: skip
+        problem = pose(name, model, calibration, budget, labels, validation, key, task, score_fn)
+        return untouched(name, problem) if problem.is_met else solve(problem, at)
+
+    told = ("__module__", "__name__", "__qualname__", "__doc__")
+    functools.update_wrapper(method, solve, assigned=told, updated=())
+    delattr(method, "__wrapped__")  # or `help` would show the arguments of `solve`
+    return method
 
 
 def pose(
@@ -253,30 +332,13 @@ def pose(
         name = f"{method}: labels"
         task, y = models.read_task(like, labels, task, name=name, score_fn=score_fn)
     if held_out:
-        count = min(MOST_VALIDATION, max(FEWEST, round(HELD_OUT * len(x))))
-        if len(x) < 2 * count:
-            raise expected(
-                f"{method}: at least {2 * FEWEST} calibration samples, some of which are held out "
-                "to choose settings by",
-                f"{len(x)}", "more of them; they need no labels",
-            )  # fmt: skip
-        order = jax.random.permutation(key, len(x))
-        kept, held = order[count:], order[:count]
+        order, held = _split(method, len(x), key)
         x_val, y_val = x[held], None if y is None else y[held]
-        x = x[kept]
     else:
-        pair = isinstance(validation, tuple) and len(validation) == 2
-        x_val, y_val = validation if pair else (validation, None)
-        x_val = _samples(f"{method}: validation", x_val, 1)
-        if x_val.shape[1:] != x.shape[1:]:
-            raise expected(
-                f"{method}: validation samples of shape {x.shape[1:]}, like calibration",
-                f"{x_val.shape[1:]}", "samples of one set",
-            )  # fmt: skip
-        if y_val is not None:
-            models.output_like(model, x_val, by_rows=True)
+        x_val, y_val = _validation(method, model, x, validation)
         # In random order, as after holding out: methods take the first samples as a sample.
-        x = x[jax.random.permutation(key, len(x))]
+        order = jax.random.permutation(key, len(x))
+    x, y = x[order], None if y is None else y[order]
     outputs = models.predict(model, x_val)
     check_finite(f"the original model's outputs ({method})", outputs)
     if score_fn is not None and y_val is None:
@@ -294,12 +356,40 @@ def pose(
         y_val = y_val.reshape(-1) if task == "classification" else None
     original = export.stored_bytes(model)
     problem = Problem(
-        model, x, x_val, teacher, y_val, task, score_fn, outputs.shape, held_out, original,
-        budget.bytes(original), budget,
+        method, model, x, y, x_val, teacher, y_val, task, score_fn, outputs.shape, held_out,
+        original, budget.bytes(original), budget,
     )  # fmt: skip
     if score_fn is not None:
         _check_score_fn(method, problem, outputs)
     return problem
+
+
+def _split(method: str, n: int, key: Array) -> tuple[Array, Array]:
+    """Indices of the samples that are kept, and of those held out, in random order."""
+    count = min(MOST_VALIDATION, max(FEWEST, round(HELD_OUT * n)))
+    if n < 2 * count:
+        raise expected(
+            f"{method}: at least {2 * FEWEST} calibration samples, some of which are held out "
+            "to choose settings by",
+            f"{n}", "more of them; they need no labels",
+        )  # fmt: skip
+    order = jax.random.permutation(key, n)
+    return order[count:], order[:count]
+
+
+def _validation(method: str, model: Any, x: Array, validation: Any) -> tuple[Array, Any]:
+    """Samples to choose by as the caller gives them, and their labels or None."""
+    pair = isinstance(validation, tuple) and len(validation) == 2
+    x_val, y_val = validation if pair else (validation, None)
+    x_val = _samples(f"{method}: validation", x_val, 1)
+    if x_val.shape[1:] != x.shape[1:]:
+        raise expected(
+            f"{method}: validation samples of shape {x.shape[1:]}, like calibration",
+            f"{x_val.shape[1:]}", "samples of one set",
+        )  # fmt: skip
+    if y_val is not None:
+        models.output_like(model, x_val, by_rows=True)
+    return x_val, y_val
 
 
 def _check_score_fn(method: str, problem: Problem, outputs: Array) -> None:

@@ -1,7 +1,6 @@
 """`koopjax compress` with tracks and seeds: a contest that goes on where it was interrupted."""
 
 import dataclasses
-import importlib
 import json
 import statistics
 
@@ -39,28 +38,17 @@ def model(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def pruned(model):
-    """The network pruned to half of its bytes."""
-    x = data.load("digits").flat().x_train
-    return compress.magnitude(export.load(model), x, "2x", key=jax.random.key(0))
-
-
 @pytest.fixture
-def calls(monkeypatch, pruned):
-    """Training replaced by one pruned network; the list of what was asked for."""
+def calls(monkeypatch):
+    """Two methods that begin with a pruned network; the list of what they were asked for."""
     asked = []
 
-    def quick(name, network, x, budget, *, labels, validation, key, variant, training, **rest):
-        asked.append((name, len(x), labels is not None, training.epochs))
-        report = dataclasses.replace(pruned.report, settings=variant)
-        return pruned._replace(report=report)
+    def begin(problem, key):
+        asked.append((problem.method, len(problem.x), problem.y is not None))
+        return compress.magnitude(problem.model, problem.x, "2.5x", key=key).model
 
-    monkeypatch.setattr("koopjax.compress._contest.finetuned", quick)
     for name in ("fisher", "magnitude"):
-        one = compress.RECIPES[name]
-        short = dataclasses.replace(one, variants=one.variants[:1])
-        monkeypatch.setitem(compress.RECIPES, name, short)
+        monkeypatch.setitem(compress.RECIPES, name, compress.Recipe("pruning", begin, None))
     return asked
 
 
@@ -94,7 +82,7 @@ def test_a_contest_writes_rows_over_seeds_files_and_a_report(model, calls, tmp_p
     assert len(results["pareto"]["points"]) == 8
     assert results["pareto"]["originals"].keys() == {"0", "1"}
     few, every = len(digits.y_train), len(digits.y_train) + len(digits.y_val)
-    asked = [(n, labelled, 2) for labelled in (False, True) for n in (few, every, every)]
+    asked = [(n, labelled) for labelled in (False, True) for n in (few, every, every)]
     assert sorted(calls) == sorted((m, *one) for m in ("fisher", "magnitude") for one in asked)
     assert "2 epochs of batches of 32" in results["settings"]["fine_tuning"]
     page = (tmp_path / "report.html").read_text()
@@ -106,20 +94,24 @@ def test_a_contest_writes_rows_over_seeds_files_and_a_report(model, calls, tmp_p
 
 
 def test_an_interrupted_contest_goes_on_with_nothing_lost(model, calls, tmp_path, monkeypatch):
-    quick = importlib.import_module("koopjax.compress._contest").finetuned
+    whole = compress.RECIPES["magnitude"].start
     out = tmp_path / "contest"
     arguments = ("compress", "--model", model, "--tracks", "fine-tuned", *CONTEST, "--out", out)
 
-    def cut_short(*positional, **named):
+    def cut_short(problem, key):
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return quick(*positional, **named)
+        return whole(problem, key)
 
-    monkeypatch.setattr("koopjax.compress._contest.finetuned", cut_short)
+    enter = lambda begin: [
+        monkeypatch.setitem(compress.RECIPES, name, compress.Recipe("pruning", begin, None))
+        for name in ("fisher", "magnitude")
+    ]
+    enter(cut_short)
     assert run(*arguments).exit_code == 130
     assert not (out / "results.json").exists()
     assert len(list(out.glob("*.koopjax"))) == 2
-    monkeypatch.setattr("koopjax.compress._contest.finetuned", quick)
+    enter(whole)
     koopjax(*arguments)
     assert len(calls) == 6  # two variants and four points, none of them twice
     first = json.loads((out / "results.json").read_text())

@@ -81,7 +81,12 @@ def test_gradual_pruning_reaches_its_density_and_keeps_most_of_the_accuracy(netw
 def test_a_compressed_model_may_lose_more_on_the_way(pruned, network, calibration):
     small = compress.Compressed(pruned.model, dataclasses.replace(pruned.report, budget_bytes=1500))
     tuned = compress.finetune(
-        small, calibration, teacher=network, key=jax.random.key(1), epochs=4, budget=True
+        small,
+        calibration,
+        teacher=network,
+        key=jax.random.key(1),
+        epochs=4,
+        budget=small.report.budget_bytes,
     )
     assert 1300 < export.stored_bytes(tuned.model) <= 1500
     assert tuned.report.stored_bytes == export.stored_bytes(tuned.model)
@@ -199,7 +204,7 @@ def test_validation_that_does_not_fit_is_told_before_the_training(
         ({"learning_rate": -1.0}, "learning_rate above 0"),
         ({"epochs": 0}, "epochs a positive integer"),
         ({"budget": "30x"}, "a budget as a size"),
-        ({"budget": True}, "budget=True with a Compressed"),
+        ({"budget": True}, "a budget: a ratio"),
         ({"budget": 4000, "density": 0.5}, "a budget or a density"),
         ({"value_bits": 4.0}, "value_bits from 1 to 32 with a budget"),
         ({"saliency": "fisher"}, "saliency with a budget or a density"),

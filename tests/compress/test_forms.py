@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from koopjax import compress, export, models, nn
-from koopjax.compress import _taps as taps
-from koopjax.compress._finetune import UNTIED
-from koopjax.compress._layers import get, input_moments, linear_paths, marked
+from koopjax.compress.layers import _taps as taps
+from koopjax.compress.layers._layers import get, input_moments, linear_paths, marked
+from koopjax.compress.training._finetune import UNTIED
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(240, 5)).astype(np.float32)

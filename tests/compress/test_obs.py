@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from koopjax import compress
-from koopjax.compress._obs import activation_order, surgeon_stage
+from koopjax.compress.gram._obs import activation_order, surgeon_stage
 
 
 def moments(seed, p=6, q=3, n=200):

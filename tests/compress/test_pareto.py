@@ -12,8 +12,8 @@ import pytest
 from flax import linen, nnx
 
 from koopjax import compress, export, models
-from koopjax.compress import _recipes
 from koopjax.compress._budget import too_small
+from koopjax.compress.training import _recipes
 
 QUICK = compress.Training(epochs=2, batch_size=64)
 
@@ -299,12 +299,12 @@ def test_too_small_a_budget_names_the_method_and_a_true_ratio(small):
 
 
 def test_a_variant_may_name_its_saliency(small, monkeypatch):
-    recipe = importlib.import_module("koopjax.compress._recipes")
+    recipe = importlib.import_module("koopjax.compress.training._recipes")
     asked, train = [], recipe.train_students
 
-    def noted(students, *positional, saliency, **named):
-        asked.append(saliency)
-        return train(students, *positional, saliency=saliency, **named)
+    def noted(students, *positional, goals, **named):
+        asked.append(goals[0].saliency)
+        return train(students, *positional, goals=goals, **named)
 
     monkeypatch.setattr(recipe, "train_students", noted)
     own = compress.Recipe(

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from koopjax import compress, export, models
-from koopjax.compress._affine import AffineLayers
 from koopjax.compress._problem import pose
-from koopjax.compress._recipes import one_shot
+from koopjax.compress.layers._affine import AffineLayers
+from koopjax.compress.training._recipes import one_shot
 
 KEY = jax.random.key(1)
 

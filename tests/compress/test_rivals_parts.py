@@ -1,5 +1,6 @@
 """The parts of the conventional methods against their definitions."""
 
+import functools
 import itertools
 import types
 
@@ -8,10 +9,17 @@ import pytest
 
 from koopjax import compress, export, tt
 from koopjax._core import semidefinite_root
-from koopjax.compress._allocation import Ladders, Rung, frontier
-from koopjax.compress._feedback import best_scale, feedback, on_codebook, on_grid
-from koopjax.compress._obs import alike
-from koopjax.compress._tensor_train import alternate, balanced, dense, partial_traces, train_of
+from koopjax.compress._budget import too_small
+from koopjax.compress.gram._feedback import best_scale, feedback, on_codebook, on_grid
+from koopjax.compress.gram._obs import alike
+from koopjax.compress.layers._allocation import Ladders, Rung, frontier
+from koopjax.compress.methods._tensor_train import (
+    alternate,
+    balanced,
+    dense,
+    partial_traces,
+    train_of,
+)
 
 F32 = np.dtype(np.float32)
 
@@ -138,14 +146,15 @@ def stub(limit, tried):
         tried.append(model)
         return -float(sum(model))
 
-    return types.SimpleNamespace(limit=limit, original_bytes=1000, score_model=score_model)
+    refused = functools.partial(too_small, "some", limit, original=1000)
+    return types.SimpleNamespace(limit=limit, score_model=score_model, too_small=refused)
 
 
 @pytest.mark.parametrize("limit", [120, 200, 300, 500])
 def test_a_budget_is_split_nearly_as_well_as_by_trying_everything(limit):
     rungs, tried = [ladder(seed) for seed in range(3)], []
     probe = lambda chosen: [rung.error for rung in chosen]
-    ladders = Ladders("some", stub(limit, tried), rungs, Random(), probe)
+    ladders = Ladders(stub(limit, tried), rungs, Random(), probe)
     score, chosen = ladders.best()
     assert export.stored_bytes(Random()(chosen)) <= limit
     assert score == -sum(rung.error for rung in chosen)
@@ -159,8 +168,8 @@ def test_a_budget_below_the_lowest_rungs_names_them():
     rungs = [ladder(seed) for seed in range(3)]
     least = export.stored_bytes(Random()([r[0] for r in rungs]))
     with pytest.raises(compress.BudgetTooSmall, match=f"at least {least} bytes .* for some,"):
-        Ladders("some", stub(least - 1, []), rungs, Random())
-    Ladders("some", stub(least, []), rungs, Random())
+        Ladders(stub(least - 1, []), rungs, Random())
+    Ladders(stub(least, []), rungs, Random())
 
 
 def test_a_frontier_has_rising_sizes_and_falling_errors():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from koopjax.compress._rows import Rows
+from koopjax.compress.contest._rows import Rows
 
 CONTEST = {"data": [1, 2.5], "training": {"epochs": 3}}
 

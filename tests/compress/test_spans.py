@@ -110,15 +110,6 @@ def test_a_span_without_weights_is_refused(name):
         )
 
 
-def test_a_table_takes_one_span_for_all():
-    y = jnp.argmax(small()(X), axis=1)
-    rows = compress.table(
-        small(), X, (X, y), [BUDGET], ["magnitude", "whitened_svd"], at=MIDDLE,
-        key=jax.random.key(1),
-    )  # fmt: skip
-    assert [row.report.settings["at"] for row in rows] == [list(MIDDLE)] * 2
-
-
 @pytest.mark.parametrize("at", [pytest.param(None, marks=pytest.mark.slow), MIDDLE])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_float64_model_stays_one(name, at, tmp_path):

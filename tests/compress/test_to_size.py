@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from koopjax import compress, export
-from koopjax.compress._constraint import constrain, constraint_of, on_grid
-from koopjax.compress._to_size import ToSize, lamp
+from koopjax.compress.layers._allocation import lamp
+from koopjax.compress.training._constraint import constrain, constraint_of, on_grid
+from koopjax.compress.training._to_size import Goal, ToSize
 
 PARAMS = {
     "w": jnp.asarray(np.random.default_rng(0).normal(size=(20, 15)), jnp.float32),
@@ -54,7 +55,7 @@ def test_without_constraints_the_optimizer_is_what_it_was():
 
 def test_entries_go_by_the_cubic_schedule_and_none_comes_back():
     tx, state, params, grads = begun()
-    to_size = ToSize(10, bytes_of, density=0.2, until=0.8)
+    to_size = ToSize(10, bytes_of, Goal(density=0.2), until=0.8)
     total, seen, dead = count(PARAMS) + 4, [], None
     for epoch in range(1, 11):
         params, state = to_size(epoch, params, state)
@@ -72,7 +73,7 @@ def test_entries_go_by_the_cubic_schedule_and_none_comes_back():
 
 def test_fisher_saliency_is_the_weight_times_the_root_of_adams_second_moment():
     _, state, params, grads = begun()
-    kept, _ = ToSize(2, bytes_of, density=0.3, until=0.5)(1, params, state)
+    kept, _ = ToSize(2, bytes_of, Goal(density=0.3), until=0.5)(1, params, state)
     leaves = [np.asarray(p, np.float64).ravel() for p in jax.tree.leaves(params)]
     slopes = [np.asarray(g, np.float64).ravel() for g in jax.tree.leaves(grads)]
     # One step from nothing: nu is (1 - 0.999) g².
@@ -84,7 +85,9 @@ def test_fisher_saliency_is_the_weight_times_the_root_of_adams_second_moment():
 
 def test_magnitude_leaves_vectors_whole():
     _, state, params, _ = begun()
-    kept, _ = ToSize(2, bytes_of, density=0.1, until=0.5, saliency="magnitude")(1, params, state)
+    kept, _ = ToSize(2, bytes_of, Goal(density=0.1, saliency="magnitude"), until=0.5)(
+        1, params, state
+    )
     assert np.count_nonzero(kept["b"]) == 4
     assert count({"w": kept["w"], "v": kept["v"]}) == round(0.1 * 360)
 
@@ -95,7 +98,7 @@ def test_magnitude_lets_vectors_go_where_they_fill_more_than_half_of_the_file():
     state = optax.chain(optax.scale_by_adam(), compress.constrained()).init(wide)
     for limit, whole in ((1700, True), (1000, False)):
         for saliency in ("magnitude", "lamp"):
-            to_size = ToSize(1, bytes_of, limit=limit, until=0.5, saliency=saliency)
+            to_size = ToSize(1, bytes_of, Goal(limit, saliency=saliency), until=0.5)
             kept, _ = to_size(1, wide, state)
             assert (np.count_nonzero(kept["b"]) == 200) == whole
             assert bytes_of(kept) <= limit
@@ -113,7 +116,7 @@ def test_lamp_divides_a_square_by_the_sum_of_those_that_are_not_smaller():
 @pytest.mark.parametrize("limit", [500, 800, 1200])
 def test_the_file_fills_the_budget(limit):
     _, state, params, _ = begun()
-    to_size = ToSize(4, bytes_of, limit, until=0.5)
+    to_size = ToSize(4, bytes_of, Goal(limit), until=0.5)
     for epoch in range(1, 5):
         params, state = to_size(epoch, params, state)
     assert limit - 16 <= bytes_of(params) <= limit
@@ -121,7 +124,7 @@ def test_the_file_fills_the_budget(limit):
 
 def test_quantised_values_lie_on_grids_and_the_file_fits():
     tx, state, params, grads = begun(rate=1e-3)
-    to_size = ToSize(10, bytes_of, 420, until=0.3, value_bits=4.0)
+    to_size = ToSize(10, bytes_of, Goal(420, value_bits=4.0), until=0.3)
     for epoch in range(1, 11):
         updates, state = tx.update(grads, state, params)
         params, state = to_size(epoch, optax.apply_updates(params, updates), state)
@@ -157,6 +160,6 @@ def test_a_size_below_what_cannot_go_is_refused():
     _, state, params, _ = begun()
     # Magnitude leaves few biases whole: nothing is left of the matrices, and it is still too much.
     least = bytes_of({**{k: jnp.zeros_like(v) for k, v in params.items()}, "b": params["b"]})
-    to_size = ToSize(4, bytes_of, limit=least - 1, saliency="magnitude")
+    to_size = ToSize(4, bytes_of, Goal(least - 1, saliency="magnitude"))
     with pytest.raises(compress.BudgetTooSmall, match=f"at least {least} bytes"):
         to_size(1, params, state)

@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from koopjax import compress, models
-from koopjax.compress._eliminate import backward
-from koopjax.compress._feedback import feedback, on_codebook
-from koopjax.compress._obs import activation_order
-from koopjax.compress._units import unit_diagonal
-from koopjax.compress._whitened_svd import factor
+from koopjax.compress.gram._eliminate import backward
+from koopjax.compress.gram._feedback import feedback, on_codebook
+from koopjax.compress.gram._obs import activation_order
+from koopjax.compress.gram._units import unit_diagonal
+from koopjax.compress.methods._whitened_svd import factor
 
 P, Q = 9, 4
 

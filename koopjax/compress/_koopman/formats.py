@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from koopjax._core import expected
-from koopjax.compress._feedback import feedback
+from koopjax.compress.gram._feedback import feedback
 
 #: Scales of a grid that are tried, as shares of that which reaches the largest entry.
 SHRINK = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from koopjax._core import ridge_solve, semidefinite_root
-from koopjax.compress._eliminate import backward
 from koopjax.compress._koopman.block import Setting, array_bytes, most_observables
 from koopjax.compress._koopman.directions import (
     Directions,
@@ -21,6 +20,7 @@ from koopjax.compress._koopman.directions import (
 )
 from koopjax.compress._koopman.span import ROWS, Span
 from koopjax.compress._problem import Score
+from koopjax.compress.gram._eliminate import backward
 
 #: Samples an observable in the search, and the least number of them.
 PER_OBSERVABLE, FEWEST = 20, 6_000

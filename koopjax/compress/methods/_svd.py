@@ -2,26 +2,13 @@
 
 from typing import Any
 
-from jax.typing import ArrayLike
-from jaxtyping import Array
-
-from koopjax.compress._problem import ScoreFn, pose, untouched
+from koopjax.compress._problem import Problem, posed
 from koopjax.compress._result import Compressed
-from koopjax.compress._whitened_svd import factored
+from koopjax.compress.methods._whitened_svd import factored
 
 
-def svd(
-    model: Any,
-    calibration: ArrayLike,
-    budget: Any,
-    *,
-    at: Any = None,
-    labels: ArrayLike | None = None,
-    validation: Any = None,
-    key: Array,
-    task: str | None = None,
-    score_fn: ScoreFn | None = None,
-) -> Compressed:
+@posed
+def svd(problem: Problem, at: Any) -> Compressed:
     """Truncated SVD of the weights, `W ≈ U_r S_r V_rᵀ`, with the rank split that validates best.
 
     Of all matrices of rank r it is the closest to W in the Frobenius norm; the inputs play no part
@@ -45,7 +32,4 @@ def svd(
     Reference:
         Denton, Zaremba, Bruna, LeCun & Fergus (2014), NeurIPS 27; Eckart & Young (1936).
     """
-    problem = pose("svd", model, calibration, budget, labels, validation, key, task, score_fn)
-    if problem.is_met:
-        return untouched("svd", problem)
-    return factored("svd", problem, at, ["weights", "mean"])
+    return factored(problem, at, ["weights", "mean"])

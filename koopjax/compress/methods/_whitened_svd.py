@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
-from jax.typing import ArrayLike
-from jaxtyping import Array
 
 from koopjax import export, nn
 from koopjax._core import on_device
-from koopjax.compress._budget import too_small
-from koopjax.compress._layers import (
+from koopjax.compress._problem import Problem, Score, posed
+from koopjax.compress._result import Compressed
+from koopjax.compress.gram._units import unit_diagonal
+from koopjax.compress.layers._layers import (
     Path,
     as_nnx,
     get,
@@ -21,9 +21,6 @@ from koopjax.compress._layers import (
     with_factors,
     with_kernels,
 )
-from koopjax.compress._problem import Problem, Score, ScoreFn, pose, untouched
-from koopjax.compress._result import Compressed, finish
-from koopjax.compress._units import unit_diagonal
 
 #: Samples for the moments of the layers' inputs.
 ROWS = 12_000
@@ -36,18 +33,8 @@ TRIALS = 160
 METRICS = ("inputs", "weights", "mean")
 
 
-def whitened_svd(
-    model: Any,
-    calibration: ArrayLike,
-    budget: Any,
-    *,
-    at: Any = None,
-    labels: ArrayLike | None = None,
-    validation: Any = None,
-    key: Array,
-    task: str | None = None,
-    score_fn: ScoreFn | None = None,
-) -> Compressed:
+@posed
+def whitened_svd(problem: Problem, at: Any) -> Compressed:
     """Factor the linear layers where their inputs vary, with the rank split that validates best.
 
     Of a layer `x W + b` with input covariance `S = R Rᵀ`, the truncated SVD of `Rᵀ W` gives the
@@ -81,19 +68,13 @@ def whitened_svd(
     Reference:
         Wang, Zheng, Wan, Zhang (2024), SVD-LLM, arXiv:2403.07378 (whitening).
     """
-    problem = pose(
-        "whitened_svd", model, calibration, budget, labels, validation, key, task, score_fn
-    )
-    if problem.is_met:
-        return untouched("whitened_svd", problem)
-    return factored("whitened_svd", problem, at, ["inputs"])
+    return factored(problem, at, ["inputs"])
 
 
-def factored(method: str, problem: Problem, at: Any, metrics: Sequence[str]) -> Compressed:
+def factored(problem: Problem, at: Any, metrics: Sequence[str]) -> Compressed:
     """Linear layers in two factors, in the metric and with the rank split that validate best.
 
     Args:
-        method: name in `METHODS`.
         problem: model, data and budget.
         at: the span.
         metrics: among `METRICS`.
@@ -103,12 +84,12 @@ def factored(method: str, problem: Problem, at: Any, metrics: Sequence[str]) -> 
     works = [_Layers(problem, twin, paths, metric) for metric in metrics]
     sizes = [work.bytes([1] * len(paths)) for work in works]
     if min(sizes) > problem.limit:
-        raise too_small(method, problem.limit, min(sizes), problem.original_bytes)
+        raise problem.too_small(min(sizes))
     works = [work for work, size in zip(works, sizes, strict=True) if size <= problem.limit]
     starts = [(work, r) for work in works for r in (work.uniform(), work.greedy())]
     scored = [(work.score(r), k, work, r) for k, (work, r) in enumerate(starts)]
     score, _, work, ranks = max(scored, key=lambda one: one[:2])
-    score, ranks = work.within(method, work.climb((score, ranks)))
+    score, ranks = work.within(work.climb((score, ranks)))
     factors, refitted = work.factors(ranks), False
     if work.metric == "inputs":
         again = work.refit(ranks)
@@ -119,16 +100,10 @@ def factored(method: str, problem: Problem, at: Any, metrics: Sequence[str]) -> 
     if len(metrics) > 1:
         settings |= {"bias": "of the mean input" if work.metric == "mean" else "as it was"}
         del settings["refitted"]
-    return finish(
-        work.build(factors),
-        method=method,
-        budget=problem.budget,
-        original_bytes=problem.original_bytes,
-        settings={**where, **settings},
+    return problem.finish(
+        work.build(factors), score, settings={**where, **settings}, candidates=tried,
         why=f"of {tried} rank splits, the best validation {problem.measure}",
-        candidates=tried,
-        **problem.account(score),
-    )
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -238,7 +213,7 @@ class _Layers:
         """Bytes of a file."""
         return export.stored_bytes(self.build(factors))
 
-    def within(self, method: str, best: tuple[Score, list[int]]) -> tuple[Score, list[int]]:
+    def within(self, best: tuple[Score, list[int]]) -> tuple[Score, list[int]]:
         """Ranks whose file does fit: names in its header, and zeros, `bytes` does not foresee.
 
         Raises:
@@ -248,7 +223,7 @@ class _Layers:
         while (size := self.stored(self.factors(ranks))) > self.problem.limit:
             larger = [i for i, rank in enumerate(ranks) if rank > 1]
             if not larger:
-                raise too_small(method, self.problem.limit, size, self.problem.original_bytes)
+                raise self.problem.too_small(size)
             lost = lambda i, ranks=ranks: np.sum(self.all[i][1][ranks[i] - 1] ** 2)
             least = min(larger, key=lost)
             ranks = [rank - (i == least) for i, rank in enumerate(ranks)]

@@ -5,18 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array
 
 from koopjax import export
 from koopjax._core import codebooks
-from koopjax.compress._affine import AffineLayers
-from koopjax.compress._allocation import Ladders, Rung, frontier
-from koopjax.compress._feedback import Rounding, feedback, on_codebook, on_grid
-from koopjax.compress._obs import refit, removal_order
-from koopjax.compress._problem import Score, ScoreFn, pose, untouched
-from koopjax.compress._result import Compressed, finish
-from koopjax.compress._rounding import aim
+from koopjax.compress._problem import Problem, Score, posed
+from koopjax.compress._result import Compressed
+from koopjax.compress.gram._feedback import Rounding, feedback, on_codebook, on_grid
+from koopjax.compress.gram._obs import refit, removal_order
+from koopjax.compress.layers._affine import AffineLayers
+from koopjax.compress.layers._allocation import Ladders, Rung, frontier
+from koopjax.compress.methods._rounding import aim
 
 #: Shares of a layer's weights that are kept.
 SHARES = (1.0, 0.7, 0.5, 0.36, 0.26, 0.19, 0.14, 0.1, 0.072, 0.052, 0.037, 0.026, 0.018, 0.01)
@@ -34,18 +32,8 @@ RANKINGS = ("obs", "magnitude")
 FORMS = {"obs": 28, "magnitude": 14}
 
 
-def deep_compression(
-    model: Any,
-    calibration: ArrayLike,
-    budget: Any,
-    *,
-    at: Any = None,
-    labels: ArrayLike | None = None,
-    validation: Any = None,
-    key: Array,
-    task: str | None = None,
-    score_fn: ScoreFn | None = None,
-) -> Compressed:
+@posed
+def deep_compression(problem: Problem, at: Any) -> Compressed:
     """Prune, quantise what is left, code the places and the values at the price of their entropy.
 
     Weights go by optimal brain surgeon, `v² / [G⁻¹]_ii` with the rest refitted, or by magnitude,
@@ -77,22 +65,17 @@ def deep_compression(
     Reference: Han, Mao & Dally (2016), ICLR; Frantar & Alistarh (2022), Optimal Brain Compression,
         NeurIPS 35.
     """
-    problem = pose(
-        "deep_compression", model, calibration, budget, labels, validation, key, task, score_fn
-    )
-    if problem.is_met:
-        return untouched("deep_compression", problem)
     layers = AffineLayers(problem, at)
     lowest = [_nothing(layers, i) for i in range(len(layers.kernels))]
     build = lambda rungs: layers.build([rung.kernel for rung in rungs])
     # With nothing kept at all first, so that a budget below is refused before any work.
-    Ladders("deep_compression", problem, [[rung] for rung in lowest], build)
+    Ladders(problem, [[rung] for rung in lowest], build)
     found: list[tuple[Score, list[Rung], str]] = []
     tried = 0
     for ranking in RANKINGS:
         made = [_rungs(layers, i, ranking) for i in range(len(lowest))]
         rungs = [frontier([low, *own]) for low, own in zip(lowest, made, strict=True)]
-        ladders = Ladders("deep_compression", problem, rungs, build)
+        ladders = Ladders(problem, rungs, build)
         found.append((*ladders.best(80), ranking))
         tried += len(ladders.tried)
     score, chosen, ranking = max(found, key=lambda one: one[0])
@@ -105,11 +88,9 @@ def deep_compression(
         if better > score:
             score, model = better, layers.build(again)
             settings["inputs"] = "as delivered"
-    return finish(
-        model, method="deep_compression", budget=problem.budget,
-        original_bytes=problem.original_bytes, settings={**layers.where, **settings},
+    return problem.finish(
+        model, score, settings={**layers.where, **settings}, candidates=tried,
         why=f"of {tried} splits over layers, shares and values, the best {problem.measure}",
-        candidates=tried, **problem.account(score),
     )  # fmt: skip
 
 

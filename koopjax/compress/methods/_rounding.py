@@ -1,20 +1,14 @@
 """Eight and four bits: weights on a symmetric grid, with and without error feedback."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
-from flax import nnx
-from jax.typing import ArrayLike
-from jaxtyping import Array
 
-from koopjax import export
-from koopjax.compress._affine import AffineLayers
-from koopjax.compress._budget import too_small
-from koopjax.compress._feedback import best_scale, feedback, on_grid
-from koopjax.compress._obs import refit
-from koopjax.compress._problem import Score, ScoreFn, pose, untouched
-from koopjax.compress._result import Compressed, finish
+from koopjax.compress._problem import Problem, posed
+from koopjax.compress._result import Compressed
+from koopjax.compress.gram._feedback import best_scale, feedback, on_grid
+from koopjax.compress.gram._obs import refit
+from koopjax.compress.layers._affine import AffineLayers
 
 #: Scales tried with error feedback, relative to the best one without.
 FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)
@@ -22,18 +16,8 @@ FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)
 RIDGES = (1e-3, 1e-2)
 
 
-def int8(
-    model: Any,
-    calibration: ArrayLike,
-    budget: Any,
-    *,
-    at: Any = None,
-    labels: ArrayLike | None = None,
-    validation: Any = None,
-    key: Array,
-    task: str | None = None,
-    score_fn: ScoreFn | None = None,
-) -> Compressed:
+@posed
+def int8(problem: Problem, at: Any) -> Compressed:
     """Round the weights of each layer to `s k` with `|k| <= 127`: one scale a layer.
 
     The scale has the least squared error, weighted by the inputs' second moments or not. The
@@ -60,24 +44,11 @@ def int8(
     Reference: Jacob et al. (2018), CVPR (symmetric grids); Frantar, Ashkboos, Hoefler & Alistarh
         (2023), GPTQ, ICLR (error feedback).
     """
-    problem = pose("int8", model, calibration, budget, labels, validation, key, task, score_fn)
-    if problem.is_met:
-        return untouched("int8", problem)
-    return _rounded("int8", 127, AffineLayers(problem, at))
+    return _rounded(127, AffineLayers(problem, at))
 
 
-def int4(
-    model: Any,
-    calibration: ArrayLike,
-    budget: Any,
-    *,
-    at: Any = None,
-    labels: ArrayLike | None = None,
-    validation: Any = None,
-    key: Array,
-    task: str | None = None,
-    score_fn: ScoreFn | None = None,
-) -> Compressed:
+@posed
+def int4(problem: Problem, at: Any) -> Compressed:
     """Round the weights of each layer to `s k` with `|k| <= 7`, otherwise as `int8`.
 
     Args:
@@ -94,21 +65,10 @@ def int4(
 
     Reference: see `int8`.
     """
-    problem = pose("int4", model, calibration, budget, labels, validation, key, task, score_fn)
-    if problem.is_met:
-        return untouched("int4", problem)
-    return _rounded("int4", 7, AffineLayers(problem, at))
+    return _rounded(7, AffineLayers(problem, at))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Trial:
-    model: nnx.Module
-    size: int
-    score: Score
-    settings: dict[str, Any]
-
-
-def _rounded(method: str, most: int, layers: AffineLayers) -> Compressed:
+def _rounded(most: int, layers: AffineLayers) -> Compressed:
     """The best way of rounding that fits."""
     problem = layers.problem
     ways: list[tuple[dict[str, Any], list[np.ndarray]]] = [
@@ -121,20 +81,10 @@ def _rounded(method: str, most: int, layers: AffineLayers) -> Compressed:
         ways.append((settings | {"inputs": "rounded"}, _fed_back(layers, most, ridge, True)))
     trials = []
     for settings, kernels in ways:
-        model = layers.build(kernels)
-        size = export.stored_bytes(model)
-        trials.append(_Trial(model, size, problem.score_model(model), settings))
-    fitting = [t for t in trials if t.size <= problem.limit]
-    if not fitting:
-        smallest = min(t.size for t in trials)
-        raise too_small(method, problem.limit, smallest, problem.original_bytes)
-    best = max(fitting, key=lambda t: t.score)
-    return finish(
-        best.model, method=method, budget=problem.budget, original_bytes=problem.original_bytes,
-        settings={**layers.where, **best.settings},
-        why=f"of {len(trials)} ways of rounding, the best validation {problem.measure}",
-        candidates=len(trials), **problem.account(best.score),
-    )  # fmt: skip
+        trials.append(problem.trial(layers.build(kernels), {**layers.where, **settings}))
+    return problem.best(
+        trials, f"of {len(trials)} ways of rounding, the best validation {problem.measure}"
+    )
 
 
 def _scale(layers: AffineLayers, i: int, most: int, weighted: bool) -> float:

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 
 from koopjax import edmd
 from koopjax._core import check_number, expected, read
-from koopjax.compress._obs import as_moments
-from koopjax.compress._units import unit_diagonal
+from koopjax.compress.gram._obs import as_moments
+from koopjax.compress.gram._units import unit_diagonal
 
 
 def select_observables(

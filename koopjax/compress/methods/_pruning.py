@@ -1,37 +1,22 @@
 """Pruning of linear layers with their inputs' second moments: Wanda and optimal brain surgeon."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from flax import nnx
-from jax.typing import ArrayLike
-from jaxtyping import Array
 
 from koopjax import export
-from koopjax.compress._affine import AffineLayers
-from koopjax.compress._budget import too_small
-from koopjax.compress._obs import activation_order, refit, removal_order
-from koopjax.compress._problem import Problem, Score, ScoreFn, pose, untouched
-from koopjax.compress._result import Compressed, finish
+from koopjax.compress._problem import Problem, Trial, posed
+from koopjax.compress._result import Compressed
+from koopjax.compress.gram._obs import activation_order, refit, removal_order
+from koopjax.compress.layers._affine import AffineLayers
 
 #: Ridges tried in the last refit, relative to the second moment of each of a layer's inputs.
 RIDGES = (1e-4, 1e-3, 1e-2)
 
 
-def wanda(
-    model: Any,
-    calibration: ArrayLike,
-    budget: Any,
-    *,
-    at: Any = None,
-    labels: ArrayLike | None = None,
-    validation: Any = None,
-    key: Array,
-    task: str | None = None,
-    score_fn: ScoreFn | None = None,
-) -> Compressed:
+@posed
+def wanda(problem: Problem, at: Any) -> Compressed:
     """Prune weights of least `|w| ‖x‖`, the same share of each layer, nothing refitted.
 
     Weights are compared within their column (one output) or their layer, whichever validates
@@ -54,30 +39,17 @@ def wanda(
 
     Reference: Sun, Liu, Bair & Kolter (2024), arXiv 2306.11695.
     """
-    problem = pose("wanda", model, calibration, budget, labels, validation, key, task, score_fn)
-    if problem.is_met:
-        return untouched("wanda", problem)
-    work = _Work("wanda", problem, at)
+    work = _Work(problem, at)
     trials = []
     for group in ("column", "layer"):
         pairs = zip(work.grams, work.kernels, strict=True)
         work.orders = [activation_order(g, kernel, (0,), group=group) for g, kernel in pairs]
         trials += [work.plain(shares, group) for shares in work.splits()]
-    return work.finish(trials, f"of two ways to compare, the best validation {problem.measure}")
+    return problem.best(trials, f"of two ways to compare, the best validation {problem.measure}")
 
 
-def obs(
-    model: Any,
-    calibration: ArrayLike,
-    budget: Any,
-    *,
-    at: Any = None,
-    labels: ArrayLike | None = None,
-    validation: Any = None,
-    key: Array,
-    task: str | None = None,
-    score_fn: ScoreFn | None = None,
-) -> Compressed:
+@posed
+def obs(problem: Problem, at: Any) -> Compressed:
     """Optimal brain surgeon: prune with the Gram matrix of each layer's inputs, refit what stays.
 
     Entries go by their saliency `v² / [G⁻¹]_ii`, columns refitted after every stage; layers share
@@ -101,10 +73,7 @@ def obs(
 
     Reference: Hassibi & Stork (1993), NeurIPS 5; Frantar & Alistarh (2023), arXiv 2301.00774.
     """
-    problem = pose("obs", model, calibration, budget, labels, validation, key, task, score_fn)
-    if problem.is_met:
-        return untouched("obs", problem)
-    work = _Work("obs", problem, at)
+    work = _Work(problem, at)
     orders, curves = [], []
     for moment, kernel in zip(work.grams, work.kernels, strict=True):
         removal = removal_order(moment, kernel, alpha=RIDGES[0], protect=(0,))
@@ -115,24 +84,14 @@ def obs(
         for ridge in RIDGES:
             trials.append(work.refitted(shares, ridge))
     why = f"of the splits over the layers and the ridges, the best validation {problem.measure}"
-    return work.finish(trials, why)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Trial:
-    """One pruned model."""
-
-    model: nnx.Module
-    score: Score
-    settings: dict[str, Any]
+    return problem.best(trials, why)
 
 
 class _Work(AffineLayers):
     """The layers of a model, the order in which their entries go, and what fits."""
 
-    def __init__(self, method: str, problem: Problem, at: Any):
+    def __init__(self, problem: Problem, at: Any):
         super().__init__(problem, at)
-        self.method = method
         # Rows of biases stay; before there is an order, all others are alike.
         self.orders = [np.zeros(k.shape, np.int64) for k in self.kernels]
         for order in self.orders:
@@ -142,7 +101,7 @@ class _Work(AffineLayers):
         self.spread = [rng.standard_normal(k.shape) for k in self.kernels]
         least = self.bytes([0.0] * len(self.kernels))
         if least > problem.limit:
-            raise too_small(method, problem.limit, least, problem.original_bytes)
+            raise problem.too_small(least)
 
     def masks(self, shares: list[float]) -> list[np.ndarray]:
         """The entries that stay for a share of every layer; biases always do."""
@@ -181,15 +140,14 @@ class _Work(AffineLayers):
             found.append(way(low))
         return found
 
-    def plain(self, shares: list[float], group: str) -> _Trial:
+    def plain(self, shares: list[float], group: str) -> Trial:
         """The pruned model with its own weights, scored."""
         pairs = zip(self.kernels, self.masks(shares), strict=True)
         # Not a product with the mask, which would leave minus zeros, and those are stored.
-        model = self.build([np.where(mask, kernel, 0.0) for kernel, mask in pairs])
-        settings = {"kept": [round(s, 4) for s in shares], "compared_in": group}
-        return _Trial(model, self.problem.score_model(model), settings)
+        pruned = [np.where(mask, kernel, 0.0) for kernel, mask in pairs]
+        return self._trial(pruned, shares, compared_in=group)
 
-    def refitted(self, shares: list[float], ridge: float) -> _Trial:
+    def refitted(self, shares: list[float], ridge: float) -> Trial:
         """Layer after layer refitted on its mask, from what the layers before it deliver."""
         masks = self.masks(shares)
         kernels = list(self.kernels)
@@ -198,20 +156,11 @@ class _Work(AffineLayers):
             kernels[k] = np.where(
                 mask, refit(gram, cross @ self.kernels[k], mask, alpha=ridge), 0.0
             )
-        model = self.build(kernels)
-        settings = {"kept": [round(s, 4) for s in shares], "ridge": ridge}
-        return _Trial(model, self.problem.score_model(model), settings)
+        return self._trial(kernels, shares, ridge=ridge)
 
-    def finish(self, trials: list[_Trial], why: str) -> Compressed:
-        """The best of the trials that fit, with its report."""
-        problem = self.problem
-        fitting = [t for t in trials if export.stored_bytes(t.model) <= problem.limit]
-        best = max(fitting, key=lambda t: t.score)
-        return finish(
-            best.model, method=self.method, budget=problem.budget,
-            original_bytes=problem.original_bytes, settings={**self.where, **best.settings},
-            why=why, candidates=len(trials), **problem.account(best.score),
-        )  # fmt: skip
+    def _trial(self, kernels: list[np.ndarray], shares: list[float], **settings: Any) -> Trial:
+        settings = {**self.where, "kept": [round(s, 4) for s in shares], **settings}
+        return self.problem.trial(self.build(kernels), settings)
 
 
 def _share_at(curve: tuple[np.ndarray, np.ndarray], level: float) -> float:

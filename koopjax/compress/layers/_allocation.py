@@ -1,4 +1,4 @@
-"""A budget split over layers that each have a few forms of rising size and falling error."""
+"""A budget divided over layers: by forms of rising size and falling error, or entry by entry."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from koopjax import export
-from koopjax.compress._budget import too_small
 from koopjax.compress._problem import Problem, Score
 
 #: Most splits that are scored.
@@ -44,11 +43,19 @@ def frontier(rungs: Sequence[Rung]) -> list[Rung]:
     return out
 
 
+def lamp(size: np.ndarray) -> np.ndarray:
+    """The square of each entry over the sum of the squares that are not smaller, in its array."""
+    order = np.argsort(-size, axis=None, kind="stable")
+    squares = size.ravel()[order].astype(np.float64) ** 2
+    out = np.empty(size.size)
+    out[order] = squares / np.maximum(np.cumsum(squares), np.finfo(np.float64).tiny)
+    return out.reshape(size.shape)
+
+
 class Ladders:
     """The rungs of all layers, and the split of the budget among them.
 
     Args:
-        method: name for the messages.
         problem: data and budget.
         rungs: a frontier a layer.
         build: the model to store, of one rung a layer.
@@ -60,7 +67,6 @@ class Ladders:
 
     def __init__(
         self,
-        method: str,
         problem: Problem,
         rungs: list[list[Rung]],
         build: Callable[[list[Rung]], Any],
@@ -73,7 +79,7 @@ class Ladders:
         least = export.stored_bytes(build(self.at(lowest)))
         self._base = least - sum(r[0].size for r in rungs)
         if least > problem.limit:
-            raise too_small(method, problem.limit, least, problem.original_bytes)
+            raise problem.too_small(least)
 
     def at(self, place: Sequence[int]) -> list[Rung]:
         """The rungs at a place."""

@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array
 
 from koopjax import export, models
 from koopjax._core import firsts
-from koopjax.compress._budget import inapplicable, too_small
-from koopjax.compress._problem import Problem, Score, ScoreFn, cut, pose, span_name, untouched
-from koopjax.compress._result import Compressed, finish
+from koopjax.compress._budget import inapplicable
+from koopjax.compress._problem import Problem, Score, cut, posed, span_name
+from koopjax.compress._result import Compressed
+from koopjax.compress.layers._allocation import lamp
 
 #: How magnitudes of different arrays compare; "layer" prunes the same share of each.
 SCALES = ("global", "layer", "layer_adaptive", "normalised")
@@ -29,18 +28,8 @@ class Pruned:
     score: Score
 
 
-def magnitude(
-    model: Any,
-    calibration: ArrayLike,
-    budget: Any,
-    *,
-    at: Any = None,
-    labels: ArrayLike | None = None,
-    validation: Any = None,
-    key: Array,
-    task: str | None = None,
-    score_fn: ScoreFn | None = None,
-) -> Compressed:
+@posed
+def magnitude(problem: Problem, at: Any) -> Compressed:
     """One-shot magnitude pruning, by the ranking of the weights that validates best.
 
     Keeps the weights of largest `s(|w|)`, as many as the file has room for: with one threshold on
@@ -74,31 +63,23 @@ def magnitude(
         Han, Pool, Tran, Dally (2015), NeurIPS 28; for the layer-adaptive score Lee, Park, Mo, Ahn,
         Shin (2021), ICLR.
     """
-    problem = pose("magnitude", model, calibration, budget, labels, validation, key, task, score_fn)
-    if problem.is_met:
-        return untouched("magnitude", problem)
     if at is None:
         used, where = None, {}
     else:
-        (_, span, _), ends = cut(model, problem.x, at)
+        (_, span, _), ends = cut(problem.model, problem.x, at)
         used, where = set(span.parameters), {"at": list(ends)}
-    weights, rebuild = _weights_of(model, used)
+    weights, rebuild = _weights_of(problem.model, used)
     if not weights:
         place = "model" if used is None else f"span {where['at']}"
         raise inapplicable(f"a {place} with weight matrices", "none", "one with layers")
     tried = [_prune(problem, weights, rebuild, scale) for scale in SCALES]
     best = max(tried, key=lambda t: t.score)
     scores = ", ".join(f"{t.scale} {t.score.value:.4f}" for t in tried)
-    return finish(
-        best.model,
-        method="magnitude",
-        budget=problem.budget,
-        original_bytes=problem.original_bytes,
-        settings={**where, "ranking": best.scale, "kept": best.kept},
+    return problem.finish(
+        best.model, best.score, settings={**where, "ranking": best.scale, "kept": best.kept},
         why=f"the ranking with the best validation {problem.measure} ({scores})",
         candidates=len(tried),
-        **problem.account(best.score),
-    )
+    )  # fmt: skip
 
 
 def _weights_of(model: Any, used: set[str] | None) -> tuple[list[np.ndarray], Any]:
@@ -141,7 +122,7 @@ def saliencies(weights: list[np.ndarray], scale: str) -> list[np.ndarray]:
     if scale == "normalised":
         return [s / (np.sqrt(np.mean(s**2)) or 1.0) for s in sizes]
     if scale == "layer_adaptive":
-        return [_layer_adaptive(s) for s in sizes]
+        return [lamp(s) for s in sizes]
     return [_rank_share(s) for s in sizes]
 
 
@@ -150,16 +131,6 @@ def _rank_share(sizes: np.ndarray) -> np.ndarray:
     order = np.argsort(sizes, axis=None, kind="stable")
     out = np.empty(sizes.size)
     out[order] = (np.arange(sizes.size) + 1) / sizes.size
-    return out.reshape(sizes.shape)
-
-
-def _layer_adaptive(sizes: np.ndarray) -> np.ndarray:
-    """`w²` over the sum of the squares of those that are at least as large."""
-    flat = sizes.ravel() ** 2
-    order = np.argsort(flat, kind="stable")
-    above = np.cumsum(flat[order][::-1])[::-1]
-    out = np.empty_like(flat)
-    out[order] = flat[order] / np.where(above > 0, above, 1)
     return out.reshape(sizes.shape)
 
 
@@ -183,7 +154,7 @@ def _prune(problem: Problem, weights: list[np.ndarray], rebuild: Any, scale: str
 
     smallest = export.stored_bytes(keep(0))
     if smallest > problem.limit:
-        raise too_small("magnitude", problem.limit, smallest, problem.original_bytes)
+        raise problem.too_small(smallest)
     low, high = 0, flat.size
     best = keep(high)
     if export.stored_bytes(best) <= problem.limit:

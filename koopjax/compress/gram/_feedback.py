@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.linalg import get_lapack_funcs
 
-from koopjax.compress._obs import alike
-from koopjax.compress._units import unit_diagonal
+from koopjax.compress.gram._obs import alike
+from koopjax.compress.gram._units import unit_diagonal
 
 Rounding = Callable[[np.ndarray], np.ndarray]
 

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from koopjax._core import as_number, expected
 from koopjax.compress._budget import too_small
-from koopjax.compress._constraint import Constraint, constrain, constraint_of, on_grid
+from koopjax.compress.layers._allocation import lamp
+from koopjax.compress.training._constraint import Constraint, constrain, constraint_of, on_grid
 
-#: How entries compare; see `ToSize.saliency`.
+#: How entries compare; see `Goal.saliency`.
 SALIENCIES = ("fisher", "magnitude", "lamp")
 #: Share of the limit that a quantised file aims at, since codes still change while it trains.
 AIM = 0.985
@@ -21,6 +23,54 @@ AIM = 0.985
 ROOM = 1.1
 #: Share of the epochs after which grids are left alone.
 SETTLED = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """The size that a model is trained to; nothing said, it keeps its own.
+
+    Args:
+        limit: bytes that the file may take.
+        density: share of the entries that stay, instead of a limit.
+        saliency: which entries go: "fisher", `|w| √E[g²]` with Adam's second moment (the expected
+            change of the loss, up to a constant, where the gradient's square stands for the
+            curvature; comparable between arrays, biases included); "magnitude", `|w|` over its root
+            mean square in the array; or "lamp", `w²` over the sum of the squares in its array that
+            are not smaller, which empties no array. The last two are for matrices, and for vectors
+            too where these would fill more than half of the file.
+        value_bits: bits that a non-zero value may take besides its place, entropy-coded; None
+            leaves values as they are.
+    """
+
+    limit: int | None = None
+    density: float | None = None
+    saliency: str = "fisher"
+    value_bits: float | None = None
+
+    @property
+    def sized(self) -> bool:
+        """Whether entries go."""
+        return self.limit is not None or self.density is not None
+
+    def check(self) -> None:
+        """Raise on a setting out of range, in one line."""
+        if self.limit is not None and self.density is not None:
+            raise expected("finetune: a budget or a density", "both")
+        if self.density is not None and not 0 < as_number("finetune: density", self.density) <= 1:
+            raise expected(
+                "finetune: a density above 0, at most 1", f"{self.density}", "None to prune no more"
+            )
+        if self.value_bits is not None and (
+            self.limit is None or not 1 <= as_number("finetune: value_bits", self.value_bits) <= 32
+        ):
+            raise expected(
+                "finetune: value_bits from 1 to 32 with a budget",
+                f"{self.value_bits} and budget {self.limit}",
+            )
+        if not isinstance(self.saliency, str) or self.saliency not in SALIENCIES:
+            raise expected(
+                f"finetune: a saliency among {', '.join(SALIENCIES)}", repr(self.saliency)
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,17 +84,8 @@ class ToSize:
     Attributes:
         epochs: of the whole run.
         measure: bytes of the file with these parameters.
-        limit: bytes that the file may take; or None, with `density`.
-        density: share of the entries that stay; or None.
+        goal: a size.
         until: share of the epochs in which entries go.
-        saliency: "fisher", `|w| √E[g²]` with Adam's second moment (the expected change of the loss,
-            up to a constant, where the gradient's square stands for the curvature; comparable
-            between arrays, biases included); "magnitude", `|w|` over its root mean square in the
-            array; or "lamp", `w²` over the sum of the squares in its array that are not smaller,
-            which empties no array. The last two are for matrices, and for vectors too where these
-            would fill more than half of the file.
-        value_bits: bits that a non-zero value may take besides its place, entropy-coded; None
-            leaves values as they are.
 
     Raises:
         BudgetTooSmall: the file is over the limit with every entry gone that may go.
@@ -57,11 +98,8 @@ class ToSize:
 
     epochs: int
     measure: Callable[[Any], int]
-    limit: int | None = None
-    density: float | None = None
+    goal: Goal
     until: float = 0.6
-    saliency: str = "fisher"
-    value_bits: float | None = None
 
     def __call__(self, epoch: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
         """Parameters and optimizer state after the epoch."""
@@ -72,14 +110,14 @@ class ToSize:
         live = [np.asarray(m) for m in jax.tree.leaves(constraint_of(opt_state).masks)]
         first = sum(s.size for s in scores if s is not None)
         final = self.final_count(params, scores)
-        if epoch < last or self.limit is None:
-            end = final if self.limit is None else min(ROOM * final, first)
+        if epoch < last or self.goal.limit is None:
+            end = final if self.goal.limit is None else min(ROOM * final, first)
             count = round(end + (first - end) * (1 - epoch / last) ** 3)
             masks = _keep(scores, live, count)
         else:
             masks = self._fit(params, scores, live, final)
         params, opt_state = _with_masks(params, opt_state, masks)
-        if epoch == last and self.value_bits is not None:
+        if epoch == last and self.goal.value_bits is not None:
             return self._quantise(params, opt_state)
         return params, opt_state
 
@@ -91,11 +129,11 @@ class ToSize:
         out: list[np.ndarray | None] = []
         for leaf, second in zip(leaves, seconds, strict=True):
             size = np.abs(np.asarray(leaf, np.float32))
-            if self.saliency == "fisher":
+            if self.goal.saliency == "fisher":
                 out.append(size * np.sqrt(np.asarray(second, np.float32) + 1e-16))
             elif leaf.ndim < 2 and whole:
                 out.append(None)
-            elif self.saliency == "lamp":
+            elif self.goal.saliency == "lamp":
                 out.append(lamp(size))
             else:
                 # Of the entries that live, or a pruned matrix would seem to grow small.
@@ -105,24 +143,24 @@ class ToSize:
 
     def _whole(self, leaves: list[Any]) -> bool:
         """Whether vectors stay whole."""
-        bits = [self.value_bits or 8 * leaf.dtype.itemsize for leaf in leaves]
+        bits = [self.goal.value_bits or 8 * leaf.dtype.itemsize for leaf in leaves]
         pairs = zip(leaves, bits, strict=True)
         filled = sum(leaf.size * bit for leaf, bit in pairs if leaf.ndim < 2) / 8
-        return self.limit is None or 2 * filled <= self.limit
+        return self.goal.limit is None or 2 * filled <= self.goal.limit
 
     def final_count(self, params: Any, scores: list[np.ndarray | None]) -> int:
         """How many entries stay in the end, by the entropy of their places."""
         total = sum(s.size for s in scores if s is not None)
-        if self.limit is None:
-            return max(1, round((self.density or 1.0) * total))
+        if self.goal.limit is None:
+            return max(1, round((self.goal.density or 1.0) * total))
         leaves = zip(jax.tree.leaves(params), scores, strict=True)
         width = max((leaf.dtype.itemsize for leaf, s in leaves if s is not None), default=4)
-        value = 8 * width if self.value_bits is None else self.value_bits
+        value = 8 * width if self.goal.value_bits is None else self.goal.value_bits
         empty = [None if s is None else np.zeros(s.shape, bool) for s in scores]
         least = self.measure(_masked(params, empty))
-        if least > self.limit:
-            raise too_small("finetune", self.limit, least)
-        room = 8 * (self.limit - least)
+        if least > self.goal.limit:
+            raise too_small("finetune", self.goal.limit, least)
+        room = 8 * (self.goal.limit - least)
         low, high = 0, total
         while low < high:  # the largest count whose values and places fit
             middle = (low + high + 1) // 2
@@ -132,27 +170,27 @@ class ToSize:
 
     def _fit(self, params: Any, scores: Any, live: Any, count: int) -> list[Any]:
         """Masks with as many entries as the file has room for, from a guess of their number."""
-        if self.value_bits is not None:  # the grids will take up what the guess missed
+        if self.goal.value_bits is not None:  # the grids will take up what the guess missed
             return _keep(scores, live, count)
-        assert self.limit is not None
+        assert self.goal.limit is not None
         total = sum(s.size for s in scores if s is not None)
         best, low, high = None, 0, total + 1
         width = 5.0
         for _ in range(7):
             masks = _keep(scores, live, count)
             stored = self.measure(_masked(params, masks))
-            if stored <= self.limit:
+            if stored <= self.goal.limit:
                 low, best = count, masks
             else:
                 high = count
-            step = int((self.limit - stored) / width)
+            step = int((self.goal.limit - stored) / width)
             if best is not None and (0 <= step < 2 or high - low <= 1):
                 break
             count = min(max(count + (step or -1), low + 1), high - 1)
         if best is None:  # the guess was far off: what certainly fits
             best = _keep(scores, live, max(low, 1))
-            if (stored := self.measure(_masked(params, best))) > self.limit:
-                raise too_small("finetune", self.limit, stored)
+            if (stored := self.measure(_masked(params, best))) > self.goal.limit:
+                raise too_small("finetune", self.goal.limit, stored)
         return best
 
     def _quantise(self, params: Any, opt_state: Any) -> tuple[Any, Any]:
@@ -173,7 +211,7 @@ class ToSize:
         self, params: Any, opt_state: Any, base: Any, low: float, high: float
     ) -> tuple[Any, Any]:
         """The finest multiple of these grids with which the file fits."""
-        assert self.limit is not None
+        assert self.goal.limit is not None
         latent = constraint_of(opt_state).latent
         like = lambda factor: jax.tree.map(
             lambda v, s: jnp.asarray(factor * s, v.dtype), latent, base
@@ -181,40 +219,31 @@ class ToSize:
         for _ in range(9):
             middle = math.sqrt(low * high)
             stored = self.measure(jax.tree.map(on_grid, latent, like(middle)))
-            low, high = (low, middle) if stored <= AIM * self.limit else (middle, high)
+            low, high = (low, middle) if stored <= AIM * self.goal.limit else (middle, high)
         change = lambda c: Constraint(c.masks, like(high), c.latent)
         return constrain(params, opt_state, change)
 
     def _hold(self, epoch: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
         """After the pruning: keep a quantised file within its limit."""
-        if self.limit is None or self.value_bits is None:
+        if self.goal.limit is None or self.goal.value_bits is None:
             return params, opt_state
         # Off their grid by a rounding of the optimizer's addition.
         params, opt_state = constrain(params, opt_state, lambda c: c)
         stored = self.measure(params)
-        if epoch <= SETTLED * self.epochs and not 0.96 < stored / self.limit <= 0.995:
+        if epoch <= SETTLED * self.epochs and not 0.96 < stored / self.goal.limit <= 0.995:
             steps = constraint_of(opt_state).steps
             return self._scaled(params, opt_state, steps, 0.8, 1.3)
-        if epoch < self.epochs or stored <= self.limit:
+        if epoch < self.epochs or stored <= self.goal.limit:
             return params, opt_state
         scores = self.scores(params, opt_state)
         live = [np.asarray(m) for m in jax.tree.leaves(constraint_of(opt_state).masks)]
         count = sum(int(np.count_nonzero(np.asarray(p))) for p in jax.tree.leaves(params))
         masks = live
-        while stored > self.limit and count > 1:
-            count -= max(1, count * (stored - self.limit) // self.limit)
+        while stored > self.goal.limit and count > 1:
+            count -= max(1, count * (stored - self.goal.limit) // self.goal.limit)
             masks = _keep(scores, live, count)
             stored = self.measure(_masked(params, masks))
         return _with_masks(params, opt_state, masks)
-
-
-def lamp(size: np.ndarray) -> np.ndarray:
-    """The square of each entry over the sum of the squares that are not smaller, in its array."""
-    order = np.argsort(-size, axis=None, kind="stable")
-    squares = size.ravel()[order].astype(np.float64) ** 2
-    out = np.empty(size.size)
-    out[order] = squares / np.maximum(np.cumsum(squares), np.finfo(np.float64).tiny)
-    return out.reshape(size.shape)
 
 
 def _entropy(share: float) -> float:

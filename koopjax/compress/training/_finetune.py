@@ -16,13 +16,15 @@ from jaxtyping import Array, Float
 from koopjax import export, models
 from koopjax._core import as_array, as_key, as_number, check_finite, expected, on_device
 from koopjax.compress._budget import Budget
-from koopjax.compress._constraint import at_rate, constrained, with_rate
 from koopjax.compress._problem import ScoreFn, pose
 from koopjax.compress._result import Compressed, count_tied, finish
-from koopjax.compress._to_size import SALIENCIES, ToSize
+from koopjax.compress.training._constraint import at_rate, constrained, with_rate
+from koopjax.compress.training._to_size import Goal, ToSize
 
 #: Of the loss that goes to the labels where there are any.
 LABEL_WEIGHT = 0.2
+#: Fields of `Goal` that `finetune` takes as keywords.
+SIZED = ("density", "saliency", "value_bits")
 #: Looks at the parameters in a pass over the data, where a run prunes or quantises on the way.
 ROUNDS = 4
 #: Note of a report on arrays that were one before.
@@ -82,9 +84,6 @@ def finetune(
     key: Array,
     training: Training | None = None,
     budget: Any = None,
-    density: float | None = None,
-    saliency: str | None = None,
-    value_bits: float | None = None,
     x_val: ArrayLike | None = None,
     y_val: ArrayLike | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
@@ -114,11 +113,11 @@ def finetune(
         key: shuffles.
         training: a `Training`; or its fields as keywords (`epochs=5, learning_rate=1e-3`).
         budget: prune on the way until the file takes at most so many bytes: bytes, `"64KiB"`, or a
-            `Budget` of a size. A `Compressed` knows its own: `True`.
-        density: prune on the way until this share of entries is left; instead of a budget.
-        saliency: which entries go, "fisher" (the default), "magnitude" or "lamp" (layer-adaptive
-            magnitude); with a budget or a density.
-        value_bits: with a budget, quantise: bits a non-zero value takes, entropy-coded.
+            `Budget` of a size; for what a method's own budget was, `report.budget_bytes`.
+        settings: fields of `training`, and how entries go. `density`: until this share of them is
+            left, instead of a budget. `saliency`: which, "fisher" (the default), "magnitude" or
+            "lamp" (layer-adaptive magnitude), with a budget or a density. `value_bits`: with a
+            budget, quantise: bits a non-zero value takes, entropy-coded.
         x_val, y_val: samples and labels on which a `Compressed` is scored anew, as by the methods.
         progress: called as `progress(epoch, metrics)`, four times a pass where entries go.
         checkpoint, resume: as in `models.train`; an interrupted run goes on.
@@ -140,18 +139,15 @@ def finetune(
     training = Training() if training is None else training
     if not isinstance(training, Training):
         raise expected("a compress.Training as training", f"{training!r:.60}", "epochs=5")
+    how = {name: settings.pop(name) for name in SIZED if settings.get(name) is not None}
+    settings = {name: value for name, value in settings.items() if name not in SIZED}
     training = dataclasses.replace(training, **settings)
-    if budget is True:
-        if not isinstance(compressed, Compressed):
-            raise expected("budget=True with a Compressed", "a bare model", "a number of bytes")
-        budget = compressed.report.budget_bytes
-    limit = None if budget is None else _size_of(budget)
-    if saliency is None:
-        saliency = "fisher"
-    elif limit is None and density is None:
+    goal = Goal(None if budget is None else _size_of(budget), **how)
+    if "saliency" in how and not goal.sized:
         raise expected(
-            "finetune: a saliency with a budget or a density", f"{saliency!r} alone", "budget=True"
-        )
+            "finetune: a saliency with a budget or a density", f"{goal.saliency!r} alone",
+            "density=0.1",
+        )  # fmt: skip
     if y_val is not None and x_val is None:
         raise expected("finetune: y_val with x_val", "y_val alone", "x_val=..., the samples of it")
     model, judge = compressed, None
@@ -162,8 +158,7 @@ def finetune(
         judge = _judge(compressed, teacher, calibration, x_val, y_val, key, task, score_fn)
     (tuned,) = train_students(
         [model], calibration, teachers=[teacher], labels=labels, keys=[key], training=training,
-        limits=[limit], densities=[density], saliency=saliency, value_bits=[value_bits],
-        progress=progress, checkpoint=checkpoint, resume=resume, task=task,
+        goals=[goal], progress=progress, checkpoint=checkpoint, resume=resume, task=task,
     )  # fmt: skip
     if not isinstance(compressed, Compressed):
         return tuned
@@ -178,11 +173,8 @@ def train_students(
     labels: ArrayLike | None,
     keys: Sequence[Array],
     training: Training,
-    limits: Sequence[int | None],
+    goals: Sequence[Goal],
     task: str | None = None,
-    densities: Sequence[float | None] | None = None,
-    saliency: str = "fisher",
-    value_bits: Sequence[float | None] | None = None,
     progress: Callable[[int, Any], None] | None = None,
     checkpoint: str | os.PathLike | None = None,
     resume: bool = True,
@@ -193,27 +185,23 @@ def train_students(
         students: models of one structure, such as one for each seed and budget.
         calibration, labels: shared by all.
         teachers: one a student: a model or its outputs; the same object is run once.
-        keys, limits, densities, value_bits: one a student; see `finetune`.
-        task, training, saliency: shared.
+        keys, goals: one a student.
+        task, training: shared.
         progress, checkpoint, resume: as in `finetune`; checkpoints of one student alone.
 
     Returns:
         The trained models, in order.
     """
     training.check()
-    count = len(students)
-    densities = densities or [None] * count
-    value_bits = value_bits or [None] * count
     for key in keys:
         key = as_key("finetune", key)
     x = as_array("finetune: calibration", calibration)
     if x.ndim < 2 or x.shape[0] == 0:
         raise expected("finetune: calibration of shape (n, ...), n > 0", f"shape {x.shape}")
-    _check_sizes(limits, densities, saliency, value_bits)
-    run: dict[int, Array] = {}
-    for teacher in teachers:
-        if id(teacher) not in run:
-            run[id(teacher)] = _teacher_outputs(teacher, x)
+    for goal in goals:
+        goal.check()
+    run = {id(teacher): teacher for teacher in teachers}
+    run = {place: _teacher_outputs(teacher, x) for place, teacher in run.items()}
     logits = [run[id(teacher)] for teacher in teachers]
     for student in students:
         _check_pair(models.output_like(student, x, by_rows=True).shape, logits[0].shape)
@@ -221,41 +209,47 @@ def train_students(
     weight = 0.0 if labels is None else training.label_weight
     targets = [_targets(one, labels if weight else None) for one in logits]
     batch = min(training.batch_size, len(x))
-    sized = any(one is not None for one in (*limits, *densities))
     # Epochs of a quarter, so that entries go in small portions.
-    rounds = ROUNDS if sized and len(x) // ROUNDS >= batch else 1
+    rounds = ROUNDS if any(g.sized for g in goals) and len(x) // ROUNDS >= batch else 1
     epochs, size = training.epochs * rounds, len(x) // rounds
     steps = epochs * (size // batch)
     optimizer = _optimizer(
         training.weight_decay, round(training.warmup * steps), steps, training.clip
     )
     states = [_begun(optimizer, student, training.learning_rate) for student in students]
-    plans = [
-        _plan(*one, epochs, training.prune_until, saliency)
-        for one in zip(students, limits, densities, value_bits, strict=True)
-    ]
+    pairs = zip(students, goals, strict=True)
+    plans = [_plan(student, goal, epochs, training.prune_until) for student, goal in pairs]
     common: Any = {
         "epochs": epochs, "batch_size": batch, "epoch_size": size, "optimizer": optimizer,
         "loss": _loss(logits[0].shape[-1], task, float(training.temperature), float(weight)),
         "progress": progress,
     }  # fmt: skip
-    if count == 1:
+    if len(students) == 1:
         result = models.train(
             students[0], x, targets[0], key=keys[0], revise=plans[0], opt_state=states[0],
             checkpoint=checkpoint, resume=resume, **common,
         )  # fmt: skip
         return [result.model]
     if checkpoint is not None:
-        raise expected("a checkpoint for one student alone", f"{count} lanes", "one at a time")
-    revise = None
-    if sized:
-        revise = lambda lane, epoch, params, opt: (
-            (params, opt) if (plan := plans[lane]) is None else plan(epoch, params, opt)
+        raise expected(
+            "a checkpoint for one student alone", f"{len(students)} lanes", "one at a time"
         )
     results = models.train_lanes(
-        students, x, targets, keys=keys, revise=revise, opt_states=states, **common
+        students, x, targets, keys=keys, revise=_by_lane(plans), opt_states=states, **common
     )
     return [result.model for result in results]
+
+
+def _by_lane(plans: Sequence[ToSize | None]) -> Callable[..., Any] | None:
+    """What is done to each lane after an epoch; None where nothing is."""
+    if not any(plans):
+        return None
+
+    def revise(lane: int, epoch: int, params: Any, opt_state: Any) -> Any:
+        plan = plans[lane]
+        return (params, opt_state) if plan is None else plan(epoch, params, opt_state)
+
+    return revise
 
 
 def _begun(optimizer: optax.GradientTransformation, student: Any, rate: float) -> Any:
@@ -264,33 +258,13 @@ def _begun(optimizer: optax.GradientTransformation, student: Any, rate: float) -
     return with_rate(optimizer.init(params), rate)
 
 
-def _plan(
-    student: Any, limit: Any, density: Any, bits: Any, epochs: int, until: float, saliency: str
-) -> ToSize | None:
+def _plan(student: Any, goal: Goal, epochs: int, until: float) -> ToSize | None:
     """What is done to a student after every epoch."""
-    if limit is None and density is None:
+    if not goal.sized:
         return None
     form, _, rest = models.form_of(student)
     measure = lambda params: export.stored_bytes(form.merge(params, rest))
-    return ToSize(epochs, measure, limit, density, until, saliency, bits)
-
-
-def _check_sizes(limits: Any, densities: Any, saliency: str, value_bits: Any) -> None:
-    for limit, density, bits in zip(limits, densities, value_bits, strict=True):
-        if limit is not None and density is not None:
-            raise expected("finetune: a budget or a density", "both")
-        if density is not None and not 0 < as_number("finetune: density", density) <= 1:
-            raise expected(
-                "finetune: a density above 0, at most 1", f"{density}", "None to prune no more"
-            )
-        if bits is not None and (
-            limit is None or not 1 <= as_number("finetune: value_bits", bits) <= 32
-        ):
-            raise expected(
-                "finetune: value_bits from 1 to 32 with a budget", f"{bits} and budget {limit}"
-            )
-    if not isinstance(saliency, str) or saliency not in SALIENCIES:
-        raise expected(f"finetune: a saliency among {', '.join(SALIENCIES)}", repr(saliency))
+    return ToSize(epochs, measure, goal, until)
 
 
 def _size_of(budget: Any) -> int:
@@ -415,7 +389,7 @@ def account(given: Compressed, model: Any, judge: Any, epochs: int, labelled: bo
         raise expected(
             f"a fine-tuned file of at most {report.budget_bytes} bytes", f"{stored}",
             "a slightly smaller budget for the method, since entropy-coded values have changed, "
-            "or budget=True",
+            f"or budget={report.budget_bytes}",
         )  # fmt: skip
     # The score before the training is no longer one of this model.
     measured = {"score": math.nan, "measure": report.measure, "task": report.task}

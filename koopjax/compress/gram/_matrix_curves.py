@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 from koopjax._core import as_number, check_finite, expected, read_numbers, ridge_solve
-from koopjax.compress._obs import activation_order, surgeon_stage
-from koopjax.compress._units import unit_diagonal
+from koopjax.compress.gram._obs import activation_order, surgeon_stage
+from koopjax.compress.gram._units import unit_diagonal
 
 #: Methods of `matrix_curves`.
 CURVES = ("magnitude", "wanda", "obs")

@@ -12,9 +12,9 @@ from jaxtyping import Array
 
 from koopjax import models, nn
 from koopjax._core import firsts, has_float64, matmul, on_device, precise_as
-from koopjax.compress import _taps as taps
 from koopjax.compress._budget import inapplicable
 from koopjax.compress._problem import Problem, cut, span_name
+from koopjax.compress.layers import _taps as taps
 
 Path = tuple[Any, ...]
 

@@ -1,6 +1,7 @@
 """Fine-tuned compression: how each method is trained to a size, under one recipe for all."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,14 +13,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export, models, nn
-from koopjax._core import as_array, expected
+from koopjax._core import expected
 from koopjax.compress._budget import Budget, BudgetTooSmall, smallest_of, too_small
-from koopjax.compress._finetune import Training, train_students
-from koopjax.compress._layers import as_nnx, get, linear_paths, with_factors
-from koopjax.compress._methods import ANY_BITS, FAMILIES, METHODS
-from koopjax.compress._problem import Problem, ScoreFn, pose, untouched
-from koopjax.compress._result import Compressed, finish
-from koopjax.compress._students import koopman_student, small_student
+from koopjax.compress._problem import Problem, Score, ScoreFn, pose, untouched
+from koopjax.compress._result import Compressed
+from koopjax.compress.layers._layers import as_nnx, get, linear_paths, with_factors
+from koopjax.compress.methods._registry import METHODS
+from koopjax.compress.training._finetune import Training, train_students
+from koopjax.compress.training._students import koopman_student, small_student
+from koopjax.compress.training._to_size import Goal
 
 Student = Callable[..., Any]
 #: Share of the limit that a file of shared values may grow by while it trains, its biases and
@@ -27,6 +29,8 @@ Student = Callable[..., Any]
 SLACK, FEW = 0.01, 16
 #: Bits that the place of an entry takes among values of few bits.
 PLACE = 1.0
+#: Of a candidate that there is none of.
+WORST = Score(-math.inf, -math.inf)
 #: Most times that a smaller file is asked for.
 TRIES = 4
 
@@ -42,16 +46,15 @@ class Recipe:
         saliency: which entries go while it trains; None where the student has its size already.
         variants: settings to choose from on validation data; the same number for every method.
             `learning_rate` may be one of them and `saliency`, in place of the recipe's, another;
-            the rest go to `start`. None given: one variant, that sets nothing.
+            the rest go to `start`.
+        any_bits: see `Method`.
     """
 
     family: str
     start: Student | None = None
     saliency: str | None = "fisher"
-    variants: tuple[Mapping[str, Any], ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "variants", tuple(self.variants) or ({},))
+    variants: tuple[Mapping[str, Any], ...] = ({},)
+    any_bits: bool = False
 
 
 def _original(problem: Problem, key: Array) -> Any:
@@ -103,7 +106,7 @@ def _small_exact(
     header = stored - 4 * (numbers(1) - biases) + 4
     least = header + 4 * numbers(1)
     if least > problem.limit:
-        raise too_small("small_network", problem.limit, least, problem.original_bytes)
+        raise problem.too_small(least)
     width = 1
     while header + 4 * numbers(width + 1) <= problem.limit:
         width += 1
@@ -155,7 +158,8 @@ def recipe(name: str) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     if name in METHODS:
-        return Recipe(FAMILIES[name], None, None, _grid(_ALL, {}))
+        method = METHODS[name]
+        return Recipe(method.family, None, None, _grid(_ALL, {}), method.any_bits)
     known = ", ".join(sorted({*RECIPES, *METHODS}))
     raise expected(f"a method among {known}", repr(name))
 
@@ -176,8 +180,7 @@ def finetuned(
     training: Training | None = None,
     variant: Mapping[str, Any] | None = None,
     value_bits: float | None = None,
-    progress: Callable[[int, dict[str, float]], None] | None = None,
-    checkpoint: Any = None,
+    **watch: Any,
 ) -> Compressed:
     """Compress by a method with training: the fine-tuned counterpart of `METHODS[name]`.
 
@@ -194,7 +197,8 @@ def finetuned(
         training: shared settings; the variant's learning rate goes before its own.
         variant: settings of the method; the best of its recipe's, on validation data, without.
         value_bits: quantise on the way (any-bits track): bits that a value takes beside its place.
-        progress, checkpoint: as for `finetune`; a checkpoint of a given variant alone.
+        watch: `progress` and `checkpoint`, as for `finetune`; a checkpoint of a given variant
+            alone.
 
     Returns:
         `Compressed`; the report names the variant.
@@ -202,89 +206,119 @@ def finetuned(
     Raises:
         ValueError: an unknown method, bad data, or a budget too small.
     """
-    chosen = recipe(name) if how is None else how
+    how = recipe(name) if how is None else how
     problem = pose(name, model, calibration, budget, labels, validation, key, task, score_fn)
     if problem.is_met:
         return untouched(name, problem)
-    y = None if labels is None else _kept_labels(problem, labels, validation, key)
-    variants = chosen.variants if variant is None else (variant,)
-    best: tuple[Any, Any, Mapping[str, Any]] | None = None
-    small: list[BudgetTooSmall] = []
+    variants = how.variants if variant is None else (variant,)
+    if watch.get("checkpoint") is not None and len(variants) > 1:
+        raise expected("a variant with a checkpoint", "several variants", "variant=...")
+    if value_bits is not None:
+        variants = [{**one, "value_bits": value_bits} for one in variants]
+    keys = [jax.random.fold_in(key, number) for number in range(len(variants))]
+    tried = candidates(how, problem, variants, key, keys, at, training, **watch)
+    fitting = [one for one in tried if one.error is None]
+    if not fitting:
+        errors = [one.error for one in tried if one.error is not None]
+        raise smallest_of(errors, name, problem.limit, problem.original_bytes)
+    best = max(fitting, key=lambda one: one.score)
+    return finished(problem, best, training, len(variants))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+    """A variant of a method on a problem: the trained student and its score, or why there is none.
+
+    Attributes:
+        settings: of the variant, with its `value_bits` where values are quantised.
+        model, score: of the student.
+        error: where the variant has no form so small.
+    """
+
+    settings: Mapping[str, Any]
+    model: Any = None
+    score: Score = WORST
+    error: BudgetTooSmall | None = None
+
+
+def candidates(
+    how: Recipe, problem: Problem, variants: Sequence[Mapping[str, Any]], key: Array,
+    keys: Sequence[Array], at: Any, training: Training | None, **watch: Any,
+) -> list[Candidate]:  # fmt: skip
+    """Variants of a method, each trained; those that differ in how they train share their start.
+
+    Args:
+        how, problem, variants: which.
+        key, keys: of the start, and of each variant's training.
+        at: the span of a Koopman method.
+        training: shared settings.
+        watch: `progress`, `checkpoint`.
+    """
+    if problem.is_met:  # a variant is as good as another
+        same = untouched(problem.method, problem).model
+        return [Candidate(settings, same, problem.score_model(same)) for settings in variants]
     teacher = models.predict(problem.model, problem.x)
-    for number, settings in enumerate(variants):
-        if checkpoint is not None and len(variants) > 1:
-            raise expected("a variant with a checkpoint", "several variants", "variant=...")
-        saliency = settings.get("saliency", chosen.saliency)
+    made: tuple[Any, Any] = None, None
+    out: list[Candidate] = []
+    for settings, own_key in zip(variants, keys, strict=True):
+        begun = {k: v for k, v in settings.items() if k not in ("learning_rate", "saliency")}
         try:
-            student = start(chosen, name, problem, settings, key, at, value_bits)
+            if made[0] != begun:
+                made = begun, start(how, problem, settings, key, at)
             (tuned,) = train_students(
-                [student], problem.x, teachers=[teacher], labels=y, task=problem.task,
-                keys=[jax.random.fold_in(key, number)],
-                training=with_variant(training, settings),
-                limits=[problem.limit if saliency or value_bits else None],
-                saliency=saliency or "fisher", value_bits=[value_bits],
-                progress=progress, checkpoint=checkpoint,
+                [made[1]], problem.x, teachers=[teacher], labels=problem.y, task=problem.task,
+                keys=[own_key], training=with_variant(training, settings),
+                goals=[goal_of(how, problem, settings)], **watch,
             )  # fmt: skip
         except BudgetTooSmall as error:  # another variant may have a smaller form
-            small.append(error)
-            continue
-        score = problem.score_model(tuned)
-        if best is None or score > best[0]:
-            best = (score, tuned, settings)
-    if best is None:
-        raise smallest_of(small, name, problem.limit, problem.original_bytes)
-    score, tuned, settings = best
-    return finished(
-        name,
-        problem,
-        tuned,
-        settings,
-        score,
-        training=training,
-        value_bits=value_bits,
-        labelled=y is not None,
-        candidates=len(variants),
-    )
+            out.append(Candidate(settings, error=error))
+        else:
+            out.append(Candidate(settings, tuned, problem.score_model(tuned)))
+    return out
+
+
+def goal_of(how: Recipe, problem: Problem, settings: Mapping[str, Any]) -> Goal:
+    """The size that a student is trained to; none where it has that from the start."""
+    saliency, bits = settings.get("saliency", how.saliency), settings.get("value_bits")
+    limit = problem.limit if saliency or bits else None
+    return Goal(limit, saliency=saliency or "fisher", value_bits=bits)
 
 
 def finished(
-    name: str, problem: Problem, model: Any, settings: Mapping[str, Any], score: Any, *,
-    training: Training | None, value_bits: float | None, labelled: bool, candidates: int,
-) -> Compressed:  # fmt: skip
+    problem: Problem, made: Candidate, training: Training | None, tried: int
+) -> Compressed:
     """A trained student with its report."""
     epochs = (training or Training()).epochs
-    return finish(
-        model, method=name, budget=problem.budget, original_bytes=problem.original_bytes,
-        settings={
-            **settings, **({} if value_bits is None else {"value_bits": value_bits}),
-            "finetuned": f"{epochs} epochs, distillation{' with labels' if labelled else ''}",
-        },
-        why=f"of {candidates} variants, the best validation {problem.measure}",
-        candidates=candidates, **problem.account(score),
+    learned = "distillation" if problem.y is None else "distillation with labels"
+    return problem.finish(
+        made.model, made.score, candidates=tried,
+        settings={**made.settings, "finetuned": f"{epochs} epochs, {learned}"},
+        why=f"of {tried} variants, the best validation {problem.measure}",
     )  # fmt: skip
 
 
 def start(
-    chosen: Recipe, name: str, problem: Problem, settings: Mapping[str, Any], key: Array,
-    at: Any = None, value_bits: float | None = None,
-) -> Any:  # fmt: skip
+    how: Recipe, problem: Problem, settings: Mapping[str, Any], key: Array, at: Any = None
+) -> Any:
     """The student of a variant, or the method's one-shot result.
 
     One that has its size from the start gets as much room as float32 takes for the numbers that the
     file will hold in few bits, their places included.
     """
-    if value_bits is not None and chosen.saliency is None:
-        room = int(problem.limit * 32 / (value_bits + PLACE))
-        room = min(room, problem.original_bytes)
+    own = dict(settings)
+    bits = own.pop("value_bits", None)
+    if bits is not None and how.saliency is None:
+        room = min(int(problem.limit * 32 / (bits + PLACE)), problem.original_bytes)
         problem = dataclasses.replace(problem, limit=room, budget=Budget(size=room))
-    own = {k: v for k, v in settings.items() if k not in ("learning_rate", "saliency")}
-    if chosen.start is None:
+    own = {k: v for k, v in own.items() if k not in ("learning_rate", "saliency")}
+    if how.start is None:
         if own:
+            name = problem.method
             raise expected(f"variants of {name} that set learning_rate alone", f"{own}")
-        return one_shot(name, problem, key, at)
-    if at is not None and chosen.start is _koopman:
+        return one_shot(problem.method, problem, key, at)
+    if at is not None and how.start is _koopman:
         own.setdefault("at", at)
-    return chosen.start(problem, key, **own)
+    return how.start(problem, key, **own)
 
 
 def one_shot(name: str, problem: Problem, key: Array, at: Any = None) -> Any:
@@ -304,7 +338,7 @@ def one_shot(name: str, problem: Problem, key: Array, at: Any = None) -> Any:
             score_fn=problem.score_fn, key=key,
         ).model  # fmt: skip
 
-    if name not in ANY_BITS:
+    if not METHODS[name].any_bits:
         return made(problem.budget)
     # Two files that hold the same: operators of shared values have other names in their header.
     size, shared = problem.limit, _sharing(made(problem.budget))
@@ -358,10 +392,3 @@ def with_variant(training: Training | None, settings: Mapping[str, Any]) -> Trai
     if "learning_rate" not in settings:
         return training
     return dataclasses.replace(training, learning_rate=settings["learning_rate"])
-
-
-def _kept_labels(problem: Problem, labels: Any, validation: Any, key: Array) -> Array:
-    """The labels of the samples that `pose` kept, in its order."""
-    labels = as_array("labels", labels)
-    order = jax.random.permutation(key, len(labels))
-    return labels[order if validation is not None else order[len(labels) - len(problem.x) :]]

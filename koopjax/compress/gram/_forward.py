@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from koopjax.compress._eliminate import moments_of, sizes_of
+from koopjax.compress.gram._eliminate import moments_of, sizes_of
 
 
 def select_forward(statistics: Any, sizes: int | Sequence[int], *, alpha: float = 0.0) -> Any:

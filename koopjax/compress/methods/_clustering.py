@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array
 
 from koopjax import export
 from koopjax._core import codebooks
-from koopjax.compress._affine import AffineLayers
-from koopjax.compress._allocation import Ladders, Rung, frontier
-from koopjax.compress._problem import Score, ScoreFn, pose, untouched
-from koopjax.compress._result import Compressed, finish
+from koopjax.compress._problem import Problem, Score, posed
+from koopjax.compress._result import Compressed
+from koopjax.compress.layers._affine import AffineLayers
+from koopjax.compress.layers._allocation import Ladders, Rung, frontier
 
 #: Sizes of codebook that are tried for a layer.
 SIZES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256)
@@ -20,18 +18,8 @@ SIZES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 12
 WEIGHTS = ("uniform", "moments")
 
 
-def kmeans(
-    model: Any,
-    calibration: ArrayLike,
-    budget: Any,
-    *,
-    at: Any = None,
-    labels: ArrayLike | None = None,
-    validation: Any = None,
-    key: Array,
-    task: str | None = None,
-    score_fn: ScoreFn | None = None,
-) -> Compressed:
+@posed
+def kmeans(problem: Problem, at: Any) -> Compressed:
     """A codebook of 2 to 256 values a layer: `W_ij ≈ c[k_ij]` of least `Σ a_i (W_ij − c[k_ij])²`.
 
     The optimum, by dynamic programming, with `a_i = 1` or the second moment of the layer's input i
@@ -59,9 +47,6 @@ def kmeans(
     Reference: Gong, Liu, Yang & Bourdev (2014), arXiv 1412.6115; Han, Mao & Dally (2016), ICLR;
         Choi, El-Khamy & Lee (2017), ICLR (second-order weights).
     """
-    problem = pose("kmeans", model, calibration, budget, labels, validation, key, task, score_fn)
-    if problem.is_met:
-        return untouched("kmeans", problem)
     layers = AffineLayers(problem, at)
     count = range(len(layers.kernels))
     of_moments = [_rungs(layers, i, "moments") for i in count]
@@ -76,7 +61,7 @@ def kmeans(
         if weighting == "uniform":
             found = [_rungs(layers, i, "uniform") for i in count]
         rungs = [frontier([low, *own]) for low, own in zip(lowest, found, strict=True)]
-        ladders = Ladders("kmeans", problem, rungs, lambda r: layers.build([k.kernel for k in r]))
+        ladders = Ladders(problem, rungs, lambda r: layers.build([k.kernel for k in r]))
         score, chosen = ladders.best(60)
         tried += len(ladders.tried)
         if best is None or score > best[0]:
@@ -88,12 +73,10 @@ def kmeans(
     again = problem.score_model(layers.build(shifted))
     better = again > score and export.stored_bytes(layers.build(shifted)) <= problem.limit
     score, kernels = (again, shifted) if better else (score, kernels)
-    return finish(
-        layers.build(kernels), method="kmeans", budget=problem.budget,
-        original_bytes=problem.original_bytes,
+    return problem.finish(
+        layers.build(kernels), score, candidates=tried,
         settings={**layers.where, "values": [rung.note for rung in chosen], "weights": weighting},
         why=f"of {tried} splits over the layers, the best validation {problem.measure}",
-        candidates=tried, **problem.account(score),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from koopjax._core import (
     read_numbers,
     ridge_solve,
 )
-from koopjax.compress._units import unit_diagonal
+from koopjax.compress.gram._units import unit_diagonal
 
 #: Share of the remaining entries that go in one stage.
 SHARE = 0.15

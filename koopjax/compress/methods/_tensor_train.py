@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
-from jax.typing import ArrayLike
-from jaxtyping import Array
 
 from koopjax import export, nn, tt
 from koopjax._core import on_device, ridge_solve, semidefinite_root
-from koopjax.compress._affine import AffineLayers
-from koopjax.compress._allocation import Ladders, Rung, frontier
-from koopjax.compress._layers import with_factors
-from koopjax.compress._problem import Score, ScoreFn, pose, untouched
-from koopjax.compress._result import Compressed, finish
+from koopjax.compress._problem import Problem, Score, posed
+from koopjax.compress._result import Compressed
+from koopjax.compress.layers._affine import AffineLayers
+from koopjax.compress.layers._allocation import Ladders, Rung, frontier
+from koopjax.compress.layers._layers import with_factors
 
 #: Numbers of cores that are tried for a layer.
 CORES = (2, 3, 4)
@@ -32,18 +30,8 @@ FLOOR = 1e-4
 RIDGE = 1e-6
 
 
-def tensor_train(
-    model: Any,
-    calibration: ArrayLike,
-    budget: Any,
-    *,
-    at: Any = None,
-    labels: ArrayLike | None = None,
-    validation: Any = None,
-    key: Array,
-    task: str | None = None,
-    score_fn: ScoreFn | None = None,
-) -> Compressed:
+@posed
+def tensor_train(problem: Problem, at: Any) -> Compressed:
     """Linear layers as TT matrices, `W[(i_1..i_d), (j_1..j_d)] = G_1[i_1, j_1] .. G_d[i_d, j_d]`.
 
     Two to four cores of near-balanced modes and one rank a layer: TT-SVD of the weights, or of the
@@ -73,16 +61,11 @@ def tensor_train(
     Reference: Oseledets (2011), SIAM J. Sci. Comput. 33; Novikov, Podoprikhin, Osokin & Vetrov
         (2015), NeurIPS 28.
     """
-    problem = pose(
-        "tensor_train", model, calibration, budget, labels, validation, key, task, score_fn
-    )
-    if problem.is_met:
-        return untouched("tensor_train", problem)
     work = _Trains(AffineLayers(problem, at))
     found: list[tuple[Score, str, list[Rung]]] = []
     tried = 0
     for metric in METRICS:
-        ladders = Ladders("tensor_train", problem, work.ladders(metric), work.build, work.probe)
+        ladders = Ladders(problem, work.ladders(metric), work.build, work.probe)
         score, rungs = ladders.best(60)
         found.append((score, metric, rungs))
         tried += len(ladders.tried)
@@ -93,12 +76,10 @@ def tensor_train(
         tried += 1
         if again > score and export.stored_bytes(work.build(changed)) <= problem.limit:
             score, rungs, metric = again, changed, f"{metric}, then {name}"
-    return finish(
-        work.build(rungs), method="tensor_train", budget=problem.budget,
-        original_bytes=problem.original_bytes,
+    return problem.finish(
+        work.build(rungs), score, candidates=tried,
         settings={**work.layers.where, "trains": [rung.note for rung in rungs], "metric": metric},
         why=f"of {tried} splits over the layers, the best validation {problem.measure}",
-        candidates=tried, **problem.account(score),
     )  # fmt: skip
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from koopjax.compress._layers import as_nnx, get, input_moments, layers_in, with_kernels
 from koopjax.compress._problem import Problem
+from koopjax.compress.layers._layers import as_nnx, get, input_moments, layers_in, with_kernels
 
 #: Samples for the moments of the layers' inputs.
 ROWS = 20_000

@@ -1,0 +1,1 @@
+"""Methods, budgets and seeds held against each other."""

@@ -1,0 +1,1 @@
+"""The linear layers of a network, and how a budget divides over them."""

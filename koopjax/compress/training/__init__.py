@@ -1,0 +1,1 @@
+"""Compression with training: students, pruning and quantising on the way, recipes."""
