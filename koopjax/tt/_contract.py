@@ -13,8 +13,8 @@ from koopjax._core import expected
 from koopjax.tt._contraction_order import ContractionOrder, Shapes, order_for
 from koopjax.tt._precision import precise
 from koopjax.tt._range import even
-from koopjax.tt._support import as_floating, check_precision, check_train
-from koopjax.tt._trains import TTMatrix
+from koopjax.tt._support import as_floating, check_precision
+from koopjax.tt._trains import TTMatrix, check_train
 
 PRECISION = "highest"
 WIDE = 16  # columns from which one product a block beats moving axes for a single product

@@ -15,10 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import NOT_CONVERGED, SUCCESS, as_key, expected, pytree, read, static, traced
+from koopjax._core import (
+    NOT_CONVERGED,
+    SUCCESS,
+    as_key,
+    as_whole,
+    expected,
+    pytree,
+    read,
+    static,
+    traced,
+)
 from koopjax.tt._ranks import as_ranks
 from koopjax.tt._round import Host, round_cores, to_device
-from koopjax.tt._support import check_modes, check_rtol, check_whole
+from koopjax.tt._support import check_modes, check_rtol
 from koopjax.tt._trains import TensorTrain, check_core_dtype
 
 SAMPLES = 8  # entries drawn to find a pivot
@@ -347,9 +357,9 @@ def cross(
     key = as_key("tt.cross", key)
     if not callable(function):
         raise expected("a function of index arrays (m, d)", f"{function!r:.60}")
-    max_sweeps = check_whole("max_sweeps", max_sweeps, 1)
-    max_evaluations = check_whole("max_evaluations", max_evaluations, 1)
-    batch_size = None if batch_size is None else check_whole("batch_size", batch_size, 1)
+    max_sweeps = as_whole("max_sweeps", max_sweeps, 1)
+    max_evaluations = as_whole("max_evaluations", max_evaluations, 1)
+    batch_size = None if batch_size is None else as_whole("batch_size", batch_size, 1)
     if max_evaluations < (batch_size or 1):
         raise expected(f"max_evaluations of at least one batch, {batch_size}", f"{max_evaluations}")
     most = None if max_rank is None else as_ranks(len(modes), max_rank)

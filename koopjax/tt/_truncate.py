@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import expected, matmul, read, traced
+from koopjax._core import as_whole, expected, matmul, read, traced
 from koopjax.tt._orthogonal import allowed_ranks, flip, left_sweep, ragged_qr, scaled_norm
-from koopjax.tt._padded import PaddedTT, prefix_mask
+from koopjax.tt._padded import prefix_mask
 from koopjax.tt._precision import dagger, einsum, factor_dtype, precise, real_dtype
 from koopjax.tt._range import balanced, lifted, lifts, placed
 from koopjax.tt._ranks import RoundInfo, as_ranks, feasible_ranks, requested, was_clipped
-from koopjax.tt._support import T, as_train, check_train, check_whole, like
-from koopjax.tt._trains import TensorTrain
+from koopjax.tt._trains import PaddedTT, T, TensorTrain, as_train, check_train, like
 
 
 @jax.custom_jvp
@@ -126,7 +125,7 @@ def truncate(train: T, rank: Any, *, max_rank: int | None = None, return_info: b
             cut, info = _truncate(plain, ranks=ranks, asked=asked)
             out = like(cut, train)
     else:
-        size = train.max_rank if max_rank is None else check_whole("max_rank", max_rank, 1)
+        size = train.max_rank if max_rank is None else as_whole("max_rank", max_rank, 1)
         with precise(train):
             out, info = _truncate_padded(train, jnp.asarray(rank), size=min(size, train.max_rank))
     return (out, info) if return_info else out
