@@ -96,6 +96,15 @@ class PaddedKoopman:
         index = jnp.arange(size).reshape((1,) * ranks.ndim + (size,))
         return (index < ranks[..., None]).astype(self.output.dtype)
 
+    @property
+    def numbers(self) -> Array:
+        """Numbers in the cores of one fit at its exact ranks; int32, traced or not."""
+        modes = separable(self.psi)[1].modes()
+        outputs = jnp.where(jnp.arange(len(modes)) == self.position, self.output.shape[2], 1)
+        ranks = self.ranks.astype(jnp.int32)
+        sizes = ranks[:-1] * jnp.asarray(modes, jnp.int32) * ranks[1:] * outputs.astype(jnp.int32)
+        return jnp.sum(sizes).astype(jnp.int32)
+
     def predict(self, x: Float[Array, "n d"]) -> Float[Array, "n q"]:
         """`Ψ(x) K`; differentiable in the cores, `2 n d R² N` operations.
 
