@@ -19,6 +19,7 @@ from koopjax._core import (
     as_integers,
     as_key,
     as_numbers,
+    as_whole,
     cast,
     check_finite,
     check_metric,
@@ -76,15 +77,15 @@ class AlsSettings:
             dtype: of the states.
             far: whether outputs lie so far from the origin that float32 hides how they vary.
         """
-        _check_count("sweeps", self.sweeps)
-        for name in ("batch_size", "patience"):
-            if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
+        count = lambda name: as_whole(name, getattr(self, name), 1)
+        rows = BLOCK if self.batch_size is None else count("batch_size")
         chosen = np.float64 if far else working_dtype(dtype if self.dtype is None else self.dtype)
         return dataclasses.replace(
             self,
+            sweeps=count("sweeps"),
             adaptive=as_flag("adaptive", self.adaptive),
-            batch_size=-(-samples // -(-samples // (self.batch_size or BLOCK))),
+            batch_size=-(-samples // -(-samples // rows)),
+            patience=None if self.patience is None else count("patience"),
             dtype=np.dtype(chosen),
         )
 
@@ -165,8 +166,8 @@ class AlsFitter:
 
     def size(self, max_rank: int) -> int:
         """The rank that cores are padded to; raises where a local problem would be too large."""
-        _check_count("max_rank", max_rank)
-        size, most = min(max_rank, self.largest_rank), max(self.modes)
+        size = min(as_whole("max_rank", max_rank, 1), self.largest_rank)
+        most = max(self.modes)
         local = (size * most) ** 2 if self.settings.adaptive else size**2 * most
         if local > MAX_LOCAL:
             raise expected(
@@ -198,11 +199,6 @@ class AlsFitter:
         with precise_as(self.wide) if has_float64() else jax.enable_x64(False):
             fields = _fit(self, rank, key, alpha, rtol, given, size=size)
         return PaddedKoopman(self.psi, *cast(fields, self.x.dtype))
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise expected(f"{name} a whole number, at least 1", repr(value))
 
 
 def _rows(name: str, array: Any) -> Array:

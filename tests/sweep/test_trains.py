@@ -100,7 +100,7 @@ def test_buckets_are_few_and_waste_little():
         ({"key": 0}, {}, "a random key"),
         ({}, {"alpha": -1.0}, "ridges alpha"),
         ({}, {"lanes": "all"}, "lanes in"),
-        ({}, {"sweeps": 0}, "sweeps a whole number"),
+        ({}, {"sweeps": 0}, "sweeps as a whole number"),
         ({}, {"buckets": [0]}, "whole ranks"),
         ({"x": np.full((80, D), np.nan)}, {}, "finite numbers in x"),
         ({"x": np.ones((79, D))}, {}, "as many rows"),
