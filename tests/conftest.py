@@ -5,8 +5,17 @@ import itertools
 import json
 import os
 import pathlib
+import sys
+import tempfile
 import time
 from collections import Counter
+
+# Dozens of processes start in a run, and reading jax's sources takes each of them seconds of
+# processor where compiled ones may not be kept beside them.
+if sys.dont_write_bytecode:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(pathlib.Path(tempfile.gettempdir(), "koopjax-pycache"))
+    sys.pycache_prefix, sys.dont_write_bytecode = os.environ["PYTHONPYCACHEPREFIX"], False
 
 # Nearly all of a test's time is compilation; what is compiled here runs once or twice. The older
 # emitters of fused loops compile in half the time of today's.

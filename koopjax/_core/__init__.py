@@ -1,6 +1,7 @@
 """The door for arrays, result codes, products at a stated precision, masked QR, R factors."""
 
 from koopjax._core._arrays import (
+    available_bytes as available_bytes,
     blocks as blocks,
     check_finite as check_finite,
     expected as expected,
@@ -21,6 +22,7 @@ from koopjax._core._door import (
     read as read,
     read_numbers as read_numbers,
 )
+from koopjax._core._eig import eig as eig, left_vectors as left_vectors
 from koopjax._core._fingerprint import (
     digest as digest,
     fingerprint as fingerprint,
@@ -35,12 +37,15 @@ from koopjax._core._inference import (
     trace_inference as trace_inference,
 )
 from koopjax._core._linalg import (
+    Root as Root,
     check_metric as check_metric,
     gram as gram,
     masked_qr as masked_qr,
     matmul as matmul,
     merge_r as merge_r,
     qr_r as qr_r,
+    ridge_solve as ridge_solve,
+    semidefinite_root as semidefinite_root,
     tol as tol,
 )
 from koopjax._core._paths import (
@@ -53,6 +58,7 @@ from koopjax._core._precision import (
     at_least_float32 as at_least_float32,
     cast as cast,
     has_x64 as has_x64,
+    in_float64 as in_float64,
     is_wide as is_wide,
     leave as leave,
     own_rules as own_rules,
@@ -88,12 +94,15 @@ from koopjax._core._results import (
     message as message,
     worst as worst,
 )
+from koopjax._core._rows import as_pair as as_pair, as_rows as as_rows
 from koopjax._core._settings import (
     as_dtype as as_dtype,
     as_flag as as_flag,
     as_key as as_key,
+    as_number as as_number,
     as_whole as as_whole,
     check_dictionary as check_dictionary,
+    check_integer as check_integer,
     check_number as check_number,
 )
 from koopjax._core._watch import (
@@ -115,27 +124,34 @@ __all__ = [
     "ModeError",
     "NumericalError",
     "Outline",
+    "Root",
     "Static",
     "as_array",
     "as_dtype",
     "as_flag",
     "as_integers",
     "as_key",
+    "as_number",
     "as_numbers",
+    "as_pair",
     "as_path",
+    "as_rows",
     "as_states",
     "as_whole",
     "at_least_float32",
+    "available_bytes",
     "blocks",
     "cast",
     "changed",
     "check",
     "check_dictionary",
     "check_finite",
+    "check_integer",
     "check_metric",
     "check_number",
     "codebooks",
     "digest",
+    "eig",
     "existing",
     "expected",
     "fingerprint",
@@ -145,12 +161,14 @@ __all__ = [
     "has_x64",
     "held",
     "held_leaves",
+    "in_float64",
     "infer",
     "inference_arguments",
     "is_array",
     "is_tracing",
     "is_wide",
     "leave",
+    "left_vectors",
     "loses_spread",
     "masked_qr",
     "matmul",
@@ -171,7 +189,9 @@ __all__ = [
     "read",
     "read_json",
     "read_numbers",
+    "ridge_solve",
     "run_equation",
+    "semidefinite_root",
     "static",
     "take_apart",
     "take_bound",

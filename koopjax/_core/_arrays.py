@@ -1,5 +1,6 @@
 """Checks on arrays and small helpers about where and at which precision code runs."""
 
+import os
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ from jaxtyping import Array
 
 #: Characters of what an error says that it got.
 LONGEST = 500
+#: Share of the free memory that is planned with; the rest is for the data and the backend.
+SHARE = 0.8
 
 
 def expected(what: str, got: str, suggestion: str = "") -> ValueError:
@@ -42,6 +45,20 @@ def is_tracing(*trees: Any) -> bool:
 def has_float64() -> bool:
     """Whether the default backend computes in float64 (CPU and GPU do, TPU does not)."""
     return jax.default_backend() != "tpu"
+
+
+def available_bytes() -> int:
+    """Memory that a computation on the default device may take, as far as the system says."""
+    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(SHARE * 1024 * int(fields["MemAvailable"].split()[0]))
+    except (OSError, KeyError, ValueError):
+        # Not Linux: the physical memory is the best that the standard library knows.
+        return int(SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 @jax.jit

@@ -1,6 +1,6 @@
 """Products at full precision, QR with masked columns, and the merging of R factors."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,56 @@ def masked_qr(
     q, r = jnp.linalg.qr(stacked)
     outer = mask[:, None] * mask[None, :]
     return q[: a.shape[0], :rank] * mask[None, :], r[:rank] * outer
+
+
+class Root(NamedTuple):
+    """Roots of a symmetric positive semidefinite matrix, `M = V diag(s²) Vᵀ`.
+
+    Attributes:
+        vectors: `(n, n)` eigenvectors V.
+        scale: `(n,)` roots s of the eigenvalues, rising.
+    """
+
+    vectors: Any
+    scale: Any
+
+    @property
+    def half(self) -> Any:
+        """`A = V diag(s)`, with `A Aᵀ = M`."""
+        return self.vectors * self.scale[None, :]
+
+    @property
+    def symmetric(self) -> Any:
+        """`M^{1/2}`."""
+        return _product(self.half, self.vectors.T)
+
+    @property
+    def inverse(self) -> Any:
+        """`M^{-1/2}`; finite where the eigenvalues were given a floor."""
+        return _product(self.vectors / self.scale[None, :], self.vectors.T)
+
+
+def _product(a: Any, b: Any) -> Any:
+    return matmul(a, b) if isinstance(a, jax.Array) else a @ b
+
+
+def semidefinite_root(matrix: Any, floor: float = 0.0) -> Root:
+    """The root of a positive semidefinite matrix: NumPy's on the host, JAX's where it is.
+
+    Args:
+        matrix: `(n, n)`; only its symmetric part counts.
+        floor: eigenvalues below this share of the largest (of one, where all are zero) are raised
+            to it; without one, what rounding made negative counts as zero.
+    """
+    xp: Any = jnp if isinstance(matrix, jax.Array) else np
+    values, vectors = xp.linalg.eigh((matrix + matrix.T) / 2)
+    top = xp.where(values[-1] > 0, values[-1], 1)
+    return Root(vectors, xp.sqrt(xp.maximum(values, floor * top)))
+
+
+def ridge_solve(gram: Any, right: Any, ridge: float) -> np.ndarray:
+    """`(G + ridge · I)⁻¹ R` of matrices on the host, in their own units."""
+    return np.linalg.solve(gram + ridge * np.eye(len(gram)), right)
 
 
 def check_metric(name: str, metric: Any, size: int) -> None:

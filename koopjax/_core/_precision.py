@@ -14,14 +14,23 @@ from koopjax._core._arrays import expected, has_float64, is_tracing
 DOUBLE = (np.dtype(np.float64), np.dtype(np.complex128))
 
 
+def in_float64(needed: bool) -> contextlib.AbstractContextManager:
+    """The local float64 context where it is needed and not there; else one that does nothing.
+
+    Also while tracing: what is traced inside stays float64.
+    """
+    return jax.enable_x64(True) if needed and not has_x64() else contextlib.nullcontext()
+
+
 def precise(*trees: Any) -> contextlib.AbstractContextManager:
-    """A context in which float64 leaves of the trees keep their digits; else one that does nothing.
+    """`in_float64` where a leaf of the trees is.
 
     Without it JAX would cut float64 statistics to float32 (and warn) wherever the user has not
-    switched x64 on. It also works while tracing: what is traced inside stays float64.
+    switched x64 on.
     """
-    wide = any(getattr(leaf, "dtype", None) in DOUBLE for leaf in jax.tree.leaves(trees))
-    return jax.enable_x64(True) if wide and not has_x64() else contextlib.nullcontext()
+    return in_float64(
+        any(getattr(leaf, "dtype", None) in DOUBLE for leaf in jax.tree.leaves(trees))
+    )
 
 
 def has_x64() -> bool:

@@ -50,6 +50,24 @@ def as_whole(name: str, value: Any, least: int, most: int = MOST) -> int:
     return int(number)
 
 
+def check_integer(name: str, value: Any, least: int, most: int = MOST) -> None:
+    """Raise unless this is an integer from `least` to `most`; for settings that stay as given.
+
+    Where `as_whole` takes 2.0 as 2, here it is refused, since it would stay a float.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not least <= value <= most:
+        raise expected(f"{name} as an integer of at least {least}", f"{value!r:.60}")
+
+
+def as_number(name: str, value: Any) -> float:
+    """A setting as one finite real number, which may have any size."""
+    number = _scalar(value)
+    if not math.isfinite(number):
+        raise expected(f"{name} as one finite number", f"{value!r:.60}")
+    return float(number)
+
+
 def check_number(name: str, value: Any, least: float = 0.0, most: float = math.inf) -> None:
     """Raise unless this is one finite number from `least` to `most`; tracers pass.
 

@@ -17,7 +17,9 @@ from koopjax._core import (
     SUCCESS,
     has_float64,
     matmul,
+    precise,
     pytree,
+    semidefinite_root,
 )
 
 # Up to this many observables the least eigenvalue is computed; above, zero bounds it from below.
@@ -62,14 +64,6 @@ class Fit:
     result: int
 
 
-def _roots(metric: Array) -> tuple[Array, Array]:
-    """`M^{1/2}` and its inverse; directions that M ignores keep a small weight of their own."""
-    values, vectors = jnp.linalg.eigh((metric + metric.T) / 2)
-    top = jnp.maximum(values[-1], jnp.finfo(metric.dtype).tiny)
-    root = jnp.sqrt(jnp.maximum(values, jnp.finfo(metric.dtype).eps ** 0.75 * top))
-    return matmul(vectors * root[None, :], vectors.T), matmul(vectors / root[None, :], vectors.T)
-
-
 def _truncations(k: Array, cross: Array, metric: Array | None) -> Forms:
     """All truncations of K from K, `Ψxᵀ Ψy` and the metric (None: the identity).
 
@@ -77,7 +71,10 @@ def _truncations(k: Array, cross: Array, metric: Array | None) -> Forms:
     eigenvectors in the metric are those of reduced-rank regression, without G.
     """
     u, s, vt = jnp.linalg.svd(k, full_matrices=False)
-    root, inverse = _roots(jnp.eye(k.shape[1], dtype=k.dtype) if metric is None else metric)
+    metric = jnp.eye(k.shape[1], dtype=k.dtype) if metric is None else metric
+    # Directions that the metric ignores keep a small weight of their own.
+    found = semidefinite_root(metric, float(jnp.finfo(metric.dtype).eps) ** 0.75)
+    root, inverse = found.symmetric, found.inverse
     energy = matmul(matmul(root, matmul(k.T, cross)), root)
     w = jnp.linalg.eigh((energy + energy.T) / 2)[1][:, ::-1][:, : s.shape[0]]
     output = (matmul(matmul(k, root), w), matmul(w.T, inverse))
@@ -97,12 +94,6 @@ def _condition(gram: Array, ridge: Array) -> Array:
         v = jax.lax.fori_loop(0, 20, step, jnp.ones((p, 1), gram.dtype))
         low, high = jnp.zeros((), gram.dtype), jnp.linalg.norm(matmul(gram, v))
     return jnp.sqrt((high + ridge) / jnp.maximum(low + ridge, jnp.finfo(gram.dtype).tiny))
-
-
-def double(tree: Any) -> Any:
-    """A context that keeps float64 where the tree holds it; see `edmd`."""
-    wide = any(getattr(leaf, "dtype", None) == jnp.float64 for leaf in jax.tree.leaves(tree))
-    return jax.enable_x64(wide or bool(jax.config.jax_enable_x64))  # pyright: ignore
 
 
 def _ridge(gram: Array, cross: Array, alpha: Array) -> tuple[Array, Array]:
@@ -126,7 +117,7 @@ def _solve(stats: edmd.Gram, alpha: Array, *, size: int, dtype: Any) -> Array:
 
 def solve(stats: edmd.Gram, size: int, alpha: float, dtype: Any) -> Array:
     """K of the leading `size` observables for all targets, for a relative ridge above zero."""
-    with double(stats):
+    with precise(stats):
         return _solve(stats, jnp.asarray(alpha, stats.dtype), size=size, dtype=dtype)
 
 
@@ -169,7 +160,7 @@ def fit(
         sums: dtype in which the products were summed, which the result codes judge by.
     """
     spans = tuple((t, c.start, c.stop) for t, c in columns.items())
-    with double(stats):
+    with precise(stats):
         ridges = jnp.asarray([alphas[t] for t in columns], stats.dtype)
         found = _fit(stats, ridges, metric, size=size, columns=spans, dtype=dtype)
     forms, conditions, finite = found[0], jax.device_get(found[1]), jax.device_get(found[2])
@@ -233,7 +224,7 @@ def _merge(first: edmd.Gram, second: edmd.Gram) -> edmd.Gram:
 
 def merge(first: edmd.Gram, second: edmd.Gram) -> edmd.Gram:
     """Statistics of both sets of samples."""
-    with double(first):
+    with precise(first):
         return _merge(first, second)
 
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from koopjax._core import semidefinite_root
+
 
 def root_of(metric: Any) -> np.ndarray:
     """`A` with `A Aᵀ = metric`, without the directions that the metric does not see."""
-    values, vectors = np.linalg.eigh(np.asarray(metric, np.float64))
-    keep = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
-    return vectors[:, keep] * np.sqrt(values[keep])[None, :]
+    root = semidefinite_root(np.asarray(metric, np.float64))
+    cutoff = len(root.scale) * np.finfo(np.float64).eps * root.scale[-1] ** 2
+    return root.half[:, root.scale**2 > cutoff]
 
 
 def output_core(cores: Sequence[np.ndarray]) -> int:

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from koopjax import nn, observables, tt
-from koopjax._core import expected, matmul, pytree
+from koopjax._core import expected, matmul, pytree, semidefinite_root
 from koopjax.analysis._dictionaries import Snapshots, leading
 
 #: Polynomials of one coordinate that the plane may be made of.
@@ -49,8 +49,7 @@ class Readout:
         bias = states.mean(axis=0)
         centred = states - bias[None, :]
         covariance = centred.T @ centred / len(centred)
-        values, vectors = np.linalg.eigh(np.asarray(metric, np.float64))
-        half = vectors * np.sqrt(np.maximum(values, 0.0))[None, :]
+        half = semidefinite_root(np.asarray(metric, np.float64)).half
         spread, turned = np.linalg.eigh(half.T @ covariance @ half)
         spread, turned = np.maximum(spread[::-1], 0.0), turned[:, ::-1]
         missing = 1 - np.cumsum(spread) / max(spread.sum(), np.finfo(np.float64).tiny)

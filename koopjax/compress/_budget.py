@@ -1,14 +1,12 @@
 """How many bytes a compressed model may take: absolute, or as a share of the original's file."""
 
-import contextlib
 import dataclasses
 import math
-import numbers
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from koopjax._core import expected
+from koopjax._core import as_number, expected
 
 _UNITS = {
     "": 1,
@@ -22,19 +20,6 @@ _UNITS = {
 }
 _PATTERN = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*|×)", re.IGNORECASE)
 _HOW = "a ratio such as '30x', a size such as '64KiB' or '64kB', or a number of bytes"
-
-
-def number(name: str, value: Any) -> float:
-    """A setting as one finite real number.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if isinstance(value, numbers.Real) or getattr(value, "shape", None) == ():
-        with contextlib.suppress(TypeError, ValueError):
-            if math.isfinite(found := float(value)):  # pyright: ignore[reportArgumentType]
-                return found
-    raise expected(f"{name} as one finite number", f"{value!r:.60}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +90,7 @@ class Budget:
             original_bytes: size of the original model's own file.
         """
         for name, value in (("ratio", self.ratio), ("size", self.size)):
-            if value is not None and number(f"Budget: {name}", value) <= 0:
+            if value is not None and as_number(f"Budget: {name}", value) <= 0:
                 raise expected(f"Budget: a {name} above 0", f"{value}", _HOW)
         if self.size is not None:
             return self.size

@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from koopjax import export, models
-from koopjax._core import as_array, as_key, check_finite, expected, on_device
-from koopjax.compress._budget import Budget, number
+from koopjax._core import as_array, as_key, as_number, check_finite, expected, on_device
+from koopjax.compress._budget import Budget
 from koopjax.compress._constraint import at_rate, constrained, with_rate
 from koopjax.compress._problem import ScoreFn, pose
 from koopjax.compress._result import Compressed, count_tied, finish
@@ -64,10 +64,10 @@ class Training:
             if not isinstance(value, int) or value < 1:
                 raise expected(f"finetune: {name} a positive integer", f"{value!r}")
         for name in ("learning_rate", "temperature", "clip"):
-            if not number(f"finetune: {name}", getattr(self, name)) > 0:
+            if not as_number(f"finetune: {name}", getattr(self, name)) > 0:
                 raise expected(f"finetune: a {name} above 0", f"{getattr(self, name)}")
         for name in ("label_weight", "warmup", "prune_until"):
-            if not 0 <= number(f"finetune: {name}", getattr(self, name)) <= 1:
+            if not 0 <= as_number(f"finetune: {name}", getattr(self, name)) <= 1:
                 raise expected(f"finetune: {name} from 0 to 1", f"{getattr(self, name)}")
 
 
@@ -279,12 +279,12 @@ def _check_sizes(limits: Any, densities: Any, saliency: str, value_bits: Any) ->
     for limit, density, bits in zip(limits, densities, value_bits, strict=True):
         if limit is not None and density is not None:
             raise expected("finetune: a budget or a density", "both")
-        if density is not None and not 0 < number("finetune: density", density) <= 1:
+        if density is not None and not 0 < as_number("finetune: density", density) <= 1:
             raise expected(
                 "finetune: a density above 0, at most 1", f"{density}", "None to prune no more"
             )
         if bits is not None and (
-            limit is None or not 1 <= number("finetune: value_bits", bits) <= 32
+            limit is None or not 1 <= as_number("finetune: value_bits", bits) <= 32
         ):
             raise expected(
                 "finetune: value_bits from 1 to 32 with a budget", f"{bits} and budget {limit}"

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from koopjax import edmd, export, observables
-from koopjax._core import on_device
+from koopjax._core import on_device, ridge_solve
 from koopjax.compress._eliminate import backward
 from koopjax.compress._koopman_block import Job, koopman_block, wrap
 from koopjax.compress._koopman_build import Built, dictionary
@@ -119,7 +119,7 @@ def refit(hessian: np.ndarray, cross: np.ndarray, mask: np.ndarray) -> np.ndarra
     h, unit = unit_diagonal(hessian.reshape(cross.size, cross.size)[np.ix_(live, live)])
     out = np.zeros(cross.size)
     right = unit * cross.ravel()[live]
-    out[live] = unit * np.linalg.solve(h + ALPHA * np.eye(len(h)), right)
+    out[live] = unit * ridge_solve(h, right, ALPHA)
     return out.reshape(cross.shape)
 
 

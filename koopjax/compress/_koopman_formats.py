@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from koopjax._core import codebooks, expected
+from koopjax._core import codebooks, expected, ridge_solve
 from koopjax.compress._feedback import feedback, on_codebook
 from koopjax.compress._units import unit_diagonal
 
@@ -195,7 +195,7 @@ def grouped_rows(
     z = np.eye(len(kept))[labels]
     system, unit = unit_diagonal(z.T @ gram @ z)
     right = unit[:, None] * (z.T @ gram @ matrix)
-    rows = unit[:, None] * np.linalg.solve(system + alpha * np.eye(len(kept)), right)
+    rows = unit[:, None] * ridge_solve(system, right, alpha)
     fitted = Groups(labels, rows)
     errors = [gram_error(gram, matrix, form.matrix).sum() for form in (fitted, plain)]
     return fitted if errors[0] <= errors[1] else plain
@@ -228,5 +228,5 @@ def _refit_values(
         system += z.T @ weighted
         right += weighted.T @ matrix[:, c]
     system, unit = unit_diagonal(system)
-    moved = np.linalg.solve(system + 1e-10 * np.eye(size), unit * right + 1e-10 * book / unit)
+    moved = ridge_solve(system, unit * right + 1e-10 * book / unit, 1e-10)
     return unit * moved

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export
-from koopjax._core import expected
+from koopjax._core import expected, ridge_solve
 from koopjax.compress import _varpro
 from koopjax.compress._koopman import account
 from koopjax.compress._koopman_block import Job, koopman_block, on_span, wrap
@@ -163,7 +163,7 @@ class _Stage(NamedTuple):
         gram, cross = psi.T @ psi, psi.T @ np.asarray(y[:n], np.float64)
         scores = []
         for ridge in RIDGES:
-            k = np.linalg.solve(gram + ridge * n * np.eye(len(gram)), cross)
+            k = ridge_solve(gram, cross, ridge * n)
             scores.append((problem.score(self.job.span.outputs_of(psi_val @ k)), ridge))
         setting = dataclasses.replace(setting, ridge=max(scores)[1])
         return _Stage.of(self.job, self.found, build_from(self.job, setting, matrix, shift))

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from koopjax._core import check_finite, expected, read_numbers
-from koopjax.compress._budget import number
+from koopjax._core import as_number, check_finite, expected, read_numbers, ridge_solve
 from koopjax.compress._obs import activation_order, surgeon_stage
 from koopjax.compress._units import unit_diagonal
 
@@ -67,9 +66,9 @@ def matrix_curves(
     check_finite("gram", gram)
     check_finite("cross", cross)
     for share in shares:
-        if not 0 < number("a share", share) <= 1:
+        if not 0 < as_number("a share", share) <= 1:
             raise expected("shares of the entries above 0 and at most 1", f"{share}")
-    if not number("alpha", alpha) >= 0:
+    if not as_number("alpha", alpha) >= 0:
         raise expected("a ridge of at least 0", f"{alpha}")
     unknown = [name for name in methods if name not in CURVES]
     if unknown:
@@ -78,7 +77,7 @@ def matrix_curves(
     scaled, unit = unit_diagonal(gram)
     right = cross * unit[:, None]
     ridge = max(float(alpha), 1e-10)
-    dense = unit[:, None] * np.linalg.solve(scaled + ridge * np.eye(p), right)
+    dense = unit[:, None] * ridge_solve(scaled, right, ridge)
     out: dict[str, list[np.ndarray]] = {}
     for name in methods:
         if name == "obs":

@@ -16,6 +16,7 @@ from koopjax._core import (
     expected,
     read,
     read_numbers,
+    ridge_solve,
 )
 from koopjax.compress._units import unit_diagonal
 
@@ -137,7 +138,7 @@ def surgeon_stage(
     v, saliency = np.zeros(cross.shape), np.zeros(cross.shape)
     for rows, columns in alike(mask):
         places = np.ix_(rows, columns)
-        inverse = _inverse(_system(gram, rows, ridge))
+        inverse = _inverse(gram[np.ix_(rows, rows)] + ridge * np.eye(len(rows)))
         v[places] = inverse @ cross[places]
         saliency[places] = v[places] ** 2 / np.diag(inverse)[:, None]
     return v, saliency
@@ -163,10 +164,6 @@ def _inverse(system: np.ndarray) -> np.ndarray:
         return np.linalg.inv(system)
     lower = np.tril(potri(factor, lower=1)[0])
     return lower + np.tril(lower, -1).T
-
-
-def _system(gram: np.ndarray, rows: np.ndarray, ridge: float) -> np.ndarray:
-    return gram[np.ix_(rows, rows)] + ridge * np.eye(len(rows))
 
 
 def refit(
@@ -195,7 +192,7 @@ def refit(
     out = np.zeros(cross.shape)
     for rows, columns in alike(mask):
         places = np.ix_(rows, columns)
-        out[places] = np.linalg.solve(_system(gram, rows, ridge), cross[places])
+        out[places] = ridge_solve(gram[np.ix_(rows, rows)], cross[places], ridge)
     return out * unit[:, None]
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from koopjax._core import as_numbers, check_finite, expected, matmul, read_numbers
-from koopjax.compress._budget import number
+from koopjax._core import as_number, as_numbers, check_finite, expected, matmul, read_numbers
 from koopjax.compress._eliminate import backward, sizes_of
 from koopjax.compress._units import unit_diagonal
 
@@ -62,8 +61,8 @@ def softmax_moments(
     )
     if x.ndim != 2 or t.ndim != 2 or len(x) != len(t) or len(x) == 0 or t.shape[1] < 2:
         raise expected("observables (n, p) and logits (n, q), q > 1", f"{x.shape} and {t.shape}")
-    number("certain", certain)
-    if not (number("temperature", temperature) > 0 and number("floor", floor) > 0):
+    as_number("certain", certain)
+    if not (as_number("temperature", temperature) > 0 and as_number("floor", floor) > 0):
         raise expected("a temperature and a floor above 0", f"{temperature} and {floor}")
     check_finite("psi_x", x)
     check_finite("logits", t)
@@ -161,7 +160,7 @@ def select_entries(
     hessian = np.asarray(read_numbers("hessian", hessian), np.float64)
     check_finite("cross", cross)
     check_finite("hessian", hessian)
-    if not number("alpha", alpha) >= 0 or not 0 < number("share", share) <= 1:
+    if not as_number("alpha", alpha) >= 0 or not 0 < as_number("share", share) <= 1:
         raise expected("alpha of at least 0 and a share above 0, at most 1", f"{alpha}, {share}")
     shape = (*cross.shape, *cross.shape)
     if np.shape(hessian) != shape or cross.ndim != 2:

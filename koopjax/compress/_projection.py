@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from koopjax import edmd, observables
-from koopjax._core import blocks, matmul, on_device
+from koopjax._core import blocks, matmul, on_device, ridge_solve, semidefinite_root
 from koopjax.compress._eliminate import backward
 from koopjax.observables._graded import tuples
 
@@ -124,23 +124,19 @@ def active(moment: Moments, metric: np.ndarray, rank: int) -> Directions:
     directions of `z` along which the outputs change most; whitening keeps those along which the
     data hardly vary from counting.
     """
-    values, vectors = np.linalg.eigh(moment.covariance)
-    values = np.maximum(values, 0)
-    root = vectors * np.sqrt(values)[None, :]
-    weights, turn = np.linalg.eigh(root.T @ metric @ root)
+    root = semidefinite_root(moment.covariance)
+    weights, turn = np.linalg.eigh(root.half.T @ metric @ root.half)
     turn = turn[:, ::-1][:, :rank]
-    damped = np.sqrt(values + FLOOR * (values[-1] or 1.0))
+    damped = np.hypot(root.scale, np.sqrt(FLOOR) * (root.scale[-1] or 1.0))
     return Directions(
-        "jacobian", _whiten(moment, (vectors / damped[None, :]) @ turn), weights[::-1][:rank]
+        "jacobian", _whiten(moment, (root.vectors / damped) @ turn), weights[::-1][:rank]
     )
 
 
 def _whiten(moment: Moments, matrix: np.ndarray) -> np.ndarray:
     """The nearest uncorrelated coordinates of unit variance (symmetric whitening)."""
     covariance = matrix.T @ moment.covariance @ matrix
-    values, vectors = np.linalg.eigh(covariance)
-    kept = np.sqrt(np.maximum(values, 1e-8 * (values[-1] or 1.0)))
-    return matrix @ (vectors / kept[None, :]) @ vectors.T
+    return matrix @ semidefinite_root(covariance, 1e-8).inverse
 
 
 def of_pilot(
@@ -167,7 +163,7 @@ def of_pilot(
     stats = edmd.accumulate(psi, state, target, target=observables.Identity()).to_gram()
     gram, cross = (np.asarray(a, np.float64) for a in (stats.gram, stats.cross))
     n = float(stats.count)
-    k = np.linalg.solve(gram + 1e-3 * n * np.eye(len(gram)), cross) @ root_of(metric)
+    k = ridge_solve(gram, cross, 1e-3 * n) @ semidefinite_root(metric).symmetric
     slopes = k[1 : size + 1]
     i, j = np.triu_indices(size)
     curves = np.zeros((size, size, k.shape[1]))
@@ -176,12 +172,6 @@ def of_pilot(
     squared = slopes @ slopes.T + np.einsum("ijc,kjc->ik", curves, curves)
     weights, turn = np.linalg.eigh(squared)
     return Directions("koopman", first.matrix[:, :size] @ turn[:, ::-1], weights[::-1])
-
-
-def root_of(metric: np.ndarray) -> np.ndarray:
-    """Symmetric square root."""
-    values, vectors = np.linalg.eigh(metric)
-    return (vectors * np.sqrt(np.maximum(values, 0))[None, :]) @ vectors.T
 
 
 def lift(matrix: np.ndarray, mean: np.ndarray, degree: int, dtype: Any = jnp.float32) -> Any:
@@ -233,7 +223,7 @@ class Entries:
             return directions.matrix
         block = s[np.ix_(kept, kept)]
         ridge = 1e-4 * np.trace(s) / len(s)
-        rows = np.linalg.solve(block + ridge * np.eye(size), s[kept] @ directions.matrix)
+        rows = ridge_solve(block, s[kept] @ directions.matrix, ridge)
         deviation = np.sqrt(np.maximum(np.einsum("ir,ij,jr->r", rows, block, rows), 1e-12))
         out = np.zeros_like(directions.matrix)
         out[kept] = rows / deviation[None, :]

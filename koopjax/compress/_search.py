@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from koopjax._core import ridge_solve, semidefinite_root
 from koopjax.compress._eliminate import backward
 from koopjax.compress._koopman_span import Clock, Found, Span
 from koopjax.compress._problem import Problem, Score
@@ -20,7 +21,6 @@ from koopjax.compress._projection import (
     of_pilot,
     product_factors,
     products,
-    root_of,
 )
 from koopjax.compress._setting import Setting, array_bytes, most_observables
 
@@ -71,7 +71,7 @@ class Search:
         self.rows, self.rows_val = np.asarray(self.h), np.asarray(span.h_val)
         self.targets = np.asarray(self.y, np.float64)
         self.moment = moments(self.h)
-        self.root = root_of(span.metric)
+        self.root = semidefinite_root(span.metric).symmetric
         self.best: Found | None = None
         self.by_size: dict[int, Found] = {}
         self.tried = self.skipped = 0
@@ -189,8 +189,7 @@ class Search:
         """The ridge of the best score; the largest of those that tie, since noise favours none."""
         scores = []
         for ridge in RIDGES:
-            system = gram + ridge * count * np.eye(len(gram))
-            k = np.linalg.solve(system, cross)
+            k = ridge_solve(gram, cross, ridge * count)
             scores.append((self._score(lifted, k), ridge))
         return max(scores)[1]
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from koopjax import edmd, models, nn, observables, surgery
-from koopjax._core import as_array, as_key, as_whole, expected, matmul, on_device
+from koopjax._core import as_array, as_key, as_whole, expected, matmul, on_device, ridge_solve
 from koopjax.compress._budget import inapplicable
 from koopjax.compress._problem import check_real, cut, placed, run
 from koopjax.compress._projection import active, axes_of, jacobian_metric, moments, of_pilot
@@ -212,7 +212,7 @@ def _behind_axes(
     wanted = wanted - wanted.mean(axis=0)
     cross = (np.asarray(features, np.float64) - moment.mean).T @ wanted / len(wanted)
     ridge = 1e-3 * np.trace(moment.covariance) / len(moment.covariance)
-    mix = np.linalg.solve(moment.covariance + ridge * np.eye(len(cross)), cross)
+    mix = ridge_solve(moment.covariance, cross, ridge)
     deviation = np.sqrt(np.einsum("ir,ij,jr->r", mix, moment.covariance, mix))
     mix = mix / np.maximum(deviation, 1e-6)
     shift = on_device(moment.mean @ mix, jnp.float32)

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export, nn, tt
-from koopjax._core import on_device
+from koopjax._core import on_device, ridge_solve, semidefinite_root
 from koopjax.compress._affine import AffineLayers
 from koopjax.compress._allocation import Ladders, Rung, frontier
 from koopjax.compress._layers import with_factors
@@ -147,13 +147,13 @@ def train_of(
         weights: `(m, n)`.
         modes: of rows and columns.
         rank: the largest rank.
-        roots: a pair of a root and its inverse a row mode, or None for the plain norm.
+        roots: of the metric, one a row mode, or None for the plain norm.
     """
     rows, columns = modes
     tensor = weights.reshape(*rows, -1)
     if roots is not None:
-        for axis, (root, _) in enumerate(roots):
-            tensor = np.moveaxis(np.tensordot(root, tensor, (1, axis)), 0, axis)
+        for axis, root in enumerate(roots):
+            tensor = np.moveaxis(np.tensordot(root.symmetric, tensor, (1, axis)), 0, axis)
     # in the dtype given, as a cast on the device would compile for every shape
     matrix = tensor.reshape(weights.shape).astype(weights.dtype)
     train = tt.matrix_from_dense(matrix, rows, columns, max_rank=rank)
@@ -162,7 +162,7 @@ def train_of(
         return cores
     # The product of the inverses acts on each core alone, so the way back costs no rank.
     back = zip(cores, roots, strict=True)
-    return [np.einsum("aijb,ki->akjb", core, inverse) for core, (_, inverse) in back]
+    return [np.einsum("aijb,ki->akjb", core, root.inverse) for core, root in back]
 
 
 def alternate(
@@ -196,7 +196,7 @@ def alternate(
             # towards the core that there is, where the inputs say nothing
             held = core.transpose(0, 1, 3, 2).reshape(-1, n)
             goal = goal.reshape(-1, n) + ridge * held
-            found = np.linalg.solve(system + ridge * np.eye(len(system)), goal)
+            found = ridge_solve(system, goal, ridge)
             cores[k] = found.reshape(a, m, b, n).transpose(0, 1, 3, 2)
     return cores
 
@@ -211,12 +211,6 @@ def _frame(cores: Sequence[np.ndarray]) -> np.ndarray:
         a, i, k, j, last, c = product.shape
         whole = product.reshape(a, i * k, j * last, c)
     return whole
-
-
-def _root(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values, vectors = np.linalg.eigh(factor)
-    values = np.sqrt(np.maximum(values, FLOOR * values[-1]))
-    return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
 
 
 class _Trains:
@@ -240,7 +234,7 @@ class _Trains:
             modes = balanced(weights.shape[0], count), balanced(weights.shape[1], count)
             roots = None
             if metric == "inputs":
-                roots = [_root(f) for f in partial_traces(covariance, modes[0])]
+                roots = [semidefinite_root(f, FLOOR) for f in partial_traces(covariance, modes[0])]
             rank = 1
             while True:
                 rung = self._rung(i, train_of(weights, modes, rank, roots))

@@ -11,10 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from koopjax._core import (
-    as_dtype,
-    check_dictionary,
     expected,
-    has_float64,
     held_leaves,
     is_tracing,
     is_wide,
@@ -22,20 +19,11 @@ from koopjax._core import (
     promoted,
     pytree,
     static,
-    traced,
-    working_dtype,
 )
-from koopjax.edmd._inputs import (
-    batches_of,
-    check_arrays,
-    check_batch_size,
-    check_mesh,
-    check_stream,
-    fold_layout,
-    peek,
-)
-from koopjax.edmd._memory import check_memory, observed_dtype
-from koopjax.edmd._statistics import KINDS, Gram, RFactor, Statistics, merge_stacked
+from koopjax.edmd._folds import merge_stacked
+from koopjax.edmd._inputs import batches_of, check_mesh
+from koopjax.edmd._memory import check_memory
+from koopjax.edmd._statistics import Gram, RFactor, Statistics
 from koopjax.observables import Observables, require_rowwise
 
 # Rows in a block hold about this many numbers: large enough for the product to run at full rate,
@@ -125,66 +113,46 @@ def _absorb(carry: Any, lift: Lift, x: Any, y: Any, weights: Any, folds: int | N
     return update(carry, split(psi_x), split(psi_y), split(weights))
 
 
-def _unweighted(carry: Any, lift: Lift, x: Any, y: Any, batch: int) -> Any:
-    """Whole blocks, then the rows left over as a block of their own.
-
-    No weights and no padding: multiplying every lifted row by a one costs some percent of the
-    product itself.
-    """
-    n = x.shape[0]
-    whole = n // batch
-
-    def rows(a: Any, start: Any) -> Any:
-        return jax.lax.dynamic_slice_in_dim(a, start, batch)
-
-    def step(carry: Any, start: Any) -> tuple[Any, None]:
-        y_rows = None if lift.same else rows(y, start)
-        return _absorb(carry, lift, rows(x, start), y_rows, None, None), None
-
-    if whole == 1:
-        carry, _ = step(carry, 0)
-    else:
-        # Rematerialised, so that a gradient keeps no lifted block either.
-        body = jax.checkpoint(step, prevent_cse=False)
-        carry, _ = jax.lax.scan(body, carry, batch * jnp.arange(whole))
-    if whole * batch == n:
-        return carry
-    rest = slice(whole * batch, n)
-    return _absorb(carry, lift, x[rest], None if lift.same else y[rest], None, None)
-
-
 def _scan(
     lift: Lift, x: Any, y: Any, weights: Any, kind: type, dtype: Any, batch: int, folds: int | None
 ) -> Any:
     """Fold blocks of rows into the statistics; memory is one block, whatever n."""
     n = x.shape[0]
-    count = -(-n // batch)
-    carry = _empty(kind, lift, x, y, dtype, folds)
+    # Multiplying every lifted row by a one costs some percent of the product itself: where there
+    # are no weights, the rows left over make a block of their own instead of a padded one.
+    plain = weights is None and folds is None
+    count, rest = divmod(n, batch) if plain else (-(-n // batch), 0)
+
+    def rows_of(a: Any, start: Any) -> Any:
+        if batch == n:
+            return a
+        if plain:
+            return jax.lax.dynamic_slice_in_dim(a, start, batch)
+        # The last block repeats the last row with weight zero: no copy of the data is padded.
+        return a[jnp.minimum(start + jnp.arange(batch), n - 1)]
 
     def step(carry: Any, start: Any) -> tuple[Any, None]:
-        rows = start + jnp.arange(batch)
-        # The last block repeats the last row with weight zero: no copy of the data is padded.
-        valid = (rows < n).astype(dtype)
-        rows = jnp.minimum(rows, n - 1)
-        w = valid if weights is None else jnp.where(valid > 0, weights[rows].astype(dtype), 0)
-        y_rows = None if lift.same else y[rows]
-        return _absorb(carry, lift, x[rows], y_rows, w, folds), None
+        w = None
+        if not plain:
+            w = (start + jnp.arange(batch) < n).astype(dtype)
+            if weights is not None:
+                w = jnp.where(w > 0, rows_of(weights, start).astype(dtype), 0)
+        y_rows = None if lift.same else rows_of(y, start)
+        return _absorb(carry, lift, rows_of(x, start), y_rows, w, folds), None
 
-    if weights is None and folds is None:
-        return _unweighted(carry, lift, x, y, batch)
-    if count == 1 and batch == n:
-        w = jnp.ones(n, dtype) if weights is None else weights.astype(dtype)
-        return _absorb(carry, lift, x, y, w, folds)
-    # Rematerialised, so that a gradient keeps no lifted block either.
-    carry, _ = jax.lax.scan(
-        jax.checkpoint(step, prevent_cse=False), carry, batch * jnp.arange(count)
-    )
+    carry = _empty(kind, lift, x, y, dtype, folds)
+    if count == 1:
+        carry, _ = step(carry, 0)
+    else:
+        # Rematerialised, so that a gradient keeps no lifted block either.
+        body = jax.checkpoint(step, prevent_cse=False)
+        carry, _ = jax.lax.scan(body, carry, batch * jnp.arange(count))
+    if rest:
+        carry = _absorb(carry, lift, x[-rest:], None if lift.same else y[-rest:], None, None)
     return carry
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "dtype", "batch", "folds"))
-def _from_arrays(lift, x, y, weights, *, kind, dtype, batch, folds):
-    return _scan(lift, x, y, weights, kind, dtype, batch, folds)
+_from_arrays = jax.jit(_scan, static_argnames=("kind", "dtype", "batch", "folds"))
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "dtype", "batch", "folds", "mesh"))
@@ -244,23 +212,7 @@ def _on_mesh(lift, x, y, weights, *, kind, dtype, batch_size, folds, mesh: Mesh)
     )
 
 
-def accumulate_arrays(
-    lift: Lift, x: Any, y: Any, weights: Any, *, kind, dtype, batch_size, folds, mesh
-) -> Statistics:
-    """Statistics of snapshots in memory; all inputs validated."""
-    if mesh is not None:
-        return _on_mesh(
-            lift, x, y, weights, kind=kind, dtype=dtype, batch_size=batch_size, folds=folds,
-            mesh=mesh,
-        )  # fmt: skip
-    n = x.shape[0]
-    p, q = lift.sizes(x.shape[1], y.shape[1])
-    batch = block_rows(n, p + q, kind, folds) if batch_size is None else min(batch_size, n)
-    batch = -(-batch // (folds or 1)) * (folds or 1)
-    return _from_arrays(lift, x, y, weights, kind=kind, dtype=dtype, batch=batch, folds=folds)
-
-
-def accumulate_stream(
+def _stream(
     lift: Lift, pairs: Iterable, *, kind, dtype, batch_size, folds, mesh, memory_limit
 ) -> Statistics:
     """Statistics of a stream of pairs (or triples with weights), in constant memory."""
@@ -290,7 +242,7 @@ def accumulate_stream(
 def run(
     lift: Lift, x: Any, y: Any, weights: Any, *, kind, dtype, batch_size, folds, mesh, memory_limit
 ) -> Statistics:
-    """Dispatch to arrays or stream, with float64 asked for locally where the sums need it."""
+    """Statistics of validated arrays or a stream; float64 is asked for where the sums need it."""
     if mesh is not None:
         check_mesh(mesh, x, y)
     staged = is_tracing(lift, y, weights)
@@ -301,107 +253,11 @@ def run(
     options = {"kind": kind, "dtype": dtype, "folds": folds, "mesh": mesh}
     with precise_as(np.float64 if fitted or (dtype == np.float64 and not staged) else np.float32):
         if y is None:
-            return accumulate_stream(
-                lift, x, batch_size=batch_size, memory_limit=memory_limit, **options
-            )
-        width = sum(lift.sizes(x.shape[1], y.shape[1]))
-        batch = batch_size or block_rows(x.shape[0], width, kind, folds)
+            return _stream(lift, x, batch_size=batch_size, memory_limit=memory_limit, **options)
+        n, width = x.shape[0], sum(lift.sizes(x.shape[1], y.shape[1]))
+        batch = batch_size or block_rows(n, width, kind, folds)
         check_memory(lift, x.shape, y.shape, kind, dtype, batch, folds, memory_limit)
-        return accumulate_arrays(lift, x, y, weights, batch_size=batch_size, **options)
-
-
-def kind_of(statistics: Any) -> type:
-    """The class of statistics that a name or a class stands for."""
-    if isinstance(statistics, str) and statistics in KINDS:
-        return KINDS[statistics]
-    if isinstance(statistics, type) and statistics in KINDS.values():
-        return statistics
-    raise expected(
-        "statistics 'auto', 'gram', 'rfactor', edmd.Gram or edmd.RFactor", repr(statistics)
-    )
-
-
-def sum_dtype(dtype: Any, accumulate_dtype: Any, traced: bool) -> Any:
-    """The dtype statistics are accumulated in: as asked, else float64 where it can be had."""
-    if accumulate_dtype is not None:
-        return jnp.dtype(working_dtype(as_dtype("accumulate_dtype", accumulate_dtype)))
-    if traced or not has_float64():
-        return jnp.dtype(working_dtype(dtype))
-    return jnp.dtype("float64")
-
-
-def accumulate(
-    psi: Any,
-    x: Any,
-    y: Any = None,
-    *,
-    target: Any = None,
-    statistics: Any = "gram",
-    folds: Any = None,
-    weights: Any = None,
-    batch_size: int | None = None,
-    mesh: Mesh | None = None,
-    accumulate_dtype: Any = None,
-    memory_limit: int | None = None,
-) -> Statistics:
-    """Statistics of lifted snapshots in one pass, from which every solver works.
-
-    From one pass come all ridges, ranks, folds and smaller dictionaries: see `solve`,
-    `CrossValidated` and `Gram.select`.
-
-    Args:
-        psi: dictionary of the snapshots before.
-        x: snapshots before `(n, d)`, or an iterable of pairs `(x, y)` (or triples with weights);
-            then `y` and `weights` stay None and memory does not depend on how many there are.
-        y: snapshots after `(n, d_out)`. The same object as `x` (with `target=None`): Ψ is
-            evaluated once and one product serves.
-        target: dictionary of the snapshots after; None for `psi`.
-        statistics: "gram" or "rfactor", or the classes themselves.
-        folds: None; a number k, which puts sample i into fold `i mod k`; or `(n,)` fold numbers
-            (blocks of a time series, say). The result is then stacked by fold.
-        weights: `(n,)`, not negative.
-        batch_size: rows lifted at a time; None chooses by size.
-        mesh: rows are divided over all its devices; Gram matrices are summed (`psum`), R factors
-            gathered and merged as a tree.
-        accumulate_dtype: dtype of the sums. None: float64 where the backend has it, the caller's
-            dtype under jit, vmap or grad.
-        memory_limit: bytes that statistics and blocks may take; None: what the machine has free.
-
-    Returns:
-        `Gram` or `RFactor`. In float64 where x64 is off, use its methods (which know), or
-        `.astype(jnp.float32)` before mixing it into float32 computations.
-
-    Raises:
-        ValueError: wrong shapes, no samples, NaN or infinity in concrete arrays, or a dictionary
-            too large for the memory (the message says what would fit).
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from koopjax import edmd, observables
-        >>> x = jnp.linspace(-1.0, 1.0, 50)[:, None]
-        >>> edmd.accumulate(observables.Monomials(2), x, 0.5 * x).sizes
-        (3, 3)
-    """
-    kind = kind_of(statistics)
-    check_dictionary("psi", psi)
-    if target is not None:
-        check_dictionary("target", target)
-    batch_size = check_batch_size(batch_size)
-    streamed = y is None
-    if streamed:
-        folds = check_stream(weights, folds)
-        lift = Lift(psi, target)
-        x, probe = peek(x, lift)
-        dtype = observed_dtype(lift, *probe, memory_limit)
-    else:
-        x, y, weights, same = check_arrays(x, y, weights, target, psi)
-        lift = Lift(psi, target, same=same)
-        dtype = observed_dtype(lift, x, y, memory_limit)
-        folds, x, y, weights = fold_layout(folds, x, y, weights)
-    staged = traced(lift, None if streamed else x, y, weights)
-    acc = sum_dtype(dtype, accumulate_dtype, staged)
-    with precise_as(dtype):
-        return run(
-            lift, x, y, weights, kind=kind, dtype=acc, batch_size=batch_size, folds=folds,
-            mesh=mesh, memory_limit=memory_limit,
-        )  # fmt: skip
+        if mesh is not None:
+            return _on_mesh(lift, x, y, weights, batch_size=batch_size, **options)
+        batch = -(-min(batch, n) // (folds or 1)) * (folds or 1)
+        return _from_arrays(lift, x, y, weights, kind=kind, dtype=dtype, batch=batch, folds=folds)

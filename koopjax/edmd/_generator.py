@@ -12,10 +12,11 @@ from koopjax._core import (
     NONFINITE_SOLUTION,
     SUCCESS,
     as_numbers,
+    as_rows,
     at_least_float32,
-    cast,
     check_dictionary,
     check_finite,
+    eig,
     expected,
     held_leaves,
     leave,
@@ -23,15 +24,12 @@ from koopjax._core import (
     precise,
     precise_as,
     precise_for,
-    promoted,
     pytree,
     static,
     worst,
 )
 from koopjax.edmd._accumulate import Lift
-from koopjax.edmd._eig import eig
-from koopjax.edmd._fit import check_settings, estimate, prepare
-from koopjax.edmd._inputs import as_rows, check_batch_size
+from koopjax.edmd._fit import regress
 from koopjax.edmd._koopman import Koopman, Spectrum
 
 #: Squarings at most: of `exp(time · L)` with a longer time rounding leaves only what is exact.
@@ -283,21 +281,8 @@ def generator(
             parts.append(jnp.broadcast_to(sigma.reshape(-1, d * noises), (n, d * noises)))
         rows = jnp.concatenate(parts, axis=1)
     lift = Lift(psi, Derivatives(psi, d, noises), "x")
-    options = {
-        "batch_size": check_batch_size(batch_size),
-        "mesh": mesh,
-        "accumulate_dtype": accumulate_dtype,
-        "memory_limit": memory_limit,
-    }
-    solver, folds = check_settings(solver, None)
-    problem = prepare(lift, x, rows, weights, folds, options)
-    solver.validate(problem.sizes)
-    with precise_as(problem.dtype):
-        solution, readout = estimate(problem, solver, statistics)
-    return Generator(
-        psi=psi,
-        matrix=cast(solution.value, problem.dtype),
-        readout=cast(readout, problem.dtype),
-        info=cast(solution.info, promoted(problem.dtype, jnp.float32)),
-        result=solution.result,
-    )
+    solution, readout = regress(
+        lift, x, rows, weights, solver, statistics, None, batch_size=batch_size, mesh=mesh,
+        accumulate_dtype=accumulate_dtype, memory_limit=memory_limit,
+    )  # fmt: skip
+    return Generator(psi, solution.value, readout, solution.info, solution.result)

@@ -12,11 +12,13 @@ from koopjax._core import (
     as_states,
     as_whole,
     at_least_float32,
+    eig,
     expected,
     held_leaves,
     is_tracing,
     is_wide,
     leave,
+    left_vectors,
     matmul,
     precise,
     precise_for,
@@ -24,7 +26,6 @@ from koopjax._core import (
     pytree,
 )
 from koopjax.edmd._accumulate import block_rows
-from koopjax.edmd._eig import eig, left_vectors
 from koopjax.edmd._inputs import batches_of, check_arrays, check_batch_size, peek
 from koopjax.edmd._statistics import Gram
 

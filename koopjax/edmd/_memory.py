@@ -1,35 +1,18 @@
 """What a fit will take, before anything is allocated."""
 
 import math
-import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from koopjax import observables
-from koopjax._core import as_whole, expected, held_leaves, precise_as, promoted
+from koopjax._core import as_whole, available_bytes, expected, held_leaves, precise_as, promoted
 from koopjax.edmd._statistics import Gram
 
-# Share of the free memory that a fit may plan with; the rest is for the data and the backend.
-SHARE = 0.8
 # Square matrices alive at the same time in the solve: statistics, scaled copy, factor, right-hand
 # sides, work space of LAPACK.
 COPIES = 4
-
-
-def available_bytes() -> int:
-    """Memory that a computation on the default device may take, as far as the system says."""
-    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return int(SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(SHARE * 1024 * int(fields["MemAvailable"].split()[0]))
-    except (OSError, KeyError, ValueError):
-        # Not Linux: the physical memory is the best that the standard library knows.
-        return int(SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def statistics_bytes(p: int, q: int, kind: type, dtype: Any, folds: int | None) -> int:

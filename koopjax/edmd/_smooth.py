@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from koopjax._core import matmul
+from koopjax._core import matmul, semidefinite_root
 from koopjax.edmd._factor import (
     EXACT,
+    Spectral,
     blocks_of,
     column_scale,
     cut,
@@ -21,7 +22,6 @@ from koopjax.edmd._factor import (
     least_norm,
     noise,
     singular_values,
-    spectral,
     tied,
     triangle,
 )
@@ -109,27 +109,26 @@ def shifted_solve(g: Array, alpha: Any, b: Array, observed: str = "") -> Array:
 
 
 @jax.custom_jvp
-def truncated(stats: Statistics, rank: Any) -> tuple[Array, Array]:
-    """Least squares on the leading `rank` singular vectors of Ψx.
+def truncated(stats: Statistics, parts: Spectral, rank: Any) -> Array:
+    """Least squares on the leading `rank` singular vectors of Ψx; `(p, q)`.
 
-    Returns:
-        `(p, q)` matrix, and the `(p,)` singular values of Ψx (constants to differentiation), zero
-        beyond the numerical rank.
+    Args:
+        stats: what it is differentiated in.
+        parts: their singular values and vectors, constants to differentiation.
+        rank: how many are kept, of those that are not zero.
     """
-    parts = spectral(stats)
     keep = first(parts.s.shape[0], rank) & (parts.s > 0)
     inverse = jnp.where(keep, 1 / jnp.where(keep, parts.s, 1), 0)
-    return matmul(parts.v, inverse[:, None] * parts.c), parts.s
+    return matmul(parts.v, inverse[:, None] * parts.c)
 
 
 @truncated.defjvp
-def _truncated_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+def _truncated_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     # K = f(G) C with f(λ) = 1/λ on the kept values and 0 on the others. The derivative of f(G) is
     # V (Φ ∘ Vᵀ dG V) Vᵀ with Φ the divided differences of f: −1/(λi λj) inside, 1/(λi (λi − λj))
     # across the cut, 0 outside. Only a tie across the cut is singular.
-    stats, rank = primals
+    stats, parts, rank = primals
     (_, c), (dg, dc) = jax.jvp(_moments, (stats,), (tangents[0],))
-    parts = spectral(stats)
     keep = first(parts.s.shape[0], rank) & (parts.s > 0)
     values = parts.s**2
     inverse = jnp.where(keep, 1 / jnp.where(keep, values, 1), 0)
@@ -138,8 +137,7 @@ def _truncated_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     v = parts.v
     inner = phi * matmul(v.T, matmul(dg, v))
     dk = matmul(v, matmul(inner, matmul(v.T, c)) + inverse[:, None] * matmul(v.T, dc))
-    k, s = truncated(stats, rank)
-    return (k, s), (dk, jnp.zeros_like(s))
+    return truncated(stats, parts, rank), dk
 
 
 def _across(values: Array, keep: Array) -> Array:
@@ -209,7 +207,7 @@ def _reduced_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return reduced(stats, alpha, rank, roots), _project(dk, p, roots) + _project(k, dp, roots)
 
 
-def root_metric(metric: Array | None, q: int, dtype: Any) -> tuple[Array, Array] | None:
+def root_metric(metric: Array | None, dtype: Any) -> tuple[Array, Array] | None:
     """`M^{1/2}` and its inverse, the spectrum floored; None for the identity.
 
     The floor `ε^{3/4} λ_max` gives directions that M does not see a small weight of their own:
@@ -218,8 +216,6 @@ def root_metric(metric: Array | None, q: int, dtype: Any) -> tuple[Array, Array]
     """
     if metric is None:
         return None
-    m = jax.lax.stop_gradient(jnp.asarray(metric, dtype))
-    values, vectors = jnp.linalg.eigh((m + m.T) / 2)
-    top = jnp.maximum(values[-1], jnp.finfo(dtype).tiny)
-    root = jnp.sqrt(jnp.maximum(values, jnp.finfo(dtype).eps ** 0.75 * top))
-    return matmul(vectors * root[None, :], vectors.T), matmul(vectors / root[None, :], vectors.T)
+    fixed = jax.lax.stop_gradient(jnp.asarray(metric, dtype))
+    root = semidefinite_root(fixed, float(jnp.finfo(dtype).eps) ** 0.75)
+    return root.symmetric, root.inverse

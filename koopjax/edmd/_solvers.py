@@ -1,7 +1,9 @@
-"""Solvers: settings that turn statistics into a Koopman matrix."""
+"""Solvers: settings that turn a factorisation into a Koopman matrix."""
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -9,38 +11,108 @@ from koopjax._core import (
     as_whole,
     check_metric,
     check_number,
+    expected,
+    held_leaves,
     is_tracing,
+    precise,
     pytree,
 )
-from koopjax.edmd._factor import Diagnosis, count_of, diagnose, energy
-from koopjax.edmd._smooth import decides, reduced, ridge, root_metric, truncated
-from koopjax.edmd._statistics import Statistics
+from koopjax.edmd._factorisation import Factorisation, Info, Outcome, Solution, factorised
+from koopjax.edmd._held_out import of_any, of_filters, of_ranks
+from koopjax.edmd._statistics import Gram, Statistics, check_whole
 
 
-@pytree
-class Outcome:
-    """What a solver hands to `solve`: the matrix and what its result code is judged by.
+class Solver:
+    """What `solve`, `fit` and `CrossValidated` ask of a solver; the base of one's own.
+
+    A solver is a pytree (`jax.tree_util.register_dataclass`) whose settings are its leaves. It has
+    to say `compute` and no more; the other methods have answers that suit most.
 
     Attributes:
-        value: `(p, q)`.
-        rank: numerical rank of Ψx that the solution uses; of K, where that one is reduced.
-        needed: numerical rank of Ψx that the solver relies on.
-        found: how much of `needed` there is.
-        condition: of Ψx, over its numerical rank.
-        amplification: condition number that rounding errors of the statistics meet.
-        alpha: the ridge, absolute.
+        folds: how many folds of the samples it wants apart; None for all together.
+        parameters: the settings that a grid may range over, "alpha" (a ridge) and "rank"; the last
+            is the solver's own.
+        alpha, relative: the ridge, absolute and in units of `tr(G) / p`; zero without one.
     """
 
-    value: Any
-    rank: Any
-    needed: Any
-    found: Any
-    condition: Any
-    amplification: Any
-    alpha: Any
+    folds: int | None = None
+    parameters: ClassVar[tuple[str, ...]] = ()
+    alpha: Any = 0.0
+    relative: Any = 0.0
+
+    def validate(self, sizes: tuple[int, int]) -> None:
+        """Raise `ValueError` if settings that are known can't be met with `(p, q)` observables."""
+
+    def compute(self, factorisation: Factorisation) -> Outcome:
+        """The solution from finite statistics, see `Factorisation.outcome`; traceable."""
+        raise NotImplementedError(f"{type(self).__name__}.compute")
+
+    def readout(self, info: Info) -> "Solver":
+        """What regresses the state on the lifted state: the same regularisation, at full rank."""
+        del info
+        return self
+
+    def largest(self, sizes: tuple[int, int]) -> int:
+        """The largest rank of a solution."""
+        return min(sizes)
+
+    def at(self, alpha: Any, rank: Any) -> "Solver":
+        """With the settings of a grid point, as far as a grid may range over them."""
+        point = {"alpha": alpha, "rank": rank}
+        changes = {name: point[name] for name in self.parameters}
+        # The ridges of a grid are absolute.
+        if "alpha" in changes and "relative" in {f.name for f in dataclasses.fields(self)}:  # pyright: ignore
+            changes["relative"] = 0.0
+        return dataclasses.replace(self, **changes)  # pyright: ignore
+
+    def held_out(self, train: Factorisation, held: Gram, alphas: Array, ranks: Array) -> Array:
+        """Relative squared error on held-out statistics at each grid point, `(alphas, ranks)`."""
+        return of_any(self, train, held, alphas, ranks)
+
+    def solve(self, source: Statistics | Factorisation, dtype: Any = None) -> Solution:
+        """What `edmd.solve` gives."""
+        if isinstance(source, Factorisation):
+            self.validate(source.sizes)
+            with precise(source):
+                return _solve(source, held_leaves(self), dtype=dtype)
+        check_whole(source)
+        self.validate(source.sizes)
+        with precise(source):
+            return _compute(source, held_leaves(self), dtype=dtype)
+
+    def low_rank(self, statistics: Statistics) -> tuple[Array, Array]:
+        """What `edmd.low_rank` gives."""
+        raise expected("ReducedRank with a concrete rank, or Ridge", f"{self}")
 
 
-def check_alpha(alpha: Any, relative: Any) -> None:
+def check_solver(solver: Any) -> Solver:
+    """A solver as it is; `Ridge()` for None."""
+    if solver is None:
+        return Ridge()
+    if not isinstance(solver, Solver):
+        raise expected("a solver such as edmd.Ridge(1e-6)", f"{solver!r:.60}")
+    if jax.tree_util.all_leaves([solver]):
+        got, advice = type(solver).__name__, "jax.tree_util.register_dataclass"
+        raise expected("a solver registered as a pytree", f"{got}, which is none", advice)
+    return solver
+
+
+def solved(factorisation: Factorisation, solver: Solver, dtype: Any = None) -> Solution:
+    """What a solver finds, judged by the digits of a dtype (None: the statistics'); traceable."""
+    return factorisation.judged(solver.compute(factorisation), dtype)
+
+
+def compute(stats: Statistics, solver: Solver, dtype: Any = None) -> Solution:
+    """Factorise, solve and judge; traceable."""
+    return solved(factorised(stats), solver, dtype)
+
+
+_solve = jax.jit(solved, static_argnames="dtype")
+_compute = jax.jit(compute, static_argnames="dtype")
+
+
+def _check_alpha(alpha: Any, relative: Any) -> None:
+    """Raise unless both parts of a ridge are finite and at least 0."""
     check_number("alpha", alpha)
     check_number("relative", relative)
 
@@ -50,25 +122,14 @@ def _check_rank(rank: Any, largest: int) -> None:
         as_whole("rank", rank, 1, largest)
 
 
-def penalty(stats: Statistics, alpha: Any, relative: Any) -> Array:
-    """The absolute ridge: `α + relative · tr(G) / p`."""
-    mean = energy(stats) / stats.sizes[0]
-    return jnp.asarray(alpha, stats.dtype) + jnp.asarray(relative, stats.dtype) * mean
-
-
-def regularised(stats: Statistics, diagnosis: Diagnosis, alpha: Any) -> Array:
-    """Condition number of the ridge problem: the smaller of two bounds on the amplification."""
-    high = diagnosis.largest**2
-    # Where columns depend on each other and the ridge decides, it is all there is at the low end.
-    alone = diagnosis.tied & decides(stats, diagnosis.largest, alpha)
-    low = jnp.where(alone, 0, (diagnosis.largest / diagnosis.condition) ** 2)
-    total = low + alpha
-    raw = jnp.where(total > 0, jnp.sqrt((high + alpha) / jnp.where(total > 0, total, 1)), 1)
-    return jnp.where(alone, raw, jnp.minimum(raw, diagnosis.scaled))
+@jax.jit
+def _factors(stats: Statistics, solver: "ReducedRank") -> tuple[Array, Array]:
+    made = factorised(stats)
+    return made.factors(made.penalty(solver.alpha, solver.relative), solver.metric)
 
 
 @pytree
-class Ridge:
+class Ridge(Solver):
     """Least squares with a ridge: `min ‖Ψx K − Ψy‖² + α ‖K‖²`.
 
     Solved by a triangular factor with columns scaled to unit norm; where that one is singular to
@@ -86,35 +147,35 @@ class Ridge:
         0.001
     """
 
+    parameters = ("alpha",)
     alpha: Any = 0.0
     relative: Any = 0.0
 
     def validate(self, sizes: tuple[int, int]) -> None:
-        """Raise `ValueError` if settings that are known can't be met."""
-        check_alpha(self.alpha, self.relative)
+        """Raise unless the ridge is finite and at least 0."""
+        _check_alpha(self.alpha, self.relative)
 
-    def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
-        """The solution from finite statistics; `diagnosis` where it is there already."""
-        alpha = penalty(stats, self.alpha, self.relative)
-        value = ridge(stats, alpha)
-        if diagnosis is None:
-            diagnosis = diagnose(stats)
-        # A ridge that decides needs no rank, and no more samples than there are.
-        count = jnp.minimum(diagnosis.rank, stats.count.astype(jnp.int32))
-        needed = jnp.where(decides(stats, diagnosis.largest, alpha), count, stats.sizes[0])
-        return Outcome(
-            value=value,
-            rank=diagnosis.rank,
-            needed=needed,
-            found=diagnosis.rank,
-            condition=diagnosis.condition,
-            amplification=regularised(stats, diagnosis, alpha),
-            alpha=alpha,
-        )
+    def compute(self, factorisation: Factorisation) -> Outcome:
+        """The ridge solution."""
+        alpha = factorisation.penalty(self.alpha, self.relative)
+        return factorisation.outcome(factorisation.ridge(alpha), alpha)
+
+    def readout(self, info: Info) -> "Ridge":
+        """The ridge that was used."""
+        return Ridge(info.alpha)
+
+    def held_out(self, train: Factorisation, held: Gram, alphas: Array, ranks: Array) -> Array:
+        """All ridges from one factorisation."""
+        return of_filters(train.spectral, held, alphas, ranks)
+
+    def low_rank(self, statistics: Statistics) -> tuple[Array, Array]:
+        """All `min(p, q)` ranks."""
+        most = min(statistics.sizes)
+        return ReducedRank(most, None, self.alpha, self.relative).low_rank(statistics)
 
 
 @pytree
-class TruncatedSVD:
+class TruncatedSVD(Solver):
     """Least squares on the leading singular vectors of Ψ(x): `K = V_r S_r⁻¹ U_rᵀ Ψy`.
 
     Args:
@@ -124,37 +185,32 @@ class TruncatedSVD:
     Reference: Williams, Kevrekidis & Rowley (2015), J. Nonlinear Sci. 25 (EDMD).
     """
 
+    parameters = ("rank",)
     rank: Any
 
     def validate(self, sizes: tuple[int, int]) -> None:
-        """Raise `ValueError` if settings that are known can't be met."""
-        _check_rank(self.rank, sizes[0])
+        """Raise unless there are so many singular values."""
+        _check_rank(self.rank, self.largest(sizes))
 
-    def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
-        """The solution from finite statistics."""
-        del diagnosis  # the singular values that are computed anyway say more
-        value, s = truncated(stats, self.rank)
-        numerical = count_of(s > 0)
-        used = jnp.minimum(numerical, jnp.asarray(self.rank).astype(jnp.int32))
-        ratio = lambda count: jnp.where(count > 0, s[0] / _at(s, count), 1)
-        return Outcome(
-            value=value,
-            rank=used,
-            needed=jnp.minimum(jnp.asarray(self.rank).astype(jnp.int32), stats.sizes[0]),
-            found=numerical,
-            condition=ratio(numerical),
-            amplification=ratio(used),
-            alpha=jnp.zeros((), stats.dtype),
-        )
+    def compute(self, factorisation: Factorisation) -> Outcome:
+        """The truncated solution, judged by the singular values that are there anyway."""
+        return factorisation.truncation(self.rank)
 
+    def readout(self, info: Info) -> "TruncatedSVD":
+        """On the singular vectors that were used."""
+        return TruncatedSVD(info.rank)
 
-def _at(s: Array, count: Array) -> Array:
-    value = s[jnp.maximum(count - 1, 0)]
-    return jnp.where(value > 0, value, 1)
+    def largest(self, sizes: tuple[int, int]) -> int:
+        """As many as there are observables."""
+        return sizes[0]
+
+    def held_out(self, train: Factorisation, held: Gram, alphas: Array, ranks: Array) -> Array:
+        """All ranks from one factorisation."""
+        return of_filters(train.spectral, held, alphas, ranks)
 
 
 @pytree
-class ReducedRank:
+class ReducedRank(Solver):
     """Reduced-rank regression: the best K of a rank for the prediction Ψ(x) K, in a metric.
 
     `min ‖(Ψx K − Ψy) M^{1/2}‖² + α ‖K M^{1/2}‖²` over all K of rank r. The optimum is the ridge
@@ -171,34 +227,45 @@ class ReducedRank:
     Reference: Izenman (1975), J. Multivariate Anal. 5 (reduced-rank regression).
     """
 
+    parameters = ("alpha", "rank")
     rank: Any
     metric: Any = None
     alpha: Any = 0.0
     relative: Any = 0.0
 
     def validate(self, sizes: tuple[int, int]) -> None:
-        """Raise `ValueError` if settings that are known can't be met."""
-        check_alpha(self.alpha, self.relative)
-        _check_rank(self.rank, min(sizes))
+        """Raise unless ridge, rank and metric can be met."""
+        _check_alpha(self.alpha, self.relative)
+        _check_rank(self.rank, self.largest(sizes))
         check_metric("metric", self.metric, sizes[1])
 
-    def compute(self, stats: Statistics, diagnosis: Diagnosis | None = None) -> Outcome:
-        """The solution from finite statistics."""
-        base = Ridge(self.alpha, self.relative).compute(stats, diagnosis)
-        roots = root_metric(self.metric, stats.sizes[1], stats.dtype)
-        cut = reduced(stats, base.alpha, self.rank, roots)
-        return Outcome(
+    def compute(self, factorisation: Factorisation) -> Outcome:
+        """The ridge solution with its prediction cut."""
+        base = Ridge(self.alpha, self.relative).compute(factorisation)
+        cut = factorisation.reduced(base.alpha, self.rank, self.metric)
+        rank, (p, q) = jnp.asarray(self.rank), factorisation.sizes
+        return dataclasses.replace(
+            base,
             # At full rank there is nothing to cut, and a projection costs small outputs digits.
-            value=jnp.where(jnp.asarray(self.rank) < min(stats.sizes), cut, base.value),
-            rank=jnp.minimum(
-                jnp.minimum(base.rank, stats.sizes[1]), jnp.asarray(self.rank).astype(jnp.int32)
-            ),
-            needed=base.needed,
-            found=base.found,
-            condition=base.condition,
-            amplification=base.amplification,
-            alpha=base.alpha,
+            value=jnp.where(rank < min(p, q), cut, base.value),
+            rank=jnp.minimum(jnp.minimum(base.rank, q), rank.astype(jnp.int32)),
         )
 
+    def readout(self, info: Info) -> Ridge:
+        """The ridge that was used, at full rank."""
+        return Ridge(info.alpha)
 
-Solver = Ridge | TruncatedSVD | ReducedRank
+    def held_out(self, train: Factorisation, held: Gram, alphas: Array, ranks: Array) -> Array:
+        """All ranks of a ridge from one SVD."""
+        return of_ranks(train.spectral, held, self.metric, alphas, ranks)
+
+    def low_rank(self, statistics: Statistics) -> tuple[Array, Array]:
+        """The leading columns and rows of all ranks' factors."""
+        if is_tracing(self.rank):
+            return super().low_rank(statistics)
+        self.validate(statistics.sizes)
+        rank = int(self.rank)
+        full = held_leaves(dataclasses.replace(self, rank=min(statistics.sizes)))
+        with precise(statistics):
+            left, right = _factors(statistics, full)
+            return left[:, :rank], right[:rank]

@@ -1,7 +1,7 @@
 """Sufficient statistics of a least-squares problem, as monoids: Gram matrices and R factors."""
 
 import dataclasses
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +84,64 @@ def weighted(
     return rows_x, rows_y, jnp.sum(weights != 0).astype(dtype)
 
 
+def check_whole(statistics: Any) -> None:
+    """Raise unless these are statistics of all samples together."""
+    if statistics.folds is not None:
+        raise expected(
+            "statistics of all samples together",
+            f"{statistics.folds} folds",
+            "edmd.total(statistics), or CrossValidated(solver, grid)",
+        )
+
+
+class _Moments:
+    """What both kinds of statistics do alike with the array that holds their moments."""
+
+    @classmethod
+    def from_batch(
+        cls,
+        psi_x: Float[Array, "n p"],
+        psi_y: Float[Array, "n q"],
+        weights: Float[Array, " n"] | None = None,
+    ) -> Self:
+        """The statistic of one batch of lifted snapshots.
+
+        Args:
+            psi_x: `(n, p)` observables before.
+            psi_y: `(n, q)` observables after; where it is the same object as `psi_x`, one product
+                serves for all.
+            weights: `(n,)`, not negative; a weight of 2 counts a sample twice.
+        """
+        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
+        with precise(psi_x, psi_y):
+            dtype = working_dtype(promoted(psi_x.dtype, psi_y.dtype))
+            return cls._of_rows(*weighted(psi_x, psi_y, weights, dtype))
+
+    @classmethod
+    def _of_rows(cls, rows_x: Array, rows_y: Array, count: Array) -> Self:
+        raise NotImplementedError
+
+    @property
+    def _stacked(self) -> Array:
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the accumulation."""
+        return self._stacked.dtype
+
+    @property
+    def folds(self) -> int | None:
+        """How many folds are stacked along the leading axis, or None."""
+        return self._stacked.shape[0] if self._stacked.ndim == 3 else None
+
+    def astype(self, dtype: Any) -> Self:
+        """The statistic in another dtype (for use outside a float64 context, say)."""
+        return cast(self, as_dtype("dtype", dtype))
+
+
 @pytree
-class Gram:
+class Gram(_Moments):
     """Second moments of a pair of lifted snapshots.
 
     `gram = Ψxᵀ W Ψx`, `cross = Ψxᵀ W Ψy`, `target_gram = Ψyᵀ W Ψy`, with W the diagonal of sample
@@ -123,46 +179,26 @@ class Gram:
             return cls(z((p, p), dtype), z((p, q), dtype), z((q, q), dtype), z((), dtype))
 
     @classmethod
-    def from_batch(
-        cls,
-        psi_x: Float[Array, "n p"],
-        psi_y: Float[Array, "n q"],
-        weights: Float[Array, " n"] | None = None,
-    ) -> "Gram":
-        """The statistic of one batch of lifted snapshots.
+    def _of_rows(cls, rows_x: Array, rows_y: Array, count: Array) -> "Gram":
+        gram = matmul(rows_x.T, rows_x)
+        if rows_y is rows_x:
+            return cls(gram, gram, gram, count)
+        return cls(gram, matmul(rows_x.T, rows_y), matmul(rows_y.T, rows_y), count)
 
-        Args:
-            psi_x: `(n, p)` observables before.
-            psi_y: `(n, q)` observables after; where it is the same object as `psi_x`, one product
-                serves for all three fields.
-            weights: `(n,)`, not negative; a weight of 2 counts a sample twice.
-        """
-        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
-        with precise(psi_x, psi_y):
-            return _products(
-                psi_x, psi_y, weights, working_dtype(promoted(psi_x.dtype, psi_y.dtype))
-            )
+    @property
+    def _stacked(self) -> Array:
+        return self.cross
 
     def update(self, psi_x: Array, psi_y: Array, weights: Array | None = None) -> "Gram":
         """The statistic with one more batch merged in."""
         psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
         with precise(self, psi_x, psi_y):
-            return self.merge(_products(psi_x, psi_y, weights, self.dtype))
+            return self.merge(self._of_rows(*weighted(psi_x, psi_y, weights, self.dtype)))
 
     @property
     def sizes(self) -> tuple[int, int]:
         """`(p, q)`: how many observables before and after."""
         return self.cross.shape[-2], self.cross.shape[-1]
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the accumulation."""
-        return self.cross.dtype
-
-    @property
-    def folds(self) -> int | None:
-        """How many folds are stacked along the leading axis, or None."""
-        return self.cross.shape[0] if self.cross.ndim == 3 else None
 
     def merge(self, other: "Gram") -> "Gram":
         """The statistic of both sets of samples together."""
@@ -198,10 +234,6 @@ class Gram:
             target = jnp.take(jnp.take(self.target_gram, cols, -2), cols, -1)
             return Gram(gram, cross, target, self.count, self.observed)
 
-    def astype(self, dtype: Any) -> "Gram":
-        """The statistic in another dtype (for use outside a float64 context, say)."""
-        return cast(self, as_dtype("dtype", dtype))
-
     def to_gram(self) -> "Gram":
         """Itself; there so that both kinds of statistics answer alike."""
         return self
@@ -214,7 +246,7 @@ class Gram:
 
 
 @pytree
-class RFactor:
+class RFactor(_Moments):
     """The R factor of the lifted snapshots side by side: `[Ψx Ψy] = Q R`.
 
     `RᵀR` holds the same second moments as `Gram`, but they are never formed, so the condition
@@ -243,19 +275,13 @@ class RFactor:
             return cls(jnp.zeros((p + q, p + q), dtype), jnp.zeros((), dtype), p)
 
     @classmethod
-    def from_batch(
-        cls,
-        psi_x: Float[Array, "n p"],
-        psi_y: Float[Array, "n q"],
-        weights: Float[Array, " n"] | None = None,
-    ) -> "RFactor":
-        """The statistic of one batch of lifted snapshots; arguments as for `Gram.from_batch`."""
-        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
-        with precise(psi_x, psi_y):
-            dtype = working_dtype(promoted(psi_x.dtype, psi_y.dtype))
-            rows_x, rows_y, count = weighted(psi_x, psi_y, weights, dtype)
-            rows = jnp.concatenate([rows_x, rows_y], axis=1)
-            return cls(_square(qr_r(rows), rows.shape[1]), count, psi_x.shape[1])
+    def _of_rows(cls, rows_x: Array, rows_y: Array, count: Array) -> "RFactor":
+        rows = jnp.concatenate([rows_x, rows_y], axis=1)
+        return cls(_square(qr_r(rows), rows.shape[1]), count, rows_x.shape[1])
+
+    @property
+    def _stacked(self) -> Array:
+        return self.r
 
     def update(self, psi_x: Array, psi_y: Array, weights: Array | None = None) -> "RFactor":
         """The statistic with one more batch merged in: one QR of the factor over the new rows."""
@@ -270,16 +296,6 @@ class RFactor:
     def sizes(self) -> tuple[int, int]:
         """`(p, q)`: how many observables before and after."""
         return self.p, self.r.shape[-1] - self.p
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the accumulation."""
-        return self.r.dtype
-
-    @property
-    def folds(self) -> int | None:
-        """How many folds are stacked along the leading axis, or None."""
-        return self.r.shape[0] if self.r.ndim == 3 else None
 
     def merge(self, other: "RFactor") -> "RFactor":
         """The statistic of both sets of samples together."""
@@ -308,10 +324,6 @@ class RFactor:
             r = _square(r, keep.shape[0])
             return RFactor(r, self.count, rows.shape[0], self.observed)
 
-    def astype(self, dtype: Any) -> "RFactor":
-        """The statistic in another dtype."""
-        return cast(self, as_dtype("dtype", dtype))
-
     def to_gram(self) -> Gram:
         """The products `RᵀR`, for what needs second moments only."""
         p = self.p
@@ -330,15 +342,6 @@ class RFactor:
 
 Statistics: TypeAlias = Gram | RFactor
 KINDS: dict[str, type] = {"gram": Gram, "rfactor": RFactor}
-
-
-def _products(psi_x: Array, psi_y: Array, weights: Array | None, dtype: Any) -> Gram:
-    """Second moments of a batch, its rows cast before anything is multiplied."""
-    rows_x, rows_y, count = weighted(psi_x, psi_y, weights, dtype)
-    gram = matmul(rows_x.T, rows_x)
-    if psi_y is psi_x:
-        return Gram(gram, gram, gram, count)
-    return Gram(gram, matmul(rows_x.T, rows_y), matmul(rows_y.T, rows_y), count)
 
 
 def _checked(psi_x: Any, psi_y: Any, weights: Any) -> tuple[Any, Any, Any]:
@@ -371,61 +374,3 @@ def _indices(indices: Any, size: int) -> Array:
         if known.min() < -size or known.max() >= size:
             raise expected(f"indices below {size}", f"{known.min()} to {known.max()}")
     return jnp.where(chosen < 0, chosen + size, chosen)
-
-
-def merge_stacked(stacked: Any) -> Any:
-    """Merge statistics stacked along the leading axis, pairwise, as a tree.
-
-    The depth is logarithmic and each level is one batched merge, so it serves for folds and for
-    what an `all_gather` over devices brings together.
-    """
-    if isinstance(stacked, Gram):
-        return jax.tree.map(lambda a: jnp.sum(a, axis=0), stacked)
-    size = stacked.r.shape[0]
-    while size > 1:
-        half = size // 2
-        lower = jax.tree.map(lambda a, h=half: a[:h], stacked)
-        upper = jax.tree.map(lambda a, h=half: a[h : 2 * h], stacked)
-        merged = jax.vmap(lambda a, b: a.merge(b))(lower, upper)
-        rest = jax.tree.map(lambda a, h=half: a[2 * h :], stacked)
-        stacked = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), merged, rest)
-        size = size - half
-    return jax.tree.map(lambda a: a[0], stacked)
-
-
-def _check_stacked(stacked: Any) -> None:
-    check_statistics(stacked)
-    if stacked.folds is None:
-        got = type(stacked).__name__
-        raise expected("statistics stacked by fold", got, "edmd.accumulate(..., folds=5)")
-
-
-def total(stacked: Statistics) -> Statistics:
-    """All folds of stacked statistics merged into one."""
-    _check_stacked(stacked)
-    with precise(stacked):
-        return merge_stacked(stacked)
-
-
-def leave_one_out(stacked: Statistics) -> Statistics:
-    """For each fold the statistics of all the others, stacked alike.
-
-    Gram matrices are subtracted from their sum. R factors can't be taken away stably, so the
-    others are merged: prefixes with suffixes, about three merges a fold.
-    """
-    _check_stacked(stacked)
-    with precise(stacked):
-        if isinstance(stacked, Gram):
-            return jax.tree.map(lambda a: jnp.sum(a, axis=0)[None] - a, stacked)
-        folds, size = stacked.r.shape[0], stacked.r.shape[-1]
-        unit = dataclasses.replace(
-            stacked, r=jnp.zeros((size, size), stacked.dtype), count=jnp.zeros((), stacked.dtype)
-        )
-
-        def step(carry: RFactor, fold: RFactor) -> tuple[RFactor, RFactor]:
-            return carry.merge(fold), carry
-
-        # Exclusive prefixes and suffixes: what lies before and what lies behind each fold.
-        _, before = jax.lax.scan(step, unit, stacked, length=folds)
-        _, after = jax.lax.scan(step, unit, stacked, length=folds, reverse=True)
-        return jax.vmap(lambda a, b: a.merge(b))(before, after)

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from koopjax._core import expected
-from koopjax.models._mlp import check_positive, check_rngs
+from koopjax.models._mlp import check_rngs, check_sizes
 
 
 def pooled(extent: int, stages: int) -> int:
@@ -48,7 +48,7 @@ class CNN(nnx.Module):
                 f"{shape}, {channels}",
                 "CNN((28, 28, 1), 10, channels=(8, 16), rngs=rngs)",
             )
-        check_positive("CNN", classes=classes, hidden=hidden)
+        check_sizes("CNN", classes=classes, hidden=hidden)
         check_rngs("CNN", rngs)
         height, width = (pooled(extent, len(channels)) for extent in shape[:2])
         if not height or not width:

@@ -13,6 +13,7 @@ from koopjax._core import (
     ModeError,
     as_array,
     check_finite,
+    check_integer,
     check_number,
     expected,
     read,
@@ -111,8 +112,7 @@ def check_rows(name: str, form: Form, params: Any, rest: Any, x: Any) -> None:
 
 def _size(name: str, batch_size: Any, x: Array) -> int:
     """Rows of a batch."""
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise expected(f"{name}: batch_size a positive integer", f"{batch_size!r}", f"{BATCH}")
+    check_integer(f"{name}: batch_size", batch_size, 1)
     return min(int(batch_size), x.shape[0])
 
 

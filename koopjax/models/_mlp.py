@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from koopjax._core import expected
+from koopjax._core import check_integer, expected
 
 
-def check_positive(model: str, **sizes: int) -> None:
+def check_sizes(model: str, **sizes: int) -> None:
     """Refuse a size that is not a positive integer."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise expected(f"models.{model}: {name} a positive integer", f"{size!r}", f"{name}=8")
+        check_integer(f"models.{model}: {name}", size, 1)
 
 
 def check_rngs(model: str, rngs: Any) -> None:
@@ -45,7 +44,7 @@ class MLP(nnx.Module):
         if len(sizes) < 2:
             raise expected("models.MLP: sizes of two widths or more", f"{sizes}", "(784, 100, 10)")
         for size in sizes:
-            check_positive("MLP", size=size)
+            check_sizes("MLP", size=size)
         check_rngs("MLP", rngs)
         self.sizes = sizes
         self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
@@ -77,7 +76,7 @@ class ResidualMLP(nnx.Module):
     """
 
     def __init__(self, d_in: int, width: int, depth: int, classes: int, *, rngs: nnx.Rngs):
-        check_positive("ResidualMLP", d_in=d_in, width=width, depth=depth, classes=classes)
+        check_sizes("ResidualMLP", d_in=d_in, width=width, depth=depth, classes=classes)
         check_rngs("ResidualMLP", rngs)
         self.config_values = (d_in, width, depth, classes)
         self.embed = nnx.Linear(d_in, width, rngs=rngs)

@@ -17,6 +17,7 @@ from koopjax._core import (
     as_key,
     as_whole,
     check_finite,
+    check_integer,
     check_number,
     expected,
 )
@@ -99,8 +100,7 @@ def _plan(form, params, rest, x, y, *, epochs, batch_size, learning_rate, optimi
           x_val, y_val, weight_decay, warmup, epoch_size=None, **called) -> _Plan:  # fmt: skip
     """Check the settings and gather them; `called` is what is to be called on the host."""
     for what, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise expected(f"models.train: {what} a positive integer", f"{value!r}", f"{what}=10")
+        check_integer(f"models.train: {what}", value, 1)
     rate = 1e-3 if learning_rate is None else learning_rate
     for what, value in (("learning_rate", rate), ("weight_decay", weight_decay),
                         ("warmup", warmup)):  # fmt: skip

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from koopjax._core import expected
-from koopjax.models._mlp import check_positive, check_rngs
+from koopjax.models._mlp import check_rngs, check_sizes
 
 
 class Block(nnx.Module):
@@ -58,7 +58,7 @@ class ViT(nnx.Module):
         rngs: nnx.Rngs,
     ):
         shape = tuple(shape)
-        check_positive("ViT", classes=classes, patch=patch, width=width, depth=depth, heads=heads)
+        check_sizes("ViT", classes=classes, patch=patch, width=width, depth=depth, heads=heads)
         check_rngs("ViT", rngs)
         if len(shape) != 3 or shape[0] % patch or shape[1] % patch or width % heads:
             raise expected(

@@ -13,6 +13,7 @@ from koopjax._core import (
     as_flag,
     as_states,
     check_finite,
+    check_integer,
     check_metric,
     check_number,
     expected,
@@ -24,6 +25,7 @@ from koopjax._core import (
     promoted,
     pytree,
     read_numbers,
+    semidefinite_root,
 )
 from koopjax.observables._base import (
     Observables,
@@ -33,7 +35,6 @@ from koopjax.observables._base import (
     like,
     require_axes,
     require_dimension,
-    require_integer,
 )
 
 
@@ -283,7 +284,7 @@ class Project(Observables):
 
 
 def _check_rank(rank: int, d: int) -> None:
-    require_integer("the rank", rank, 1)
+    check_integer("the rank", rank, 1)
     if rank > d:
         raise expected(f"a rank from 1 to {d}, the number of coordinates", f"{rank}")
 
@@ -414,9 +415,8 @@ def _directions(x: Array, metric: Array | None, *, whiten: bool) -> tuple[Array,
     covariance = matmul((centred / unit).T, centred / unit) / x.shape[0]
     root = jnp.eye(x.shape[1], dtype=x.dtype)
     if metric is not None:
-        values, vectors = jnp.linalg.eigh(metric)
-        root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
-    values, vectors = jnp.linalg.eigh(matmul(root.T, matmul(covariance, root)))
+        root = semidefinite_root(metric).half
+    _, vectors = jnp.linalg.eigh(matmul(root.T, matmul(covariance, root)))
     matrix = _signed(matmul(root, vectors[:, ::-1]))
     if metric is not None:
         norm = jnp.linalg.norm(matrix, axis=0)

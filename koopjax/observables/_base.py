@@ -136,13 +136,6 @@ def require_axes(name: str, leaf: Any, axes: int) -> tuple[int, ...]:
     return shape
 
 
-def require_integer(name: str, value: Any, least: int) -> None:
-    """Raise unless a static setting is an integer of at least `least`."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not least <= value < 2**31:
-        raise expected(f"{name} as an integer of at least {least}", repr(value))
-
-
 def input_names(d: int, inputs: Sequence[str] | None) -> list[str]:
     """The coordinates' names, `x0`, `x1`, ... by default."""
     d = as_whole("d", d, 0)

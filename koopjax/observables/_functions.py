@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from koopjax._core import (
     Static,
+    check_integer,
     expected,
     inference_arguments,
     is_tracing,
@@ -20,7 +21,7 @@ from koopjax._core import (
     static,
     watched,
 )
-from koopjax.observables._base import Observables, input_names, require_integer
+from koopjax.observables._base import Observables, input_names
 
 
 class _Constant:
@@ -231,7 +232,7 @@ class Custom(Observables):
 
     def size(self, d: int) -> int:
         """The size that was stated."""
-        require_integer("the size of Custom", self.count, 1)
+        check_integer("the size of Custom", self.count, 1)
         if not callable(self.function):
             raise expected("a function in Custom", type(self.function).__name__)
         return self.count

@@ -11,6 +11,7 @@ from koopjax._core import (
     as_dtype,
     as_key,
     as_whole,
+    check_integer,
     expected,
     matmul,
     promoted,
@@ -25,7 +26,6 @@ from koopjax.observables._base import (
     positive,
     require_axes,
     require_dimension,
-    require_integer,
 )
 from koopjax.observables._kmeans import k_means, squared_distances, unit_of
 
@@ -78,7 +78,7 @@ class GaussianRBF(Observables):
         """
         x = near_rows("the data of GaussianRBF.fit", x)
         n = x.shape[0]
-        require_integer("n_centers", n_centers, 1)
+        check_integer("n_centers", n_centers, 1)
         if n_centers > n:
             raise expected(f"at most {n} centres, one a sample", f"{n_centers}", "fewer centres")
         most = max(64 * n_centers, 10_000)
@@ -155,8 +155,8 @@ class RandomFourier(Observables):
             bandwidth: positive length over which the kernel falls off.
             dtype: of the leaves; the default float dtype if left out.
         """
-        require_integer("d", d, 1)
-        require_integer("size", size, 1)
+        check_integer("d", d, 1)
+        check_integer("size", size, 1)
         bandwidth = positive(bandwidth)
         key = as_key("RandomFourier.create", key)
         dtype = jnp.result_type(float) if dtype is None else as_dtype("dtype", dtype)

@@ -8,8 +8,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, pytree, static
-from koopjax.observables._base import Observables, atom, input_names, require_integer
+from koopjax._core import check_integer, expected, pytree, static
+from koopjax.observables._base import Observables, atom, input_names
 from koopjax.observables._graded import (
     graded_size,
     pick,
@@ -74,7 +74,7 @@ class Monomials(Observables):
 
     def size(self, d: int) -> int:
         """`C(d + degree, degree)`."""
-        require_integer("the degree of Monomials", self.degree, 0)
+        check_integer("the degree of Monomials", self.degree, 0)
         return graded_size(d, self.degree)
 
     def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
@@ -139,7 +139,7 @@ class Orthogonal(Observables):
 
     def size(self, d: int) -> int:
         """`C(d + degree, degree)`."""
-        require_integer("the degree of Orthogonal", self.degree, 0)
+        check_integer("the degree of Orthogonal", self.degree, 0)
         if self.family not in FAMILIES:
             raise expected(f"a family in {sorted(FAMILIES)}", repr(self.family))
         return graded_size(d, self.degree)

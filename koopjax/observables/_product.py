@@ -13,6 +13,7 @@ from koopjax._core import (
     as_states,
     as_whole,
     check_dictionary,
+    check_integer,
     expected,
     leave,
     precise_as,
@@ -29,7 +30,6 @@ from koopjax.observables._base import (
     positive,
     require_axes,
     require_dimension,
-    require_integer,
 )
 from koopjax.observables._graded import require_addressable
 from koopjax.observables._polynomials import FAMILIES, univariate
@@ -70,7 +70,7 @@ class Polynomial1D(Univariate):
     def size(self, d: int = 1) -> int:
         """`degree + 1`."""
         self._check(d)
-        require_integer("the degree of Polynomial1D", self.degree, 0)
+        check_integer("the degree of Polynomial1D", self.degree, 0)
         if self.family not in ("monomial", *FAMILIES):
             raise expected(f"a family in {sorted(['monomial', *FAMILIES])}", repr(self.family))
         return self.degree + 1
@@ -110,7 +110,7 @@ class Trigonometric(Univariate):
     def size(self, d: int = 1) -> int:
         """`2 order + 1`."""
         self._check(d)
-        require_integer("the order of Trigonometric", self.order, 0)
+        check_integer("the order of Trigonometric", self.order, 0)
         require_axes("the scale of Trigonometric", self.scale, 0)
         return 2 * self.order + 1
 

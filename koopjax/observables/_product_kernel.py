@@ -11,6 +11,7 @@ from koopjax._core import (
     as_key,
     as_numbers,
     as_whole,
+    check_integer,
     expected,
     is_tracing,
     matmul,
@@ -24,7 +25,6 @@ from koopjax.observables._base import (
     like,
     near_rows,
     require_dimension,
-    require_integer,
 )
 from koopjax.observables._product import Product
 from koopjax.observables._product_series import (
@@ -101,7 +101,7 @@ class ProductKernel(Observables):
             raise expected("a Product", type(product).__name__, "Product.of(CosSin(), d)")
         product.modes(x.shape[1])
         if n_centers is not None:
-            require_integer("n_centers", n_centers, 1)
+            check_integer("n_centers", n_centers, 1)
             if n_centers > x.shape[0]:
                 raise expected(f"at most {x.shape[0]} centres, one a sample", f"{n_centers}")
             if key is None:
@@ -122,7 +122,7 @@ class ProductKernel(Observables):
         if len(shape) != 2:
             raise expected("centers of shape (m, d) in ProductKernel", f"shape {shape}")
         as_whole("the degree of ProductKernel", self.degree, 0, MOST_DEGREE)
-        require_integer("the rank of ProductKernel", self.rank, min(self.degree, 1))
+        check_integer("the rank of ProductKernel", self.rank, min(self.degree, 1))
         require_dimension("ProductKernel", d, shape[1])
         self.product.modes(d)
         return shape[0]

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import as_array, as_whole, expected
+from koopjax._core import as_array, as_whole, expected, in_float64, is_wide
 from koopjax.sweep._fingerprint import fingerprint
 from koopjax.sweep._lanes import LANES, Program, bytes_of
 from koopjax.sweep._ledger import Ledger
@@ -19,10 +18,7 @@ from koopjax.sweep._table import Table
 
 def wide(tree: Any) -> contextlib.AbstractContextManager:
     """A context in which float64 arrays of the data stay float64; else one that does nothing."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-    if any(leaf.dtype == jnp.float64 for leaf in leaves):
-        return jax.enable_x64(True)
-    return contextlib.nullcontext()
+    return in_float64(is_wide(tree))
 
 
 def _check(lanes: str, chunk: Any) -> None:

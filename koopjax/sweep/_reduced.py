@@ -12,18 +12,16 @@ from jaxtyping import Array, Float
 
 from koopjax import edmd
 from koopjax._core import (
-    NONFINITE_DATA,
     check_metric,
     expected,
     matmul,
     own_rules,
+    precise,
     pytree,
     read_numbers,
+    semidefinite_root,
 )
-from koopjax.edmd._factor import is_finite
-from koopjax.edmd._smooth import leading_vectors, root_metric
-from koopjax.edmd._solve import cancellation, judge, rounding_unit
-from koopjax.sweep._grid import grid, wide
+from koopjax.sweep._grid import grid
 from koopjax.sweep._table import RankTable, Table
 
 Statistics = edmd.Gram | edmd.RFactor
@@ -73,7 +71,7 @@ class LowRankTable(RankTable):
         """
         which = position("alpha", alpha, self.alphas)
         (k,) = check_ranks([rank], self.family.right.shape[1])
-        with wide(self.family):
+        with precise(self.family):
             return self.family.left[which, :, :k], self.family.right[which, :k]
 
 
@@ -131,8 +129,7 @@ def _factor_errors(stats: edmd.RFactor, left: Array, right: Array, metric: Array
     """The same from an R factor, by residuals, so that small errors keep their digits."""
     r, p = stats.r, stats.p
     if metric is not None:
-        values, vectors = jnp.linalg.eigh((metric + metric.T) / 2)
-        root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
+        root = semidefinite_root(metric).half
         r = jnp.concatenate([r[:, :p], matmul(r[:, p:], root)], axis=1)
         right = matmul(right, root)
     below = jnp.sum(r[p:, p:] ** 2)
@@ -158,31 +155,25 @@ def _families(
 ) -> Family:
     errors = _factor_errors if isinstance(stats, edmd.RFactor) else _gram_errors
 
-    finite = is_finite(stats)
-    # One set of clean statistics for everything, so that the compiler factorises it once.
-    clean = jax.tree.map(lambda a: jnp.where(finite, a, 0), stats)
-    roots = root_metric(metric, stats.sizes[1], stats.dtype)
+    # One factorisation for all ridges and ranks.
+    made = edmd.factorise(stats)
 
     def one(alpha: Array) -> Family:
-        base = edmd.Ridge(alpha, relative).compute(clean)
-        w = leading_vectors(clean, base.alpha, min(stats.sizes), roots)
-        left = matmul(base.value if roots is None else matmul(base.value, roots[0]), w)
-        right = w.T if roots is None else matmul(w.T, roots[1])
-        rounding = rounding_unit(clean, base.amplification)
-        lost = cancellation(clean, base.value)
-        code = judge(clean, base, rounding, lost, finite, stats.dtype)
-        error = errors(clean, left, right, metric)  # pyright: ignore[reportArgumentType]
+        outcome = edmd.Ridge(alpha, relative).compute(made)
+        judged = made.judged(outcome)
+        left, right = made.factors(outcome.alpha, metric)
+        error = errors(made.statistics, left, right, metric)  # pyright: ignore[reportArgumentType]
         held_error = jnp.full_like(error, jnp.nan)
         if held is not None:
             held_error = _gram_errors(held, left, right, metric)
-        known = lambda a: jnp.where(finite, a, jnp.nan)
+        known = lambda a: jnp.where(made.finite, a, jnp.nan)
         return Family(
             left=known(left),
             right=known(right),
             error=known(error),
             held=known(held_error),
-            condition=base.condition,
-            result=jnp.where(finite, code, NONFINITE_DATA),
+            condition=judged.info.condition,
+            result=judged.result,
         )
 
     return jax.lax.map(one, alphas)
@@ -252,7 +243,7 @@ def reduced_ranks(
     if validation is not None and getattr(validation, "sizes", None) != (p, q):
         got = f"{getattr(validation, 'sizes', type(validation).__name__)}"
         raise expected(f"validation statistics of sizes {(p, q)}", got)
-    with wide(statistics):
+    with precise(statistics):
         dtype = statistics.dtype
         family = _families(
             statistics,

@@ -27,6 +27,7 @@ from koopjax._core import (
     has_float64,
     precise_as,
     pytree,
+    semidefinite_root,
     static,
     traced,
     working_dtype,
@@ -241,14 +242,6 @@ def _in_blocks(array: Array, block: int) -> Array:
     return jnp.pad(array, fill).reshape(*head, count, block, m)
 
 
-def _metric_root(metric: Any, q: int, dtype: Any) -> Array:
-    if metric is None:
-        return jnp.eye(q, dtype=dtype)
-    metric = metric.astype(dtype)
-    values, vectors = jnp.linalg.eigh((metric + metric.T) / 2)
-    return (vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]) @ vectors.T
-
-
 @functools.partial(jax.jit, static_argnames="size")
 def _fit(
     fitter: AlsFitter, rank: Any, key: Any, alpha: Any, rtol: Any, given: Any, *, size: int
@@ -296,7 +289,9 @@ def _problem(
     limits, one = jnp.asarray(feasible(modes, size), jnp.int32), jnp.ones(1, jnp.int32)
     inner = jnp.broadcast_to(rank, (d - 1,)) if rank.ndim == 0 else rank
     first = jnp.minimum(limits, jnp.concatenate([one, jnp.maximum(inner, 1), one]))
-    root = _metric_root(fitter.metric, fitter.y.shape[1], wide)
+    root = jnp.eye(fitter.y.shape[1], dtype=wide)
+    if fitter.metric is not None:
+        root = semidefinite_root(fitter.metric.astype(wide)).symmetric
     return Problem(
         factors=factors,
         targets=targets,

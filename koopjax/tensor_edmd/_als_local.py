@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from koopjax._core import masked_qr, matmul
+from koopjax._core import masked_qr, matmul, semidefinite_root
 
 #: How often the damping of a Cholesky factorisation is raised before it is given up.
 TRIES = 8
@@ -151,8 +151,7 @@ def _lower(top: Array, side: Array, last: Array) -> Array:
 def root(gram: Array) -> Array:
     """Symmetric square root of a positive semidefinite matrix, up to a common factor."""
     trace = jnp.trace(gram)
-    values, vectors = jnp.linalg.eigh(gram / jnp.where(trace > 0, trace, 1))
-    return matmul(vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :], vectors.T)
+    return semidefinite_root(gram / jnp.where(trace > 0, trace, 1)).symmetric
 
 
 def orthonormal(columns: Array, spare: Array, good: Array, rows: Array, mask: Array) -> Array:

@@ -17,7 +17,9 @@ from koopjax._core import (
     UNDERDETERMINED,
     blocks,
     cast,
+    eig,
     expected,
+    left_vectors,
     matmul,
     message,
     own_rules,
@@ -27,7 +29,6 @@ from koopjax._core import (
     read_numbers,
     worst,
 )
-from koopjax.edmd._eig import eig, left_vectors
 from koopjax.tensor_edmd._dictionary import check_states, concrete, evaluated, modes_of
 from koopjax.tensor_edmd._mandy import MOST_SAMPLES, as_snapshots, check_settings, work_dtype
 from koopjax.tensor_edmd._mandy_dual import (

@@ -11,6 +11,7 @@ from koopjax._core import (
     ILL_CONDITIONED,
     NONFINITE_SOLUTION,
     SUCCESS,
+    as_pair,
     cast,
     check_finite,
     expected,
@@ -21,7 +22,6 @@ from koopjax._core import (
     traced,
     worst,
 )
-from koopjax.edmd._inputs import as_pair
 from koopjax.observables import Product, ProductKernel
 from koopjax.tensor_edmd import _kernel_direct as direct
 from koopjax.tensor_edmd._dictionary import separable, with_product

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import as_numbers, check_finite, expected, is_tracing
-from koopjax.edmd._memory import available_bytes
+from koopjax._core import as_numbers, available_bytes, check_finite, expected, is_tracing
 
 METHODS = ("auto", "cholesky", "cg", "nystrom")
 # Kernel matrix, the damped copy, its factor.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import as_whole, check_finite, check_metric, expected, read_numbers
+from koopjax._core import as_whole, check_finite, check_metric, expected, read_numbers, ridge_solve
 from koopjax.observables import Compose, Identity, Project, Select, Standardize
 
 KINDS = ("pca", "active_subspace", "output")
@@ -205,7 +205,7 @@ def _regression_metric(x: Any, y: Any, metric: Any) -> Array:
     spread = a.std(axis=0)
     spread = np.where(spread > 0, spread, 1)
     a = a / spread
-    slope = np.linalg.solve(a.T @ a / len(a) + 1e-8 * np.eye(a.shape[1]), a.T @ b / len(a))
+    slope = ridge_solve(a.T @ a / len(a), a.T @ b / len(a), 1e-8)
     check_metric("metric", metric, b.shape[1])
     side = np.eye(b.shape[1]) if metric is None else np.asarray(metric, np.float64)
     seen = slope @ side @ slope.T

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax import tt
-from koopjax._core import expected, matmul
+from koopjax._core import expected, matmul, semidefinite_root
 from koopjax.tensor_edmd import _matrix_order as order, _matrix_solve as als
 
 STARTS = ("whitened", "plain")
@@ -83,11 +83,9 @@ def _whitened_start(
     host = np.asarray(weight, np.float64).reshape(*row_modes, *column_modes)
     inverse = []
     for axis, factor in enumerate([*rows, *columns]):
-        values, vectors = np.linalg.eigh(np.asarray(factor, np.float64))
-        values = np.sqrt(np.maximum(values, FLOOR * values[-1]))
-        root = (vectors * values) @ vectors.T
-        host = np.moveaxis(np.tensordot(root, host, (1, axis)), 0, axis)
-        inverse.append((vectors / values) @ vectors.T)
+        root = semidefinite_root(np.asarray(factor, np.float64), FLOOR)
+        host = np.moveaxis(np.tensordot(root.symmetric, host, (1, axis)), 0, axis)
+        inverse.append(root.inverse)
     whitened = host.reshape(weight.shape)
     train = tt.matrix_from_dense(whitened, row_modes, column_modes, ranks)
     back = zip(train.cores, inverse[: len(rows)], inverse[len(rows) :], strict=True)

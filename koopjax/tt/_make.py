@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import as_key, check_finite, expected
-from koopjax.tt._precision import precise, precise_as
+from koopjax._core import as_key, check_finite, expected, precise_as
+from koopjax.tt._precision import precise
 from koopjax.tt._ranks import as_ranks, feasible_ranks
 from koopjax.tt._support import as_floating, check_dtype, check_modes
 from koopjax.tt._trains import TensorTrain, TTMatrix

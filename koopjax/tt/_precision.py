@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import expected, has_float64, has_x64
+from koopjax._core import expected, has_float64, has_x64, in_float64
 
 
 def precise(*trees: Any) -> contextlib.AbstractContextManager:
@@ -19,9 +19,7 @@ def precise(*trees: Any) -> contextlib.AbstractContextManager:
     Raises:
         ValueError: there are such numbers, and the backend has no float64.
     """
-    if has_x64() or not any(map(_is_wide, jax.tree.leaves(trees))):
-        return contextlib.nullcontext()
-    return jax.enable_x64(True)
+    return in_float64(not has_x64() and any(map(_is_wide, jax.tree.leaves(trees))))
 
 
 def _is_wide(leaf: Any) -> bool:
@@ -52,11 +50,6 @@ def floating_dtype(*arrays: Any) -> np.dtype:
     with precise(arrays):
         dtype = jnp.result_type(*arrays)
         return np.dtype(dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.result_type(float))
-
-
-def precise_as(dtype: Any) -> contextlib.AbstractContextManager:
-    """As `precise`, for arrays of a dtype that are about to be made."""
-    return precise(jax.ShapeDtypeStruct((), np.dtype(dtype)))
 
 
 def einsum(pattern: str, *operands: Any) -> Array:

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import as_whole, check_finite, expected, on_device, traced
+from koopjax._core import as_whole, check_finite, expected, on_device, precise_as, traced
 from koopjax.tt._padded import pad, unpad
-from koopjax.tt._precision import precise_as
 from koopjax.tt._range import balanced, lifted, placed
 from koopjax.tt._ranks import RoundInfo, as_ranks, feasible_ranks, was_clipped
 from koopjax.tt._support import as_floating, check_modes, check_rtol

@@ -100,3 +100,24 @@ def test_products_do_not_lose_precision():
     assert _core.has_float64()
     assert not _core.is_tracing(a)
     assert jax.jit(lambda x: jnp.asarray(_core.is_tracing(x)))(a)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_roots_of_a_semidefinite_matrix(on_host):
+    a = np.random.default_rng(1).normal(size=(5, 3))
+    with jax.enable_x64(True):
+        m = a @ a.T if on_host else jnp.asarray(a @ a.T)
+        bare, floored = _core.semidefinite_root(m), _core.semidefinite_root(m, 1e-6)
+        assert isinstance(bare.half, np.ndarray) == on_host
+        for root in (bare.half, bare.symmetric):
+            np.testing.assert_allclose(root @ root.T, m, atol=1e-12)
+        np.testing.assert_allclose(floored.symmetric @ floored.inverse, np.eye(5), atol=1e-10)
+        values = np.linalg.eigvalsh(floored.symmetric @ floored.symmetric)
+        np.testing.assert_allclose(values[:2], 1e-6 * values[-1], rtol=1e-4)
+        nothing = _core.semidefinite_root(0 * m, 1e-6)
+        np.testing.assert_allclose(nothing.symmetric, 1e-3 * np.eye(5), atol=1e-12)
+
+
+def test_a_ridge_on_the_host():
+    g = np.diag([1.0, 2.0])
+    np.testing.assert_allclose(_core.ridge_solve(g, np.ones((2, 1)), 1.0), [[1 / 2], [1 / 3]])

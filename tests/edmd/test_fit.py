@@ -260,7 +260,7 @@ def test_residuals_tell_spurious_pairs():
 
 
 def test_eigenvalues_on_the_host_agree_and_have_derivatives():
-    from koopjax.edmd import _eig
+    from koopjax._core import _eig
 
     k = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5)), jnp.float32)
     host, _ = jax.jit(jax.vmap(_eig._on_host))(k)

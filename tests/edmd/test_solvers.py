@@ -249,7 +249,7 @@ def test_large_dictionaries_are_diagnosed_by_estimates(monkeypatch):
 @pytest.mark.parametrize("alpha", [0.0, 1e-3])
 def test_large_dependent_dictionaries_take_one_factorisation(kind, alpha, monkeypatch):
     """The solution of the small ones, its rank and code, with or without a ridge."""
-    from koopjax.edmd import _factor, _solve
+    from koopjax.edmd import _factor, _solvers
 
     x, y = problem()
     x = np.concatenate([x, x[:, :2], np.zeros((N, 1))], axis=1)
@@ -257,7 +257,7 @@ def test_large_dependent_dictionaries_take_one_factorisation(kind, alpha, monkey
         stats = kind.from_batch(x, y)
         small = edmd.solve(stats, edmd.Ridge(alpha))
         monkeypatch.setattr(_factor, "EXACT", 4)
-        large = jax.jit(lambda stats: _solve.compute(stats, edmd.Ridge(alpha)))(stats)
+        large = jax.jit(lambda stats: _solvers.compute(stats, edmd.Ridge(alpha)))(stats)
     np.testing.assert_allclose(large.value, small.value, atol=1e-10)
     assert int(large.info.rank) == int(small.info.rank) == P
     assert int(large.result) == int(small.result) == (SUCCESS if alpha else RANK_DEFICIENT)

@@ -170,7 +170,7 @@ def test_half_precision_is_summed_in_more(rng):
 
 
 def test_nothing_is_recompiled_for_the_same_shapes(rng):
-    from koopjax.edmd import _accumulate, _solve
+    from koopjax.edmd import _accumulate, _solvers
 
     x = rng.normal(size=(40, 2)).astype(np.float32)
     for run in range(3):
@@ -180,7 +180,7 @@ def test_nothing_is_recompiled_for_the_same_shapes(rng):
         sizes = (
             _accumulate._from_arrays._cache_size(),
             _accumulate._absorb_batch._cache_size(),
-            _solve._compute._cache_size(),
+            _solvers._compute._cache_size(),
         )
         first = sizes if run == 0 else first
         assert sizes == first

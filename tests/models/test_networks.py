@@ -127,8 +127,8 @@ def test_linen_cnn_has_the_parameters_of_its_twin(train):
     ("call", "message"),
     [
         (lambda r: models.MLP((5,), rngs=r), "sizes of two widths"),
-        (lambda r: models.MLP((5, 0), rngs=r), "size a positive integer, got 0"),
-        (lambda r: models.ResidualMLP(4, 4, 0, 2, rngs=r), "depth a positive integer"),
+        (lambda r: models.MLP((5, 0), rngs=r), "size as an integer of at least 1, got 0"),
+        (lambda r: models.ResidualMLP(4, 4, 0, 2, rngs=r), "depth as an integer"),
         (lambda r: models.CNN((2, 2, 1), 3, (4, 4), rngs=r), "4 pixels or more a side"),
         (lambda r: models.CNN((8, 8), 3, rngs=r), r"shape \(height, width, channels\)"),
         (lambda r: models.ViT((9, 9, 1), 3, rngs=r), "patch divides"),

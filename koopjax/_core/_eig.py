@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from koopjax._core import matmul, promoted
+from koopjax._core._linalg import matmul
+from koopjax._core._precision import promoted
 
 
 def _on_host(k: Array) -> tuple[Array, Array]:
