@@ -32,8 +32,7 @@ from koopjax.analysis._sobol import (
     root_of,
     sobol_of,
 )
-from koopjax.tensor_edmd import FunctionMajor, separable
-from koopjax.tensor_edmd._dictionary import factors_of
+from koopjax.tensor_edmd import FunctionMajor, factors_of, separable
 
 #: Standard deviation up to which an output does not vary, in roundings of its root mean square.
 ROUNDINGS = 128

@@ -12,7 +12,6 @@ from jaxtyping import Array
 
 from koopjax import sweep, tensor_edmd
 from koopjax.analysis._trains import product
-from koopjax.sweep._fingerprint import digest
 
 #: Ranks that are compiled together are padded to the next of these: a lane costs what its padding
 #: costs, and a compilation costs more than a small lane.
@@ -119,7 +118,7 @@ def _book(ledger: Any, data: Any, family: str, lanes: Any, size: int) -> Any:
     """The file of one compiled shape, named by all that its figures depend on."""
     if ledger is None:
         return None
-    name = digest((data, np.asarray(lanes, np.float64)))[:12]
+    name = sweep.digest((data, np.asarray(lanes, np.float64)))[:12]
     return pathlib.Path(ledger) / f"{family}-{lanes[0][0]}-{size}-{name}.ledger"
 
 

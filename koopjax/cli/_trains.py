@@ -38,7 +38,7 @@ def check_plane(
     degrees: str, ranks: str, latent: int, memory_limit: str | None, option: str = "--ranks"
 ) -> dict[str, Any]:
     """The settings of a plane as the library takes them; mistakes before any work."""
-    from koopjax.sweep._lanes import bytes_of
+    from koopjax.sweep import bytes_of
 
     with mistakes("--memory-limit"):
         bytes_of(memory_limit)

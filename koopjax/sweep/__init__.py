@@ -2,14 +2,29 @@
 
 `grid` runs any pure function over a grid of settings: what changes a shape is compiled once a
 value, all else is lanes of one vmap, in chunks that fit a memory limit, with a ledger on disk.
-`ranks` fits all ranks of a reduced-rank regression from one set of statistics, or tensor trains of
-many ranks padded to a few sizes.
+`reduced_ranks` fits all ranks of a reduced-rank regression from one set of statistics,
+`train_ranks` tensor trains of many ranks padded to a few sizes; `ranks` is either, by what it is
+given.
 """
 
-from koopjax.sweep._grid import grid as grid
-from koopjax.sweep._ranks import ranks as ranks
-from koopjax.sweep._reduced import LowRankTable as LowRankTable
-from koopjax.sweep._table import Pivot as Pivot, Table as Table
-from koopjax.sweep._trains import TrainTable as TrainTable
+from koopjax.sweep._fingerprint import digest
+from koopjax.sweep._grid import grid
+from koopjax.sweep._lanes import bytes_of
+from koopjax.sweep._ranks import ranks
+from koopjax.sweep._reduced import LowRankTable, reduced_ranks
+from koopjax.sweep._table import Pivot, RankTable, Table
+from koopjax.sweep._trains import TrainTable, train_ranks
 
-__all__ = ["LowRankTable", "Pivot", "Table", "TrainTable", "grid", "ranks"]
+__all__ = [
+    "LowRankTable",
+    "Pivot",
+    "RankTable",
+    "Table",
+    "TrainTable",
+    "bytes_of",
+    "digest",
+    "grid",
+    "ranks",
+    "reduced_ranks",
+    "train_ranks",
+]

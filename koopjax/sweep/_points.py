@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -244,6 +244,3 @@ def check_function(function: Any, data: Sequence[Any], names: Sequence[str]) -> 
             f"a function of {len(data)} data arguments and the keywords {list(names)}",
             f"one with the signature {signature} ({error})",
         ) from None
-
-
-Function = Callable[..., Mapping[str, Any]]

@@ -22,7 +22,7 @@ from koopjax._core import (
     semidefinite_root,
 )
 from koopjax.sweep._grid import grid
-from koopjax.sweep._table import Table
+from koopjax.sweep._table import RankTable, Table
 
 Statistics = edmd.Gram | edmd.RFactor
 
@@ -49,7 +49,7 @@ class Family:
 
 
 @dataclasses.dataclass(frozen=True)
-class LowRankTable(Table):
+class LowRankTable(RankTable):
     """A table over ranks, with the factors of all of them.
 
     Attributes:
@@ -195,17 +195,40 @@ class _Scored:
 @own_rules()
 def reduced_ranks(
     statistics: Statistics,
-    ranks: Any = None,
+    ranks: Sequence[int] | None = None,
     *,
-    metric: Any = None,
-    alpha: Any = 0.0,
+    metric: Float[Array, "q q"] | None = None,
+    alpha: float | Sequence[float] = 0.0,
     relative: float = 0.0,
     validation: Statistics | None = None,
     score: Callable[..., Any] | None = None,
     lanes: str = "vmap",
     memory_limit: float | str | None = None,
 ) -> LowRankTable:
-    """The first form of `ranks`; described there."""
+    """Reduced-rank regressions of all ranks from one set of EDMD statistics.
+
+    The factors of all ranks are leading columns of those of the largest, so one factorisation a
+    ridge serves all of them, and their errors are cumulative sums of one product.
+
+    Args:
+        statistics: `edmd.Gram` or `edmd.RFactor`.
+        ranks: from 1 to `min(p, q)`; None for all.
+        metric: `(q, q)`, what an error in the outputs costs.
+        alpha: a ridge, or several; absolute.
+        relative: a ridge in units of the mean squared column norm.
+        validation: statistics of held-out samples.
+        score: called as `score(left, right)` on factors `(p, k)` and `(k, q)` masked to the rank;
+            returns a scalar or a dict of them, which become columns.
+        lanes, memory_limit: of the scores, as for `grid`.
+
+    Returns:
+        A row for each rank at each ridge, ranks running fastest, as `ranks` says.
+
+    Numerics:
+        What `edmd.solve` costs for one rank, and `2 p² min(p, q)` operations. From a Gram matrix
+        errors below the root of the rounding unit are lost in cancellation; from an R factor they
+        are not.
+    """
     if statistics.folds is not None:
         raise expected(
             "statistics of all samples together",

@@ -290,6 +290,20 @@ class Table:
         return "\n".join(line.rstrip() for line in lines)
 
 
+@dataclasses.dataclass(frozen=True)
+class RankTable(Table):
+    """A table over ranks, with the fits."""
+
+    def fit(self, rank: int, alpha: float | None = None) -> Any:
+        """One of the fits.
+
+        Args:
+            rank: its rank.
+            alpha: its ridge; may be left out where there is one.
+        """
+        raise NotImplementedError
+
+
 def _spread(name: str, values: list[Any]) -> dict[str, Any]:
     """Mean and standard deviation of a column; the common value of one that holds no numbers."""
     if not all(isinstance(v, int | float) for v in values):

@@ -1,34 +1,35 @@
 """Tensor-train ranks, ridges and seeds in one call: lanes padded to a few sizes."""
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from koopjax._core import cast, check_finite, expected, has_float64, own_rules, working_dtype
+from koopjax._core import expected, has_float64, own_rules
 from koopjax.sweep._buckets import bucket_sizes
 from koopjax.sweep._grid import grid, wide
 from koopjax.sweep._reduced import check_ranks, listed_alphas, position
-from koopjax.sweep._table import Table
-from koopjax.tensor_edmd import PaddedKoopman, TensorKoopman, separable
-from koopjax.tensor_edmd._als import BLOCK, MAX_LOCAL, _check_counts, _check_data, _fit
-from koopjax.tensor_edmd._padded import feasible
+from koopjax.sweep._table import RankTable, Table
+from koopjax.tensor_edmd import AlsFitter, AlsSettings, TensorKoopman
 
 LANES = ("auto", "vmap", "map")
+#: Settings of `als` that a sweep takes; its ranks are fixed, so `adaptive` is none of them.
+FITTING = ("sweeps", "batch_size", "patience", "dtype")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainTable(Table):
+class TrainTable(RankTable):
     """A table over tensor-train ranks, with the fits.
 
     Attributes:
         psi: the dictionary.
-        fits: a padded fit's arrays for each row.
+        fits: a `PaddedKoopman` without its dictionary for each row.
     """
 
     psi: Any = None
@@ -49,129 +50,116 @@ class TrainTable(Table):
         found = next(
             i for i, row in enumerate(self.rows) if all(row[k] == v for k, v in wanted.items())
         )
-        fields = self.fits[found]
-        double = any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(fields))
+        fit = self.fits[found]
+        double = any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(fit))
         with jax.enable_x64(True) if double else wide(self.psi):
-            return PaddedKoopman(self.psi, *jax.tree.map(jnp.asarray, fields)).unpad()
+            return dataclasses.replace(jax.tree.map(jnp.asarray, fit), psi=self.psi).unpad()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Lane:
-    """One fit at a padded size; equal for equal settings, so that nothing is compiled twice."""
+    """One fit at a padded size; equal for equal scores, so that nothing is compiled twice."""
 
-    sweeps: int
-    block: int
-    patience: int | None
-    narrow: Any
-    wide: Any
     score: Callable[..., Any] | None
 
     def __call__(
-        self, psi: Any, x: Array, y: Array, x_val: Any, y_val: Any, metric: Any, keys: Array,
-        *, size: int, rank: Array, alpha: Array, seed: Array,
-    ) -> dict[str, Any]:  # fmt: skip
-        fields = _fit(
-            psi, x, y, x_val, y_val, metric, rank, keys[seed], alpha, 0.0, None, size=size,
-            sweeps=self.sweeps, block=self.block, adaptive=False, patience=self.patience,
-            narrow=self.narrow, wide=self.wide, stored=np.dtype(x.dtype),
-        )  # fmt: skip
-        fields = cast(fields, x.dtype)
-        fit = PaddedKoopman(psi, *fields)
+        self, fitter: AlsFitter, keys: Array, *, size: int, rank: Array, alpha: Array, seed: Array
+    ) -> dict[str, Any]:
+        fit = fitter.fit(rank, keys[seed], max_rank=size, alpha=alpha)
         out = {"error": fit.info.residual}
-        if x_val is not None:
+        if fitter.x_val is not None:
             out["validation_error"] = fit.validation
         if self.score is not None:
             made = self.score(fit)
             out.update(made if isinstance(made, Mapping) else {"score": made})
-        out["numbers"] = _numbers(fit, separable(psi)[1].modes(), y.shape[1])
-        return {**out, "condition": fit.info.condition, "result": fit.result, "fit": fields}
-
-
-def _numbers(fit: PaddedKoopman, modes: tuple[int, ...], q: int) -> Array:
-    """Numbers in the cores at their exact ranks."""
-    outputs = jnp.where(jnp.arange(len(modes)) == fit.position, q, 1)
-    ranks = fit.ranks.astype(jnp.int32)
-    sizes = ranks[:-1] * jnp.asarray(modes, jnp.int32) * ranks[1:] * outputs.astype(jnp.int32)
-    return jnp.sum(sizes).astype(jnp.int32)
+        bare = dataclasses.replace(fit, psi=None)
+        out.update(numbers=fit.numbers, condition=fit.info.condition, result=fit.result, fit=bare)
+        return out
 
 
 @own_rules()
 def train_ranks(
     psi: Any,
-    x: Any,
-    y: Any,
-    ranks: Any,
-    key: Any,
+    x: Float[Array, "n d"],
+    y: Float[Array, "n q"],
+    ranks: Sequence[int],
+    key: Array,
     *,
-    alpha: Any = 0.0,
-    sweeps: int = 4,
+    alpha: float | Sequence[float] = 0.0,
     x_val: Any = None,
     y_val: Any = None,
     metric: Any = None,
     score: Callable[..., Any] | None = None,
-    buckets: Any = None,
-    batch_size: int | None = None,
-    patience: int | None = None,
-    dtype: Any = None,
+    buckets: Sequence[int] | None = None,
     lanes: str = "auto",
-    chunk: int | None = None,
-    memory_limit: float | str | None = None,
-    ledger: Any = None,
-    progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
 ) -> TrainTable:
-    """The second form of `ranks`; described there."""
-    chosen, alphas = check_ranks(ranks), listed_alphas(alpha)
+    """Tensor trains of many ranks, ridges and seeds by `tensor_edmd.als`, in one call.
+
+    Each fit is a lane of a compiled program, padded to one of a few sizes; one compilation a size.
+
+    Args:
+        psi: a `Product`, or a `Compose` that ends in one.
+        x: `(n, d)`.
+        y: `(n, q)`.
+        ranks: TT ranks; clipped to what the modes allow, which the fit's `info.reason` says.
+        key: of the random starts, or a vector of keys for as many seeds.
+        alpha: a ridge, or several; absolute.
+        x_val, y_val, metric: as for `als`.
+        score: a function of the fit, a `PaddedKoopman`, returning a scalar or a dict of them,
+            which become columns.
+        buckets: the sizes that lanes are padded to (None: the fewest that cost at most a third more
+            work than no padding, 7, 11, 14 and 16 for ranks 1 to 16).
+        lanes: as for `grid`; "auto" is "map" on a CPU and "vmap" elsewhere.
+        **settings: `sweeps`, `batch_size`, `patience` and `dtype` as for `als`; `chunk`,
+            `memory_limit`, `ledger` and `progress` as for `grid`.
+
+    Returns:
+        A row for each rank at each ridge and seed, ranks running fastest, as `ranks` says.
+
+    Numerics: as many single fits, of the padded sizes.
+
+    Raises:
+        ValueError: what `ranks` raises; NaN or infinity in `x` or `y`; a memory limit below what
+            one lane takes.
+    """
+    chosen, alphas, keys = check_ranks(ranks), listed_alphas(alpha), _keys(key)
     if lanes not in LANES:
         raise expected(f"lanes in {LANES}", repr(lanes))
-    for name, value in (("x", x), ("y", y), ("x_val", x_val), ("y_val", y_val), ("metric", metric)):
-        if value is not None:
-            with wide(value):
-                check_finite(name, value)
-    keys = _keys(key)
-    with wide((x, y)):
-        _check_counts(max(chosen), sweeps, batch_size, patience)
-        data, modes = _check_data(psi, x, y, x_val, y_val, metric)
-    most = max(feasible(modes, 2**30))
+    how = AlsSettings(**{name: settings.pop(name) for name in FITTING if name in settings})
+    fitter = AlsFitter.of(psi, x, y, how, x_val, y_val, metric)
+    fitter.require_finite()
+    most = fitter.largest_rank
     sizes = bucket_sizes([min(rank, most) for rank in chosen], buckets)
-    local = min(max(sizes.values()), most) ** 2 * max(modes)
-    if local > MAX_LOCAL:
-        raise expected(
-            f"at most {MAX_LOCAL:,} unknowns in a local problem", f"{local:,}", "smaller ranks"
-        )
-    narrow = np.dtype(working_dtype(data[0].dtype if dtype is None else dtype))
-    double = has_float64()
-    lane = _Lane(
-        sweeps, min(batch_size or BLOCK, data[0].shape[0]), patience, narrow,
-        np.dtype(np.float64) if double else narrow, score,
-    )  # fmt: skip
+    fitter.size(max(sizes.values()))
     if lanes == "auto":
         # On a CPU factorisations of a batch run one after another in any case, and lanes in turn
         # take the memory of one.
         lanes = "map" if jax.default_backend() == "cpu" else "vmap"
     points = list(itertools.product(range(len(alphas)), range(keys.shape[0]), chosen))
-    with jax.enable_x64(double):
+    with jax.enable_x64(has_float64()):
         made = grid(
-            lane,
+            _Lane(score),
             {
                 "size": [min(sizes[min(rank, most)], most) for _, _, rank in points],
                 "rank": np.asarray([rank for _, _, rank in points], np.int32),
-                "alpha": jnp.asarray(np.asarray([alphas[at] for at, _, _ in points], lane.wide)),
+                "alpha": jnp.asarray(np.asarray([alphas[at] for at, _, _ in points], fitter.wide)),
                 "seed": np.asarray([seed for _, seed, _ in points], np.int32),
             },
-            data=(psi, *data, keys),
+            data=(fitter, keys),
             static=("size",),
             zip=True,
             lanes=lanes,
-            chunk=chunk,
-            memory_limit=memory_limit,
-            ledger=ledger,
-            progress=progress,
+            **settings,
         )
     return _train_table(psi, made, alphas, points)
 
 
 def _keys(key: Any) -> Array:
     """A vector of random keys from one or several."""
+    if getattr(key, "dtype", None) == np.uint32:
+        with contextlib.suppress(TypeError, ValueError):
+            key = jax.random.wrap_key_data(jnp.asarray(key))
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed or key.ndim > 1 or key.size == 0:
         raise expected(

@@ -355,27 +355,17 @@ class Run(NamedTuple):
     sweeps: Array
 
 
-@functools.partial(
-    jax.jit, static_argnames=("size", "sweeps", "adaptive", "patience", "wide")
-)  # fmt: skip
-def run(
-    problem: Problem,
-    given: Any,
-    *,
-    size: int,
-    sweeps: int,
-    adaptive: bool,
-    patience: int | None,
-    wide: Any,
-) -> Run:
+@functools.partial(jax.jit, static_argnames=("size", "settings", "wide"))
+def run(problem: Problem, given: Any, *, size: int, settings: Any, wide: Any) -> Run:
     """Start, sweep there and back, stop when the score has not improved for so many sweeps."""
+    sweeps, patience = settings.sweeps, settings.patience or settings.sweeps
     state = start(problem, size, wide, given)
     history = jnp.full((2 * sweeps, 2), jnp.nan, wide)
-    both = functools.partial(_half, problem, adaptive=adaptive, wide=wide)
+    both = functools.partial(_half, problem, adaptive=settings.adaptive, wide=wide)
 
     def more(carry: Any) -> Array:
         _, _, count, stale = carry
-        return (count < sweeps) & (stale < (sweeps if patience is None else patience))
+        return (count < sweeps) & (stale < patience)
 
     def sweep(carry: Any) -> Any:
         state, history, count, stale = carry

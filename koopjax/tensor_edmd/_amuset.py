@@ -1,6 +1,5 @@
 """AMUSEt: eigenvalues and eigenfunctions of EDMD over a full product dictionary, as trains."""
 
-import functools
 import math
 from typing import Any
 
@@ -37,6 +36,7 @@ from koopjax.tensor_edmd._mandy_dual import (
     canonical_train,
     cross_product,
     product_of,
+    restrict,
     sliced,
 )
 from koopjax.tensor_edmd._result import TensorInfo, block_size, evaluate_train
@@ -191,13 +191,6 @@ def _right_vectors(left: Array, factor: Array, weight: Array) -> tuple[Array, Ar
     return a, vt.T, s, jnp.sqrt(jnp.flip(jnp.cumsum(jnp.flip(s**2))))
 
 
-@functools.partial(jax.jit, static_argnames="width")
-def _cut(a: Array, vectors: Array, rank: Array, *, width: int) -> tuple[Array, Array]:
-    kept = (jnp.arange(width) < rank).astype(a.dtype)
-    v = vectors[:, :width] * kept[None, :]
-    return v, matmul(a, v)
-
-
 @jax.jit
 def _tail_norms(factors: list[Array]) -> list[Array]:
     """For every mode, the norm of what the later modes multiply a sample's row by."""
@@ -232,7 +225,7 @@ def data_train(
         most = min(vectors.shape[1], max_rank or m)
         rank = jnp.clip(jnp.sum((values if k == d - 1 else tails) > limit), 1, most)
         width = bucket(int(rank), most) if known else most
-        v, after = _cut(a, vectors, rank, width=width)
+        v, after = restrict(a, vectors, rank, width=width)
         shape = (left.shape[1], factors[k].shape[1])
         cores.append(v.reshape(*shape, width, 1) if k == d - 1 else v.reshape(*shape, 1, width))
         ranks.append(rank)

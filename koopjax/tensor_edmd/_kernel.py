@@ -22,9 +22,9 @@ from koopjax._core import (
     traced,
     worst,
 )
-from koopjax.observables import Compose, Product, ProductKernel
+from koopjax.observables import Product, ProductKernel
 from koopjax.tensor_edmd import _kernel_direct as direct
-from koopjax.tensor_edmd._dictionary import separable
+from koopjax.tensor_edmd._dictionary import separable, with_product
 from koopjax.tensor_edmd._kernel_plan import Plan, check_settings, landmarks_of, plan_for
 from koopjax.tensor_edmd._kernel_problem import Attempt, Problem
 from koopjax.tensor_edmd._kernel_result import KernelInfo, KernelKoopman, times
@@ -128,7 +128,7 @@ def kernel(
     problem = Problem(product, part, z, y.astype(wide), plan, batch_size, tolerance,
                       max_iterations, memory_limit, key)  # fmt: skip
     attempts, dtype, why = problem.solve(grid)
-    psi = _rebuilt(psi, part)
+    psi = with_product(psi, part)
     index, scores = _choose(psi, attempts, x_val, y_val, x, y, batch_size)
     return _result(psi, attempts[index], plan, dtype, why, scores, x)
 
@@ -137,13 +137,6 @@ def _through(front: list[Any], x: Array) -> Array:
     for part in front:
         x = part(x)
     return x
-
-
-def _rebuilt(psi: Any, part: ProductKernel) -> Any:
-    """The dictionary with its product replaced by the kernel."""
-    if isinstance(psi, Compose):
-        return Compose(psi.first, _rebuilt(psi.then, part))
-    return part
 
 
 def _traced(
@@ -172,7 +165,7 @@ def _traced(
         direct.condition(lower, largest), residual, solved, used, len(x), len(x), 0,
         method="cholesky", dtype=jnp.dtype(k.dtype).name, reason="traced: the caller's dtype",
     )  # fmt: skip
-    return KernelKoopman(_rebuilt(psi, part), c.astype(x.dtype), None, info, code)
+    return KernelKoopman(with_product(psi, part), c.astype(x.dtype), None, info, code)
 
 
 def _choose(

@@ -152,7 +152,8 @@ def _sketched_basis(
 
 
 @functools.partial(jax.jit, static_argnames="width")
-def _restrict(a: Array, vectors: Array, rank: Array, *, width: int) -> tuple[Array, Array]:
+def restrict(a: Array, vectors: Array, rank: Array, *, width: int) -> tuple[Array, Array]:
+    """The first columns up to a rank, zeros beyond, and what samples have along them."""
     kept = (jnp.arange(width) < rank).astype(a.dtype)
     u = vectors[:, :width] * kept[None, :]
     return u, matmul(a, u)
@@ -221,7 +222,7 @@ def canonical_train(
         after = jnp.append(tails, 0)[rank] if len(tails) == vectors.shape[1] else tails[rank]
         held = jnp.sqrt(jnp.maximum(tails[0] ** 2 - after**2, 0))
         width = bucket(int(rank), most) if known else most
-        u, left = _restrict(a, vectors, rank, width=width)
+        u, left = restrict(a, vectors, rank, width=width)
         cores.append(u.reshape(cores[-1].shape[-1] if cores else 1, -1, 1, width))
         ranks.append(rank)
     core, values = _last(left, factors[-1], w)

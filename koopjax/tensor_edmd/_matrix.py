@@ -1,6 +1,7 @@
 """A weight matrix as a TT matrix, close in the metric of its inputs and outputs."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +13,16 @@ from koopjax import tt
 from koopjax._core import (
     NONFINITE_SOLUTION,
     SUCCESS,
+    as_whole,
+    check_finite,
     check_metric,
+    check_number,
     expected,
     precise_as,
     traced,
     working_dtype,
 )
-from koopjax.tensor_edmd import _matrix_check as check, _matrix_solve as als
+from koopjax.tensor_edmd import _matrix_solve as als
 from koopjax.tensor_edmd._matrix_problem import Problem, start
 from koopjax.tensor_edmd._matrix_result import MatrixApproximation, MatrixInfo
 
@@ -101,8 +105,8 @@ def approximate(
         raise expected(
             "concrete values in approximate, which looks at them on the host", "a call under jit"
         )
-    check.check_matrix(given)
-    settings = Settings(sweeps, rtol, tol, iterations)
+    _check_matrix(given)
+    settings = _settings(sweeps, rtol, tol, iterations)
     with precise_as(given.dtype):
         problem, ranks, clipped = _problem(
             given, (row_modes, column_modes), rank, (gram, metric), (row_order, column_order)
@@ -130,24 +134,19 @@ class Settings:
     tol: float
     iterations: int
 
-    def __post_init__(self) -> None:
-        """Refuse what is no number of sweeps or no tolerance."""
-        for name in ("sweeps", "iterations"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-                raise expected(f"{name} a whole number, at least 0", f"{value!r}")
-        for name in ("rtol", "tol"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float | np.number) or not 0 <= abs(value) == value < 1:
-                raise expected(f"{name} at least 0 and below 1", f"{getattr(self, name)!r}")
+
+def _settings(sweeps: Any, rtol: Any, tol: Any, iterations: Any) -> Settings:
+    for name, value in (("rtol", rtol), ("tol", tol)):
+        check_number(name, value, 0, np.nextafter(1, 0))
+    return Settings(as_whole("sweeps", sweeps, 0), rtol, tol, as_whole("iterations", iterations, 0))
 
 
 def _problem(
     matrix: Any, modes: Any, rank: Any, metrics: Any, orders: Any
 ) -> tuple[Problem, tuple[int, ...], str]:
     """Everything checked: the problem, all ranks, and a sentence on what was clipped."""
-    rows, columns = check.check_modes(matrix.shape, *modes)
-    ranks, clipped = check.check_rank([m * n for m, n in zip(rows, columns, strict=True)], rank)
+    rows, columns = _check_modes(matrix.shape, *modes)
+    ranks, clipped = tt.clip_ranks([m * n for m, n in zip(rows, columns, strict=True)], rank)
     names = (("gram", "row_order"), ("metric", "column_order"))
     found = []
     dtype = working_dtype(matrix.dtype)
@@ -156,11 +155,11 @@ def _problem(
     ):
         check_metric(of_metric, metric, size)
         array = None if metric is None else jnp.asarray(metric, dtype)
-        found.append((array, check.check_order(of_order, order, size)))
+        found.append((array, _check_order(of_order, order, size)))
     weight = jnp.asarray(matrix, dtype)
     orders = [chosen for _, chosen in found]
     problem = Problem(weight, found[0][0], found[1][0], (rows, columns), orders)
-    return problem, ranks, clipped
+    return problem, ranks, clipped or ""
 
 
 def _run(
@@ -189,3 +188,63 @@ def _run(
     series = jnp.stack(history) if history else jnp.zeros(0, first.dtype)
     last = history[-1] if history else first
     return cores, MatrixInfo(last, first, series, residual, swaps, reason=why)
+
+
+def _modes_of(size: int, d: int) -> tuple[int, ...]:
+    """A split of a size into `d` modes that are as equal as its primes allow."""
+    modes, rest, factor = [1] * d, size, 2
+    primes = []
+    while rest > 1:
+        while rest % factor == 0:
+            primes.append(factor)
+            rest //= factor
+        factor = factor + 1 if factor * factor <= rest else max(rest, factor + 1)
+    for prime in sorted(primes, reverse=True):
+        modes[modes.index(min(modes))] *= prime
+    return tuple(sorted(modes, reverse=True))
+
+
+def _check_modes(shape: Sequence[int], rows: Any, columns: Any) -> tuple[Any, Any]:
+    """Row and column modes as tuples of integers whose products are the shape."""
+    out = []
+    for name, size, modes in (("row", shape[0], rows), ("column", shape[1], columns)):
+        if not isinstance(modes, Sequence | np.ndarray) or isinstance(modes, str):
+            raise expected(f"a sequence of {name} modes", f"{modes!r:.60}", f"{_modes_of(size, 2)}")
+        whole = all(isinstance(m, int | np.integer) and m >= 1 for m in modes)
+        if not whole or not len(modes) or math.prod(modes) != size:
+            fits = _modes_of(size, max(len(modes), 1))
+            raise expected(
+                f"{name} modes of at least 1 that multiply to {size}", f"{tuple(modes)}", f"{fits}"
+            )
+        out.append(tuple(int(m) for m in modes))
+    if len(out[0]) != len(out[1]):
+        d = max(map(len, out))
+        short = 0 if len(out[0]) < d else 1
+        raise expected(
+            "as many row modes as column modes", f"{out[0]} and {out[1]}",
+            f"{('row', 'column')[short]}_modes={_modes_of(shape[short], d)}",
+        )  # fmt: skip
+    return out[0], out[1]
+
+
+def _check_matrix(matrix: Any) -> None:
+    """Two axes, none of them empty, floating, and finite."""
+    shape = tuple(np.shape(matrix))
+    if len(shape) != 2 or 0 in shape:
+        raise expected("a matrix with two axes, none empty", f"shape {shape}")
+    if not jnp.issubdtype(matrix.dtype, jnp.floating):
+        raise expected("a matrix of real floating-point numbers", f"dtype {matrix.dtype}")
+    check_finite("the matrix", matrix)
+
+
+def _check_order(name: str, order: Any, size: int) -> np.ndarray:
+    """An order as an array of indices, each once; the natural one for None and "search"."""
+    if order is None or (isinstance(order, str) and order == "search"):
+        return np.arange(size)
+    given = np.asarray(order)
+    if given.shape != (size,) or not np.array_equal(np.sort(given), np.arange(size)):
+        raise expected(
+            f'{name} None, "search", or every index below {size} once',
+            repr(order) if isinstance(order, str) else f"an array of shape {given.shape}",
+        )
+    return given.astype(np.int64)

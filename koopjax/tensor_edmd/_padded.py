@@ -1,5 +1,6 @@
 """Fits over a product dictionary with padded cores: what `vmap` over ranks runs over."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from koopjax._core import as_numbers, expected, is_tracing, matmul, pytree
 from koopjax.observables import Product
 from koopjax.tensor_edmd._als_local import outer
 from koopjax.tensor_edmd._dictionary import separable
-from koopjax.tensor_edmd._result import TensorInfo, TensorKoopman
+from koopjax.tensor_edmd._result import TensorKoopman
 
 
 def feasible(modes: tuple[int, ...], limit: int) -> tuple[int, ...]:
@@ -43,18 +44,15 @@ def stacked_factors(psi: Any, x: Array) -> Array:
             jnp.stack([jnp.asarray(a) for a in column]) for column in zip(*leaves, strict=True)
         ]
         one = jax.tree.unflatten(trees[0], stacked)
-        return jax.vmap(lambda f, t: f(t[:, None]))(one, x.T) if stacked else _alike(product, x)
+        if not stacked:
+            return jax.vmap(lambda t: product.factors[0](t[:, None]))(x.T)
+        return jax.vmap(lambda f, t: f(t[:, None]))(one, x.T)
     return _padded(product.factors_at(x))
 
 
 def _padded(factors: list[Array]) -> Array:
     most = max(f.shape[1] for f in factors)
     return jnp.stack([jnp.pad(f, ((0, 0), (0, most - f.shape[1]))) for f in factors])
-
-
-def _alike(product: Any, x: Array) -> Array:
-    family = product.factors[0]
-    return jax.vmap(lambda t: family(t[:, None]))(x.T)
 
 
 @pytree
@@ -96,6 +94,15 @@ class PaddedKoopman:
         index = jnp.arange(size).reshape((1,) * ranks.ndim + (size,))
         return (index < ranks[..., None]).astype(self.output.dtype)
 
+    @property
+    def numbers(self) -> Array:
+        """Numbers in the cores of one fit at its exact ranks; int32, traced or not."""
+        modes = separable(self.psi)[1].modes()
+        outputs = jnp.where(jnp.arange(len(modes)) == self.position, self.output.shape[2], 1)
+        ranks = self.ranks.astype(jnp.int32)
+        sizes = ranks[:-1] * jnp.asarray(modes, jnp.int32) * ranks[1:] * outputs.astype(jnp.int32)
+        return jnp.sum(sizes).astype(jnp.int32)
+
     def predict(self, x: Float[Array, "n d"]) -> Float[Array, "n q"]:
         """`Ψ(x) K`; differentiable in the cores, `2 n d R² N` operations.
 
@@ -126,14 +133,8 @@ def _lane(fit: PaddedKoopman, lane: int) -> PaddedKoopman:
     count = fit.output.shape[0]
     if not 0 <= lane < count:
         raise expected(f"a lane in [0, {count})", f"{lane}")
-    arrays = {
-        name: jax.tree.map(lambda a: a[lane], getattr(fit, name))
-        for name in (
-            "cores", "output", "position", "ranks", "requested", "info", "validation", "damping",
-            "damped", "sweeps", "result",
-        )
-    }  # fmt: skip
-    return PaddedKoopman(psi=fit.psi, **arrays)
+    bare = jax.tree.map(lambda a: a[lane], dataclasses.replace(fit, psi=None))
+    return dataclasses.replace(bare, psi=fit.psi)
 
 
 def _unpad(fit: PaddedKoopman) -> TensorKoopman:
@@ -143,16 +144,12 @@ def _unpad(fit: PaddedKoopman) -> TensorKoopman:
     for k, mode in enumerate(modes):
         full = fit.output if k == position else fit.cores[k][:, :, None, :]
         cores.append(full[: ranks[k], :mode, :, : ranks[k + 1]])
-    info = fit.info
-    history = np.asarray(info.history)[: 2 * int(fit.sweeps)]
-    info = TensorInfo(
-        condition=info.condition, residual=info.residual, alpha=info.alpha, count=info.count,
-        history=history, method=info.method, reason=_reason(fit, modes, ranks),
-    )  # fmt: skip
+    history = np.asarray(fit.info.history)[: 2 * int(fit.sweeps)]
+    info = dataclasses.replace(fit.info, history=history, reason=_reason(fit, modes))
     return TensorKoopman(fit.psi, tt.TTMatrix(tuple(cores)), info, fit.result)
 
 
-def _reason(fit: PaddedKoopman, modes: tuple[int, ...], ranks: list[int]) -> str:
+def _reason(fit: PaddedKoopman, modes: tuple[int, ...]) -> str:
     parts = []
     rows = fit.info.history.shape[0]
     sweeps = int(fit.sweeps)
@@ -167,7 +164,6 @@ def _reason(fit: PaddedKoopman, modes: tuple[int, ...], ranks: list[int]) -> str
             f"{int(fit.damped)} local problems damped, by up to {float(fit.damping):.1e} of their "
             "diagonal"
         )
-    del ranks
     return "; ".join(parts)
 
 

@@ -1,5 +1,6 @@
 """Sums, products and inner products of tensor trains, ragged and padded."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -11,11 +12,10 @@ from jaxtyping import Array, Float, Shaped
 
 from koopjax._core import expected
 from koopjax.tt._orthogonal import interface_norm
-from koopjax.tt._padded import PaddedTT
 from koopjax.tt._precision import einsum, precise, real_dtype
 from koopjax.tt._range import balanced, even, lifted, lifts, shift
-from koopjax.tt._support import T, as_floating, as_train, check_same, check_train, like
-from koopjax.tt._trains import TensorTrain
+from koopjax.tt._support import as_floating
+from koopjax.tt._trains import PaddedTT, T, TensorTrain, as_train, check_same, check_train, like
 
 
 def add(a: T, b: T) -> T:
@@ -292,15 +292,10 @@ def _safe_norm_jvp(primals: Any, tangents: Any) -> Any:
     value, e = _safe_norm(a)
 
     def half_square(cores: Any) -> tuple[Array, Array]:
-        moved = TensorTrain(cores) if isinstance(a, TensorTrain) else _with_cores(a, cores)
-        return _dot_apart(a, moved)
+        return _dot_apart(a, dataclasses.replace(a, cores=cores))
 
     # Re⟨A, A(t)⟩ with the first argument held: its derivative is Re⟨A, dA⟩.
     _, slope, f = jax.jvp(half_square, (a.cores,), (da.cores,), has_aux=True)
     safe = jnp.where(value > 0, value, 1)
     moved = shift(jnp.real(slope).astype(value.dtype) / safe, f - 2 * e.astype(jnp.int32))
     return (value, e), (jnp.where(value > 0, moved, 0), jnp.zeros_like(e))
-
-
-def _with_cores(a: PaddedTT, cores: Array) -> PaddedTT:
-    return PaddedTT(cores, a.rank_mask, a.mode_mask)

@@ -13,8 +13,8 @@ from koopjax._core import expected
 from koopjax.tt._contraction_order import ContractionOrder, Shapes, order_for
 from koopjax.tt._precision import precise
 from koopjax.tt._range import even
-from koopjax.tt._support import as_floating, check_precision, check_train
-from koopjax.tt._trains import TTMatrix
+from koopjax.tt._support import as_floating, check_precision
+from koopjax.tt._trains import TTMatrix, check_train
 
 PRECISION = "highest"
 WIDE = 16  # columns from which one product a block beats moving axes for a single product
@@ -226,13 +226,18 @@ def _stacks(cores: Any, factors: Any, at: int) -> tuple[Any, Any]:
     return sides[0], sides[1]
 
 
+def _from_both(cores: Any, factors: Any, at: int, run: Any, precision: Any) -> Array:
+    """Both sides run over their padded stacks, then the core where they meet."""
+    core, sides = cores[at], []
+    for side, rank in zip(_stacks(cores, factors, at), (core.shape[0], core.shape[3]), strict=True):
+        sides.append(None if side is None else run(*side)[:, :, :rank])
+    return _meet(sides[0], core, factors[at], sides[1], precision)
+
+
 def _scan(cores: Any, factors: Any, at: int, precision: Any) -> Array:
     """A loop over the cores of either side, then the core with the outputs."""
 
-    def run(side: Any, rank: int) -> Any:
-        if side is None:
-            return None
-        given, stack = side
+    def run(given: Array, stack: Array) -> Array:
         r = stack.shape[1]
         kind = jnp.result_type(given, stack)
         start = jnp.zeros((given.shape[1], r), kind).at[:, 0].set(1)
@@ -245,31 +250,24 @@ def _scan(cores: Any, factors: Any, at: int, precision: Any) -> Array:
             )
             return out.astype(kind), None
 
-        return jax.lax.scan(step, start, (given, stack))[0][:, None, :rank]
+        return jax.lax.scan(step, start, (given, stack))[0][:, None]
 
-    left, right = _stacks(cores, factors, at)
-    core = cores[at]
-    return _meet(run(left, core.shape[0]), core, factors[at], run(right, core.shape[3]), precision)
+    return _from_both(cores, factors, at, run, precision)
 
 
 def _tree(cores: Any, factors: Any, at: int, precision: Any) -> Array:
     """One matrix a core and sample, multiplied in pairs: the logarithm of the order in steps."""
 
-    def run(side: Any, rank: int) -> Any:
-        if side is None:
-            return None
-        given, stack = side
+    def run(given: Array, stack: Array) -> Array:
         mats = jnp.einsum("dnm,drms->dnrs", given, stack, precision=precision)
         while mats.shape[0] > 1:
             odd = mats[-1:] if mats.shape[0] % 2 else None
             even = mats.shape[0] // 2 * 2
             mats = jnp.matmul(mats[0:even:2], mats[1:even:2], precision=precision)
             mats = mats if odd is None else jnp.concatenate([mats, odd])
-        return mats[0][:, :1, :rank]
+        return mats[0][:, :1]
 
-    left, right = _stacks(cores, factors, at)
-    core = cores[at]
-    return _meet(run(left, core.shape[0]), core, factors[at], run(right, core.shape[3]), precision)
+    return _from_both(cores, factors, at, run, precision)
 
 
 @functools.partial(jax.jit, static_argnames=("order", "precision"))

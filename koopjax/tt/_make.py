@@ -17,13 +17,20 @@ from koopjax.tt._support import as_floating, check_dtype, check_modes
 from koopjax.tt._trains import TensorTrain, TTMatrix
 
 
-def _listed(name: str, arrays: Any) -> Any:
-    if (
-        not isinstance(arrays, list | tuple | np.ndarray | jax.Array)
-        or getattr(arrays, "ndim", 1) < 1
-    ):
-        raise expected(f"a list of {name}", f"{arrays!r:.60}")
-    return arrays
+def _cores_of(one: str, several: str, shape: str, arrays: Any) -> tuple[Array, ...]:
+    """Each of the arrays as a core of rank 1, if they are finite and of that shape."""
+    listed = isinstance(arrays, list | tuple | np.ndarray | jax.Array)
+    if not listed or getattr(arrays, "ndim", 1) < 1:
+        raise expected(f"a list of {several}", f"{arrays!r:.60}")
+    cores = []
+    for k, given in enumerate(arrays):
+        array = as_floating(f"{one} {k}", given)
+        if array.ndim != (1 if one == "vector" else 2):
+            raise expected(f"{one} {k} of shape {shape}", f"shape {tuple(array.shape)}")
+        check_finite(f"{one} {k}", array)
+        with precise(array):
+            cores.append(array.reshape(1, *array.shape, 1))
+    return tuple(cores)
 
 
 def rank_one(vectors: Sequence[Any]) -> TensorTrain:
@@ -37,15 +44,7 @@ def rank_one(vectors: Sequence[Any]) -> TensorTrain:
         >>> rank_one([jnp.ones(2), jnp.ones(3)]).modes
         (2, 3)
     """
-    cores = []
-    for k, vector in enumerate(_listed("vectors", vectors)):
-        vector = as_floating(f"vector {k}", vector)
-        if vector.ndim != 1:
-            raise expected(f"vector {k} of shape (n,)", f"shape {tuple(vector.shape)}")
-        check_finite(f"vector {k}", vector)
-        with precise(vector):
-            cores.append(vector.reshape(1, -1, 1))
-    return TensorTrain(tuple(cores)).validate()
+    return TensorTrain(_cores_of("vector", "vectors", "(n,)", vectors)).validate()
 
 
 def kronecker(matrices: Sequence[Any]) -> TTMatrix:
@@ -59,15 +58,7 @@ def kronecker(matrices: Sequence[Any]) -> TTMatrix:
         >>> kronecker([jnp.eye(2), jnp.ones((2, 3))]).shape
         (4, 6)
     """
-    cores = []
-    for k, matrix in enumerate(_listed("matrices", matrices)):
-        matrix = as_floating(f"matrix {k}", matrix)
-        if matrix.ndim != 2:
-            raise expected(f"matrix {k} of shape (m, n)", f"shape {tuple(matrix.shape)}")
-        check_finite(f"matrix {k}", matrix)
-        with precise(matrix):
-            cores.append(matrix.reshape(1, *matrix.shape, 1))
-    return TTMatrix(tuple(cores)).validate()
+    return TTMatrix(_cores_of("matrix", "matrices", "(m, n)", matrices)).validate()
 
 
 def identity(modes: Sequence[int], dtype: Any = jnp.float32) -> TTMatrix:

@@ -11,8 +11,8 @@ from koopjax._core import expected
 from koopjax.tt._precision import einsum, precise
 from koopjax.tt._range import even
 from koopjax.tt._round import round
-from koopjax.tt._support import check_rtol, check_train
-from koopjax.tt._trains import TensorTrain, TTMatrix
+from koopjax.tt._support import check_rtol
+from koopjax.tt._trains import TensorTrain, TTMatrix, check_train
 
 Kind = TypeVar("Kind", TensorTrain, TTMatrix)
 

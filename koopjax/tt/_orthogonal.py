@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from koopjax._core import as_whole, masked_qr, matmul
-from koopjax.tt._padded import PaddedTT, padded, prefix_mask
+from koopjax.tt._padded import padded, prefix_mask
 from koopjax.tt._precision import dagger, einsum, factor_dtype, precise, real_dtype
 from koopjax.tt._range import balanced, lifted, lifts, placed, shift
-from koopjax.tt._support import T, as_train, check_train, like
-from koopjax.tt._trains import TensorTrain
+from koopjax.tt._trains import PaddedTT, T, TensorTrain, as_train, check_train, like
 
 
 def ragged_qr(a: Array) -> tuple[Array, Array]:

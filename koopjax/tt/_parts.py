@@ -1,6 +1,5 @@
 """Parts of trains: entries, slices and partial contractions."""
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,35 +11,14 @@ from jaxtyping import Array, Int, Shaped
 from koopjax._core import as_whole, check_finite, expected, read, traced
 from koopjax.tt._precision import einsum, precise
 from koopjax.tt._range import even, lifted, shift
-from koopjax.tt._support import as_floating, check_train
-from koopjax.tt._trains import TensorTrain
+from koopjax.tt._support import as_floating
+from koopjax.tt._trains import TensorTrain, check_train, train_of
 
 
 def _require_train(train: Any) -> None:
     if not isinstance(train, TensorTrain):
         raise expected("a TensorTrain", type(train).__name__, "tt.unpad for padded trains")
     check_train("the train", train)
-
-
-def _absorb(cores: list[Any]) -> Any:
-    """Cores with three axes kept, matrices multiplied into a neighbour; a scalar if none is kept.
-
-    A matrix goes to the core on its right, or to the last one that is kept.
-    """
-    out: list[Any] = []
-    carry = None
-    for core in cores:
-        if core.ndim == 2:
-            carry = core if carry is None else einsum("ab,bc->ac", carry, core)
-        else:
-            out.append(core if carry is None else einsum("ab,bnc->anc", carry, core))
-            carry = None
-    if not out:
-        assert carry is not None
-        return carry[0, 0]
-    if carry is not None:
-        out[-1] = einsum("anb,bc->anc", out[-1], carry)
-    return TensorTrain(tuple(out))
 
 
 def contract_modes(train: TensorTrain, vectors: Mapping[int, Any]) -> Any:
@@ -69,7 +47,7 @@ def contract_modes(train: TensorTrain, vectors: Mapping[int, Any]) -> Any:
         raise expected("a dict from modes to vectors", type(vectors).__name__, "{0: vector}")
     for key, vector in vectors.items():
         k = as_whole("a mode", key, -d, d - 1)
-        if not -d <= k < d or k % d in found:
+        if k % d in found:
             raise expected(f"different modes between {-d} and {d - 1}", f"{sorted(vectors)}")
         vector = as_floating(f"the vector of mode {k}", vector)
         if tuple(vector.shape) != (train.modes[k],):
@@ -84,11 +62,9 @@ def contract_modes(train: TensorTrain, vectors: Mapping[int, Any]) -> Any:
 
 @jax.jit
 def _contract_modes(train: TensorTrain, vectors: dict[int, Array]) -> Any:
-    return _absorb(
-        [
-            einsum("anb,n->ab", core, vectors[k]) if k in vectors else core
-            for k, core in enumerate(even(train).cores)
-        ]
+    return train_of(
+        einsum("anb,n->ab", core, vectors[k]) if k in vectors else core
+        for k, core in enumerate(even(train).cores)
     )
 
 
@@ -114,42 +90,7 @@ def slice_(train: TensorTrain, index: Any) -> Any:
         (3, 2)
     """
     _require_train(train)
-    parts = list(index) if isinstance(index, tuple) else [index]
-    dots = [i for i, part in enumerate(parts) if part is Ellipsis]
-    d = train.order
-    if len(dots) > 1 or len(parts) - len(dots) > d:
-        raise IndexError(f"expected at most {d} indices and one ellipsis, got {len(parts)}")
-    if dots:
-        parts[dots[0] : dots[0] + 1] = [slice(None)] * (d - len(parts) + 1)
-    parts += [slice(None)] * (d - len(parts))
-    with precise(train):
-        pairs = _zip(even(train), parts)
-        return _absorb([_cut(core, part, k) for k, (core, part) in enumerate(pairs)])
-
-
-def _zip(train: TensorTrain, parts: list[Any]) -> Any:
-    return zip(train.cores, parts, strict=True)
-
-
-def _cut(core: Any, part: Any, k: int) -> Any:
-    n = core.shape[1]
-    if isinstance(part, slice):
-        if len(range(*part.indices(n))) == 0:
-            raise expected(
-                f"a slice of mode {k} that keeps something of its {n} entries", f"{part}"
-            )
-        return core if part == slice(None) else core[:, part]
-    try:
-        i = operator.index(part)
-    except TypeError as error:
-        raise expected(
-            f"an integer or a slice as index of mode {k}",
-            type(part).__name__,
-            "tt.entries for arrays of indices",
-        ) from error
-    if not -n <= i < n:
-        raise IndexError(f"expected an index of mode {k} between {-n} and {n - 1}, got {i}")
-    return core[:, i]
+    return train[index]
 
 
 def entries(train: TensorTrain, indices: Int[Any, "m d"]) -> Shaped[Array, " m"]:

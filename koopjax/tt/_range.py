@@ -6,6 +6,7 @@ row of the next core), `lifted` one out of a running product; multiplying by pow
 nothing. All works on arrays of JAX inside jit and on those of NumPy on the host.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -15,9 +16,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from koopjax._core import promoted
-from koopjax.tt._padded import PaddedTT
 from koopjax.tt._precision import floating_dtype, real_dtype
-from koopjax.tt._trains import TensorTrain, TTMatrix
 
 NONE = -(2**30)  # the exponent of zero
 
@@ -162,9 +161,7 @@ def _shares(total: Any, count: int) -> Any:
 
 
 def _rebuilt(train: Any, cores: Any) -> Any:
-    if isinstance(train, PaddedTT):
-        return PaddedTT(cores, train.rank_mask, train.mode_mask)
-    return type(train)(cores) if isinstance(train, TensorTrain | TTMatrix) else cores
+    return dataclasses.replace(train, cores=cores) if hasattr(train, "cores") else cores
 
 
 def _cores_of(train: Any) -> Any:

@@ -1,6 +1,6 @@
-"""TT-SVD and rounding to a tolerance: outside jit, since ranks come from the data.
+"""TT-SVD, rounding to a tolerance, digits of modes: outside jit, since ranks come from the data.
 
-Both run on the host in double precision whatever the dtype of the data, so that what is cut is
+All run on the host in double precision whatever the dtype of the data, so that what is cut is
 what the tolerance says and not rounding noise; the cores come back in the dtype that came in.
 """
 
@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import check_finite, expected, on_device, precise_as, traced
-from koopjax.tt._padded import PaddedTT, pad, unpad
+from koopjax._core import as_whole, check_finite, expected, on_device, precise_as, traced
+from koopjax.tt._padded import pad, unpad
 from koopjax.tt._range import balanced, lifted, placed
 from koopjax.tt._ranks import RoundInfo, as_ranks, feasible_ranks, was_clipped
-from koopjax.tt._support import T, as_floating, as_train, check_modes, check_rtol, check_train, like
-from koopjax.tt._trains import TensorTrain, TTMatrix
+from koopjax.tt._support import as_floating, check_modes, check_rtol
+from koopjax.tt._trains import PaddedTT, T, TensorTrain, TTMatrix, as_train, check_train, like
 
 Host = np.ndarray
 
@@ -102,23 +102,6 @@ def _require_concrete(verb: str, *trees: Any) -> None:
         )
 
 
-def svd_cores(
-    a: Host, modes: Sequence[int], rtol: float, wanted: Any, dtype: Any
-) -> tuple[list[Host], Budget]:
-    """TT-SVD of a host array from left to right."""
-    d = len(modes)
-    a, e = lifted(a, 0)
-    budget = Budget(rtol, float(np.linalg.norm(a)), d - 1, dtype)
-    cores, rest, r = [], a, 1
-    for k in range(d - 1):
-        u, s, vh = svd(rest.reshape(r * modes[k], -1))
-        rank = budget.rank(s, len(s) if wanted is None else wanted[k + 1])
-        cores.append(u[:, :rank].reshape(r, modes[k], rank))
-        rest, r = s[:rank, None] * vh[:rank], rank
-    cores.append(rest.reshape(r, modes[-1], 1))
-    return list(placed(cores, e, d - 1, dtype)), budget
-
-
 def from_dense(
     a: Any, max_rank: Any = None, rtol: float = 0.0, *, return_info: bool = False
 ) -> Any:
@@ -152,7 +135,7 @@ def from_dense(
     check_finite("the tensor", a)
     modes = check_modes(a.shape)
     wanted = _ranks_of(max_rank, len(modes))
-    cores, budget = svd_cores(wide(a), modes, rtol, wanted, a.dtype)
+    cores, budget = round_cores([wide(a).reshape(1, -1, 1)], rtol, wanted, a.dtype, [modes])
     train = TensorTrain(to_device(cores, a.dtype))
     return (train, _info(budget, train.ranks, modes, max_rank)) if return_info else train
 
@@ -201,7 +184,7 @@ def matrix_from_dense(
     merged = tuple(m * n for m, n in zip(rows, columns, strict=True))
     tensor = wide(a).reshape(*rows, *columns).transpose(order).reshape(merged)
     wanted = _ranks_of(max_rank, d)
-    cores, budget = svd_cores(tensor, merged, rtol, wanted, a.dtype)
+    cores, budget = round_cores([tensor.reshape(1, -1, 1)], rtol, wanted, a.dtype, [merged])
     split = [
         core.reshape(core.shape[0], m, n, core.shape[2])
         for core, m, n in zip(cores, rows, columns, strict=True)
@@ -225,19 +208,35 @@ def right_orthogonal(cores: Sequence[Host]) -> tuple[list[Host], Any]:
 
 
 def round_cores(
-    cores: Sequence[Host], rtol: float, wanted: Any, dtype: Any
+    cores: Sequence[Host], rtol: float, wanted: Any, dtype: Any, modes: Any = None
 ) -> tuple[list[Host], Budget]:
-    """Rounding of host cores: QR from the right, SVD from the left."""
-    d = len(cores)
-    out, e = right_orthogonal(cores)
-    budget = Budget(rtol, float(np.linalg.norm(out[0])), d - 1, dtype)
-    for k in range(d - 1):
-        r, n, s = out[k].shape
-        u, values, vh = svd(out[k].reshape(r * n, s))
-        rank = budget.rank(values, len(values) if wanted is None else wanted[k + 1])
-        out[k] = u[:, :rank].reshape(r, n, rank)
-        out[k + 1] = np.einsum("ab,bnc->anc", values[:rank, None] * vh[:rank], out[k + 1])
-    return list(placed(out, e, d - 1, dtype)), budget
+    """Rounding of host cores: QR from the right, SVD from the left.
+
+    Args:
+        cores: `(r, n, s)` each; a single one is a tensor as a whole.
+        rtol: relative tolerance.
+        wanted: bounds on the ranks of all bonds of the result, or None.
+        dtype: that the cores will have.
+        modes: for each core the modes that it is split into; as they are by default.
+    """
+    modes = [[core.shape[1]] for core in cores] if modes is None else modes
+    whole, e = right_orthogonal(cores)
+    bonds = sum(map(len, modes)) - 1
+    budget = Budget(rtol, float(np.linalg.norm(whole[0])), bonds, dtype)
+    out, carry = [], np.ones((1, 1))
+    for core, sizes in zip(whole, modes, strict=True):
+        rest = np.einsum("ab,bnc->anc", carry, core) if out else core
+        for n in sizes:
+            r = len(rest)
+            if len(out) == bonds:
+                out.append(rest.reshape(r, n, -1))
+                break
+            u, values, vh = svd(rest.reshape(r * n, -1))
+            rank = budget.rank(values, len(values) if wanted is None else wanted[len(out) + 1])
+            out.append(u[:, :rank].reshape(r, n, rank))
+            rest = values[:rank, None] * vh[:rank]
+        carry = rest
+    return list(placed(out, e, bonds, dtype)), budget
 
 
 def round(train: T, rtol: float = 0.0, max_rank: Any = None, *, return_info: bool = False) -> Any:
@@ -280,3 +279,75 @@ def round(train: T, rtol: float = 0.0, max_rank: Any = None, *, return_info: boo
     else:
         out = like(rounded, train)
     return (out, info) if return_info else out
+
+
+def _digits(n: int, base: int) -> int | None:
+    """How many digits to the base index `n` values, or None if it is no power of it."""
+    count, size = 0, 1
+    while size < n:
+        size, count = size * base, count + 1
+    return count if size == n else None
+
+
+def _sizes(row: int, column: int, base: int) -> list[tuple[int, int]]:
+    """Row and column sizes of the cores that one mode is split into."""
+    counts = [_digits(row, base), _digits(column, base)]
+    if None in counts or (counts[0] != counts[1] and 0 not in counts):
+        raise expected(
+            f"modes that are powers of {base} (rows and columns of one power, or one of them 1)",
+            f"a mode of {row}" + (f" x {column}" if column != 1 else ""),
+            "another base, or padding the mode with zeros",
+        )
+    length = max(counts[0] or 0, counts[1] or 0, 1)
+    rows = [base if counts[0] else 1] * length
+    columns = [base if counts[1] else 1] * length
+    return list(zip(rows, columns, strict=True))
+
+
+def quantize(train: T, base: int = 2, rtol: float = 0.0) -> T:
+    """Every mode of size `base^L` split into `L` modes of size `base` (QTT).
+
+    `A[..., i, ...] = Q[..., i_1, ..., i_L, ...]` with `i = Σ i_j base^(L - j)`: the most
+    significant digit first, so that a dense reshape in C order is the same thing.
+
+    Args:
+        train: `TensorTrain`, or `TTMatrix` whose row and column modes are split alike (a mode of 1
+            stays 1 in all of its cores).
+        base: at least 2.
+        rtol: relative tolerance in the Frobenius norm of the whole tensor; 0 cuts rounding noise.
+
+    Returns:
+        A train of the same kind with ranks from the data, as `round` gives; outside jit.
+
+    Raises:
+        ValueError: a mode that is no power of the base, NaN cores, a call under jit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> quantize(rank_one([2.0 ** jnp.arange(8)])).ranks
+        (1, 1, 1, 1)
+    """
+    _require_concrete("quantize", train)
+    rtol = check_rtol(rtol)
+    check_train("the train", train)
+    if not isinstance(train, TensorTrain | TTMatrix):
+        raise expected("a TensorTrain or TTMatrix", type(train).__name__, "tt.unpad")
+    base = as_whole("the base", base, 2)
+    matrix = isinstance(train, TTMatrix)
+    shapes = [core.shape if matrix else (*core.shape[:2], 1, core.shape[2]) for core in train.cores]
+    groups = [_sizes(shape[1], shape[2], base) for shape in shapes]
+    joined = []
+    for core, (r, m, n, s), sizes in zip(train.cores, shapes, groups, strict=True):
+        # Digits of row and column interleaved, so that each new core has one of both.
+        rows, columns = zip(*sizes, strict=True)
+        order = [axis for j in range(len(sizes)) for axis in (1 + j, 1 + len(sizes) + j)]
+        digits = wide(core).reshape(r, *rows, *columns, s)
+        joined.append(digits.transpose(0, *order, -1).reshape(r, m * n, s))
+    merged = [[m * n for m, n in sizes] for sizes in groups]
+    cores, _ = round_cores(joined, rtol, None, train.dtype, merged)
+    kind, flat = type(train), [pair for sizes in groups for pair in sizes]
+    split = [
+        core.reshape(len(core), *(pair if matrix else pair[:1]), core.shape[-1])
+        for core, pair in zip(cores, flat, strict=True)
+    ]
+    return kind(to_device(split, train.dtype))

@@ -1,15 +1,18 @@
-"""Tensor trains and TT matrices with exact ranks, as pytrees of cores."""
+"""Tensor trains and TT matrices with exact ranks, and padded ones, as pytrees of cores."""
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from koopjax._core import expected, pytree, read, read_numbers
-from koopjax.tt._precision import floating_dtype
+from koopjax._core import expected, pytree, read, read_numbers, traced
+from koopjax.tt._cores import absorb, dense, dense_matrix, dense_padded, select
+from koopjax.tt._precision import floating_dtype, precise
+from koopjax.tt._range import even
 
 
 def _check_cores(kind: str, cores: tuple[Any, ...], ndim: int) -> None:
@@ -120,15 +123,15 @@ class TensorTrain(_Train):
 
     def to_dense(self) -> Shaped[Array, "..."]:
         """The full tensor of shape `modes`."""
-        from koopjax.tt._dense import dense
-
-        return dense(self)
+        self.validate()
+        with precise(self):
+            return dense(self)
 
     def __getitem__(self, index: Any) -> Any:
         """A part of the tensor, as `slice_` takes it: `train[1, :, 2:4]`."""
-        from koopjax.tt._parts import slice_
-
-        return slice_(self, index)
+        check_train("the train", self)
+        with precise(self):
+            return train_of(select(even(self).cores, index))
 
 
 @pytree
@@ -166,6 +169,202 @@ class TTMatrix(_Train):
 
     def to_dense(self) -> Shaped[Array, "p q"]:
         """The full matrix `(∏ m_k, ∏ n_k)`."""
-        from koopjax.tt._dense import dense_matrix
+        self.validate()
+        with precise(self):
+            return dense_matrix(self)
 
-        return dense_matrix(self)
+
+@pytree
+class PaddedTT:
+    """A tensor train whose cores are stacked in one array: what vmap and scan run over.
+
+    `A[i_1, ..., i_d] = G_1[i_1] ... G_d[i_d]` as in `TensorTrain`, with every core padded to
+    `(R, N, R)`. Invariant: zero outside the masks, so sums over the padding add nothing. Ranks are
+    data (masks), hence a vmap axis; only `R`, `N` and `d` are shapes.
+
+    Args:
+        cores: `(d, R, N, R)`, zero outside the masks.
+        rank_mask: `(d + 1, R)`: 1 for ranks in use. The first and last rows are `(1, 0, ..., 0)`.
+        mode_mask: `(d, N)`: 1 for indices in use.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> pad(TensorTrain([jnp.ones((1, 2, 1))] * 3), 4).cores.shape
+        (3, 4, 2, 4)
+    """
+
+    cores: Any
+    rank_mask: Any
+    mode_mask: Any
+
+    def __post_init__(self) -> None:
+        """Read what was written down in NumPy."""
+        for name in ("cores", "rank_mask", "mode_mask"):
+            object.__setattr__(self, name, read_core(name, getattr(self, name)))
+
+    def validate(self) -> "PaddedTT":
+        """Raise `ValueError` unless the shapes fit and no rank or mode is zero; returns itself."""
+        arrays = (self.cores, self.rank_mask, self.mode_mask)
+        if not all(hasattr(array, "dtype") for array in arrays):
+            kinds = ", ".join(type(array).__name__ for array in arrays)
+            raise expected("arrays as cores and masks of a PaddedTT", kinds, "tt.pad(train, rank)")
+        check_core_dtype("PaddedTT", self.cores.dtype)
+        shapes = [tuple(jnp.shape(array)) for array in arrays]
+        core = shapes[0]
+        if len(core) != 4 or 0 in core or core[1] != core[3]:
+            raise expected(
+                "stacked cores (d, R, N, R), none of the sizes zero",
+                f"shape {core}",
+                "jax.vmap where there is a leading axis of lanes",
+            )
+        d, rank, size, _ = core
+        if shapes[1:] != [(d + 1, rank), (d, size)]:
+            raise expected(
+                f"rank_mask {(d + 1, rank)} and mode_mask {(d, size)} for cores {core}",
+                f"{shapes[1]} and {shapes[2]}",
+                "tt.pad(train, rank)",
+            )
+        if not traced(self.rank_mask, self.mode_mask):
+            if 0 in self.ranks or 0 in self.modes:
+                raise expected(
+                    "ranks and modes of at least 1", f"ranks {self.ranks}, modes {self.modes}"
+                )
+            if self.ranks[0] != 1 or self.ranks[-1] != 1:
+                raise expected("ranks of 1 at both ends", f"{self.ranks[0]} and {self.ranks[-1]}")
+        return self
+
+    @property
+    def order(self) -> int:
+        """Number of cores, `d`."""
+        return int(self.cores.shape[0])
+
+    @property
+    def max_rank(self) -> int:
+        """The padded rank `R`."""
+        return int(self.cores.shape[1])
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """TT ranks in use `(r_0, ..., r_d)`; needs concrete masks."""
+        return tuple(int(r) for r in np.asarray(self.rank_mask).astype(bool).sum(axis=1))
+
+    @property
+    def modes(self) -> tuple[int, ...]:
+        """Mode sizes in use; needs concrete masks."""
+        return tuple(int(n) for n in np.asarray(self.mode_mask).astype(bool).sum(axis=1))
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the cores hold inside the masks; needs concrete masks."""
+        ranks = self.ranks
+        pairs = zip(ranks[:-1], self.modes, ranks[1:], strict=True)
+        return sum(r * n * s for r, n, s in pairs)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the cores, as that of a `TensorTrain`."""
+        return floating_dtype(self.cores)
+
+    def to_dense(self) -> Shaped[Array, "..."]:
+        """The full tensor of the padded shape `(N, ..., N)`, zero where a mode is masked.
+
+        The shape does not depend on the masks, so that this works under jit and vmap;
+        `tt.unpad(train).to_dense()` has the shape `modes`.
+        """
+        self.validate()
+        with precise(self):
+            return dense_padded(self)
+
+
+T = TypeVar("T", TensorTrain, TTMatrix, PaddedTT)
+
+
+def train_of(cores: Iterable[Any]) -> Any:
+    """What is left where some cores have become matrices: a `TensorTrain`, or a scalar."""
+    left = absorb(list(cores))
+    return TensorTrain(left) if isinstance(left, tuple) else left
+
+
+@jax.jit
+def _finite_on_device(leaves: list[Any]) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
+
+
+def _finite(leaves: list[Any]) -> np.ndarray:
+    """Whether each array is finite; in NumPy where that copies nothing, so nothing is compiled."""
+    near = all(not isinstance(a, jax.Array) or _on_host(a) for a in leaves)
+    if near:
+        return np.asarray([np.isfinite(np.asarray(leaf)).all() for leaf in leaves])
+    with precise(leaves):
+        return np.asarray(_finite_on_device(leaves))
+
+
+def _on_host(array: jax.Array) -> bool:
+    return all(device.platform == "cpu" for device in array.devices())
+
+
+def check_train(name: str, train: Any) -> None:
+    """Raise unless this is a train whose cores chain and, where they can be looked at, are finite.
+
+    Ranks and modes of zero, ranks that do not meet and NaN are all refused here.
+    """
+    if not isinstance(train, TensorTrain | TTMatrix | PaddedTT):
+        raise expected(
+            f"a TensorTrain, TTMatrix or PaddedTT as {name}",
+            type(train).__name__,
+            "tt.from_dense(array), tt.matrix_from_dense(array, row_modes, column_modes)",
+        )
+    train.validate()
+    cores = list(train.cores) if isinstance(train.cores, tuple) else [train.cores]
+    if traced(cores):
+        return
+    finite = _finite(cores)
+    if not finite.all():
+        where = "" if isinstance(train, PaddedTT) else f", core {int(np.argmin(finite))} among them"
+        raise expected(
+            f"finite cores in {name}",
+            f"NaN or infinite entries{where}",
+            "a larger ridge, or standardised data, where the cores come from a fit",
+        )
+
+
+def check_same(verb: str, a: Any, b: Any) -> None:
+    """Raise unless two trains are of one kind and have the same modes."""
+    check_train("the first train", a)
+    check_train("the second train", b)
+    if type(a) is not type(b):
+        raise expected(
+            f"two trains of one kind in {verb}",
+            f"{type(a).__name__} and {type(b).__name__}",
+            "tt.pad or tt.unpad on one of them",
+        )
+    if isinstance(a, PaddedTT):
+        first, second = (a.cores.shape[0], a.cores.shape[2]), (b.cores.shape[0], b.cores.shape[2])
+        if first == second and not traced(a.mode_mask, b.mode_mask):
+            first, second = a.modes, b.modes
+    elif isinstance(a, TensorTrain):
+        first, second = a.modes, b.modes
+    else:
+        first, second = (a.row_modes, a.column_modes), (b.row_modes, b.column_modes)
+    if first != second:
+        raise expected(f"equal modes in {verb}", f"{first} and {second}", "trains of one shape")
+
+
+def as_train(train: Any) -> TensorTrain:
+    """A TT matrix as the train of its merged modes `m_k n_k`; a tensor train as it is."""
+    if isinstance(train, TTMatrix):
+        return TensorTrain(tuple(c.reshape(c.shape[0], -1, c.shape[-1]) for c in train.cores))
+    return train
+
+
+def like(train: TensorTrain, original: T) -> T:
+    """The inverse of `as_train`: merged modes split as in the original."""
+    if isinstance(original, TTMatrix):
+        shapes = zip(original.row_modes, original.column_modes, strict=True)
+        return TTMatrix(
+            tuple(
+                c.reshape(c.shape[0], m, n, c.shape[-1])
+                for c, (m, n) in zip(train.cores, shapes, strict=True)
+            )
+        )
+    return train  # pyright: ignore[reportReturnType]

@@ -17,12 +17,11 @@ from jaxtyping import Array
 
 from koopjax._core import as_whole, expected, matmul, read, traced
 from koopjax.tt._orthogonal import allowed_ranks, flip, left_sweep, ragged_qr, scaled_norm
-from koopjax.tt._padded import PaddedTT, prefix_mask
+from koopjax.tt._padded import prefix_mask
 from koopjax.tt._precision import dagger, einsum, factor_dtype, precise, real_dtype
 from koopjax.tt._range import balanced, lifted, lifts, placed
 from koopjax.tt._ranks import RoundInfo, as_ranks, feasible_ranks, requested, was_clipped
-from koopjax.tt._support import T, as_train, check_train, like
-from koopjax.tt._trains import TensorTrain
+from koopjax.tt._trains import PaddedTT, T, TensorTrain, as_train, check_train, like
 
 
 @jax.custom_jvp

@@ -135,8 +135,6 @@ verb("tt.pad", tt.pad, {"train": TRAIN, "rank": number(3)}, {"mode": number(3)},
 verb("tt.unpad", tt.unpad, {"train": thing(lambda: tt.pad(train(), 3))}, weight=0.3)
 verb("tt.quantize", tt.quantize, {"train": thing(lambda: tt.random(
      jax.random.key(0), (4, 8), 2))}, {"base": number(2), "rtol": number(1e-6)}, weight=0.5)
-verb("tt.dequantize", tt.dequantize, {"train": thing(lambda: tt.random(
-     jax.random.key(0), (2, 2, 2), 2)), "lengths": sequence(2, 1)}, weight=0.3)
 verb("tt.cross", tt.cross, {"function": function(lambda i: jnp.sum(i, 1) * 1.0),
      "modes": sequence(3, 3, 3), "key": key()},
      {"rtol": number(1e-4), "max_rank": number(3), "max_sweeps": number(3),
@@ -191,10 +189,6 @@ verb("tensor_edmd.TensorKoopman.predict", lambda **s: tensor_fit().predict(**s),
      {"steps": number(2)}, grows=True)
 verb("tensor_edmd.TensorKoopman.simulate", lambda **s: tensor_fit().simulate(**s),
      {"x": array(X), "steps": number(2)}, weight=0.5, grows=True)
-verb("tensor_edmd.train_latent", tensor_edmd.train_latent,
-     {"fit": thing(tensor_fit), "x": array(X), "y": array(Y), "key": key()},
-     {"steps": number(2), "learning_rate": number(1e-3), "batch_size": number(8)},
-     weight=0.03)
 
 # data.systems ---------------------------------------------------------------------------------
 

@@ -49,6 +49,19 @@ def test_lanes_equal_single_fits(problem):
         table.fit(2, 1e-2, 5)
 
 
+def test_a_sweep_is_set_up_as_a_single_fit_is(problem):
+    """Outputs far from the origin, blocks of equal sizes and keys of the old kind, too."""
+    psi, x, y = problem
+    x, y = np.asarray(x, np.float32), (np.asarray(y) + 1e4).astype(np.float32)
+    key = jax.random.PRNGKey(3)
+    how = {"alpha": 1e-3, "sweeps": 1, "batch_size": 50}
+    fit = sweep.train_ranks(psi, x, y, [2], key, **how).fit(2)
+    alone = tensor_edmd.als(psi, x, y, 2, key, **how)
+    assert int(fit.result) == int(alone.result)
+    for core, other in zip(fit.train.cores, alone.train.cores, strict=True):
+        np.testing.assert_allclose(core, other, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_ranks_one_to_sixteen_equal_single_fits():
     rng = np.random.default_rng(3)
@@ -87,7 +100,7 @@ def test_buckets_are_few_and_waste_little():
         ({"key": 0}, {}, "a random key"),
         ({}, {"alpha": -1.0}, "ridges alpha"),
         ({}, {"lanes": "all"}, "lanes in"),
-        ({}, {"sweeps": 0}, "sweeps a whole number"),
+        ({}, {"sweeps": 0}, "sweeps as a whole number"),
         ({}, {"buckets": [0]}, "whole ranks"),
         ({"x": np.full((80, D), np.nan)}, {}, "finite numbers in x"),
         ({"x": np.ones((79, D))}, {}, "as many rows"),

@@ -1,17 +1,12 @@
-"""Latent coordinates: orders on known graphs, projections on known directions, joint training."""
+"""Latent coordinates: orders on known graphs, projections on known directions."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from koopjax import tensor_edmd
-from koopjax.observables import Compose, Polynomial1D, Product
 from koopjax.tensor_edmd import (
     latent,
     order_by_correlation,
     order_by_mutual_information,
-    train_latent,
 )
 
 
@@ -94,34 +89,6 @@ def test_active_subspace_finds_the_directions():
     assert overlap(front.first, directions) > 0.9999
 
 
-def trained(steps, x, y, **options):
-    front = latent(x, y, rank=2, kind="output")
-    psi = Compose(front, Product.of(Polynomial1D(2, family="hermite"), 2))
-    first = tensor_edmd.als(psi, x[:400], y[:400], 3, jax.random.key(0), sweeps=2)
-    after = train_latent(
-        first, x[:400], y[:400], key=jax.random.key(1), steps=steps, x_val=x[400:], y_val=y[400:],
-        **options,
-    )  # fmt: skip
-    loss = [float(jnp.mean((f.predict(x[400:]) - y[400:]) ** 2)) for f in (first, after)]
-    return loss, after
-
-
-def test_training_finds_the_projection():
-    x, y, _ = wide()
-    loss, after = trained(1000, x, y, learning_rate=0.01)
-    assert loss[1] < 0.1 * loss[0]
-    assert after.info.history.shape == (11, 2)
-    assert np.all(np.isfinite(after.info.history))
-    norm = np.sqrt(loss[1] * 2 / np.mean(np.sum(y[400:] ** 2, axis=1)))
-    np.testing.assert_allclose(np.min(np.asarray(after.info.history)[:, 1]), norm, rtol=1e-3)
-
-
-def test_training_is_never_worse():
-    x, y, _ = wide()
-    loss, _ = trained(20, x, y, learning_rate=3.0, metric=np.diag([1.0, 1.0]))
-    assert loss[1] <= loss[0] * (1 + 1e-6)
-
-
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -149,22 +116,3 @@ def test_bad_orders():
         order_by_correlation(np.ones((3, 4)), method="magic")
     with pytest.raises(ValueError, match="not empty"):
         order_by_correlation(np.ones((0, 4)))
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"steps": 0}, "steps"),
-        ({"x_val": np.ones((3, 12))}, "together"),
-        ({"y": np.ones((3, 2))}, "outputs"),
-        ({"x": np.full((600, 12), np.inf)}, "finite"),
-        ({"metric": np.eye(3)}, "metric"),
-    ],
-)
-def test_bad_training(change, match):
-    x, y, _ = wide()
-    psi = Compose(latent(x, rank=2), Product.of(Polynomial1D(1), 2))
-    fit = tensor_edmd.als(psi, x, y, 1, jax.random.key(0), sweeps=1)
-    arguments = {"fit": fit, "x": x, "y": y, "key": jax.random.key(0), **change}
-    with pytest.raises(ValueError, match=match):
-        train_latent(**arguments)

@@ -82,7 +82,6 @@ def test_quantize_is_a_dense_reshape(base):
     assert digits.modes == (base,) * 6
     assert all(r <= m for r, m in zip(digits.ranks, tt.feasible_ranks((base,) * 6), strict=True))
     same(digits, np.asarray(train.to_dense()).reshape((base,) * 6))
-    same(tt.dequantize(digits, (2, 1, 3)), np.asarray(train.to_dense()))
 
 
 def test_quantized_functions_have_small_ranks_and_keep_a_tolerance():
@@ -103,8 +102,6 @@ def test_quantized_matrices():
     assert digits.column_modes == (2, 2, 1, 1, 1)
     dense = np.asarray(matrix.to_dense())
     assert np.allclose(digits.to_dense(), dense, rtol=0, atol=1e-12 * np.linalg.norm(dense))
-    back = tt.dequantize(digits, (2, 3))
-    assert np.allclose(back.to_dense(), dense, rtol=0, atol=1e-12 * np.linalg.norm(dense))
     # A circulant shift is a matrix of ranks 2 in quantised form.
     shift = tt.matrix_from_dense(np.roll(np.eye(64), 1, axis=1), (64,), (64,))
     assert max(tt.quantize(shift).ranks) == 2
@@ -123,5 +120,3 @@ def test_what_cannot_be_taken():
             tt.entries(train, indices)
     with pytest.raises(ValueError, match="powers of 2"):
         tt.quantize(train)
-    with pytest.raises(ValueError, match="add up to 2"):
-        tt.dequantize(train, (3,))
