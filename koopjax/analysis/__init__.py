@@ -10,16 +10,17 @@ from koopjax.analysis._dictionaries import (
     default_dictionaries as default_dictionaries,
 )
 from koopjax.analysis._fits import Fit as Fit, Forms as Forms
-from koopjax.analysis._ladder import ladder as ladder
+from koopjax.analysis._ladder import ladder as ladder, ladder_of as ladder_of
 from koopjax.analysis._metric import output_metric as output_metric
 from koopjax.analysis._metrics import confusion as confusion, evaluate as evaluate
-from koopjax.analysis._plane import plane as plane
+from koopjax.analysis._plane import plane as plane, plane_of as plane_of
 from koopjax.analysis._points import (
     Plane as Plane,
     Point as Point,
     summarize_planes as summarize_planes,
 )
 from koopjax.analysis._rungs import Ladder as Ladder, Rung as Rung
+from koopjax.analysis._span import Span as Span, prepare as prepare
 from koopjax.analysis._spectrum import (
     Spectrum as Spectrum,
     interaction_spectrum as interaction_spectrum,
@@ -43,6 +44,7 @@ __all__ = [
     "Point",
     "Rung",
     "Snapshots",
+    "Span",
     "SpanTrain",
     "Spectrum",
     "Summary",
@@ -52,9 +54,12 @@ __all__ = [
     "evaluate",
     "interaction_spectrum",
     "ladder",
+    "ladder_of",
     "one_sided",
     "output_metric",
     "plane",
+    "plane_of",
+    "prepare",
     "summarize",
     "summarize_planes",
     "summarize_spectra",

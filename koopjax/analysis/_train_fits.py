@@ -65,11 +65,11 @@ def fit_trains(
     alphas: Sequence[float],
     choices: Mapping[tuple[int, int], float] | None,
     family: str,
-    sweeps: int,
     key: Array,
-    memory_limit: Any,
-    ledger: Any,
-    progress: Callable[[int, int, str], None] | None,
+    sweeps: int = 2,
+    memory_limit: Any = None,
+    ledger: Any = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[tuple[int, int], Found]:
     """Fit every degree at every rank.
 

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +46,21 @@ class TrainResult:
     opt_state: Any = None
 
 
+class TrainSettings(TypedDict, total=False):
+    """Keywords of `train` and `train_lanes` that say how a run goes; `train` describes them."""
+
+    batch_size: int
+    epoch_size: int | None
+    learning_rate: float | None
+    weight_decay: float
+    warmup: float
+    optimizer: optax.GradientTransformation | None
+    loss: Callable[[Array, Array], Array] | None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """What a user sets of any run, as `train` describes it."""
+    """The same with their defaults, and what is measured on the way."""
 
     epochs: int
     batch_size: int = 128
@@ -219,13 +231,6 @@ def train(
     *,
     key: Array,
     epochs: int,
-    batch_size: int = 128,
-    epoch_size: int | None = None,
-    learning_rate: float | None = None,
-    weight_decay: float = 0.0,
-    warmup: float = 0.0,
-    optimizer: optax.GradientTransformation | None = None,
-    loss: Callable[[Array, Array], Array] | None = None,
     x_val: Any = None,
     y_val: Any = None,
     progress: Progress | None = None,
@@ -234,6 +239,7 @@ def train(
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 1,
     resume: bool = True,
+    **settings: Unpack[TrainSettings],
 ) -> TrainResult:
     """Train a model on data in memory.
 
@@ -251,15 +257,6 @@ def train(
         y: integer labels, class probabilities, or what `loss` takes, `(n, ...)`.
         key: shuffles; epoch e uses `fold_in(key, e)`.
         epochs: passes over the data.
-        batch_size: samples a step; at most `n` are taken.
-        epoch_size: samples an epoch, drawn anew each time; default `n`, all of them once.
-        learning_rate: the largest; default 1e-3.
-        weight_decay: decoupled, of matrices and kernels alone.
-        warmup: share of all steps with a linearly rising rate.
-        optimizer: an optax transformation in place of AdamW and the three settings before; give
-            the same object again, and nothing is compiled anew.
-        loss: `loss(output, y)` with a scalar value, the same object each time; default
-            `cross_entropy`.
         x_val, y_val: measured after each epoch.
         progress: called on the host as `progress(epoch, metrics)`, epochs from 1.
         revise: called on the host after each epoch as `revise(epoch, params, opt_state)`; returns
@@ -270,6 +267,16 @@ def train(
         checkpoint: folder to keep the last finished epoch in (needs orbax-checkpoint).
         checkpoint_every: epochs between checkpoints; the last epoch is always kept.
         resume: go on from the checkpoint where there is one; else start anew and replace it.
+        **settings:
+            `batch_size`, samples a step (128); at most `n` are taken;
+            `epoch_size`, samples an epoch, drawn anew each time; default `n`, all of them once;
+            `learning_rate`, the largest (1e-3);
+            `weight_decay`, decoupled, of matrices and kernels alone (0);
+            `warmup`, share of all steps with a linearly rising rate (0);
+            `optimizer`, an optax transformation in place of AdamW and the three settings before;
+            give the same object again, and nothing is compiled anew;
+            `loss`, `loss(output, y)` with a scalar value, the same object each time; default
+            `cross_entropy`.
 
     Returns:
         A `TrainResult`. A run that was interrupted and went on from its checkpoint ends with the
@@ -281,17 +288,13 @@ def train(
         NumericalError: the loss is no longer finite; the checkpoint holds the last good epoch.
     """
     form, params, rest = form_of(model)
-    settings = _Settings(
-        epochs=epochs, batch_size=batch_size, epoch_size=epoch_size, learning_rate=learning_rate,
-        weight_decay=weight_decay, warmup=warmup, optimizer=optimizer, loss=loss, x_val=x_val,
-        y_val=y_val,
-    )  # fmt: skip
-    plan = _plan((form, params, rest), x, y, settings, progress=progress, revise=revise)
+    how = _Settings(epochs=epochs, x_val=x_val, y_val=y_val, **settings)
+    plan = _plan((form, params, rest), x, y, how, progress=progress, revise=revise)
     key = as_key("models.train", key)
     checkpoint_every = as_whole("models.train: checkpoint_every", checkpoint_every, 1)
     # A copy: the scan takes over the buffers of the state, and the model given stays usable.
     params, rest = jax.tree.map(jnp.copy, (params, rest))
-    state = _step.init_state(params, rest, optimizer)
+    state = _step.init_state(params, rest, how.optimizer)
     if opt_state is not None:
         state = dataclasses.replace(state, opt=_given(opt_state, state.opt))
     advance = lambda number, state: _step.epoch(
@@ -324,16 +327,40 @@ def _given(opt_state: Any, like: Any) -> Any:
     return jax.tree.map(jnp.copy, opt_state)
 
 
+def _lanes(models: Any, keys: Any) -> tuple[list[tuple[Any, Any, Any]], Array]:
+    """Models of one structure taken apart, and their keys as one array."""
+    if not isinstance(models, Iterable):
+        raise expected("models.train_lanes: several models", type(models).__name__, "[model]")
+    formed = [form_of(model) for model in models]
+    several = isinstance(keys, list | tuple) or getattr(keys, "ndim", 0) > 0
+    if not several or not formed or len(keys) != len(formed):
+        raise expected(
+            "models.train_lanes: one key a model",
+            f"{len(formed)} models, {len(keys) if several else f'{keys!r:.40}, no'} keys",
+            "jax.random.split(key, len(models))",
+        )  # fmt: skip
+    shapes = [jax.tree.map(jnp.shape, arrays) for _, *arrays in formed]
+    differ = any(other[0] != formed[0][0] for other in formed)
+    if differ or any(shape != shapes[0] for shape in shapes):
+        raise expected(
+            "models.train_lanes: models of one structure", "different ones", "train for each"
+        )
+    return formed, jnp.stack([as_key("models.train_lanes", key) for key in keys])
+
+
 def train_lanes(
     models: Sequence[Any],
     x: Any,
     y: Any,
     *,
     keys: Sequence[Array],
+    epochs: int,
+    x_val: Any = None,
+    y_val: Any = None,
     progress: Callable[[int, list[Metrics]], None] | None = None,
     revise: Callable[[int, int, Any, Any], tuple[Any, Any]] | None = None,
     opt_states: Sequence[Any] | None = None,
-    **settings: Any,
+    **settings: Unpack[TrainSettings],
 ) -> list[TrainResult]:
     """Train several models of one structure at once, as lanes of one vmapped scan.
 
@@ -350,8 +377,7 @@ def train_lanes(
         opt_states: one a model, as `opt_state` of `train`.
         x: as for `train`, shared by all lanes.
         y: shared likewise, or a list with the targets of each lane (each seed's own teacher).
-        **settings: epochs, batch_size, epoch_size, learning_rate, weight_decay, warmup, optimizer,
-            loss, x_val and y_val, as for `train`; shared by all lanes.
+        epochs, x_val, y_val, **settings: as for `train`; shared by all lanes.
 
     Returns:
         One `TrainResult` a model, in order.
@@ -359,27 +385,12 @@ def train_lanes(
     Raises:
         ValueError: as `train`, or models of different structure, or not one key a model.
     """
-    if not isinstance(models, Iterable):
-        raise expected("models.train_lanes: several models", type(models).__name__, "[model]")
-    formed = [form_of(model) for model in models]
-    several = isinstance(keys, list | tuple) or getattr(keys, "ndim", 0) > 0
-    if not several or not formed or len(keys) != len(formed):
-        raise expected(
-            "models.train_lanes: one key a model",
-            f"{len(formed)} models, {len(keys) if several else f'{keys!r:.40}, no'} keys",
-            "jax.random.split(key, len(models))",
-        )  # fmt: skip
-    keys = [as_key("models.train_lanes", key) for key in keys]
+    formed, key_stack = _lanes(models, keys)
     form = formed[0][0]
-    shapes = [jax.tree.map(jnp.shape, arrays) for _, *arrays in formed]
-    if any(other[0] != form for other in formed) or any(shape != shapes[0] for shape in shapes):
-        raise expected(
-            "models.train_lanes: models of one structure", "different ones", "train for each"
-        )
     own = isinstance(y, list | tuple)
     if own and len(y) != len(formed):
         raise expected(f"targets of each of {len(formed)} lanes", f"{len(y)} of them")
-    how = _Settings(**settings)
+    how = _Settings(epochs=epochs, x_val=x_val, y_val=y_val, **settings)
     called = {"progress": progress, "revise": revise}
     plan = _plan(formed[0], x, y[0] if own else y, how, **called)
     targets = plan.y
@@ -396,7 +407,6 @@ def train_lanes(
         pairs = zip(opt_states, split(state), strict=True)
         given = [_given(one, lane.opt) for one, lane in pairs]
         state = dataclasses.replace(state, opt=jax.tree.map(_stacked, *given))
-    key_stack = jnp.stack(keys)
 
     def advance(number: int, state: _step.State) -> Any:
         folded = jax.vmap(lambda key: jax.random.fold_in(key, number))(key_stack)

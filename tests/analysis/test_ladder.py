@@ -71,6 +71,23 @@ def test_a_quadratic_span_needs_degree_2_and_no_more(quadratic):
     assert quadratic.original["accuracy"] == 1
 
 
+def test_a_span_is_prepared_once_for_several_ladders(quadratic):
+    labels = np.asarray(models.predict(QUADRATIC, TEST)).argmax(-1)
+    at = span_of(QUADRATIC)
+    span = analysis.prepare(QUADRATIC, TRAIN, VAL, None, TEST, labels, at=at)
+    given = {"ranks": (1, 2), "dictionaries": TWO, "alphas": (1e-9,), "key": KEY}
+    found = analysis.ladder_of(span, **given)
+    assert found.rungs == quadratic.rungs
+    assert len(analysis.ladder_of(span, **given | {"ranks": ()}).rungs) < len(found.rungs)
+
+
+def test_a_keyword_that_nobody_has_is_told_before_anything_runs():
+    with pytest.raises(TypeError, match="'memory_limt', try memory_limit"):
+        analysis.ladder(QUADRATIC, None, key=KEY, memory_limt=3)
+    with pytest.raises(TypeError, match="'sweps', try sweeps"):
+        analysis.plane(QUADRATIC, None, key=KEY, sweps=3)
+
+
 def test_nulls_are_what_they_say(quadratic):
     head, span, tail = surgery.split(QUADRATIC, TEST[:2], quadratic.span)
     before = head(TEST)
