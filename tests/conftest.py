@@ -17,6 +17,9 @@ if sys.dont_write_bytecode:
     os.environ["PYTHONPYCACHEPREFIX"] = str(pathlib.Path(tempfile.gettempdir(), "koopjax-pycache"))
     sys.pycache_prefix, sys.dont_write_bytecode = os.environ["PYTHONPYCACHEPREFIX"], False
 
+# Each worker has a core: threads of its own BLAS would wait for each other on the others' cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Nearly all of a test's time is compilation; what is compiled here runs once or twice. The older
 # emitters of fused loops compile in half the time of today's.
 CHEAP = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"

@@ -10,7 +10,7 @@ import pytest
 from flax import linen, nnx
 
 from koopjax import analysis, data, edmd, export, models, observables, surgery
-from koopjax.analysis import _fit_all, _fits, _flow, _metrics
+from koopjax.analysis import _fits, _flow, _metrics, _span
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -308,7 +308,7 @@ def test_dead_units_and_few_samples_do_no_harm():
 def test_second_call_compiles_nothing(mlp):
     functions = [
         _flow._run, _metrics.score_ranks, _metrics._score, _fits._solve, _fits._fit,
-        _fits._encode, _fits._merge, _fits._lift, _fit_all._apply,
+        _fits._encode, _fits._merge, _fits._lift, _span._apply,
     ]  # fmt: skip
     climb(mlp, ranks=(1, 2))
     sizes = [function._cache_size() for function in functions]
