@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import os
 import re
@@ -107,7 +106,6 @@ def _rungs(rows: Sequence[Any], finding: Any) -> list[Any]:
     return [row for row in rows if row.get("rank") is None or row is finding]
 
 
-@functools.cache
 def _template() -> Any:
     jinja2 = needed("jinja2", "report")
     environment = jinja2.Environment(
