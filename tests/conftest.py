@@ -7,7 +7,6 @@ import os
 import pathlib
 import sys
 import tempfile
-import time
 from collections import Counter
 
 # Dozens of processes start in a run, and reading jax's sources takes each of them seconds of
@@ -21,8 +20,12 @@ if sys.dont_write_bytecode:
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Nearly all of a test's time is compilation; what is compiled here runs once or twice. The older
-# emitters of fused loops compile in half the time of today's.
-CHEAP = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# emitters of fused loops compile in half the time of today's, and one module of LLVM a program in
+# two thirds of the time of 32.
+CHEAP = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP}".strip()
 
 import jax
@@ -78,15 +81,22 @@ def fashion_dir() -> pathlib.Path:
 
 
 # What each test costs: programs compiled, seconds of tracing, lowering and XLA by jax's own events,
-# and seconds of processor in all, which other work on the machine does not change. A test's count
-# travels with its report, so that it is whole whichever worker ran it; the run ends with the totals
-# and the costliest tests, and KOOPJAX_TEST_COUNTS names a file for all of them.
+# and seconds of processor in all, those of its subprocesses too, which other work on the machine
+# hardly changes. A test's count travels with its report, so that it is whole whichever worker ran
+# it; the run ends with the totals and the costliest tests, and KOOPJAX_TEST_COUNTS names a file for
+# all of them.
 EVENTS = {
     "/jax/core/compile/jaxpr_trace_duration": "trace",
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower",
     "/jax/core/compile/backend_compile_duration": "compile",
 }
-_spent: Counter[str] = Counter(processor=-time.process_time())
+
+
+def _processor():
+    return sum(os.times()[:4])
+
+
+_spent: Counter[str] = Counter(processor=-_processor())
 _tests: dict[str, Counter[str]] = {}
 
 
@@ -102,7 +112,7 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    now = time.process_time()
+    now = _processor()
     _spent["processor"] += now
     report.user_properties.append(("spent", dict(_spent)))
     _spent.clear()

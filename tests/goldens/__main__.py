@@ -3,12 +3,9 @@
 With ``--check`` it compares instead, to the letter, as on the machine that made them.
 """
 
-import os
 import sys
 
-# As in conftest, so that a golden is made as it is compared.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-
+import tests.conftest  # noqa: F401  (its settings: a golden is made as it is compared)
 from tests.goldens import store
 
 names = [name for name in sys.argv[1:] if name != "--check"] or store.GROUPS

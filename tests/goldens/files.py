@@ -12,7 +12,6 @@ template, the same model of zeros.
 
 import argparse
 import functools
-import os
 import pathlib
 
 import jax
@@ -313,9 +312,8 @@ def main(names, anew):
 
 
 if __name__ == "__main__":
-    # As in conftest, so that a golden is made as it is compared.
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     # By its name, since files hold the paths of classes of one's own.
+    import tests.conftest  # noqa: F401  (its settings: a golden is made as it is compared)
     from tests.goldens import files
 
     parser = argparse.ArgumentParser(description="Makes stored models that must read for all time.")
