@@ -4,19 +4,34 @@ For all rooms: whatever is imported here under its own name.
 """
 
 from koopjax._core._arrays import (
+    at_least_float32 as at_least_float32,
     available_bytes as available_bytes,
     blocks as blocks,
+    cast as cast,
     check_finite as check_finite,
     expected as expected,
     has_float64 as has_float64,
+    has_x64 as has_x64,
+    in_float64 as in_float64,
     is_tracing as is_tracing,
+    is_wide as is_wide,
+    leave as leave,
     on_device as on_device,
+    own_rules as own_rules,
+    precise as precise,
+    precise_as as precise_as,
+    precise_for as precise_for,
+    promoted as promoted,
+    traced as traced,
+    working_dtype as working_dtype,
 )
 from koopjax._core._codebook import codebooks as codebooks
 from koopjax._core._door import (
     as_array as as_array,
     as_integers as as_integers,
     as_numbers as as_numbers,
+    as_pair as as_pair,
+    as_rows as as_rows,
     as_states as as_states,
     held as held,
     held_leaves as held_leaves,
@@ -25,15 +40,11 @@ from koopjax._core._door import (
     read as read,
     read_numbers as read_numbers,
 )
-from koopjax._core._eig import eig as eig, left_vectors as left_vectors
-from koopjax._core._fingerprint import (
-    digest as digest,
-    fingerprint as fingerprint,
-    run_equation as run_equation,
-)
 from koopjax._core._linalg import (
     check_metric as check_metric,
+    eig as eig,
     gram as gram,
+    left_vectors as left_vectors,
     masked_qr as masked_qr,
     matmul as matmul,
     qr_r as qr_r,
@@ -46,21 +57,6 @@ from koopjax._core._paths import (
     existing as existing,
     read_json as read_json,
     write_whole as write_whole,
-)
-from koopjax._core._precision import (
-    at_least_float32 as at_least_float32,
-    cast as cast,
-    has_x64 as has_x64,
-    in_float64 as in_float64,
-    is_wide as is_wide,
-    leave as leave,
-    own_rules as own_rules,
-    precise as precise,
-    precise_as as precise_as,
-    precise_for as precise_for,
-    promoted as promoted,
-    traced as traced,
-    working_dtype as working_dtype,
 )
 from koopjax._core._pytree import (
     Keyed as Keyed,
@@ -88,7 +84,6 @@ from koopjax._core._results import (
     message as message,
     worst as worst,
 )
-from koopjax._core._rows import as_pair as as_pair, as_rows as as_rows
 from koopjax._core._settings import (
     as_dtype as as_dtype,
     as_flag as as_flag,
@@ -101,7 +96,10 @@ from koopjax._core._settings import (
 )
 from koopjax._core._watch import (
     changed as changed,
+    digest as digest,
+    fingerprint as fingerprint,
     note as note,
+    run_equation as run_equation,
     trace_context as trace_context,
     version as version,
 )

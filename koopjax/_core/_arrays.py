@@ -1,6 +1,9 @@
 """Checks on arrays and small helpers about where and at which precision code runs."""
 
+import contextlib
+import functools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,24 +19,19 @@ SHARE = 0.8
 
 
 def expected(what: str, got: str, suggestion: str = "") -> ValueError:
-    """A `ValueError` in the house form: what was expected, what came, what to do.
-
-    Args:
-        what: completes "expected ...".
-        got: completes "got ..."; put on one line, since many an array's `repr` takes several.
-        suggestion: completes "try ..."; left out where empty.
-    """
+    """A `ValueError` in the house form: what was expected, what came, what to do."""
     got = " ".join(got.split())
     got = got if len(got) <= LONGEST else f"{got[:LONGEST]} ..."
     text = f"expected {what}, got {got}"
     return ValueError(f"{text}; try {suggestion}" if suggestion else text)
 
 
-def on_device(array: Any, dtype: Any) -> Array:
+def on_device(array: Any, dtype: Any = None) -> Array:
     """`jnp.asarray(array, dtype)`, of NumPy without a program compiled for each shape."""
-    there = isinstance(array, np.ndarray) and dtype is not None
-    if there and jax.dtypes.canonicalize_dtype(dtype) == np.dtype(dtype):
-        return jax.device_put(array.astype(dtype))
+    if isinstance(array, np.ndarray):
+        wanted = np.dtype(array.dtype if dtype is None else dtype)
+        if jax.dtypes.canonicalize_dtype(wanted) == wanted:
+            return jax.device_put(array.astype(wanted))  # a copy, which the caller can't change
     return jnp.asarray(array, dtype)
 
 
@@ -69,9 +67,7 @@ def _all_finite(array: Array) -> Array:
 def check_finite(name: str, array: Any) -> None:
     """Raise `ValueError` if a concrete array holds NaN or infinity; says how many and where first.
 
-    Args:
-        name: how the array is called in the message.
-        array: any array; integers and booleans pass; tracers are not looked at.
+    Integers and booleans pass; tracers are not looked at.
     """
     if is_tracing(array):
         return
@@ -93,16 +89,10 @@ def check_finite(name: str, array: Any) -> None:
 
 
 def blocks(x: Array, size: int) -> tuple[Array, Array]:
-    """Cut the rows into equal blocks for a scan, the last one padded with rows of weight zero.
+    """Cut the rows into equal blocks for a scan, the last padded with rows of weight zero.
 
-    Args:
-        x: `(n, ...)`.
-        size: rows in a block; at least 1.
-
-    Returns:
-        `(b, size, ...)` blocks, padded by repeating the last row (which keeps every observable
-        finite where zeros might not be), and `(b, size)` weights in the dtype of `x` (float32 for
-        integers): 1 for samples, 0 for padding.
+    Blocks `(b, size, ...)`, padded by repeating the last row (which keeps every observable finite
+    where zeros might not be), and weights `(b, size)` in the dtype of `x` (float32 for integers).
     """
     n = x.shape[0]
     if n == 0:
@@ -115,3 +105,119 @@ def blocks(x: Array, size: int) -> tuple[Array, Array]:
         x = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (padding, *x.shape[1:]))])
         weights = jnp.concatenate([weights, jnp.zeros(padding, dtype)])
     return x.reshape(count, size, *x.shape[1:]), weights.reshape(count, size)
+
+
+# Where float64 is needed it is asked for locally; the global configuration stays as it is.
+
+DOUBLE = (np.dtype(np.float64), np.dtype(np.complex128))
+
+
+def in_float64(needed: bool) -> contextlib.AbstractContextManager:
+    """The local float64 context where it is needed and not there; else one that does nothing.
+
+    Also while tracing: what is traced inside stays float64.
+    """
+    return jax.enable_x64(True) if needed and not has_x64() else contextlib.nullcontext()
+
+
+def precise(*trees: Any) -> contextlib.AbstractContextManager:
+    """`in_float64` where a leaf of the trees is.
+
+    Without it JAX would cut float64 statistics to float32 (and warn) unless x64 is on.
+    """
+    return in_float64(
+        any(getattr(leaf, "dtype", None) in DOUBLE for leaf in jax.tree.leaves(trees))
+    )
+
+
+def has_x64() -> bool:
+    """Whether JAX keeps float64 here, by the user's choice or a local one."""
+    return jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+
+@contextlib.contextmanager
+def own_rules() -> Iterator[None]:
+    """JAX as this library is written for, whatever a user asks of their own code.
+
+    Inside, NaN stands for what is absent or did not come out, and is looked at; dtypes promote.
+    Also a decorator.
+    """
+    with jax.numpy_dtype_promotion("standard"), jax.debug_nans(False):
+        yield
+
+
+def is_wide(*trees: Any) -> bool:
+    """Whether a leaf was fitted in float64: an array of JAX in that dtype.
+
+    NumPy's float64 and Python's numbers are what users write down; they take the dtype they meet.
+    """
+
+    def wide(leaf: Any) -> bool:
+        return isinstance(leaf, jax.Array) and leaf.dtype in DOUBLE and not leaf.weak_type
+
+    return any(map(wide, jax.tree.leaves(trees)))
+
+
+def precise_for(x: Any, *trees: Any) -> contextlib.AbstractContextManager:
+    """A context for states and what they meet: float64 where either is in it.
+
+    What is traced keeps to the dtype of `x`, since a transpose runs where the gradient is taken;
+    `held_leaves` then cuts the trees to it.
+    """
+    fitted = is_wide(*trees) and not is_tracing(x, *trees) and has_float64()
+    return precise_as(np.float64 if fitted else x.dtype)
+
+
+def leave(tree: Any) -> Any:
+    """Results in float64 as NumPy where JAX would cut them in whatever is done next."""
+    if has_x64():
+        return tree
+
+    def host(leaf: Any) -> Any:
+        known = is_wide(leaf) and not is_tracing(leaf) and leaf.is_fully_addressable
+        return np.asarray(leaf) if known else leaf
+
+    return jax.tree.map(host, tree)
+
+
+def working_dtype(dtype: Any) -> Any:
+    """The dtype in which factorisations run: at least float32, since LAPACK has no half types."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise expected("floating-point observables", f"dtype {dtype}", "x.astype(jnp.float32)")
+    return promoted(dtype, jnp.float32)
+
+
+def promoted(*dtypes: Any) -> Any:
+    """The dtype that holds all of these, also where a user has made promotion strict."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
+
+
+def precise_as(dtype: Any) -> contextlib.AbstractContextManager:
+    """As `precise`, for arrays of a dtype that are about to be made."""
+    return precise(jax.ShapeDtypeStruct((), np.dtype(dtype)))
+
+
+def at_least_float32(array: Any) -> Any:
+    """Half types as float32, which LAPACK has routines for; others as they are."""
+    return array.astype(jnp.float32) if jnp.dtype(array.dtype).itemsize < 4 else array
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """Every floating leaf in another dtype; other leaves (counts, codes) as they are."""
+
+    def convert(leaf: Any) -> Any:
+        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return jnp.asarray(leaf).astype(dtype) if floating else leaf
+
+    with precise(tree) if dtype != jnp.float64 else jax.enable_x64(True):
+        return jax.tree.map(convert, tree)
+
+
+def traced(*trees: Any) -> bool:
+    """Whether values can't be looked at: a leaf is a tracer, or the call itself is being staged.
+
+    Under jit even operations on constants are staged, so a function called there on concrete
+    arrays has no concrete results.
+    """
+    return is_tracing(*trees) or is_tracing(jnp.zeros(()))

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core._arrays import expected, has_float64, is_tracing
-from koopjax._core._precision import has_x64, is_wide
+from koopjax._core._arrays import expected, has_float64, has_x64, is_tracing, is_wide, on_device
 
 #: Rounding to float32 may cost this much of a column's spread, in units of float32's own rounding:
 #: reached where data lie some thirty times their spread from the origin.
@@ -24,17 +23,8 @@ def read(name: str, x: Any) -> Any:
     """An array as it is, at full width: JAX arrays and tracers pass, all else becomes NumPy.
 
     Lists, NumPy's scalars and subclasses, frames and series (by `to_numpy` or `__array__`), any
-    byte order, long doubles whose range float64 has, objects that are numbers.
-
-    Args:
-        name: how the array is called in a message.
-        x: what a user calls an array.
-
-    Returns:
-        A JAX array, or a NumPy array of numbers or booleans in native byte order.
-
-    Raises:
-        ValueError: masked entries, ragged lists, text, dates, objects, nothing at all.
+    byte order, long doubles whose range float64 has, objects that are numbers. A `ValueError` for
+    masked entries, ragged lists, text, dates, objects, nothing at all.
     """
     if not isinstance(x, jax.Array) and hasattr(x, "__jax_array__"):
         x = x.__jax_array__()
@@ -56,7 +46,7 @@ def read(name: str, x: Any) -> Any:
         return jnp.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise _error(name, f"{type(x).__name__} ({first})", "rows of equal length") from error
+        _refuse(name, f"{type(x).__name__} ({first})", "rows of equal length")
     return _native(name, array, x)
 
 
@@ -100,23 +90,15 @@ def _of_objects(name: str, array: np.ndarray, given: Any) -> np.ndarray:
         _refuse(name, "integers beyond float64's range", "rescaling them")
 
 
-def _error(name: str, got: str, suggestion: str) -> ValueError:
-    return expected(f"an array of numbers as {name}", got, suggestion)
-
-
 def _refuse(name: str, got: str, suggestion: str) -> NoReturn:
-    raise _error(name, got, suggestion)
+    raise expected(f"an array of numbers as {name}", got, suggestion)
 
 
 def read_numbers(name: str, x: Any) -> Any:
     """Real floating numbers at full width: as `read`, and integers as the right floats.
 
-    Returns:
-        A floating JAX array, or a NumPy array (float64 for wide integers, lists and frames).
-
-    Raises:
-        ValueError: as `read`; complex numbers; formats of eight bits, in which no result could be
-            given back.
+    Float64 for wide integers, lists and frames. Complex numbers are refused, and formats of eight
+    bits, in which no result could be given back.
     """
     x = read(name, x)
     dtype = x.dtype
@@ -146,11 +128,7 @@ def loses_spread(x: Any, share: float = SHARE * EPS) -> bool:
 
     By column: the spread of the rounding error against that of the numbers. Data near the origin
     lose nothing that a float32 result would show; data at 1e7 with spread 1 lose 8 % of their
-    variance.
-
-    Args:
-        x: `(..., d)`; only float64 arrays that can be looked at may lose, others give False.
-        share: of a column's spread that may be lost.
+    variance. Of what is no float64 array that can be looked at, nothing is lost.
     """
     if is_tracing(x) or getattr(x, "dtype", None) != np.float64 or x.size == 0:
         return False
@@ -181,15 +159,8 @@ def needs_float64(name: str, x: Any, *trees: Any) -> bool:
     """Whether what `read_numbers` gave has to be computed in float64, although x64 is off.
 
     So it is where the numbers are float64 arrays of JAX already, where float32 would cost their
-    spread, and where what they meet was fitted in float64.
-
-    Args:
-        name: how the array is called in a message.
-        x: floating numbers.
-        *trees: what they meet: dictionaries, matrices.
-
-    Raises:
-        ValueError: float32 would cost the spread, and the backend has no float64.
+    spread, and where what they meet (`trees`: dictionaries, matrices) was fitted in float64. A
+    `ValueError` where float32 would cost the spread, and the backend has no float64.
     """
     if x.dtype != np.float64 or has_x64():
         return False
@@ -205,16 +176,10 @@ def needs_float64(name: str, x: Any, *trees: Any) -> bool:
 
 
 def as_states(name: str, x: Any, *trees: Any) -> Any:
-    """Real floating numbers for what computes in float64 where that is needed.
+    """Real floating numbers for what computes in float64 where `needs_float64` says so.
 
-    Args:
-        name: how the array is called in a message.
-        x: what a user calls an array.
-        *trees: what it meets, see `needs_float64`.
-
-    Returns:
-        An array of JAX; float64 outside x64 (then perhaps NumPy's) where `needs_float64` says so.
-        What follows runs in `precise_as(x.dtype)` and gives its results back by `leave`.
+    Outside x64 these are perhaps NumPy's. What follows runs in `precise_as(x.dtype)` and gives its
+    results back by `leave`.
     """
     x = read_numbers(name, x)
     return x if needs_float64(name, x, *trees) else held(name, x)
@@ -223,13 +188,12 @@ def as_states(name: str, x: Any, *trees: Any) -> Any:
 def held(name: str, x: Any) -> Array:
     """What `read` gave, as JAX holds it here: of NumPy, 64 bits under x64 only.
 
-    Raises:
-        ValueError: a finite number that does not fit in float32, an integer that would wrap.
+    Refused: a finite number that does not fit in float32, an integer that would wrap.
     """
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)
     # What JAX holds already it holds, whatever is asked of new arrays.
     if dtype == x.dtype or isinstance(x, jax.Array):
-        return jnp.asarray(x)
+        return on_device(x)
     return jax.device_put(_cut(name, np.asarray(x), dtype))
 
 
@@ -281,14 +245,8 @@ def _cut(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
 def as_array(name: str, x: Any) -> Array:
     """An array for JAX with its dtype as far as JAX has it here; nothing wraps, nothing overflows.
 
-    For what a model takes, where tokens stay integers; see `read` and `held` for what is refused.
-
-    Args:
-        name: how the array is called in a message.
-        x: what a user calls an array.
-
-    Raises:
-        ValueError: what `read` refuses; numbers that do not fit, or whose spread is lost.
+    For what a model takes, where tokens stay integers; what `read` or `held` refuses is refused,
+    and numbers whose spread is lost.
     """
     return _held_apart(name, read(name, x))
 
@@ -296,30 +254,15 @@ def as_array(name: str, x: Any) -> Array:
 def as_numbers(name: str, x: Any) -> Array:
     """Real floating numbers for JAX; integers and booleans become floats.
 
-    Float64 becomes float32 outside x64. What can compute in float64 instead takes `as_states`.
-
-    Args:
-        name: how the array is called in a message.
-        x: what a user calls an array.
-
-    Raises:
-        ValueError: what `read_numbers` refuses; numbers that do not fit in float32, or whose spread
-            it doesn't hold.
+    Float64 becomes float32 outside x64, if it holds their spread. What can compute in float64
+    instead takes `as_states`.
     """
     # Lists and integers have no dtype of their own: they take JAX's.
     return _held_apart(name, read_numbers(name, x))
 
 
 def as_integers(name: str, x: Any) -> Array:
-    """Integers for JAX, such as tokens, labels, places: none wraps.
-
-    Args:
-        name: how the array is called in a message.
-        x: what a user calls an array of integers.
-
-    Raises:
-        ValueError: floats, booleans, what `read` refuses, integers beyond JAX's width here.
-    """
+    """Integers for JAX, such as tokens, labels, places: none wraps."""
     x = read(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise expected(f"integers in {name}", f"dtype {x.dtype}", "x.astype(int)")
@@ -357,3 +300,45 @@ def held_leaves(tree: Any) -> Any:
         return _cut("a dictionary", leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
     return jax.tree.map(hold, tree)
+
+
+def _rows(name: str, x: Any) -> Any:
+    """Real floating numbers `(n, d)` at full width."""
+    array = read_numbers(name, x)
+    if array.ndim != 2:
+        raise expected(
+            f"{name} of shape (n, d), a row for each sample",
+            f"shape {tuple(array.shape)}",
+            "x.reshape(len(x), -1), or x[:, None] for one coordinate",
+        )
+    if array.shape[0] == 0:
+        raise expected(
+            f"at least one sample in {name}", "an empty batch", "checking how the data were read"
+        )
+    return array
+
+
+def as_rows(x: Any, *trees: Any) -> Any:
+    """States `(n, d)`; in float64 where they or the dictionaries that they meet need it."""
+    array = _rows("x", x)
+    return array if needs_float64("x", array, *trees) else held("x", array)
+
+
+def as_pair(x: Any, y: Any, *trees: Any) -> tuple[Any, Any]:
+    """Snapshots before and after: as many of one as of the other; identity is kept.
+
+    Where the dictionaries `trees` or either of the snapshots need float64, both keep it.
+    """
+    same = y is x
+    x = _rows("x", x)
+    y = x if same else _rows("y", y)
+    if x.shape[0] != y.shape[0]:
+        raise expected(
+            "as many rows in y as in x",
+            f"{x.shape[0]} and {y.shape[0]}",
+            "pairing each snapshot with its successor: x = s[:-1], y = s[1:]",
+        )
+    wide = needs_float64("x", x, *trees) or (not same and needs_float64("y", y, *trees))
+    keep = lambda name, a: a if wide and a.dtype == np.float64 else held(name, a)
+    x_held = keep("x", x)
+    return x_held, x_held if same else keep("y", y)

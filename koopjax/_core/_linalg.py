@@ -1,13 +1,13 @@
-"""Products at full precision, QR with masked columns, roots and ridges."""
+"""Products at full precision, QR with masked columns, roots, ridges, eigenvalues."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Complex, Float
 
-from koopjax._core._arrays import check_finite, expected, is_tracing
+from koopjax._core._arrays import check_finite, expected, is_tracing, promoted
 from koopjax._core._door import read_numbers
 
 
@@ -37,15 +37,7 @@ def masked_qr(
 
     Factors `[A; diag(1 - mask)]` and keeps the top rows of Q: the kept columns get exactly the
     values and gradients of the QR without the masked ones, where a QR of zero columns would give
-    junk and NaN gradients. vmaps over masks.
-
-    Args:
-        a: matrix; columns with `mask == 0` are taken as zero.
-        mask: 1 for columns that are kept, 0 for padding.
-
-    Returns:
-        `q` with orthonormal kept columns and zero masked ones, and `r` with zero masked rows and
-        columns.
+    junk and NaN gradients. vmaps over masks. Masked columns of Q, rows and columns of R are zero.
     """
     rank = a.shape[1]
     mask = mask.astype(a.dtype)
@@ -56,12 +48,7 @@ def masked_qr(
 
 
 class Root(NamedTuple):
-    """Roots of a symmetric positive semidefinite matrix, `M = V diag(s²) Vᵀ`.
-
-    Attributes:
-        vectors: `(n, n)` eigenvectors V.
-        scale: `(n,)` roots s of the eigenvalues, rising.
-    """
+    """Roots of a symmetric positive semidefinite matrix, `M = V diag(s²) Vᵀ`, s rising."""
 
     vectors: Any
     scale: Any
@@ -89,10 +76,8 @@ def _product(a: Any, b: Any) -> Any:
 def semidefinite_root(matrix: Any, floor: float = 0.0) -> Root:
     """The root of a positive semidefinite matrix: NumPy's on the host, JAX's where it is.
 
-    Args:
-        matrix: `(n, n)`; only its symmetric part counts.
-        floor: eigenvalues below this share of the largest (of one, where all are zero) are raised
-            to it; without one, what rounding made negative counts as zero.
+    Only the symmetric part counts. Eigenvalues below the share `floor` of the largest (of one,
+    where all are zero) are raised to it; without, what rounding made negative counts as zero.
     """
     xp: Any = jnp if isinstance(matrix, jax.Array) else np
     values, vectors = xp.linalg.eigh((matrix + matrix.T) / 2)
@@ -109,11 +94,6 @@ def check_metric(name: str, metric: Any, size: int) -> None:
     """Raise unless what an error costs is a metric: finite, symmetric, positive semidefinite.
 
     Up to rounding of its dtype; a metric that is being traced is asked for its shape alone.
-
-    Args:
-        name: how it is called in a message.
-        metric: `(size, size)`, or none.
-        size: of the vectors that it measures.
     """
     if metric is None:
         return
@@ -140,10 +120,69 @@ def check_metric(name: str, metric: Any, size: int) -> None:
 
 
 def tol(dtype: Any, condition: float = 1.0) -> float:
-    """Error to expect of a backward-stable routine: `32 · eps(dtype) · condition`.
-
-    Args:
-        dtype: floating dtype of the computation.
-        condition: condition number of the problem.
-    """
+    """Error to expect of a backward-stable routine: `32 · eps(dtype) · condition`."""
     return 32.0 * float(jnp.finfo(dtype).eps) * condition
+
+
+# Eigenvalues of a non-symmetric matrix on any backend, sorted, with derivatives.
+
+
+def _on_host(k: Array) -> tuple[Array, Array]:
+    """Through NumPy on the host, where the backend has no routine of its own (GPU, TPU)."""
+    complex_dtype = promoted(k.dtype, jnp.complex64)
+    shapes = (
+        jax.ShapeDtypeStruct(k.shape[:-1], complex_dtype),
+        jax.ShapeDtypeStruct(k.shape, complex_dtype),
+    )
+
+    def call(matrix: Any) -> tuple[Any, Any]:
+        matrix = np.asarray(matrix)
+        good = np.isfinite(matrix).all()
+        values, vectors = np.linalg.eig(matrix if good else np.zeros_like(matrix))
+        values = values if good else np.full_like(values, np.nan)
+        return values.astype(complex_dtype), vectors.astype(complex_dtype)
+
+    return jax.pure_callback(call, shapes, k, vmap_method="expand_dims")
+
+
+def _on_cpu(k: Array) -> tuple[Array, Array]:
+    values, vectors = jax.lax.linalg.eig(k, compute_left_eigenvectors=False)
+    return values, vectors
+
+
+@jax.custom_jvp
+def eig(k: Float[Array, "p p"]) -> tuple[Complex[Array, " p"], Complex[Array, "p p"]]:
+    """Eigenvalues by falling modulus (conjugates: positive imaginary part first) and right vectors.
+
+    Derivatives exist where the eigenvalues are distinct; directions within a cluster, in which
+    eigenvectors turn arbitrarily, are given none.
+    """
+    values, vectors = jax.lax.platform_dependent(k, cpu=_on_cpu, default=_on_host)
+    # Rounding must not decide the order of a conjugate pair: compare moduli to a few digits less.
+    modulus = jnp.abs(values)
+    grain = 64 * jnp.finfo(k.dtype).eps * jnp.max(modulus)
+    rounded = jnp.round(modulus / jnp.where(grain > 0, grain, 1))
+    order = jnp.lexsort((-values.imag, -values.real, -rounded))
+    return values[order], vectors[:, order]
+
+
+@eig.defjvp
+def _eig_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    values, vectors = eig(primals[0])
+    inner = jnp.linalg.solve(vectors, matmul(tangents[0].astype(vectors.dtype), vectors))
+    gap = values[None, :] - values[:, None]
+    distinct = gap != 0
+    turn = jnp.where(distinct, 1 / jnp.where(distinct, gap, 1), 0)
+    dvectors = matmul(vectors, turn * inner)
+    # LAPACK keeps columns at unit norm: the change along the column itself is taken out.
+    along = jnp.sum(jnp.conj(vectors) * dvectors, axis=0).real
+    return (values, vectors), (jnp.diagonal(inner), dvectors - vectors * along[None, :])
+
+
+def left_vectors(vectors: Complex[Array, "p p"]) -> Complex[Array, "p p"]:
+    """Left eigenvectors biorthonormal to right ones: `leftᴴ right = I`; columns.
+
+    The pseudo-inverse, so that a defective matrix gives finite, least-squares modes.
+    """
+    eps = jnp.finfo(vectors.dtype).eps
+    return jnp.conj(jnp.linalg.pinv(vectors, rtol=eps * vectors.shape[0])).T

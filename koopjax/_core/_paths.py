@@ -12,15 +12,7 @@ LONGEST = 255  # bytes of one name, on the file systems in use
 
 
 def as_path(what: str, path: Any) -> pathlib.Path:
-    """A path from a user's argument.
-
-    Args:
-        what: completes "expected a path of ...".
-        path: text or an `os.PathLike` of text.
-
-    Raises:
-        ValueError: neither, or text that no file system takes as a name.
-    """
+    """A path from a user's argument: text or an `os.PathLike` of text that a file system takes."""
     try:
         text = os.fspath(path)
         named = isinstance(text, str) and b"\0" not in os.fsencode(text)
@@ -33,12 +25,7 @@ def as_path(what: str, path: Any) -> pathlib.Path:
 
 
 def existing(what: str, path: Any, suggestion: str = "") -> pathlib.Path:
-    """The path of a file that is there.
-
-    Raises:
-        FileNotFoundError, IsADirectoryError, OSError: nothing there, a folder, or out of reach.
-        ValueError: as `as_path`.
-    """
+    """The path of a file that is there; an `OSError` of the right kind where it is not."""
     place = as_path(what, path)
     end = f"; try {suggestion}" if suggestion else ""
     try:

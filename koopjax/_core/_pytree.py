@@ -15,11 +15,7 @@ T = TypeVar("T")
 
 
 def static(**kwargs: Any) -> Any:
-    """A dataclass field that belongs to the tree's structure; its value must be hashable.
-
-    Args:
-        **kwargs: passed on to `dataclasses.field`, for example `default=2`.
-    """
+    """A dataclass field that belongs to the tree's structure; its value must be hashable."""
     metadata = {**kwargs.pop("metadata", {}), "static": True}
     return dataclasses.field(metadata=metadata, **kwargs)
 
@@ -28,13 +24,9 @@ def static(**kwargs: Any) -> Any:
 def pytree(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass registered as a pytree.
 
-    Fields declared with `static()` go to the tree's structure, all others are leaves. Equality is
-    identity-free for the static part only through `jax.tree_util`; `==` is not defined on the
-    leaves, because comparing arrays gives arrays.
-
-    Args:
-        cls: a class with annotated fields; it must not validate in `__post_init__`, since JAX
-            rebuilds it from placeholders.
+    Fields declared with `static()` go to the tree's structure, all others are leaves; `==` is not
+    defined, because comparing arrays gives arrays. The class must not validate in `__post_init__`,
+    since JAX rebuilds it from placeholders.
 
     Example:
         >>> import jax
@@ -61,10 +53,8 @@ def watched(code: Callable[[Any], Hashable]) -> Callable[[type[T]], type[T]]:
     """As `pytree`, for a class with a function among its static fields.
 
     The function may close over what changes. Its version at the moment of flattening belongs to
-    the structure, so that JAX compiles again once the function computes something else.
-
-    Args:
-        code: finds in an instance what the version is found by.
+    the structure, so that JAX compiles again once the function computes something else. `code`
+    finds in an instance what the version is found by.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -172,9 +162,6 @@ def take_apart(tree: Any) -> tuple[Outline, list[tuple[Any, Any]]]:
 
     Functions, strings, integers and flags among the leaves belong to the outline, as an activation
     or a number of heads of a callable pytree does; arrays and floating-point numbers don't.
-
-    Args:
-        tree: any pytree.
     """
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
     pairs = [

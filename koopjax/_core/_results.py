@@ -61,11 +61,7 @@ def message(code: Any) -> str:
 
 
 def worst(*codes: Any) -> Int[Array, "..."]:
-    """The gravest of several result codes, elementwise.
-
-    Args:
-        *codes: int32 scalars or arrays of one shape.
-    """
+    """The gravest of several result codes (int32 scalars or arrays of one shape), elementwise."""
     result = jnp.asarray(codes[0], jnp.int32)
     for code in codes[1:]:
         result = jnp.maximum(result, jnp.asarray(code, jnp.int32))
@@ -75,9 +71,7 @@ def worst(*codes: Any) -> Int[Array, "..."]:
 def check(code: Any, *, allow: tuple[int, ...] = (SUCCESS,)) -> None:
     """Raise `NumericalError` with the advice of the gravest code that is not allowed.
 
-    Args:
-        code: int32 result code, or an array of them (one per vmap lane); must be concrete.
-        allow: the codes that pass.
+    Of one concrete code, or of an array of them (one per vmap lane).
     """
     codes = sorted({int(c) for c in jax.device_get(jnp.ravel(jnp.asarray(code)))})
     bad = [c for c in codes if c not in allow]

@@ -33,14 +33,7 @@ def _scalar(value: Any) -> int | float:
 
 
 def as_whole(name: str, value: Any, least: int, most: int = MOST) -> int:
-    """A count: a whole number from `least` to `most`, also as NumPy and JAX write it.
-
-    Args:
-        name: completes "expected ... as a whole number".
-        value: what a user gives.
-        least: smallest that is allowed.
-        most: largest that is allowed; by default what a shape may be.
-    """
+    """A count: a whole number from `least` to `most`, also as NumPy and JAX write it."""
     number = _scalar(value)
     whole = isinstance(number, int) or number.is_integer()
     if not whole or not least <= number <= most:
@@ -69,14 +62,7 @@ def as_number(name: str, value: Any) -> float:
 
 
 def check_number(name: str, value: Any, least: float = 0.0, most: float = math.inf) -> None:
-    """Raise unless this is one finite number from `least` to `most`; tracers pass.
-
-    Args:
-        name: how the setting is called.
-        value: what a user gives.
-        least: smallest that is allowed.
-        most: largest that is allowed.
-    """
+    """Raise unless this is one finite number from `least` to `most`; tracers pass."""
     if is_tracing(value):
         return
     number = _scalar(value)
@@ -100,12 +86,7 @@ def as_dtype(name: str, value: Any) -> np.dtype:
 
 
 def as_flag(name: str, value: Any) -> bool:
-    """True or False, also as NumPy and JAX write it.
-
-    Args:
-        name: how the setting is called.
-        value: what a user gives.
-    """
+    """True or False, also as NumPy and JAX write it."""
     scalar = getattr(value, "ndim", None) == 0 and not isinstance(value, np.ma.MaskedArray)
     if not isinstance(value, bool) and not (scalar and value.dtype == np.bool_):
         raise expected(f"True or False as {name}", f"{value!r:.60}")
@@ -113,12 +94,7 @@ def as_flag(name: str, value: Any) -> bool:
 
 
 def as_key(name: str, key: Any) -> Array:
-    """One random key of JAX, typed; one of the old kind, two integers, becomes so.
-
-    Args:
-        name: what asks for it.
-        key: what a user gives.
-    """
+    """One random key of JAX, typed; one of the old kind, two integers, becomes so."""
     dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and ndim == 0:
         return key

@@ -4,20 +4,9 @@ The only room that asks what kind a model is. A kind is one file, a subclass of 
 says what it takes, how it comes apart and how it is called, and one entry of `KINDS`.
 """
 
-from koopjax.forms._definition import (
-    Call as Call,
-    Constant as Constant,
-    Definition as Definition,
-)
-from koopjax.forms._inference import ModeError as ModeError
-from koopjax.forms._kinds import (
-    KINDS as KINDS,
-    Opened as Opened,
-    define as define,
-    form_of as form_of,
-    opened as opened,
-)
-from koopjax.forms._names import named_leaves as named_leaves, spell as spell
+from koopjax.forms._definition import Call, Constant, Definition, named_leaves, spell
+from koopjax.forms._inference import ModeError
+from koopjax.forms._kinds import KINDS, Opened, define, form_of, opened
 
 __all__ = [
     "KINDS",

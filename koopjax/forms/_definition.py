@@ -1,7 +1,7 @@
 """What all kinds of models have in common: a model without its arrays."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from koopjax._core import Keyed, Outline, Static
-from koopjax.forms._draws import trace_inference
-from koopjax.forms._inference import clear_words, inference_arguments, mode_error
+from koopjax.forms._inference import clear_words, inference_arguments, trace_inference
 
 
 class Constant(nnx.Variable):
@@ -156,7 +155,7 @@ class Definition(Keyed):
         Raises:
             ValueError: the model does not take the input, or is seen to be in training mode.
         """
-        call = self._call(leaves)
+        call = self.called(leaves)
         keywords = call.keywords()
         with clear_words(call.code, call.fields, x, *call.before, x, **keywords):
             return call.run(x, **keywords)
@@ -172,15 +171,10 @@ class Definition(Keyed):
         Raises:
             ModeError: it draws random numbers, or its state changes with the data.
         """
+        return trace_inference(self, leaves, x)
 
-        def refuse(got: str) -> Exception:
-            call = self._call(leaves)
-            return mode_error(got, call.code, call.fields)
-
-        streams = [issubclass(kind, nnx.RngState) for kind in self.kinds]
-        return trace_inference(self.unversioned(), self.observed, leaves, x, streams, refuse)
-
-    def _call(self, leaves: Any) -> Call:
+    def called(self, leaves: Any) -> Call:
+        """How the model of these arrays is called for an output in inference mode."""
         tree = self.outline.fill(leaves)
         return self.call(self._joined(tree), tree)
 
@@ -197,3 +191,42 @@ def is_pair(model: Any) -> bool:
 def is_floating(leaf: Any) -> bool:
     """Whether an array can be trained; integers and keys under the name of a parameter can't."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def named_leaves(tree: Any) -> list[tuple[tuple[Any, ...], Any, nnx.Variable | None]]:
+    """The leaves of a tree in its order, each with its path and the Variable that holds it.
+
+    Args:
+        tree: any pytree; a Variable in it, such as in the state of an `nnx.Module`, is no level of
+            the path, and what it holds may be a tree itself.
+    """
+    found = []
+    is_variable = lambda node: isinstance(node, nnx.Variable)
+    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_variable)[0]:
+        holder = node if is_variable(node) else None
+        for inner, leaf in jax.tree_util.tree_flatten_with_path(node)[0]:
+            found.append(((*path, *inner[1:]), leaf, holder))  # inner[0] is a Variable's `value`
+    return found
+
+
+def spell(path: Sequence[Any]) -> tuple[str, ...]:
+    """A path of JAX as text, level by level."""
+    names = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
+    return tuple(str(name) for name in names)
+
+
+def joined(path: Sequence[Any]) -> str:
+    """A path as one name, such as `layers.0.kernel`."""
+    names = spell(path)
+    # A splice of a splice: the parts' own dictionaries are no level of the model.
+    return ".".join(name for name in names if name != "parameters" or len(names) == 1)
+
+
+def unique(names: Sequence[str]) -> tuple[str, ...]:
+    """Names with a number behind all but the first that is alike."""
+    seen: dict[str, int] = {}
+    out = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        out.append(name if seen[name] == 1 else f"{name}@{seen[name]}")
+    return tuple(out)

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from koopjax._core import Static, expected, native, version
-from koopjax.forms._definition import Constant, Definition, is_floating, is_pair
+from koopjax.forms._definition import Constant, Definition, is_floating, is_pair, unique
 from koopjax.forms._inference import unbind
 from koopjax.forms._linen import Linen
-from koopjax.forms._names import unique
 from koopjax.forms._nnx import NNX
 from koopjax.forms._tree import Tree
 

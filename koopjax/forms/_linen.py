@@ -8,9 +8,8 @@ import jax
 from flax import linen, nnx
 
 from koopjax._core import Outline, expected
-from koopjax.forms._definition import Call, Constant, Definition, is_pair
+from koopjax.forms._definition import Call, Constant, Definition, is_pair, joined, spell
 from koopjax.forms._inference import inference_arguments, set_fields
-from koopjax.forms._names import joined, spell
 
 _COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 

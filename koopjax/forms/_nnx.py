@@ -8,8 +8,7 @@ import jax
 from flax import nnx
 
 from koopjax._core import Outline
-from koopjax.forms._definition import Call, Constant, Definition, is_floating
-from koopjax.forms._names import joined, named_leaves
+from koopjax.forms._definition import Call, Constant, Definition, is_floating, joined, named_leaves
 
 
 def _trained(path: Any, variable: Any) -> bool:

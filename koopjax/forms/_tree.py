@@ -9,9 +9,8 @@ import jax
 from flax import nnx
 
 from koopjax._core import Outline, expected, take_apart
-from koopjax.forms._definition import Call, Definition, is_pair
+from koopjax.forms._definition import Call, Definition, is_pair, joined
 from koopjax.forms._inference import unbind
-from koopjax.forms._names import joined
 
 
 class Tree(Definition):

@@ -25,19 +25,10 @@ def _shapes(tree: Any) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
-def _key_bits(key: Any) -> str:
-    return _digest(jax.random.key_data(key) if _is_key(key) else key)
-
-
-def _name(function: Any) -> str:
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
 def _size(tree: Any) -> str:
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if not _is_key(jnp.asarray(leaf))]
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree) if not _is_key(leaf)]
     # Few digits: the same rule on another device is the same optimizer.
-    return f"{sum(float(jnp.sum(jnp.abs(leaf))) for leaf in leaves):.4e}"
+    return f"{sum(np.abs(leaf).sum() for leaf in leaves):.4e}"
 
 
 def _optimizer(optimizer: Any, state: Any) -> list[str]:
@@ -47,16 +38,22 @@ def _optimizer(optimizer: Any, state: Any) -> list[str]:
     """
     if optimizer is None:
         return ["adamw"]
-    opt, found = state.opt, [_digest(np.frombuffer(repr(_shapes(state.opt)).encode(), np.uint8))]
-    for step in range(3):
 
-        def probe(param: Any, step: int = step) -> Any:
-            values = jnp.cos(jnp.arange(param.size) + step).reshape(param.shape)
-            return values.astype(param.dtype)
+    def probe(param: Any, step: int) -> Any:
+        return np.cos(np.arange(param.size) + step).reshape(param.shape).astype(param.dtype)
 
-        updates, opt = optimizer.update(jax.tree.map(probe, state.params), opt, state.params)
-        found += [_size(updates), _size(opt)]
-    return found
+    @jax.jit
+    def run(params: Any, opt: Any, probes: list[Any]) -> list[Any]:
+        found = []
+        for grads in probes:
+            updates, opt = optimizer.update(grads, opt, params)
+            found += [updates, opt]
+        return found
+
+    probes = [jax.tree.map(lambda a, k=k: probe(a, k), state.params) for k in range(3)]
+    first = _digest(np.frombuffer(repr(_shapes(state.opt)).encode(), np.uint8))
+    with jax.numpy_dtype_promotion("standard"):  # as in a step of training
+        return [first, *map(_size, run(state.params, state.opt, probes))]
 
 
 def fingerprint(model: Any, state: Any, plan: Any, key: Any) -> dict[str, Any]:
@@ -65,20 +62,18 @@ def fingerprint(model: Any, state: Any, plan: Any, key: Any) -> dict[str, Any]:
     The initial parameters belong to it: the same architecture from another seed is another run.
     """
     owner = model[0] if isinstance(model, tuple) else model
+    loss = plan.loss if hasattr(plan.loss, "__qualname__") else type(plan.loss)
+    start = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(state.params)]
     return {
         "model": getattr(owner, "__name__", type(owner).__name__),
         "arrays": _shapes((state.params, state.rest)),
-        "start": _digest(
-            np.concatenate(
-                [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(state.params)]
-            )
-        ),
-        "key": _key_bits(key),
+        "start": _digest(np.concatenate(start)),
+        "key": _digest(jax.random.key_data(key)),
         "epochs": plan.epochs,
         "batch_size": plan.batch_size,
         "steps": plan.steps,
         "settings": [float(leaf) for leaf in jax.tree.leaves(plan.hyper)],
-        "loss": _name(plan.loss),
+        "loss": f"{loss.__module__}.{loss.__qualname__}",
         "optimizer": _optimizer(plan.optimizer, state),
         "data": [list(plan.x.shape), _digest(plan.x), _digest(plan.y)],
     }
@@ -105,27 +100,21 @@ class Keeper:
         self.folder = folder
         self.manager = manager
 
-    def latest(self) -> int | None:
-        """The last epoch that was kept whole, or None."""
-        return self.manager.latest_step()
-
     def save(self, epoch: int, state: Any, history: list, run: dict[str, Any]) -> None:
         """Keep an epoch. It appears in the folder only once it is wholly written."""
         ocp = needed("orbax.checkpoint", "checkpoints")
-        self.manager.save(
-            epoch,
-            args=ocp.args.Composite(
-                # A flat list: the structure is known from the run, the leaves alone are stored.
-                state=ocp.args.StandardSave(_portable(state)),
-                run=ocp.args.JsonSave({"run": run, "history": history}),
-            ),
+        kept = ocp.args.Composite(
+            # A flat list: the structure is known from the run, the leaves alone are stored.
+            state=ocp.args.StandardSave(_portable(state)),
+            run=ocp.args.JsonSave({"run": run, "history": history}),
         )
+        self.manager.save(epoch, args=kept)
         self.manager.wait_until_finished()
 
     def restore(self, state: Any, run: dict[str, Any]) -> tuple[Any, list]:
         """State and history of the last epoch kept, if it is of this run."""
         ocp = needed("orbax.checkpoint", "checkpoints")
-        step = self.latest()
+        step = self.manager.latest_step()
         with self._whole():
             found = self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
         # JSON has no tuples and no float32: compare what both sides look like after it.
@@ -138,10 +127,8 @@ class Keeper:
                 "another folder, or resume=False to start anew",
             )
         with self._whole():
-            arrays = self.manager.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(_portable(state))),
-            ).state
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(_portable(state)))
+            arrays = self.manager.restore(step, args=args).state
             return _from_portable(state, arrays), found.run["history"]
 
     @contextlib.contextmanager

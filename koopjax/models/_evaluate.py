@@ -12,6 +12,8 @@ from koopjax._core import as_array, check_finite, check_integer, check_number, e
 from koopjax.forms import Definition, ModeError, form_of
 from koopjax.models._scores import answers, r_squared, read_task
 
+_answers, _r_squared = jax.jit(answers), jax.jit(r_squared)
+
 #: Rows that a forward pass takes at once unless the caller says otherwise.
 BATCH = 2000
 
@@ -93,12 +95,6 @@ def check_rows(name: str, form: Definition, params: Any, rest: Any, x: Any) -> N
         )
 
 
-def _size(name: str, batch_size: Any, x: Array) -> int:
-    """Rows of a batch."""
-    check_integer(f"{name}: batch_size", batch_size, 1)
-    return min(int(batch_size), x.shape[0])
-
-
 def _cut(array: Array, size: int) -> tuple[Array, Array]:
     """Rows in blocks of a size, and those that are left over.
 
@@ -124,29 +120,13 @@ def _predict(
     return jnp.concatenate([out, _forward(form, params, rest, end)], axis)
 
 
-@functools.partial(jax.jit, static_argnames=("form", "batch_size"))
-def count_correct(
-    form: Definition, params: Any, rest: Any, x: Array, y: Array, batch_size: int
-) -> Int[Array, ""]:
-    """Number of answers that are their label's."""
-
-    def one(batch):
-        x, y = batch
-        return jnp.sum(answers(_forward(form, params, rest, x)) == y)
-
-    (x, x_end), (y, y_end) = _cut(x, batch_size), _cut(y, batch_size)
-    total = jnp.sum(jax.lax.map(one, (x, y)))
-    return total + one((x_end, y_end)) if x_end.shape[0] else total
-
-
 @functools.partial(jax.jit, static_argnames=("form", "loss", "batch_size"))
 def measure(
     form: Definition, loss: Any, params: Any, rest: Any, x: Array, y: Array, batch_size: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean loss and share of correct samples (zero unless the labels are integers).
 
-    The samples of an incomplete last batch are measured by themselves, so that a loss that is a
-    mean stays one.
+    An incomplete last batch is measured by itself, so that a loss that is a mean stays one.
     """
 
     def one(batch):
@@ -190,15 +170,28 @@ def predict(model: Any, x: Float[Array, "n ..."], batch_size: int = BATCH) -> Fl
         ValueError: no samples, samples of a shape that the model does not take, or several batches
             of outputs without one axis as long as the batch.
     """
-    x = as_array("models.predict: x", x)
-    check_samples("models.predict", x)
+    return _outputs("models.predict", model, x, batch_size)
+
+
+def _outputs(name: str, model: Any, x: Any, batch_size: Any, *, by_rows: bool = False) -> Array:
+    """As `predict`; with `by_rows` refused where the rows of the output are no samples."""
+    x = as_array(f"{name}: x", x)
+    check_samples(name, x)
     form, params, rest = form_of(model)
-    size, axis = _size("models.predict", batch_size, x), 0
-    if size == len(x):
-        check_input("models.predict", form, params, rest, x, size)
+    check_integer(f"{name}: batch_size", batch_size, 1)
+    size, axis = min(int(batch_size), x.shape[0]), 0
+    if by_rows:
+        check_rows(name, form, params, rest, x)
+    elif size == len(x):
+        check_input(name, form, params, rest, x, size)
     else:
-        axis = batch_axis("models.predict", form, params, rest, x, size)
+        axis = batch_axis(name, form, params, rest, x, size)
     return _predict(form, params, rest, x, size, axis)
+
+
+def _share_correct(outputs: Array, labels: Array) -> float:
+    """On the host: 9,650 of 10,000 are 0.965, in float32 0.96499997."""
+    return float(np.mean(np.asarray(_answers(outputs)) == np.asarray(labels)))
 
 
 def accuracy(
@@ -221,19 +214,13 @@ def accuracy(
             number of outputs, one output that looks like a probability, or samples of a shape
             that the model does not take.
     """
-    x = as_array("models.accuracy: x", x)
     y = read("models.accuracy: y", y)
+    x = as_array("models.accuracy: x", x)
     check_samples("models.accuracy", x, y)
-    out = output_like(model, x)
-    form, params, rest = form_of(model)
-    check_rows("models.accuracy", form, params, rest, x)
-    size = _size("models.accuracy", batch_size, x)
-    if out.shape[1:] in ((), (1,)):  # whether it is a logit, its numbers tell
-        out = _predict(form, params, rest, x, size, 0)
-    _, labels = read_task(out, y, "classification")
+    outputs = _outputs("models.accuracy", model, x, batch_size, by_rows=True)
+    _, labels = read_task(outputs, y, "classification")
     assert labels is not None
-    correct = count_correct(form, params, rest, x, labels, size)
-    return float(correct) / labels.size
+    return _share_correct(outputs, labels)
 
 
 def output_like(model: Any, x: Any, *, by_rows: bool = False) -> jax.ShapeDtypeStruct:
@@ -278,21 +265,19 @@ def score(
             among the outputs of a regression, or from `score_fn`; a batch on another axis than the
             first.
     """
-    outputs = predict(model, x, batch_size)
     if y is None:
         raise expected("models.score: classes or targets as y", "None", "models.predict(model, x)")
-    check_rows("models.score", *form_of(model), as_array("models.score: x", x))
+    outputs = _outputs("models.score", model, x, batch_size, by_rows=True)
     task, labels = read_task(outputs, y, task, score_fn=score_fn)
     assert labels is not None
     if score_fn is not None:
         value = score_fn(outputs.astype(jnp.float32), labels)
         check_number("one number of score_fn(outputs, labels)", value, -np.inf)
     elif task == "classification":
-        # A share counted on the host: 9,650 of 10,000 are 0.965, in float32 0.96499997.
-        value = np.mean(np.asarray(answers(outputs)) == np.asarray(labels))
+        value = _share_correct(outputs, labels)
     else:
         check_finite("the model's outputs (models.score)", outputs)
-        value = r_squared(labels, outputs.astype(jnp.float32))
+        value = _r_squared(labels, outputs.astype(jnp.float32))
     return float(value)
 
 

@@ -107,11 +107,7 @@ def _are_classes(labels: Any, output: Any) -> bool:
 
 
 def _task_of_labels(name: str, labels: Any, output: Any) -> str:
-    """The task that labels leave no doubt about.
-
-    Raises:
-        ValueError: they do.
-    """
+    """The task that labels leave no doubt about; a `ValueError` where they do."""
     (rows, q), kind, shape = _rows(output), _kind(labels), np.shape(labels)
     ask = lambda got, suggestion: expected(
         f"task='classification' or 'regression' where {name} leave it open", got, suggestion
@@ -218,14 +214,8 @@ def answers(output: Float[Array, "... q"]) -> Int[Array, "..."]:
 def paired(wanted: str, like: Any, name: str, array: Any) -> tuple[Array, Array]:
     """Two arrays of numbers in one shape: that of the first.
 
-    Args:
-        wanted: name of the first, for messages.
-        like: of the shape that counts.
-        name: of the second.
-        array: of the same shape, but for a last axis of one entry that either may have.
-
-    Raises:
-        ValueError: another shape, although it may broadcast or hold as many numbers.
+    The second may differ by a last axis of one entry, which either may have, and by no more,
+    although another shape may broadcast or hold as many numbers.
     """
     like, array = as_numbers(wanted, like), as_numbers(name, array)
     if array.shape not in (like.shape, (*like.shape, 1)) and like.shape != (*array.shape, 1):

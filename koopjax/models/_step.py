@@ -21,11 +21,8 @@ ADAM = optax.scale_by_adam()
 class Hyper:
     """Settings of the built-in optimizer, all leaves: another value is no new compilation.
 
-    Args:
-        learning_rate: the largest, after the warm-up.
-        weight_decay: decoupled, on arrays of two axes or more.
-        warmup: steps of linear increase.
-        total: steps in all; the cosine ends there at zero.
+    Of `total` steps `warmup` are of linear increase to `learning_rate`, then the cosine ends at
+    zero; weight decay is decoupled, on arrays of two axes or more.
     """
 
     learning_rate: Any
@@ -89,7 +86,11 @@ def squared_error(output: Float[Array, "n ..."], y: Float[Array, "n ..."]) -> Fl
 
 @functools.partial(jax.jit, static_argnames=("optimizer",))
 def init_state(params: Any, rest: Any, optimizer: optax.GradientTransformation | None) -> State:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Of copies: the scan takes over the buffers of the state, and the model given stays usable.
+    """
+    params, rest = jax.tree.map(jnp.copy, (params, rest))
     return State(params, rest, (optimizer or ADAM).init(params), jnp.zeros((), jnp.int32))
 
 
@@ -122,16 +123,10 @@ def run_epoch(
 ) -> tuple[State, dict[str, Array]]:
     """Steps over shuffled data, none twice; the samples that are left over sit this one out.
 
-    Args:
-        form, optimizer, loss: static.
-        shape: steps and samples a step, static.
-        hyper, state: leaves.
-        x, y: all the data, on the device; batches are gathered inside the scan.
-        key: shuffles the data, and seeds the dropout of Linen models.
-
-    Returns:
-        The state after, and the means over the epoch of the loss and, for integer labels, of the
-        accuracy.
+    The first three arguments and `shape` (steps, samples a step) are static. All data are on the
+    device, batches are gathered inside the scan; the key shuffles, and seeds the dropout of Linen
+    models. Gives the state after, and means over the epoch of the loss and, for integer labels, of
+    the accuracy.
     """
     order_key, model_key = jax.random.split(key)
     steps, batch_size = shape

@@ -20,6 +20,7 @@ from koopjax._core import (
     check_integer,
     check_number,
     expected,
+    on_device,
 )
 from koopjax.forms import Definition, form_of
 from koopjax.models import _checkpoint, _evaluate, _scores, _step
@@ -56,22 +57,6 @@ class TrainSettings(TypedDict, total=False):
     warmup: float
     optimizer: optax.GradientTransformation | None
     loss: Callable[[Array, Array], Array] | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """The same with their defaults, and what is measured on the way."""
-
-    epochs: int
-    batch_size: int = 128
-    epoch_size: int | None = None
-    learning_rate: float | None = None
-    weight_decay: float = 0.0
-    warmup: float = 0.0
-    optimizer: optax.GradientTransformation | None = None
-    loss: Callable[[Array, Array], Array] | None = None
-    x_val: Any = None
-    y_val: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,34 +101,42 @@ def _data(name: str, x: Any, y: Any, out: jax.ShapeDtypeStruct, loss: Any) -> tu
     check_finite(f"{name}: x", x)
     check_finite(f"{name}: y", y)
     of_all = jax.ShapeDtypeStruct((x.shape[0], *out.shape[1:]), out.dtype)
-    if loss is None and not jnp.issubdtype(y.dtype, jnp.integer):
-        total = y if y.size == x.shape[0] else jnp.sum(y, axis=-1)
-        if y.size != of_all.size or float(jnp.min(y)) < 0 or float(jnp.max(total)) > 1.01:
-            raise expected(
-                f"{name}: probabilities of shape {of_all.shape} for a loss of cross-entropy",
-                f"{y.dtype} of shape {y.shape} up to {float(jnp.max(y)):.3g}",
-                "loss=models.squared_error for real numbers",
-            )
     if jnp.issubdtype(y.dtype, jnp.integer):
         _scores.check_classes("labels", y, of_all)
+    elif loss is None:
+        host = np.asarray(y, np.float32)
+        total = host if y.size == x.shape[0] else host.sum(axis=-1)
+        if y.size != of_all.size or host.min() < 0 or total.max() > 1.01:
+            raise expected(
+                f"{name}: probabilities of shape {of_all.shape} for a loss of cross-entropy",
+                f"{y.dtype} of shape {y.shape} up to {host.max():.3g}",
+                "loss=models.squared_error for real numbers",
+            )
     return x, y
 
 
-def _plan(formed: Any, x: Any, y: Any, how: _Settings, **called: Any) -> _Plan:
-    """Check the settings and gather them; `called` is what is to be called on the host."""
+def _plan(
+    formed: Any, x: Any, targets: Sequence[Any], called: dict[str, Any], *, lanes: bool = False,
+    epochs: int, x_val: Any, y_val: Any, batch_size: int = 128, epoch_size: int | None = None,
+    learning_rate: float | None = None, weight_decay: float = 0.0, warmup: float = 0.0,
+    optimizer: optax.GradientTransformation | None = None, loss: Any = None,
+) -> _Plan:  # fmt: skip
+    """Check the settings and gather them; with `lanes` there are targets of each lane.
+
+    `called` is what is to be called on the host, by name; all others are settings of `train`.
+    """
     form, params, rest = formed
-    optimizer, x_val, y_val = how.optimizer, how.x_val, how.y_val
-    for what in ("epochs", "batch_size"):
-        check_integer(f"models.train: {what}", getattr(how, what), 1)
-    rate = 1e-3 if how.learning_rate is None else how.learning_rate
-    given = {"learning_rate": rate, "weight_decay": how.weight_decay, "warmup": how.warmup}
+    check_integer("models.train: epochs", epochs, 1)
+    check_integer("models.train: batch_size", batch_size, 1)
+    rate = 1e-3 if learning_rate is None else learning_rate
+    given = {"learning_rate": rate, "weight_decay": weight_decay, "warmup": warmup}
     for what, value in given.items():
         check_number(f"models.train: {what}", value)
     rules = [getattr(optimizer, name, None) for name in ("init", "update")]
     if optimizer is not None and not all(map(callable, rules)):
         got = f"{optimizer!r:.60}"
         raise expected("models.train: an optimizer of optax", got, "optax.adam(1e-3)")
-    for what, function in {"loss": how.loss, **called}.items():
+    for what, function in {"loss": loss, **called}.items():
         if function is not None and not callable(function):
             raise expected(f"models.train: {what} as a function", f"{function!r:.60}")
     if not jax.tree.leaves(params):
@@ -154,25 +147,25 @@ def _plan(formed: Any, x: Any, y: Any, how: _Settings, **called: Any) -> _Plan:
         )
     if (x_val is None) != (y_val is None):
         raise expected("models.train: x_val and y_val together", "only one", "both or neither")
-    own = how.learning_rate is not None or how.weight_decay or how.warmup
-    if optimizer is not None and own:
+    if optimizer is not None and (learning_rate is not None or weight_decay or warmup):
         raise expected(
             "models.train: learning_rate, weight_decay and warmup only without optimizer",
             "both",
             "to put them into the optax optimizer",
         )
-    x, y = as_array("models.train: x", x), as_array("models.train: y", y)
+    x, y = as_array("models.train: x", x), as_array("models.train: y", targets[0])
     _evaluate.check_samples("models.train", x, y)
     out = _evaluate.check_input("models.train", form, params, rest, x)
     # What a loss of one's own takes is its affair; the accuracy goes by rows all the same.
-    if jnp.issubdtype(y.dtype, jnp.integer) or how.loss in _BY_ROWS:
+    if jnp.issubdtype(y.dtype, jnp.integer) or loss in _BY_ROWS:
         _evaluate.check_rows("models.train", form, params, rest, x)
-    x, y = _data("models.train", x, y, out, how.loss)
+    each = [_data("models.train", x, one, out, loss)[1] for one in (y, *targets[1:])]
+    y = jnp.stack(each) if lanes else each[0]
     if x_val is not None:
-        x_val, y_val = _data("models.train validation", x_val, y_val, out, how.loss)
-    batch_size, size = min(how.batch_size, x.shape[0]), x.shape[0]
-    if how.epoch_size is not None:
-        size = as_whole("models.train: epoch_size", how.epoch_size, 1)
+        x_val, y_val = _data("models.train validation", x_val, y_val, out, loss)
+    batch_size, size = min(batch_size, x.shape[0]), x.shape[0]
+    if epoch_size is not None:
+        size = as_whole("models.train: epoch_size", epoch_size, 1)
         if not batch_size <= size <= x.shape[0]:
             raise expected(
                 f"models.train: epoch_size from a batch ({batch_size}) to all samples "
@@ -180,11 +173,11 @@ def _plan(formed: Any, x: Any, y: Any, how: _Settings, **called: Any) -> _Plan:
                 f"{size}",
             )
     steps = size // batch_size
-    total = how.epochs * steps
-    numbers = (rate, how.weight_decay, how.warmup * total, total)
-    hyper = _step.Hyper(*(jnp.asarray(number, jnp.float32) for number in numbers))
-    loss = how.loss or _step.cross_entropy
-    return _Plan(form, optimizer, loss, batch_size, steps, how.epochs, hyper, x, y, x_val, y_val)
+    total = epochs * steps
+    numbers = (rate, weight_decay, warmup * total, total)
+    hyper = _step.Hyper(*(on_device(np.asarray(n, np.float32), np.float32) for n in numbers))
+    loss = loss or _step.cross_entropy
+    return _Plan(form, optimizer, loss, batch_size, steps, epochs, hyper, x, y, x_val, y_val)
 
 
 #: Losses that compare the rows of an output with those of the targets.
@@ -288,13 +281,13 @@ def train(
         NumericalError: the loss is no longer finite; the checkpoint holds the last good epoch.
     """
     form, params, rest = form_of(model)
-    how = _Settings(epochs=epochs, x_val=x_val, y_val=y_val, **settings)
-    plan = _plan((form, params, rest), x, y, how, progress=progress, revise=revise)
+    plan = _plan(
+        (form, params, rest), x, [y], {"progress": progress, "revise": revise},
+        epochs=epochs, x_val=x_val, y_val=y_val, **settings,
+    )  # fmt: skip
     key = as_key("models.train", key)
     checkpoint_every = as_whole("models.train: checkpoint_every", checkpoint_every, 1)
-    # A copy: the scan takes over the buffers of the state, and the model given stays usable.
-    params, rest = jax.tree.map(jnp.copy, (params, rest))
-    state = _step.init_state(params, rest, how.optimizer)
+    state = _step.init_state(params, rest, plan.optimizer)
     if opt_state is not None:
         state = dataclasses.replace(state, opt=_given(opt_state, state.opt))
     advance = lambda number, state: _step.epoch(
@@ -304,7 +297,7 @@ def train(
     history: list[Metrics] = []
     with _checkpoint.keeper(checkpoint, resume=resume) as keeper:
         run = _checkpoint.fingerprint(model, state, plan, key) if keeper else {}
-        if keeper and keeper.latest() is not None:
+        if keeper and keeper.manager.latest_step() is not None:
             state, history = keeper.restore(state, run)
         going = _epochs(plan, state, [history], advance, revised, lambda state: [state])
         for epoch, state in going:
@@ -390,16 +383,12 @@ def train_lanes(
     own = isinstance(y, list | tuple)
     if own and len(y) != len(formed):
         raise expected(f"targets of each of {len(formed)} lanes", f"{len(y)} of them")
-    how = _Settings(epochs=epochs, x_val=x_val, y_val=y_val, **settings)
-    called = {"progress": progress, "revise": revise}
-    plan = _plan(formed[0], x, y[0] if own else y, how, **called)
-    targets = plan.y
-    if own:
-        out = _evaluate.check_input("models.train_lanes", *formed[0], plan.x)
-        each = [_data("models.train_lanes", plan.x, one, out, how.loss)[1] for one in y]
-        targets = jnp.stack(each)
+    plan = _plan(
+        formed[0], x, y if own else [y], {"progress": progress, "revise": revise}, lanes=own,
+        epochs=epochs, x_val=x_val, y_val=y_val, **settings,
+    )  # fmt: skip
     stacked = jax.tree.map(_stacked, *[tuple(f[1:]) for f in formed])
-    state = jax.vmap(lambda p, r: _step.init_state(p, r, how.optimizer))(*stacked)
+    state = jax.vmap(lambda p, r: _step.init_state(p, r, plan.optimizer))(*stacked)
     split = lambda state: [
         jax.tree.map(lambda leaf, k=k: leaf[k], state) for k in range(len(formed))
     ]
@@ -410,7 +399,7 @@ def train_lanes(
 
     def advance(number: int, state: _step.State) -> Any:
         folded = jax.vmap(lambda key: jax.random.fold_in(key, number))(key_stack)
-        return _step.lanes_epoch(*plan.static, own, plan.hyper, state, plan.x, targets, folded)
+        return _step.lanes_epoch(*plan.static, own, plan.hyper, state, plan.x, plan.y, folded)
 
     histories: list[list[Metrics]] = [[] for _ in formed]
     for epoch, reached in _epochs(plan, state, histories, advance, revise, split):

@@ -1,25 +1,11 @@
 """Cut a model, take it apart, record what flows through a span, put another block in its place."""
 
-from koopjax.forms import Constant as Constant
-from koopjax.surgery._capture import capture as capture
-from koopjax.surgery._cuts import (
-    CutPoint as CutPoint,
-    cut_points as cut_points,
-    find as find,
-    middle as middle,
-)
-from koopjax.surgery._parts import Part as Part, apply as apply, split as split
-from koopjax.surgery._rows import (
-    check_rows as check_rows,
-    from_rows as from_rows,
-    to_rows as to_rows,
-)
-from koopjax.surgery._splice import (
-    Positionwise as Positionwise,
-    Spliced as Spliced,
-    Stage as Stage,
-    splice as splice,
-)
+from koopjax.forms import Constant
+from koopjax.surgery._capture import capture
+from koopjax.surgery._cuts import CutPoint, cut_points, find, middle
+from koopjax.surgery._parts import Part, apply, split
+from koopjax.surgery._rows import check_rows, from_rows, to_rows
+from koopjax.surgery._splice import Positionwise, Spliced, Stage, splice
 
 __all__ = [
     "Constant",

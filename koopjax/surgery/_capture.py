@@ -2,12 +2,12 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax
 import numpy as np
 
-from koopjax._core import as_array, expected, read
+from koopjax._core import as_array, check_integer, expected, read
 from koopjax.surgery._cuts import locate_pair, traced
 from koopjax.surgery._parts import Part, parts
 from koopjax.surgery._rows import SampleAxes, check_rows, to_rows
@@ -74,12 +74,13 @@ def capture(
 def _run(
     stream: Iterable[Any], pair: tuple[Part, Part], fixed: bool, sample_axes: SampleAxes
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
+    axes = tuple(sample_axes) if isinstance(sample_axes, list) else sample_axes
     size = 0
     for batch in stream:
         size = size or batch.shape[0]
         small = fixed and batch.shape[0] < size
         x, y = _filled(pair, batch, size) if small else _both(*pair, batch)
-        yield to_rows(x, sample_axes), to_rows(y, sample_axes)
+        yield (x, y) if sample_axes is None else (_rows(x, axes), _rows(y, axes))
 
 
 def _filled(pair: tuple[Part, Part], batch: Any, size: int) -> list[jax.Array]:
@@ -103,6 +104,9 @@ def _filled(pair: tuple[Part, Part], batch: Any, size: int) -> list[jax.Array]:
     return states
 
 
+_rows = jax.jit(to_rows, static_argnums=1)
+
+
 @jax.jit
 def _both(head: Part, span: Part, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     before = head(x)
@@ -110,25 +114,24 @@ def _both(head: Part, span: Part, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _batches(batches: Any, batch_size: int | None) -> Iterable[Any]:
-    if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
-        raise expected("batch_size as an integer of at least 1", repr(batch_size), "1024")
+    if batch_size is not None:
+        check_integer("batch_size", batch_size, 1)
     if hasattr(batches, "to_numpy"):  # a frame is one array, by whose columns it is iterated
         batches = read("batches", batches)
     if isinstance(batches, tuple) and len(batches) == 2 and all(map(_is_array, batches)):
         batches = batches[0]
     if _is_array(batches):
-        if not batches.ndim or not batches.shape[0]:
-            raise expected("at least one sample (n, ...)", f"shape {batches.shape}", "x[None]")
-        size = min(batch_size or _BATCH_SIZE, batches.shape[0])
-        starts = range(0, batches.shape[0], size)
-        return (as_array("batches", batches[start : start + size]) for start in starts)
+        whole = _some("batches", batches)
+        size = min(batch_size or _BATCH_SIZE, whole.shape[0])
+        starts = range(0, whole.shape[0], size)
+        return (as_array("batches", whole[start : start + size]) for start in starts)
     if isinstance(batches, str | dict) or not isinstance(batches, Iterable):
         raise expected(
             "an array (n, ...) or an iterable of batches",
             type(batches).__name__,
             "a list of arrays",
         )
-    return map(_input_of, batches)
+    return (as_array("a batch", _input_of(batch)) for batch in batches)
 
 
 def _input_of(batch: Any) -> Any:
@@ -139,10 +142,14 @@ def _input_of(batch: Any) -> Any:
             type(x).__name__,
             "(batch['image'] for batch in batches)",
         )
+    return _some("a batch", x)
+
+
+def _some(name: str, x: Any) -> Any:
     if not x.ndim or not x.shape[0]:
-        raise expected("batches of at least one sample", f"shape {x.shape}", "leaving it out")
-    return as_array("a batch", x)
+        raise expected(f"at least one sample (n, ...) in {name}", f"shape {x.shape}")
+    return x
 
 
-def _is_array(value: Any) -> TypeGuard[Any]:
-    return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "ndim")
+def _is_array(value: Any) -> bool:
+    return all(hasattr(value, name) for name in ("shape", "dtype", "ndim"))

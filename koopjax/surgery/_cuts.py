@@ -5,10 +5,9 @@ import difflib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from koopjax._core import as_flag, expected, read
+from koopjax._core import as_flag, expected, on_device, read
 from koopjax.forms import Definition, define
 from koopjax.surgery._program import Aval, Place, Program, aval_of, trace
 
@@ -85,14 +84,13 @@ class Layout:
         return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
-def layout_of(first: tuple[int, ...], n: int, second: tuple[int, ...], m: int) -> Layout:
-    """How a shape depends on the batch, from its values at batch sizes `n` and `m`."""
+def layout_of(first: tuple[int, ...], second: tuple[int, ...], n: int) -> Layout:
+    """How a shape depends on the batch, from its values for `n` samples and for one more."""
     if len(first) == len(second):
         for axis, (a, b) in enumerate(zip(first, second, strict=True)):
-            factor, odd = divmod(b - a, m - n)
-            if a != b and factor > 0 and not odd:
+            if b > a:
                 shape = (*first[:axis], -1, *first[axis + 1 :])
-                return Layout(axis, factor, a - factor * n, shape)
+                return Layout(axis, b - a, a - (b - a) * n, shape)
     return Layout(None, 1, 0, first)
 
 
@@ -100,9 +98,7 @@ def layout_of(first: tuple[int, ...], n: int, second: tuple[int, ...], m: int) -
 class Traced:
     """A model with its arrays, traced at the given input and at one sample more.
 
-    Attributes:
-        program: the trace at the given input.
-        second: the trace at one sample more; `None` where the model takes only its own batch size.
+    `second` is `None` where the model takes only its own batch size.
     """
 
     definition: Definition
@@ -116,21 +112,15 @@ class Traced:
 
     def layout(self, name: str) -> Layout:
         """How the shape at a cut depends on the batch size."""
-        n = self.shape[0]
-        if self.second is None:
-            return Layout(None, 1, 0, tuple(self.program.variable(name).aval.shape))
-        if name != "input" and self.second.cut(name) is None:
-            return Layout(None, 1, 0, tuple(self.program.variable(name).aval.shape))
-        first, second = (p.variable(name).aval.shape for p in (self.program, self.second))
-        return layout_of(tuple(first), n, tuple(second), n + 1)
+        first = tuple(self.program.variable(name).aval.shape)
+        known = self.second is not None and (name == "input" or self.second.cut(name) is not None)
+        second = self.second if known else None
+        other = first if second is None else tuple(second.variable(name).aval.shape)
+        return layout_of(first, other, self.shape[0])
 
 
 def traced(model: Any, x: Any, unroll: bool = False) -> Traced:
-    """Trace a model at an input, arrays or their shapes alike.
-
-    Raises:
-        ValueError: an input that is no batch, or a model that can't be cut at all.
-    """
+    """Trace a model at an input (a `ValueError` where that is no batch), arrays or shapes alike."""
     if isinstance(x, tuple | dict) or x is None:
         raise expected(
             "one array (n, ...) or jax.ShapeDtypeStruct as input",
@@ -146,7 +136,7 @@ def traced(model: Any, x: Any, unroll: bool = False) -> Traced:
         raise expected("a batch of at least one sample (n, ...)", f"shape {shape}", "x[None]")
     definition, leaves = define(model, exposed=True)
     # Of NumPy's a copy, since the caller may change his in place.
-    leaves = [jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+    leaves = [on_device(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
     avals = tuple(aval_of(leaf) for leaf in leaves)
     program = trace(definition, avals, (shape, dtype), unroll)
     try:
@@ -187,13 +177,8 @@ def cut_points(model: Any, x: Any, *, unroll: bool = False) -> list[CutPoint]:
         >>> [cut.name for cut in cut_points((net, params), jnp.ones((5, 3)))]
         ['a', 'a/relu', 'b']
     """
-    return list_cuts(traced(model, x, unroll))
-
-
-def list_cuts(model: Traced) -> list[CutPoint]:
-    """The cut points of a traced model."""
-    cuts = enumerate(model.program.cuts)
-    return [_cut_point(place, index, model) for index, place in cuts]
+    found = traced(model, x, unroll)
+    return [_cut_point(place, index, found) for index, place in enumerate(found.program.cuts)]
 
 
 def _cut_point(place: Place, index: int, model: Traced) -> CutPoint:
@@ -201,8 +186,8 @@ def _cut_point(place: Place, index: int, model: Traced) -> CutPoint:
     return CutPoint(
         name=place.name,
         index=index,
-        shape=place.shape,
-        dtype=np.dtype(place.dtype),
+        shape=tuple(place.variable.aval.shape),
+        dtype=np.dtype(place.variable.aval.dtype),
         primitive=place.primitive,
         parameters=place.parameters,
         flops=place.flops // model.shape[0],
@@ -224,16 +209,13 @@ def find(cuts: list[CutPoint], key: "str | int | CutPoint") -> CutPoint:
     """
     if not isinstance(cuts, list) or not all(isinstance(cut, CutPoint) for cut in cuts):
         raise expected("the cuts of a model", type(cuts).__name__, "surgery.cut_points(model, x)")
-    return cuts[position([cut.name for cut in cuts], [], key)]
+    return cuts[_position([cut.name for cut in cuts], key)]
 
 
-def position(names: list[str], inner: list[tuple[str, int]], key: Any) -> int:
-    """Index of a cut among `names`.
+def _position(names: list[str], key: Any, inner: dict[str, int] | None = None) -> int:
+    """Index of a cut (by name, index or `CutPoint`) among `names`, in order of depth.
 
-    Args:
-        names: the cuts in order of depth.
-        inner: values that separate nothing, each with the number of cuts before it.
-        key: a name, an index or a `CutPoint`.
+    `inner`: values that separate nothing, each with the number of cuts before it.
     """
     if isinstance(key, CutPoint):
         key = key.name
@@ -248,41 +230,27 @@ def position(names: list[str], inner: list[tuple[str, int]], key: Any) -> int:
         return names.index(said)
     if said == "output":
         return len(names) - 1
-    for name, before in inner:
-        if name == said:
-            near = [repr(n) for n in ("input", *names)[before : before + 2]]
-            raise expected(
-                "a cut that separates the model",
-                f"{key!r}, beside which other values are alive, as in a residual branch",
-                f"the nearest that do: {' or '.join(near)}",
-            )
+    if inner and said in inner:
+        before = inner[said]
+        near = [repr(n) for n in ("input", *names)[before : before + 2]]
+        raise expected(
+            "a cut that separates the model",
+            f"{key!r}, beside which other values are alive, as in a residual branch",
+            f"the nearest that do: {' or '.join(near)}",
+        )
     near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.3) or names[:3]
     raise expected("the name or index of a cut", repr(key), ", ".join(map(repr, near)))
 
 
-def locate(model: Traced, key: Any) -> int:
-    """Index of a cut in a traced model; -1 for the input."""
-    names = [place.name for place in model.program.cuts]
-    if isinstance(key, str) and key == "input":
-        return -1
-    starts = [place.position for place in model.program.cuts]
-    inner = [
-        (place.name, sum(start < place.position for start in starts))
-        for place in model.program.inner
-    ]
-    return position(names, inner, key)
-
-
 def locate_pair(model: Traced, at: Any) -> tuple[str, str]:
-    """The names of a pair of cuts, earlier and later.
-
-    Raises:
-        ValueError: no pair, an unknown cut, or not in order of depth.
-    """
+    """The names of a pair of cuts, earlier and later; a `ValueError` where it is none."""
     if not isinstance(at, tuple | list) or len(at) != 2:
         raise expected("a pair of cuts at=(a, b)", repr(at), "at=(earlier, later)")
-    names = [place.name for place in model.program.cuts]
-    first, last = (locate(model, key) for key in at)
+    cuts, inner = model.program.cuts, model.program.inner
+    before = {p.name: sum(cut.position < p.position for cut in cuts) for p in inner}
+    names = [cut.name for cut in cuts]
+    is_input = lambda key: isinstance(key, str) and key == "input"
+    first, last = (-1 if is_input(key) else _position(names, key, before) for key in at)
     if first >= last:
         raise expected(
             "at=(a, b) with a before b in depth", f"{at[0]!r} and {at[1]!r}", "the other order"

@@ -28,7 +28,10 @@ CALLS = {
 #: Calls with a derivative or mapping rule of their own, which opening them would lose.
 _SEALED = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call")
 
-_new_variable = jex.Var
+
+def variables(atoms: Any) -> list[Any]:
+    """The variables among the operands of an equation."""
+    return [atom for atom in atoms if not isinstance(atom, jex.Literal)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,20 +82,16 @@ class _Constants:
 
     def variable(self, value: Any, aval: Any) -> Any:
         if id(value) not in self._by_id:
-            self._by_id[id(value)] = _new_variable(aval)
+            self._by_id[id(value)] = jex.Var(aval)
             self.variables.append(self._by_id[id(value)])
             self.values.append(value)
         return self._by_id[id(value)]
 
 
 def flatten(closed: Any) -> Flat:
-    """Rename a closed jaxpr's variables apart and open its calls.
-
-    Args:
-        closed: a `jax.extend.core.ClosedJaxpr`.
-    """
+    """Rename a closed jaxpr's variables apart and open its calls."""
     constants = _Constants()
-    inputs = tuple(_new_variable(v.aval) for v in closed.jaxpr.invars)
+    inputs = tuple(jex.Var(v.aval) for v in closed.jaxpr.invars)
     names = dict(zip(closed.jaxpr.invars, inputs, strict=True))
     _bind_constants(closed, names, constants)
     nodes, outputs = _walk(closed.jaxpr, names, constants)
@@ -120,7 +119,7 @@ def _walk(
         operands = [read(atom) for atom in equation.invars]
         inner = _inner_jaxpr(equation)
         if inner is None or len(inner.jaxpr.invars) != len(operands):
-            results = [_new_variable(v.aval) for v in equation.outvars]
+            results = [jex.Var(v.aval) for v in equation.outvars]
             names.update(zip(equation.outvars, results, strict=True))
             made = equation.replace(invars=operands, outvars=results)
             nodes.append(Node(made, None, frozenset(results)))
@@ -141,7 +140,7 @@ def _open(
     for variable, value in zip(equation.outvars, values, strict=True):
         names[variable] = value
         own = not isinstance(value, jex.Literal) and value in defined and value not in taken
-        results.append(value if own else _new_variable(variable.aval))
+        results.append(value if own else jex.Var(variable.aval))
         taken.add(results[-1])
     made = equation.replace(invars=operands, outvars=results)
     node = Node(made, nodes, defined)

@@ -5,11 +5,10 @@ import itertools
 import math
 from typing import Any
 
-import jax.extend.core as jex
 import jax.numpy as jnp
 
 from koopjax.forms import Definition
-from koopjax.surgery._flatten import Flat, Node
+from koopjax.surgery._flatten import Flat, Node, variables
 
 #: Names that people use, for primitives that are called otherwise.
 _FRIENDLY = {"reduce_window_max": "max_pool", "reduce_window_sum": "sum_pool"}
@@ -23,10 +22,8 @@ class Naming:
 
     A value takes the name of the layer whose last parameter has just been consumed (`layers.0`);
     before that, of the parameter (`layers.0.kernel`); after it, of the layer and the operation
-    (`layers.0/relu`). A `checkpoint_name` tag wins.
-
-    Attributes:
-        tagged: variables that a tag renames, each with the tag's result, which stands for it.
+    (`layers.0/relu`). A `checkpoint_name` tag wins; `tagged` are the variables that a tag renames,
+    each with the tag's result, which stands for it.
     """
 
     def __init__(self, flat: Flat, definition: Definition, dependent: set[Any]):
@@ -68,7 +65,7 @@ class Naming:
             tag = equation.primitive.name == "name"
             if tag:
                 self._tags[equation.outvars[0]] = str(equation.params["name"])
-                self.tagged.update((v, equation.outvars[0]) for v in _variables(equation.invars))
+                self.tagged.update((v, equation.outvars[0]) for v in variables(equation.invars))
             return tag or bool(self.consumed(equation))
         own = _label(equation)
         opened = [self._visit(inner, own) for inner in node.inner]
@@ -79,7 +76,7 @@ class Naming:
         return any(opened)
 
     def _propagate(self, equation: Any) -> None:
-        operands = _variables(equation.invars)
+        operands = variables(equation.invars)
         if any(v in self._dependent for v in operands):
             return
         uses = frozenset().union(*(self._uses.get(v, frozenset()) for v in operands))
@@ -93,7 +90,7 @@ class Naming:
 
     def consumed(self, equation: Any) -> frozenset[Use]:
         """Parameters that an equation on the data reads, directly or by what is made of them."""
-        operands = _variables(equation.invars)
+        operands = variables(equation.invars)
         if not any(v in self._dependent for v in operands):
             return frozenset()
         return frozenset().union(*(self._uses.get(v, frozenset()) for v in operands))
@@ -185,10 +182,6 @@ class Naming:
         pairs = zip(first, last, strict=False)
         shared = [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
         return ".".join(shared) or "params"
-
-
-def _variables(atoms: Any) -> list[Any]:
-    return [atom for atom in atoms if not isinstance(atom, jex.Literal)]
 
 
 def _label(equation: Any) -> str | None:

@@ -22,20 +22,11 @@ def per_sample(entry: Layout, end: Layout) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment(Keyed):
-    """What a part computes, without its arrays.
+    """What a part computes between the cuts `start` and `stop`, without its arrays.
 
     Equal for two parts of equal models between the same cuts, whatever the batch they were found
-    at, so that they share one compilation.
-
-    Attributes:
-        definition: the model.
-        avals: shape and dtype of all its arrays.
-        start, stop: names of the cuts at the ends.
-        shape: shape of one sample of the model's input.
-        dtype: dtype of the model's input.
-        batch: batch size, for a model that takes no other; else `None`.
-        entry, exit: shapes at the ends.
-        unroll: whether scans are written out.
+    at, so that they share one compilation. `avals` are of all arrays of the model, `shape` and
+    `dtype` of one sample of its input; `batch` is for a model that takes no other.
     """
 
     definition: Definition
@@ -51,8 +42,6 @@ class Segment(Keyed):
 
     def __call__(self, parameters: dict[str, Any], x: Any) -> Any:
         """Run the original equations from `start` to `stop`."""
-        if self.start == self.stop:
-            return x
         program = self.program(parameters, x)
         closed, leaves, constants = program.segment(self.start, self.stop)
         paths = [self.definition.paths[i] for i in leaves]
@@ -120,11 +109,9 @@ class Segment(Keyed):
 
 def _constant(program: Program, index: int, parameters: dict[str, Any]) -> Any:
     """A closed-over array: the part's own where it fits, since it may have been changed."""
-    traced_value = program.constants[index]
-    own = parameters.get(f"constants.{index}")
-    if own is not None and aval_of(own)[:2] == aval_of(traced_value)[:2]:
-        return own
-    return traced_value
+    traced, own = program.constants[index], parameters.get(f"constants.{index}")
+    fits = own is not None and aval_of(own)[:2] == aval_of(traced)[:2]
+    return own if fits else traced
 
 
 @pytree
@@ -159,18 +146,13 @@ class Part:
         return f"Part({self.segment.start!r} to {self.segment.stop!r}, {count:,} numbers)"
 
 
-def check_part(part: Any) -> None:
-    """Refuse what is no part."""
-    if not isinstance(part, Part):
-        raise expected("a part from surgery.split", type(part).__name__, "part(x)")
-
-
 def apply(part: Part, x: Any) -> jax.Array:
     """Run a part on an array; the same as `part(x)`.
 
     Compiled once for each shape, for all parts between the same cuts of equal models.
     """
-    check_part(part)
+    if not isinstance(part, Part):
+        raise expected("a part from surgery.split", type(part).__name__, "part(x)")
     return run(part.segment, part.parameters, x)
 
 
@@ -225,26 +207,16 @@ def split(model: Any, x: Any, at: Any, *, unroll: bool = False) -> tuple[Part, P
 def parts(model: Traced, first: str, last: str) -> tuple[Part, Part, Part]:
     """The three parts of a traced model at two cuts, given by their names."""
     output = model.program.cuts[-1].name
-    ends = ("input", first), (first, last), (last, output)
-    head, span, tail = (_part(model, start, stop) for start, stop in ends)
-    return head, span, tail
+    return _part(model, "input", first), _part(model, first, last), _part(model, last, output)
 
 
 def _part(model: Traced, start: str, stop: str) -> Part:
-    entry, end = model.layout(start), model.layout(stop)
+    entry = model.layout(start)
     free = model.second is not None and entry.axis is not None
     segment = Segment(
-        definition=model.definition,
-        avals=model.avals,
-        start=start,
-        stop=stop,
-        shape=model.shape[1:],
-        dtype=np.dtype(model.dtype),
-        batch=None if free else model.shape[0],
-        entry=entry,
-        exit=end,
-        unroll=model.unroll,
-    )
+        model.definition, model.avals, start, stop, model.shape[1:], np.dtype(model.dtype),
+        None if free else model.shape[0], entry, model.layout(stop), model.unroll,
+    )  # fmt: skip
     if start == stop:
         return Part({}, segment)
     _, leaves, constants = model.program.segment(start, stop)

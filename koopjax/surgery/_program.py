@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -11,8 +12,7 @@ import numpy as np
 
 from koopjax._core import expected, is_tracing, trace_context
 from koopjax.forms import Definition
-from koopjax.surgery._flatten import Flat, Node, flatten, make_jaxpr, unroll_scans
-from koopjax.surgery._flops import flops
+from koopjax.surgery._flatten import CALLS, Flat, Node, flatten, make_jaxpr, unroll_scans, variables
 from koopjax.surgery._names import Naming
 
 #: `(shape, dtype, weak_type)` of an array: what tracing needs to know of it.
@@ -28,6 +28,15 @@ _LINEAR = frozenset((
 ))  # fmt: skip
 _BILINEAR = frozenset(("mul", "div", "dot_general", "conv_general_dilated"))
 
+#: Primitives that move or rename numbers without arithmetic.
+_FREE = frozenset((
+    "broadcast_in_dim", "reshape", "transpose", "squeeze", "slice", "dynamic_slice",
+    "dynamic_update_slice", "gather", "concatenate", "pad", "rev", "copy", "convert_element_type",
+    "bitcast_convert_type", "iota", "name", "stop_gradient", "select_n", "split",
+    "optimization_barrier", "sharding_constraint", "device_put", "expand_dims", "random_bits",
+    "random_wrap", "random_unwrap", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not",
+))  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Place:
@@ -42,25 +51,12 @@ class Place:
     nonlinear: bool
     hidden: bool
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the value, batch included."""
-        return tuple(self.variable.aval.shape)
-
-    @property
-    def dtype(self) -> Any:
-        """Its dtype."""
-        return self.variable.aval.dtype
-
 
 class Program:
     """One model traced at one shape of input.
 
-    Attributes:
-        cuts: the places that separate the model, in order of depth; the last is the output.
-        inner: every other value computed from the data, which separates nothing.
-        constants: arrays that the model closes over.
-        input: the variable of the model's input.
+    `cuts` are the places that separate the model, in order of depth, the last the output; `inner`
+    every other value computed from the data; `constants` the arrays that the model closes over.
     """
 
     def __init__(self, definition: Definition, closed: Any):
@@ -89,9 +85,7 @@ class Program:
         separating = _separating(equations, dependent, self.input, self.output)
         separating = _whole(separating, self._flat.nodes, naming)
         names = naming.names(equations, separating, self.output)
-        places = _places(equations, dependent, separating, names, naming)
-        self.cuts = tuple(place for place in places if place.variable in separating)
-        self.inner = tuple(place for place in places if place.variable not in separating)
+        self.cuts, self.inner = _places(equations, dependent, separating, names, naming)
         self._by_name = {place.name: place for place in self.cuts}
 
     def cut(self, name: str) -> Any:
@@ -116,9 +110,8 @@ class Program:
     def segment(self, start: str, stop: str) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
         """The equations from one cut to another.
 
-        Returns:
-            A closed jaxpr of (leaves used, constants used, value at `start`), the positions of
-            those leaves among the model's, and of those constants among `constants`.
+        A closed jaxpr of (leaves used, constants used, value at `start`), the positions of those
+        leaves among the model's, and of those constants among `constants`.
         """
         if (start, stop) not in self._segments:
             self._segments[start, stop] = self._cut_out(self.variable(start), self.variable(stop))
@@ -136,23 +129,19 @@ class Program:
         return make_jaxpr(self._flat.source, [*inputs, start], stop, equations), leaves, constants
 
 
-def _variables(atoms: Any) -> list[Any]:
-    return [atom for atom in atoms if not isinstance(atom, jex.Literal)]
-
-
 def _data_dependent(flat: Flat, x: Any, output: Any) -> tuple[set[Any], list[Any]]:
     """Variables computed from `x`, and the equations among them that the output needs."""
     dependent = {x}
     chosen = []
     for node in flat.nodes:
         for equation in node.flat():
-            if any(v in dependent for v in _variables(equation.invars)):
+            if any(v in dependent for v in variables(equation.invars)):
                 dependent.update(equation.outvars)
                 chosen.append(equation)
     needed, kept = {output}, []
     for equation in reversed(chosen):
         if any(v in needed for v in equation.outvars):
-            needed.update(_variables(equation.invars))
+            needed.update(variables(equation.invars))
             kept.append(equation)
     return dependent & (needed | {x}), kept[::-1]
 
@@ -165,7 +154,7 @@ def _separating(equations: list[Any], dependent: set[Any], x: Any, output: Any) 
     """
     last_use = {output: len(equations)}
     for position, equation in enumerate(equations):
-        for variable in _variables(equation.invars):
+        for variable in variables(equation.invars):
             if variable in dependent and variable is not output:
                 last_use[variable] = position
     found: dict[Any, int] = {}
@@ -207,47 +196,41 @@ def _places(
     separating: dict[Any, int],
     names: dict[Any, str],
     naming: Naming,
-) -> list[Place]:
-    places = []
+) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
+    """The values that separate the model, and all others computed from the data."""
+    cuts: list[Place] = []
+    inner: list[Place] = []
     consumed: set[Any] = set()
     operations, nonlinear = 0, False
     for position, equation in enumerate(equations):
-        operations += flops(equation)
+        operations += _flops(equation)
         consumed |= naming.consumed(equation)
         nonlinear |= _is_nonlinear(equation, dependent)
+        count, primitive = naming.count(consumed), equation.primitive.name
         for variable in equation.outvars:
             if variable not in names:
                 continue
-            places.append(
-                Place(
-                    names[variable],
-                    variable,
-                    position,
-                    equation.primitive.name,
-                    naming.count(consumed),
-                    operations,
-                    nonlinear,
-                    nonlinear and naming.ends_layer(variable, position),
-                )
-            )
+            hidden = nonlinear and naming.ends_layer(variable, position)
+            known = (primitive, count, operations, nonlinear, hidden)
+            place = Place(names[variable], variable, position, *known)
+            (cuts if variable in separating else inner).append(place)
             if variable in separating:
                 nonlinear = False
-    return places
+    return tuple(cuts), tuple(inner)
 
 
 def _is_nonlinear(equation: Any, dependent: set[Any]) -> bool:
     name = equation.primitive.name
     if not any(is_floating(v.aval.dtype) for v in equation.outvars):
         return False  # a comparison or an index matters where it is used
-    from_data = [v in dependent for v in equation.invars if not isinstance(v, jex.Literal)]
+    depends = [not isinstance(v, jex.Literal) and v in dependent for v in equation.invars]
     if name not in _LINEAR:
         return True
     if name == "div":
-        below = equation.invars[1]
-        return not isinstance(below, jex.Literal) and below in dependent
+        return depends[1]
     if name == "select_n":  # its predicate comes first
-        return not isinstance(equation.invars[0], jex.Literal) and from_data[0]
-    return name in _BILINEAR and sum(from_data) > 1
+        return depends[0]
+    return name in _BILINEAR and sum(depends) > 1
 
 
 def _between(nodes: tuple[Node, ...], start: Any, stop: Any) -> tuple[list[Any], set[Any]]:
@@ -263,7 +246,7 @@ def _between(nodes: tuple[Node, ...], start: Any, stop: Any) -> tuple[list[Any],
             pending.extend(node.inner)
         elif own & needed and start not in own:
             needed -= own
-            needed.update(_variables(node.equation.invars))
+            needed.update(variables(node.equation.invars))
             kept.append(node.equation)
     return kept[::-1], needed - {start}
 
@@ -285,16 +268,12 @@ def trace(
 ) -> Program:
     """The model traced at a shape and dtype of input; remembered, so each is traced once.
 
-    Args:
-        definition: the model.
-        leaves: `aval_of` each of its arrays.
-        x: shape and dtype of the input.
-        unroll: whether `lax.scan` is written out step by step.
+    `leaves` are `aval_of` each of its arrays; `unroll` writes every `lax.scan` out.
     """
-    key = definition, leaves, x, unroll, *_context()
+    key = definition, leaves, x, unroll, *trace_context(), jax.sharding.get_abstract_mesh()
     if key in _PROGRAMS:
         return _PROGRAMS[key]
-    abstract = [_struct(*leaf) for leaf in leaves]
+    abstract = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in leaves]
     closed, out = definition.trace(abstract, jax.ShapeDtypeStruct(*x))
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise expected(
@@ -311,15 +290,45 @@ def trace(
     return program
 
 
-def _struct(shape: tuple[int, ...], dtype: Any, weak: bool) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, weak_type=weak)
-
-
-def _context() -> tuple[Any, ...]:
-    return *trace_context(), jax.sharding.get_abstract_mesh()
-
-
 @functools.cache
 def is_floating(dtype: Any) -> bool:
     """Whether arrays of a dtype can be differentiated."""
     return bool(jnp.issubdtype(dtype, jnp.inexact))
+
+
+def _flops(equation: Any) -> int:
+    """Operations that one equation performs; a multiply-add counts as two.
+
+    Products and convolutions are exact, reductions count their input, everything else one operation
+    an element of its result; a loop counts its steps, a `while` one step, a branch the dearest.
+    """
+    name, params = equation.primitive.name, equation.params
+    shapes: list[Any] = [getattr(atom.aval, "shape", ()) for atom in equation.invars]
+    size = sum(math.prod(getattr(v.aval, "shape", ())) for v in equation.outvars)
+    if name in _FREE:
+        return 0
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        return 2 * size * math.prod(shapes[0][axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = params["dimension_numbers"].rhs_spec
+        spatial = math.prod(shapes[1][axis] for axis in kernel[2:])
+        return 2 * size * spatial * shapes[1][kernel[1]]
+    if name == "scan":
+        return params["length"] * _total(params["jaxpr"])
+    if name == "cond":
+        return max(_total(branch) for branch in params["branches"])
+    if name == "while":
+        return _total(params["body_jaxpr"]) + _total(params["cond_jaxpr"])
+    if name in CALLS:
+        return _total(params[CALLS[name]])
+    if name.startswith("reduce_window"):
+        window = params.get("window_dimensions")
+        return size * math.prod(window) if window else size
+    if name.startswith(("reduce", "arg", "cum", "sort", "scatter")):
+        return max((math.prod(shape) for shape in shapes), default=0)
+    return size
+
+
+def _total(jaxpr: Any) -> int:
+    return sum(_flops(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)

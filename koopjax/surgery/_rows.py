@@ -9,7 +9,7 @@ import numpy as np
 
 from koopjax._core import as_array, expected
 from koopjax.surgery._cuts import Layout
-from koopjax.surgery._parts import check_part
+from koopjax.surgery._parts import Part
 
 #: `None` (leave the array as it is), `"flatten"`, `"positions"`, or the axes that count samples.
 SampleAxes = str | int | tuple[int, ...] | None
@@ -18,10 +18,8 @@ SampleAxes = str | int | tuple[int, ...] | None
 def axes_of(sample_axes: SampleAxes, ndim: int) -> tuple[int, ...]:
     """The axes that count samples, as non-negative numbers in order.
 
-    Args:
-        sample_axes: `"flatten"` is the batch axis alone, `"positions"` all but the last, otherwise
-            the axes themselves.
-        ndim: number of axes of the state, batch included.
+    `"flatten"` is the batch axis alone, `"positions"` all but the last, otherwise the axes
+    themselves.
     """
     if ndim < 1:
         raise expected("states of at least one axis (n, ...)", "shape ()", "x[None]")
@@ -98,13 +96,7 @@ def from_rows(rows: jax.Array, shape: tuple[int, ...], sample_axes: SampleAxes) 
 def check_axes(sample_axes: SampleAxes, entry: Layout, end: Layout) -> None:
     """Refuse `sample_axes` that mix the samples of a batch, or differ between a span's two ends.
 
-    Args:
-        sample_axes: as for `to_rows`; under `None` rows are samples too.
-        entry, end: the layouts of the states at the two ends.
-
-    Raises:
-        ValueError: the batch is on another axis than the first and that is not among the axes, or
-            the ends have different samples.
+    Under `None` rows are samples too, so the batch has to be on axis 0.
     """
     for layout in (entry, end):
         axes = (0,) if sample_axes is None else axes_of(sample_axes, len(layout.shape))
@@ -114,13 +106,12 @@ def check_axes(sample_axes: SampleAxes, entry: Layout, end: Layout) -> None:
                 f"{layout}, where axis {layout.axis} counts the n samples",
                 f"sample_axes={layout.axis}, or another cut",
             )
-    if sample_axes is None:
-        return
-    before, after = (
+    lengths = [
         [layout.length(axis) for axis in axes_of(sample_axes, len(layout.shape))]
         for layout in (entry, end)
-    )
-    if before != after:
+        if sample_axes is not None
+    ]
+    if lengths[1:] != lengths[:-1]:
         raise expected(
             f"the same positions at both ends of the span under sample_axes={sample_axes!r}",
             f"{entry} and {end}",
@@ -145,5 +136,6 @@ def check_rows(part: Any, sample_axes: SampleAxes = None) -> None:
         >>> _, span, _ = surgery.split((net, jnp.ones(())), jnp.ones((5, 3)), ("input", "output"))
         >>> check_rows(span)
     """
-    check_part(part)
+    if not isinstance(part, Part):
+        raise expected("a part from surgery.split", type(part).__name__, "part(x)")
     check_axes(sample_axes, part.segment.entry, part.segment.exit)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from koopjax import nn
-from koopjax._core import as_array, expected
+from koopjax._core import as_array, expected, on_device
 from koopjax.forms import Constant, define
 from koopjax.surgery._cuts import Layout, locate_pair, traced
 from koopjax.surgery._parts import Part, Segment, parts, per_sample, run
@@ -174,12 +174,9 @@ def splice(
     ends = [found.program.variable(name).aval for name in (first, last)]
     _check_block(module, first, last, *ends)
     shared: dict[str, nnx.Variable] = {}
-    stages = {}
     # What head and tail share trains if either does: the trainable one makes the Variable.
-    for place, part in sorted(
-        {"head": head, "tail": tail}.items(), key=lambda item: item[0] not in places
-    ):
-        stages[place] = _stage(part, shared, place in places)
+    named = sorted({"head": head, "tail": tail}.items(), key=lambda item: item[0] not in places)
+    stages = {place: _stage(part, shared, place in places) for place, part in named}
     dtypes = (ends[0].dtype, ends[1].dtype)
     return Spliced((stages["head"], module, stages["tail"]), (first, last), sample_axes, dtypes)
 
@@ -208,7 +205,7 @@ def _as_module(block: Any) -> nnx.Module:
         raise expected("a block that can be called", type(block).__name__, hint)
     definition, leaves = define(block, exposed=True)
     held = zip(definition.paths, definition.kinds, leaves, strict=True)
-    return Stage({path: kind(jnp.array(leaf)) for path, kind, leaf in held}, definition)
+    return Stage({path: kind(on_device(leaf)) for path, kind, leaf in held}, definition)
 
 
 def _check_block(module: nnx.Module, first: str, last: str, before: Any, after: Any) -> None:

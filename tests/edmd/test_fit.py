@@ -260,16 +260,16 @@ def test_residuals_tell_spurious_pairs():
 
 
 def test_eigenvalues_on_the_host_agree_and_have_derivatives():
-    from koopjax._core import _eig
+    from koopjax._core import _linalg
 
     k = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5)), jnp.float32)
-    host, _ = jax.jit(jax.vmap(_eig._on_host))(k)
+    host, _ = jax.jit(jax.vmap(_linalg._on_host))(k)
     for lane in range(2):
-        want = np.sort_complex(np.asarray(_eig.eig(k[lane])[0]))
+        want = np.sort_complex(np.asarray(_linalg.eig(k[lane])[0]))
         np.testing.assert_allclose(np.sort_complex(np.asarray(host[lane])), want, atol=1e-5)
     with jax.enable_x64(True):
         a = jnp.asarray(k[0], jnp.float64)
-        moduli = jax.jit(lambda t: jnp.abs(_eig.eig(a + t * jnp.eye(5)[::-1])[0]))
+        moduli = jax.jit(lambda t: jnp.abs(_linalg.eig(a + t * jnp.eye(5)[::-1])[0]))
         slope = jax.jvp(moduli, (0.0,), (1.0,))[1]
         np.testing.assert_allclose(slope, (moduli(1e-6) - moduli(-1e-6)) / 2e-6, rtol=1e-5)
 

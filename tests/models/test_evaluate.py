@@ -8,10 +8,11 @@ from flax import nnx
 
 from koopjax import models
 from koopjax._core import pytree
+from tests.nets import filled, linen_filled, normal, outputs
 
 KEY = jax.random.key(0)
-X = jax.random.normal(KEY, (23, 6))
-Y = jnp.arange(23) % 4
+X = normal(23, 6)
+Y = np.arange(23) % 4
 
 
 @pytree
@@ -23,17 +24,15 @@ class Affine:
         return x @ self.weight + jnp.asarray(self.shift, x.dtype)
 
 
-def forms():
-    model = models.MLP((6, 5, 4), rngs=nnx.Rngs(0))
-    module = models.linen.MLP((6, 5, 4))
-    weight = jax.random.normal(KEY, (6, 4))
-    return {
-        "nnx": model,
-        "linen": (module, module.init(KEY, X)),
-        "function": (multiply, weight),
-        "pytree": Affine(weight, jnp.asarray(1)),
-        "plain": plain,
-    }
+LINEN = models.linen.MLP((6, 5, 4))
+KERNEL = normal(6, 4, seed=1)
+FORMS = {
+    "nnx": lambda: filled(lambda: models.MLP((6, 5, 4), rngs=nnx.Rngs(0))),
+    "linen": lambda: (LINEN, linen_filled(LINEN, X)),
+    "function": lambda: (multiply, KERNEL),
+    "pytree": lambda: Affine(KERNEL, np.asarray(1)),
+    "plain": lambda: plain,
+}
 
 
 def multiply(weight, x):
@@ -44,10 +43,10 @@ def plain(x):
     return x[:, :4]
 
 
-@pytest.mark.parametrize("form", forms())
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("batch_size", [1, 7, 23, 100])
 def test_batches_make_no_difference(form, batch_size):
-    model = forms()[form]
+    model = FORMS[form]()
     whole = models.apply(model, X)
     assert whole.shape == (23, 4)
     np.testing.assert_allclose(models.predict(model, X, batch_size), whole, atol=1e-5)
@@ -56,23 +55,23 @@ def test_batches_make_no_difference(form, batch_size):
 
 
 def test_inference_whatever_the_mode():
-    model = models.CNN((4, 4, 1), 3, (2,), 4, rngs=nnx.Rngs(0))
-    x = jax.random.normal(KEY, (6, 4, 4, 1))
+    model = filled(lambda: models.CNN((4, 4, 1), 3, (2,), 4, rngs=nnx.Rngs(0)))
+    x = normal(6, 4, 4, 1)
     model.train()
     mean = np.asarray(model.norms[0].mean[...])
     one = models.predict(model, x)
     np.testing.assert_array_equal(model.norms[0].mean[...], mean)
     assert not model.norms[0].use_running_average
     model.eval()
-    np.testing.assert_allclose(one, model(x), atol=1e-6)
+    np.testing.assert_allclose(one, outputs(model, x), atol=1e-5)
 
 
 def test_a_linen_cnn_is_in_inference_too():
     module = models.linen.CNN(3, (2,), 4)
-    x = jax.random.normal(KEY, (6, 4, 4, 1))
-    variables = module.init(KEY, x)
+    x = normal(6, 4, 4, 1)
+    variables = linen_filled(module, x)
     found = models.predict((module, variables), x, 4)
-    np.testing.assert_allclose(found, module.apply(variables, x), atol=1e-6)
+    np.testing.assert_allclose(found, jax.jit(module.apply)(variables, x), atol=1e-5)
 
 
 def test_other_weights_of_one_structure_share_the_compilation():
@@ -83,10 +82,10 @@ def test_other_weights_of_one_structure_share_the_compilation():
         return x @ weight
 
     for scale in (1.0, 2.0, 3.0):
-        models.predict((counted, jnp.full((6, 4), scale)), X, 5)
+        models.predict((counted, np.full((6, 4), scale, np.float32)), X, 5)
     first = len(traces)
     for scale in (4.0, 5.0):
-        models.predict((counted, jnp.full((6, 4), scale)), X + scale, 5)
+        models.predict((counted, np.full((6, 4), scale, np.float32)), X + scale, 5)
     # One a call, to see whether what the function closes over has changed; nothing is compiled.
     assert len(traces) == first + 2
 
@@ -99,7 +98,7 @@ def test_networks_from_other_seeds_compile_nothing(caplog):
         with jax.log_compiles(True), caplog.at_level("WARNING"):
             models.accuracy(model, X, Y, 11)
         texts.append(caplog.text)
-    assert "Compiling jit(count_correct)" in texts[0]
+    assert "Compiling jit(_predict)" in texts[0]
     assert "Compiling" not in texts[1]
 
 
@@ -117,7 +116,7 @@ def test_networks_from_other_seeds_compile_nothing(caplog):
 )
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
-        call(forms()["nnx"])
+        call(FORMS["nnx"]())
 
 
 def time_first(p, x):
@@ -132,8 +131,8 @@ def numbers(output, y):
     return output[:, 0]
 
 
-SQUARE = jax.random.normal(KEY, (5, 5, 6))  # as many samples as steps
-WEIGHT = jnp.ones((6, 4))
+SQUARE = normal(5, 5, 6)  # as many samples as steps
+WEIGHT = np.ones((6, 4), np.float32)
 
 
 @pytest.mark.parametrize(
@@ -156,13 +155,13 @@ WEIGHT = jnp.ones((6, 4))
 )
 def test_what_says_nothing_is_one_line(call, message):
     with pytest.raises(ValueError, match=message) as caught:
-        call(forms()["nnx"])
+        call(FORMS["nnx"]())
     assert str(caught.value).startswith("expected ")
     assert "\n" not in str(caught.value)
 
 
 def test_apply_is_traceable_whatever_it_closes_over():
-    wanted = jnp.broadcast_to(X.sum(0)[:, None], (6, 4))
+    wanted = np.broadcast_to(X.sum(0)[:, None], (6, 4))
     for apply in (
         lambda w: models.apply((multiply, w), X).sum(),
         lambda w: models.apply(lambda x: x @ w, X).sum(),

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from koopjax import models
+from tests.nets import filled, linen_filled, normal, outputs
 
 KEY = jax.random.key(0)
 NETWORKS = {
@@ -22,7 +23,7 @@ NETWORKS = {
 
 def make(name, seed=0):
     config, shape = NETWORKS[name]
-    return models.build(name, config, nnx.Rngs(seed)), jax.random.normal(KEY, (4, *shape))
+    return filled(lambda: models.build(name, config, nnx.Rngs(0)), seed), normal(4, *shape)
 
 
 @pytest.mark.parametrize("name", models.REGISTRY)
@@ -34,7 +35,7 @@ def test_every_registered_network(name):
     np.testing.assert_allclose(models.predict(model, x[1:2]), logits[1:2], atol=1e-5)
     assert models.name_of(model) == name
     assert model.config == NETWORKS[name][0]
-    again = models.build(name, model.config, nnx.Rngs(0))
+    again = filled(lambda: models.build(name, model.config, nnx.Rngs(0)))
     np.testing.assert_array_equal(models.predict(again, x), logits)
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in model.config.items()}
     relisted = nnx.eval_shape(lambda: models.build(name, listed, nnx.Rngs(0)))
@@ -47,7 +48,7 @@ def test_mlp_is_the_formula():
     for k, layer in enumerate(model.layers):
         h = h @ np.asarray(layer.kernel[...], np.float64) + np.asarray(layer.bias[...])
         h = np.maximum(h, 0) if k < 2 else h
-    np.testing.assert_allclose(model(x), h, atol=1e-5)
+    np.testing.assert_allclose(outputs(model, x), h, atol=1e-5)
 
 
 def test_residual_mlp_is_the_formula():
@@ -59,23 +60,23 @@ def test_residual_mlp_is_the_formula():
     h = affine(model.embed, np.asarray(x, np.float64))
     for inner, outer in zip(model.inner, model.outer, strict=True):
         h = h + affine(outer, np.maximum(affine(inner, h), 0))
-    np.testing.assert_allclose(model(x), affine(model.head, np.maximum(h, 0)), atol=1e-5)
+    np.testing.assert_allclose(outputs(model, x), affine(model.head, np.maximum(h, 0)), atol=1e-5)
 
 
 def test_cnn_batch_statistics_follow_the_mode():
     model, x = make("cnn")
     before = np.asarray(model.norms[0].mean[...])
     model.eval()
-    model(x)
+    outputs(model, x)
     np.testing.assert_array_equal(model.norms[0].mean[...], before)
     model.train()
-    model(x)
+    outputs(model, x)
     assert np.abs(np.asarray(model.norms[0].mean[...]) - before).max() > 0
 
 
 def test_vit_sees_positions_and_the_order_of_patches():
     model, x = make("vit")
-    swapped = jnp.concatenate([x[:, 4:], x[:, :4]], axis=1)
+    swapped = np.concatenate([x[:, 4:], x[:, :4]], axis=1)
     one, two = models.predict(model, x), models.predict(model, swapped)
     assert np.abs(np.asarray(one - two)).max() > 1e-6
     model.positions[...] = jnp.zeros_like(model.positions[...])
@@ -99,9 +100,10 @@ def test_linen_mlp_has_the_parameters_of_its_twin():
     model, x = make("mlp")
     twin = models.linen.MLP((12, 7, 5, 3))
     params = linen_params(model, ["layers"])
-    shapes = jax.tree.map(jnp.shape, twin.init(KEY, x)["params"])
+    shapes = jax.tree.map(jnp.shape, linen_filled(twin, x)["params"])
     assert shapes == jax.tree.map(jnp.shape, params)
-    np.testing.assert_array_equal(twin.apply({"params": params}, x), model(x))
+    found = jax.jit(twin.apply)({"params": params}, x)
+    np.testing.assert_allclose(found, outputs(model, x), rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="expected inputs of width 12"):
         twin.apply({"params": params}, x[:, :5])
 
@@ -110,13 +112,18 @@ def test_linen_mlp_has_the_parameters_of_its_twin():
 def test_linen_cnn_has_the_parameters_of_its_twin(train):
     model, x = make("cnn")
     twin = models.linen.CNN(3, (4, 6), 5)
-    variables = twin.init(KEY, x)
+    variables = linen_filled(twin, x)
     params = linen_params(model, ["convs", "norms", "layers"])
     assert jax.tree.map(jnp.shape, variables["params"]) == jax.tree.map(jnp.shape, params)
-    variables = {**variables, "params": params}
+    stats = {
+        f"norms_{k}": {name: getattr(norm, name)[...] for name in ("mean", "var")}
+        for k, norm in enumerate(model.norms)
+    }
+    variables = {"params": params, "batch_stats": stats}
     (model.train if train else model.eval)()
-    found = twin.apply(variables, x, train=train, mutable=["batch_stats"])
-    np.testing.assert_allclose(found[0], model(x), atol=1e-5)
+    apply = jax.jit(lambda v, x: twin.apply(v, x, train=train, mutable=["batch_stats"]))
+    found = apply(variables, x)
+    np.testing.assert_allclose(found[0], outputs(model, x), atol=1e-5)
     for k, norm in enumerate(model.norms):
         stats = found[1]["batch_stats"][f"norms_{k}"]
         np.testing.assert_allclose(stats["mean"], norm.mean[...], atol=1e-6)

@@ -8,14 +8,16 @@ from flax import nnx
 
 from koopjax import models, surgery
 from koopjax.surgery import _capture
+from tests.nets import filled
 
 X = np.random.default_rng(0).normal(size=(10, 6)).astype(np.float32)
+EYE = np.eye(3, dtype=np.float32)
 AT = ("layers.0/relu", "layers.1/relu")
 
 
 @pytest.fixture(scope="module")
 def mlp():
-    return models.MLP((6, 5, 4, 3), rngs=nnx.Rngs(0))
+    return filled(lambda: models.MLP((6, 5, 4, 3), rngs=nnx.Rngs(0)))
 
 
 def together(pairs):
@@ -65,7 +67,7 @@ def test_a_stream_is_read_one_batch_at_a_time(mlp):
 
 
 def test_sample_axes():
-    model = models.CNN((8, 8, 1), 3, channels=(2, 3), hidden=4, rngs=nnx.Rngs(0))
+    model = filled(lambda: models.CNN((8, 8, 1), 3, (2, 3), 4, rngs=nnx.Rngs(0)))
     images = np.random.default_rng(1).normal(size=(3, 8, 8, 1)).astype(np.float32)
     at = ("convs.0", "norms.0/relu")
 
@@ -88,19 +90,21 @@ def test_sample_axes():
 
 @pytest.mark.parametrize("axes", ["flatten", "positions", 0, (0, 2), (1,), None])
 def test_rows_and_back(axes):
-    x = jnp.arange(24.0).reshape(2, 3, 4)
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     np.testing.assert_array_equal(surgery.from_rows(surgery.to_rows(x, axes), x.shape, axes), x)
 
 
 def test_a_batch_folded_into_another_axis_is_cut_back():
     net = lambda p, x: jax.nn.relu(x.reshape(-1, 3) @ p).reshape(x.shape[0], -1)
-    pairs = surgery.capture((net, jnp.eye(3)), X, (1, "output"), batch_size=4)
+    pairs = surgery.capture((net, EYE), X, (1, "output"), batch_size=4)
     assert [(x.shape, y.shape) for x, y in pairs][-1] == ((4, 3), (2, 6))
 
 
 def test_a_model_of_one_batch_size_takes_a_partial_batch():
     net = lambda p, x: jnp.tanh((x @ p).reshape(4, 6)) @ p
-    _, y = together(surgery.capture((net, jnp.eye(6)), X, (0, "output"), batch_size=4))
+    _, y = together(
+        surgery.capture((net, np.eye(6, dtype=np.float32)), X, (0, "output"), batch_size=4)
+    )
     np.testing.assert_allclose(y, np.tanh(X), rtol=1e-5)
 
 
@@ -168,7 +172,7 @@ def test_a_transposed_state_is_no_row_a_sample():
 def test_ends_with_different_positions_a_sample_are_refused():
     net = lambda p, x: jax.nn.relu(x.reshape(-1, 3) @ p).reshape(x.shape[0], -1)
     with pytest.raises(ValueError, match=r"same positions.*\(2 n, 3\) and \(n, 6\)"):
-        surgery.capture((net, jnp.eye(3)), X, (1, "output"), sample_axes="positions")
+        surgery.capture((net, EYE), X, (1, "output"), sample_axes="positions")
 
 
 def centred(p, x):

@@ -85,7 +85,7 @@ def masked(p, x, keep=False):
     return (x if keep else jnp.where(mask, x, 0)) @ p
 
 
-P = jnp.ones((4, 2))
+P = np.ones((4, 2), np.float32)
 TRAINING = {
     "dropout": Net(dropped),
     "batch statistics": Net(normed),
@@ -143,8 +143,10 @@ def test_a_fixed_key_makes_a_constant():
     def features(p, x):
         return jnp.cos(x @ jax.random.normal(jax.random.key(0), (4, 8))) @ p
 
-    _, span, _ = surgery.split((features, jnp.ones((8, 2))), X, ("input", "output"))
-    np.testing.assert_allclose(span(X), features(jnp.ones((8, 2)), X), rtol=1e-4, atol=1e-5)
+    _, span, _ = surgery.split((features, np.ones((8, 2), np.float32)), X, ("input", "output"))
+    np.testing.assert_allclose(
+        span(X), features(np.ones((8, 2), np.float32), X), rtol=1e-4, atol=1e-5
+    )
 
 
 class Two(nnx.Module):
@@ -176,7 +178,7 @@ def test_bare_params_and_what_fails_inside_a_model(verb):
     with pytest.raises(ValueError, match="'params' among the variables"):
         VERBS[verb]((LinenNet("drop", on=False), variables("drop")["params"]))
     with pytest.raises(ValueError, match=r"expected .*contracting dimensions"):
-        VERBS[verb]((lambda p, x: x @ p, jnp.ones((3, 2))))
+        VERBS[verb]((lambda p, x: x @ p, np.ones((3, 2), np.float32)))
 
 
 def test_a_function_around_a_module_hides_its_parameters():
