@@ -4,13 +4,8 @@
 `koopjax/export/FORMAT.md` for the layout.
 """
 
-from koopjax.export._describe import (
-    Description as Description,
-    StoredArray as StoredArray,
-    describe as describe,
-)
-from koopjax.export._file import FileError as FileError
-from koopjax.export._store import load as load, save as save, stored_bytes as stored_bytes
+from koopjax.export._file import FileError
+from koopjax.export._store import Description, StoredArray, describe, load, save, stored_bytes
 
 __all__ = [
     "Description",

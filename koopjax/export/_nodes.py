@@ -2,9 +2,11 @@
 
 A node is a list. Its first entry tells the kind: the name of an example model, or one letter for
 what the library builds itself. Names and settings are stored, shapes that follow from them are
-not.
+not. The arrays follow in the order in which a model is built from its node, which is done once
+when it is saved: so the order is written down in one place.
 """
 
+import functools
 import itertools
 from typing import Any
 
@@ -12,28 +14,35 @@ import jax
 import numpy as np
 from flax import nnx
 
-from koopjax import nn, observables, surgery
-from koopjax.export._claims import LAYERS_LIMIT
-from koopjax.export._dictionaries import NEURAL, build_psi, psi_node
-from koopjax.export._examples import (
+from koopjax import models, nn, observables, surgery
+from koopjax.export._file import LAYERS_LIMIT
+from koopjax.export._named import (
+    NEURAL,
     Take,
     Unknown,
     build_example,
+    build_psi,
+    empty,
     example_bytes,
     example_node,
     freeze,
     plain,
+    psi_node,
+    take_example,
     trim,
 )
-from koopjax.export._operators import build_operator, operator_node, trains
+from koopjax.export._operators import build_operator, operator_node, places_of, trains
 from koopjax.export._walk import Entry, Path, arrays_of, spell, to_jax
 
 BLOCK, STACK, OPERATOR, DICTIONARY, SPLICED, TEMPLATE = "K", "S", "O", "D", "P", "T"
+BLOCK_DEFAULTS = [None, None, None, 0, None]
+HEAD, TAIL = 1, 2
+SPLICED_DEFAULTS = [
+    None, None, None, None, None, HEAD | TAIL, None, "float32", None, False, None,
+]  # fmt: skip
 
-Coded = tuple[list[Any], list[Entry]]
 
-
-def describe_node(model: Any) -> Coded:
+def describe_node(model: Any) -> tuple[list[Any], list[Entry]]:
     """Node and arrays of a model that can be rebuilt by name.
 
     The model is rebuilt from its node at once, and where that is not the very same structure, a
@@ -43,40 +52,58 @@ def describe_node(model: Any) -> Coded:
         Unknown: where it can't be rebuilt; the file then holds arrays alone.
     """
     if isinstance(model, observables.Observables):
-        node, entries = psi_node(model, ())
-        return [DICTIONARY, node], entries
-    if not isinstance(model, nnx.Module):
+        node = [DICTIONARY, psi_node(model)]
+    elif isinstance(model, nnx.Module):
+        node = _module_node(model)
+    else:
         raise Unknown(type(model).__name__)
-    node, entries = _module_node(model, ())
-    if {spell(path) for entry in entries for path in entry.covers} == set(arrays_of(model)):
-        if len(node[0]) > 1:  # example models are compared while they are described
-            return node, entries
-        values = iter([entry.value for entry in entries])
-        made = build_node(node, (), lambda path, shape, dtype: next(values))
-        if nnx.split(made)[0] == nnx.split(model)[0]:
-            return node, entries
-    raise Unknown(f"a changed {type(model).__name__}")
+    held = arrays_of(model)
+    left = set(held)
+    entries: list[Entry] = []
+
+    def give(path: Path, shape: Any, dtype: Any) -> Any:
+        name, value = spell(path), held.get(spell(path))
+        if value is None and path[-1:] == ("places",):
+            value = places_of(functools.reduce(_inside, path[:-1], model))
+            left.difference_update(spell((*path[:-1], part)) for part in ("rows", "columns"))
+        elif value is None:
+            raise Unknown(f"a changed {type(model).__name__}")
+        left.discard(name)
+        entries.append(Entry(name, value, shape, dtype))
+        return value
+
+    if node[0] in models.REGISTRY:  # compared while they are described
+        take_example(node, give)
+        same = True
+    else:
+        made = build_node(node, (), give)
+        is_module = isinstance(model, nnx.Module)
+        same = not is_module or nnx.split(made)[0] == nnx.split(model)[0]
+    if left or not same:
+        raise Unknown(f"a changed {type(model).__name__}")
+    return node, entries
 
 
-def _module_node(model: nnx.Module, path: Path) -> Coded:
+def _inside(node: Any, part: Any) -> Any:
+    return node[part] if isinstance(part, int) else getattr(node, part)
+
+
+def _module_node(model: nnx.Module) -> list[Any]:
     if type(model) is nn.KoopmanBlock:
-        return _block_node(model, path)
+        variables = model.structure.flat(model.dictionary)
+        psi = psi_node(model.structure.build([v.get_value() for v in variables]))
+        dtype = None if model.dtype is None else np.dtype(model.dtype).name
+        node = [BLOCK, psi, operator_node(model.operator), trains(variables), dtype]
+        return trim(node, BLOCK_DEFAULTS)
     if type(model) is nn.Stack:
         if len(model.operators) > LAYERS_LIMIT:
             raise Unknown(f"a stack of {len(model.operators)} operators")
-        coded = [
-            operator_node(operator, (*path, "operators", i))
-            for i, operator in enumerate(model.operators)
-        ]
-        entries = [entry for _, arrays in coded for entry in arrays]
-        return [STACK, [node for node, _ in coded], list(model.activations)], entries
+        return [STACK, list(map(operator_node, model.operators)), list(model.activations)]
     if isinstance(model, nn.Operator):
-        node, entries = operator_node(model, path)
-        return [OPERATOR, node], entries
+        return [OPERATOR, operator_node(model)]
     if type(model) is surgery.Spliced:
-        return _spliced_node(model, path)
-    node, entries = example_node(model)
-    return node, [Entry((*path, *e.path), e.value, e.shape, e.dtype) for e in entries]
+        return _spliced_node(model)
+    return example_node(model)
 
 
 def build_node(node: list[Any], path: Path, take: Take) -> Any:
@@ -89,13 +116,18 @@ def build_node(node: list[Any], path: Path, take: Take) -> Any:
     if kind == DICTIONARY:
         return build_psi(node[1], path, take)
     if kind == BLOCK:
-        return _build_block(node, path, take)
+        _, psi_coded, coded, trained, dtype = [*node, *BLOCK_DEFAULTS[len(node) :]]
+        psi = build_psi(psi_coded, (*path, "dictionary"), take)
+        operator = build_operator(coded, (*path, "operator"), take)
+        parts = (("dictionary",) if trained else ()) + (("operator",) if coded[0] & 1 else ())
+        made = nn.KoopmanBlock(psi, operator, trainable=parts, dtype=dtype)
+        made.operator.dtype = operator.dtype
+        return made
     if kind == STACK:
         if len(node[1]) > LAYERS_LIMIT:
             raise IndexError(f"a stack of {len(node[1])} operators")
-        operators = [
-            build_operator(n, (*path, "operators", i), take) for i, n in enumerate(node[1])
-        ]
+        where = [(*path, "operators", i) for i in range(len(node[1]))]
+        operators = [build_operator(n, at, take) for n, at in zip(node[1], where, strict=True)]
         return nn.Stack(operators, node[2])
     if kind == OPERATOR:
         return build_operator(node[1], path, take)
@@ -112,82 +144,40 @@ def built_beside(node: Any) -> int:
     return own + sum(built_beside(part) for part in node)
 
 
-def _block_node(block: nn.KoopmanBlock, path: Path) -> Coded:
-    held = block.structure.flat(block.dictionary)
-    psi, entries = psi_node(
-        block.structure.build([v.get_value() for v in held]), (*path, "dictionary")
-    )
-    operator, more = operator_node(block.operator, (*path, "operator"))
-    dtype = None if block.dtype is None else np.dtype(block.dtype).name
-    node = [BLOCK, psi, operator, trains(held), dtype]
-    return trim(node, [None, None, None, 0, None]), entries + more
-
-
-def _build_block(node: list[Any], path: Path, take: Take) -> nn.KoopmanBlock:
-    _, psi_node, coded, trained, dtype = [*node, *[None, None, None, 0, None][len(node) :]]
-    psi = build_psi(psi_node, (*path, "dictionary"), take)
-    operator = build_operator(coded, (*path, "operator"), take)
-    parts = (("dictionary",) if trained else ()) + (("operator",) if coded[0] & 1 else ())
-    made = nn.KoopmanBlock(psi, operator, trainable=parts, dtype=dtype)
-    made.operator.dtype = operator.dtype
-    return made
-
-
 # Spliced models: the original by name, the cuts, the block, and the arrays that are still used.
 
-HEAD, TAIL = 1, 2
-DEFAULTS = [None, None, None, None, None, HEAD | TAIL, None, "float32", None, False, None]
 
-
-def _spliced_node(model: surgery.Spliced, path: Path) -> Coded:
-    base, arrays = example_node(model.skeleton())
-    inner, where = model.block, (*path, "block")
-    if type(inner) is surgery.Positionwise:
-        inner, where = inner.block, (*where, "block")
-    block, entries = _module_node(inner, where)
-    segment = model.head.code
-    trains = sum(
-        bit
-        for bit, stage in ((HEAD, model.head), (TAIL, model.tail))
-        if not any(isinstance(v, nn.Frozen) for v in stage.parameters.values())
-    )
+def _spliced_node(model: surgery.Spliced) -> list[Any]:
+    skeleton, segment, block = model.skeleton(), model.head.code, model.block
+    base = example_node(skeleton)
+    stages = ((HEAD, model.head), (TAIL, model.tail))
+    frozen = lambda stage: any(isinstance(v, nn.Frozen) for v in stage.parameters.values())
+    # The dtypes of the original's arrays where they are not what its config gives.
+    held, given = arrays_of(skeleton), arrays_of(empty(base))
+    kinds: Any = [np.dtype(held[name].dtype).name for name in given]
+    if kinds == [np.dtype(like.dtype).name for like in given.values()]:
+        kinds = None
+    elif len(set(kinds)) == 1:
+        kinds = kinds[0]
     node = [
         SPLICED,
         base,
         list(model.at),
-        block,
+        _module_node(block.block if type(block) is surgery.Positionwise else block),
         plain(segment.shape),
-        trains,
+        sum(bit for bit, stage in stages if not frozen(stage)),
         plain(model.sample_axes),
         np.dtype(segment.dtype).name,
         segment.batch,
         segment.unroll,
-        _dtypes(arrays),
+        kinds,
     ]
-    entries = entries + [
-        Entry((*path, *name), value, tuple(value.shape), value.dtype)
-        for name, value in _outer(model)
-    ]
-    return trim(node, DEFAULTS), entries
-
-
-def _dtypes(arrays: list[Entry]) -> Any:
-    """The dtypes of a base model's arrays where they are not what its config gives."""
-    names = [np.dtype(entry.value.dtype).name for entry in arrays]
-    if all(name == np.dtype(e.dtype).name for name, e in zip(names, arrays, strict=True)):
-        return None
-    return names[0] if len(set(names)) == 1 else names
-
-
-def _outer(model: surgery.Spliced) -> list[tuple[Path, Any]]:
-    """The arrays of head and tail, by path."""
-    named = [(tuple(name.split("/")), value) for name, value in arrays_of(model).items()]
-    return [(name, value) for name, value in named if name[0] != "block"]
+    return trim(node, SPLICED_DEFAULTS)
 
 
 def _build_spliced(node: list[Any], path: Path, take: Take) -> surgery.Spliced:
     full = freeze(node[4:])
-    shape, trains, axes, dtype, batch, unroll, kinds = [*full, *DEFAULTS[4 + len(full) :]]
+    shape, trained, axes, dtype, batch, unroll, kinds = [*full, *SPLICED_DEFAULTS[4 + len(full) :]]
     where = (*path, "block") if axes is None else (*path, "block", "block")
     block = build_node(node[3], where, take)
     # The cuts are found on arrays of the saved dtypes, which the stages then expect.
@@ -196,13 +186,15 @@ def _build_spliced(node: list[Any], path: Path, take: Take) -> surgery.Spliced:
     base = build_example(node[1], zeros)
     x = jax.ShapeDtypeStruct((batch or 2, *shape), dtype)
     names = (("head", HEAD), ("tail", TAIL))
-    trainable = ("block", *(name for name, bit in names if trains & bit))
+    trainable = ("block", *(name for name, bit in names if trained & bit))
     made = surgery.splice(
         base, x, node[2], block, sample_axes=axes, trainable=trainable, unroll=unroll
     )
     variables = dict(nnx.to_flat_state(nnx.state(made)))
-    for name, value in _outer(made):
-        array = take((*path, *name), tuple(value.shape), value.dtype)
-        variables[name].set_value(array)
+    for spelled, value in arrays_of(made).items():
+        name = tuple(spelled.split("/"))
+        if name[0] != "block":
+            array = take((*path, *name), tuple(value.shape), value.dtype)
+            variables[name].set_value(array)
     nnx.update(made, nnx.from_flat_state(variables))
     return made

@@ -1,6 +1,7 @@
-"""Saving and loading models: the three verbs of the room."""
+"""Saving, loading and describing models: the verbs of the room."""
 
 import contextlib
+import dataclasses
 import lzma
 import os
 import zlib
@@ -15,10 +16,20 @@ from flax import errors, nnx
 
 from koopjax._core import firsts
 from koopjax.export._arrays import Record, claimed, get_array, put_array, put_same
-from koopjax.export._claims import Claims, padding
-from koopjax.export._examples import Unknown
-from koopjax.export._file import FileError, UnknownName, frame, read, unframe, write
-from koopjax.export._header import split_header
+from koopjax.export._file import (
+    VERSION,
+    Claims,
+    FileError,
+    Reader,
+    UnknownName,
+    frame,
+    padding,
+    read,
+    split_header,
+    unframe,
+    write,
+)
+from koopjax.export._named import Unknown
 from koopjax.export._nodes import TEMPLATE, build_node, built_beside, describe_node
 from koopjax.export._walk import Entry, Path, arrays_of, fill, spell, to_jax, to_numpy
 
@@ -90,14 +101,98 @@ def load(path: str | os.PathLike[str], model: Any = None) -> Any:
                 "try load(path, model=...) with a model of the same structure"
             )
         return _load_template(body, at, node, model, path)
-    made, records = read_named(body, at, node, path)
+    made, take = read_named(body, at, node, path)
     if model is None:
         return made
-    arrays = {name: record.value for name, record in records}
+    arrays = _values(take)
     if isinstance(made, nnx.Module):  # a record may stand for other arrays
         arrays = {name: np.asarray(value) for name, value in arrays_of(made).items()}
     _same_model(model, {k: a.shape for k, a in arrays.items()}, path)
     return fill(model, arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray:
+    """One array of a file.
+
+    Attributes:
+        path: where in the model; a number where the file does not know.
+        shape: of the array.
+        dtype: of the array.
+        form: how it is stored: `raw`, `equal`, `bitmask`, `rice`, ...
+        nonzero: entries whose bits are not all zero.
+        bytes: that it takes in the file.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    form: str
+    nonzero: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A stored file in figures; `str` gives a table.
+
+    Attributes:
+        architecture: name and settings, nested as in the file.
+        named: whether `load` needs no template.
+        version: of the format.
+        bytes: of the whole file.
+        overhead: bytes that are no array's data: frame, header, forms and shapes are counted
+            with their arrays.
+        arrays: each array.
+    """
+
+    architecture: Any
+    named: bool
+    version: int
+    bytes: int
+    overhead: int
+    arrays: tuple[StoredArray, ...]
+
+    def __str__(self) -> str:
+        rows = [("array", "shape", "dtype", "form", "nonzero", "bytes")]
+        rows += [
+            (a.path, str(a.shape), a.dtype, a.form, str(a.nonzero), str(a.bytes))
+            for a in self.arrays
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        head = f"{self.architecture}: {self.bytes} bytes, {self.overhead} of them frame and header"
+        return "\n".join([head, *lines])
+
+
+def describe(path: str | os.PathLike[str]) -> Description:
+    """What a file holds, array by array.
+
+    Args:
+        path: a file that `save` wrote.
+
+    Raises:
+        FileError, FileNotFoundError, IsADirectoryError: as `load`.
+    """
+    data = read(path)
+    body = unframe(data, path)
+    node, at = split_header(body, path)
+    named = node[0] != TEMPLATE
+    if named:
+        take = read_named(body, at, node, path)[1]
+        records = list(zip(take.names, take.records, strict=True))
+    else:
+        records = [(str(i), r) for i, r in enumerate(read_template(body, at, node, path))]
+    arrays = tuple(
+        StoredArray(name, r.value.shape, r.value.dtype.name, r.form, r.nonzero, r.size)
+        for name, r in records
+    )
+    overhead = len(data) - sum(a.bytes for a in arrays)
+    architecture = node if named else f"arrays of {node[1]}"
+    return Description(architecture, named, VERSION, len(data), overhead, arrays)
 
 
 #: What a setting or an array that does not fit makes of the code that builds a model of it.
@@ -111,10 +206,7 @@ MALFORMED = (
 def understood(path: object, what: str, advice: str) -> Iterator[None]:
     """Around what reads a body: contents that do not fit together are the file's fault.
 
-    Args:
-        path: of the file.
-        what: a newer version may know and this one does not.
-        advice: what to do then.
+    `what` a newer version may know and this one does not, and the advice then.
     """
     say = lambda error: " ".join(str(error).split())[:200]
     try:
@@ -131,60 +223,57 @@ def understood(path: object, what: str, advice: str) -> Iterator[None]:
 
 
 class Taker:
-    """Hands out the arrays of a body in their order and remembers them."""
+    """Hands out the arrays of a body in their order and remembers them by name."""
 
     def __init__(self, body: bytes, at: int):
-        self.body, self.at = body, at
+        self.reader = Reader(body, at)
         self.claims = Claims(len(body))
         self.dtype = np.dtype(np.float32)
-        self.paths: list[str] = []
-        self.values: list[Record] = []
+        self.names: list[str] = []
+        self.records: list[Record] = []
 
     def __call__(self, path: Path, shape: Any, dtype: Any) -> jax.Array:
         like = self.dtype if dtype is None else np.dtype(dtype)
-        record, self.at = get_array(self.body, self.at, shape, like, self.values, self.claims)
-        self.paths.append(spell(path))
-        self.values.append(record)
+        record = get_array(self.reader, shape, like, self.records, self.claims)
+        self.names.append(spell(path))
+        self.records.append(record)
         self.dtype = record.value.dtype
         return to_jax(record.value)
 
-    @property
-    def records(self) -> list[tuple[str, Record]]:
-        """The arrays that were handed out, by path."""
-        return list(zip(self.paths, self.values, strict=True))
+    def end(self) -> None:
+        """Behind the arrays there is nothing, or what `padding` put there."""
+        body, at = self.reader.data, self.reader.at
+        if body.count(0, at) != len(body) - at:
+            raise IndexError(f"{len(body) - at} bytes behind the last array")
 
 
-def read_named(
-    body: bytes, at: int, node: list[Any], path: object
-) -> tuple[Any, list[tuple[str, Record]]]:
+def read_named(body: bytes, at: int, node: list[Any], path: object) -> tuple[Any, Taker]:
     """The model of a file that knows its architecture, and its arrays as stored."""
     take = Taker(body, at)
     with understood(path, "an architecture", "a newer koopjax, or load(path, model=...)"):
         take.claims.take(built_beside(node))
         made = build_node(node, (), take)
-        _ends(body, take.at)
-        arrays = {name: record.value for name, record in take.records}
+        take.end()
         # once more, as constructors may have cut 64-bit arrays to the default precision
-        return fill(made, arrays), take.records
+        return fill(made, _values(take)), take
 
 
-def _ends(body: bytes, at: int) -> None:
-    """Behind the arrays there is nothing, or what `padding` put there."""
-    if body.count(0, at) != len(body) - at:
-        raise IndexError(f"{len(body) - at} bytes behind the last array")
+def _values(take: Taker) -> dict[str, np.ndarray]:
+    values = (record.value for record in take.records)
+    return dict(zip(take.names, values, strict=True))
 
 
 def _encode(model: Any) -> bytes:
     try:
         node, entries = describe_node(model)
     except Unknown as reason:
-        entries = [Entry((name,), value) for name, value in arrays_of(model).items()]
-        names = [spell(e.path) for e in entries]
+        entries = [Entry(name, value) for name, value in arrays_of(model).items()]
+        names = [entry.name for entry in entries]
         node = [TEMPLATE, str(reason), _marks(names), zlib.crc32("\n".join(names).encode())]
     body: list[Any] = [msgpack.packb(node)]
     dtype = np.dtype(np.float32)
     claims = built_beside(node)
-    arrays = [to_numpy(spell(entry.path), entry.value) for entry in entries]
+    arrays = [to_numpy(entry.name, entry.value) for entry in entries]
     for entry, array, first in zip(entries, arrays, firsts(arrays), strict=True):
         like = dtype if entry.dtype is None else np.dtype(entry.dtype)
         place = len(body) - 1
@@ -202,16 +291,12 @@ def _marks(names: list[str]) -> bytes:
 
 def read_template(body: bytes, at: int, node: list[Any], path: object) -> Iterator[Record]:
     """The arrays of a file that does not know its architecture, each as it is asked for."""
-    dtype = np.dtype(np.float32)
-    records: list[Record] = []
-    claims = Claims(len(body))
+    take = Taker(body, at)
     with understood(path, "arrays", "a newer koopjax"):
-        for _ in _template(node)[0]:
-            record, at = get_array(body, at, None, dtype, records, claims)
-            dtype = record.value.dtype
-            records.append(record)
-            yield record
-        _ends(body, at)
+        for place in range(len(_template(node)[0])):
+            take((place,), None, None)
+            yield take.records[-1]
+        take.end()
 
 
 def _template(node: list[Any]) -> tuple[bytes, int]:

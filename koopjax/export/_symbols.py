@@ -10,12 +10,11 @@ whatever the alphabet. Both are integer arithmetic alone, so every machine decod
 
 import bisect
 import collections
-from typing import Any
+from collections.abc import Generator, Iterable
 
 import numpy as np
 
-from koopjax.export._file import get_varint, put_varint
-from koopjax.export._range import LEAST, MOST_DECISIONS, TOP, last_bytes
+from koopjax.export._file import Reader, put_varint
 
 Lines = tuple[np.ndarray, np.ndarray]  # the row and the column of each symbol
 
@@ -30,17 +29,64 @@ LOWEST = 1 << 24  # its state is kept in LOWEST <= x < LOWEST << 16
 STATE_BYTES = 5
 FEW = 4096  # symbols, below which a table of 2^PRECISION costs more than it saves
 
+LEAST = 16  # smallest chance of either bit, in 65,536ths
+TOP = 0xFFFFFFFF
+MOST_DECISIONS = 22_714  # in a byte: 8 over the bits of the likeliest, -log2(1 - LEAST / 2^16)
 
-def put_symbols(symbols: np.ndarray, size: int, lines: Lines | None = None) -> bytes | None:
-    """Symbols in the shorter coding; none where there are too many for either.
+#: What the bits so far say of the next: yields the chance of a one, in 65,536ths; is sent the bit.
+Model = Generator[int, int, None]
 
-    Args:
-        symbols: `(n,)` integers, `0 <= s < size`.
-        size: of the alphabet, at least 1.
-        lines: `(n,)` and `(n,)`, the row and the column of each in a matrix, if it has any.
 
-    Returns:
-        A varint of size and coding, then the code; its number of symbols is not in it.
+def code_bits(
+    model: Model, bits: Iterable[int] | None, data: bytes = b""
+) -> tuple[bytes, list[int]]:
+    """Encode `bits`, or decode `data` where there are none: one loop, so that both agree.
+
+    A carryless binary coder with 32-bit bounds; the code, and the bits.
+    """
+    given = None if bits is None else iter(bits)
+    low, high = 0, TOP
+    out, coded = bytearray(), []
+    value, at = int.from_bytes(data[:4].ljust(4, b"\0"), "big"), 4
+    chance = next(model, None)
+    while chance is not None:
+        chance = LEAST if chance < LEAST else 65536 - LEAST if chance > 65536 - LEAST else chance
+        middle = low + ((high - low) * chance >> 16)
+        bit = int(value <= middle) if given is None else next(given)
+        if bit:
+            high = middle
+        else:
+            low = middle + 1
+        coded.append(bit)
+        while (low ^ high) < 0x1000000:
+            if given is None:
+                value = (value << 8 & TOP) | (data[at] if at < len(data) else 0)
+                at += 1
+            else:
+                out.append(high >> 24)
+            low = low << 8 & TOP
+            high = (high << 8 & TOP) | 0xFF
+        try:
+            chance = model.send(bit)
+        except StopIteration:
+            break
+    return bytes(out) + _last_bytes(low, high), coded
+
+
+def _last_bytes(low: int, high: int) -> bytes:
+    """The shortest number within the bounds; the decoder reads zeros past the end."""
+    for size in range(4):
+        step = 1 << (32 - 8 * size)
+        value = -(-low // step) * step
+        if value <= high:
+            return value.to_bytes(4, "big")[:size]
+    return low.to_bytes(4, "big")
+
+
+def put_symbols(symbols: np.ndarray, size: int, lines: Lines) -> bytes | None:
+    """Symbols `0 <= s < size` in the shorter coding; none where there are too many for either.
+
+    A varint of size and coding, then the code; the number of symbols is not in it.
     """
     if size > ALPHABET_LIMIT or symbols.size > COUNTED_LIMIT:
         return None
@@ -48,40 +94,28 @@ def put_symbols(symbols: np.ndarray, size: int, lines: Lines | None = None) -> b
     codes = []
     if symbols.size * depth <= ADAPTIVE_LIMIT:
         coding, before = _before(symbols, depth, lines)
-        body = _tree(symbols.tolist(), symbols.size, size, b"", before)[0]
+        bits = (symbols[:, None] >> np.arange(depth)[None, ::-1]) & 1
+        body = code_bits(_tree(symbols.size, size, before), bits.ravel().tolist())[0]
         codes.append(put_varint(size << 2 | coding) + put_varint(len(body)) + body)
     if depth and symbols.size:
         codes.append(put_varint(size << 2 | COUNTED) + _counted(symbols, size))
     return min(codes, key=len)
 
 
-def get_symbols(
-    data: bytes, at: int, n: int, lines: Lines | None = None
-) -> tuple[np.ndarray, int, int]:
-    """The `n` symbols that `put_symbols` wrote at a place, their alphabet, the place behind."""
-    head, at = get_varint(data, at)
+def get_symbols(reader: Reader, lines: Lines) -> tuple[np.ndarray, int]:
+    """The symbols that `put_symbols` wrote, one for each of `lines`, and the alphabet's size."""
+    head, n = reader.varint(), len(lines[0])
     size, coding = head >> 2, head & 3
     if not 1 <= size <= ALPHABET_LIMIT:
         raise IndexError(f"an alphabet of {size} symbols")
     if coding == COUNTED:
-        symbols, at = _from_counted(data, at, n, size)
-    else:
-        if coding != ADAPTIVE and lines is None:
-            raise IndexError("symbols of rows and columns without these")
-        before = None
-        if lines is not None and coding != ADAPTIVE:
-            before = _last_of_line(lines[coding - BY_ROW])
-        length, at = get_varint(data, at)
-        decisions = n * (size - 1).bit_length()
-        if at + length > len(data) or decisions > min(
-            ADAPTIVE_LIMIT, MOST_DECISIONS * (length + 8)
-        ):
-            raise IndexError(f"a code of {length} bytes for {n} symbols")
-        symbols = np.zeros(n, np.int64)
-        if decisions:
-            symbols[:] = _tree(None, n, size, data[at : at + length], before)[1]
-        at += length
-    return symbols, size, at
+        return _from_counted(reader, n, size), size
+    part, depth = reader.part(), (size - 1).bit_length()
+    if n * depth > min(ADAPTIVE_LIMIT, MOST_DECISIONS * (len(part) + 8)):
+        raise IndexError(f"a code of {len(part)} bytes for {n} symbols")
+    before = None if coding == ADAPTIVE else _last_of_line(lines[coding - BY_ROW])
+    bits = code_bits(_tree(n, size, before), None, part)[1]
+    return np.array(bits, np.int64).reshape(n, depth) @ (1 << np.arange(depth)[::-1]), size
 
 
 def put_numbers(numbers: np.ndarray) -> bytes:
@@ -100,23 +134,19 @@ def put_numbers(numbers: np.ndarray) -> bytes:
     return bytes([k]) + np.packbits(bits).tobytes()
 
 
-def get_numbers(data: bytes, at: int, count: int, total: int) -> tuple[np.ndarray, int]:
-    """The integers that `put_numbers` wrote, whose sum is at most `total`, and the place behind."""
-    k = data[at]
-    at += 1
-    if k > 31 or count > 8 * (len(data) - at):
-        raise IndexError(f"{count} numbers in {len(data) - at} bytes")
+def get_numbers(reader: Reader, count: int, total: int) -> np.ndarray:
+    """The integers that `put_numbers` wrote, whose sum is at most `total`."""
+    k = reader.take(1)[0]
+    left = len(reader.data) - reader.at
+    if k > 31 or count > 8 * left:
+        raise IndexError(f"{count} numbers in {left} bytes")
     longest = (total >> k) + count  # quotients add up to at most total / 2^k
-    ends = _zeros(data, at, count, (longest + 7) // 8)
+    ends = _zeros(reader.data, reader.at, count, (longest + 7) // 8)
     quotients = np.diff(ends, prepend=-1) - 1
     first = int(ends[-1]) + 1 if count else 0
-    end = at + (first + count * k + 7) // 8
-    if end > len(data):
-        raise IndexError("numbers end past the file")
-    bits = np.unpackbits(np.frombuffer(data[at:end], np.uint8))
+    bits = np.unpackbits(np.frombuffer(reader.take((first + count * k + 7) // 8), np.uint8))
     rest = bits[first : first + count * k].reshape(count, k).astype(np.int64)
-    numbers = (quotients << k) + rest @ (1 << np.arange(k, dtype=np.int64)[::-1])
-    return numbers, end
+    return (quotients << k) + rest @ (1 << np.arange(k, dtype=np.int64)[::-1])
 
 
 def _zeros(data: bytes, at: int, count: int, most: int) -> np.ndarray:
@@ -135,8 +165,11 @@ def _zeros(data: bytes, at: int, count: int, most: int) -> np.ndarray:
         length *= 4
 
 
-class _Sparse(dict[int, int]):
-    """The counts of `_fresh` at the nodes that are met alone, for few symbols of many."""
+class _Fresh(dict[int, int]):
+    """Counts of ones at the nodes of the tree, made as they are met.
+
+    As if one symbol were spread evenly; behind the tree are the three roots of `_tree`.
+    """
 
     def __init__(self, size: int, depth: int):
         super().__init__()
@@ -151,21 +184,6 @@ class _Sparse(dict[int, int]):
         return SEEN * right // max(left + right, 1)
 
 
-def _fresh(size: int, depth: int) -> tuple[list[int], list[int]]:
-    """Counts of ones and of all at the nodes of the tree, as if one symbol were spread evenly.
-
-    Behind them the three roots of `_tree`.
-    """
-    ones = [0]
-    for level in range(depth):
-        half = 1 << (depth - level - 1)
-        start = np.arange(1 << level) * 2 * half
-        left, right = (np.clip(size - start - part, 0, half) for part in (0, half))
-        ones += (SEEN * right // np.maximum(left + right, 1)).tolist()
-    ones += 3 * ones[1:2]
-    return ones, [SEEN] * len(ones)
-
-
 def _last_of_line(line: np.ndarray) -> np.ndarray:
     """For each symbol the place of the one before it in its row or column, or -1."""
     order = np.argsort(line, kind="stable")
@@ -175,9 +193,9 @@ def _last_of_line(line: np.ndarray) -> np.ndarray:
     return before
 
 
-def _before(symbols: np.ndarray, depth: int, lines: Lines | None) -> tuple[int, np.ndarray | None]:
+def _before(symbols: np.ndarray, depth: int, lines: Lines) -> tuple[int, np.ndarray | None]:
     """Coding and places of the symbols whose first bit tells most about that of each."""
-    if not depth or lines is None:
+    if not depth:
         return ADAPTIVE, None
     first = symbols >> (depth - 1)
     choices: list[tuple[int, np.ndarray | None]] = [(ADAPTIVE, None)]
@@ -193,57 +211,29 @@ def _before(symbols: np.ndarray, depth: int, lines: Lines | None) -> tuple[int, 
     return choices[int(np.argmin(costs))]
 
 
-def _tree(
-    symbols: list[int] | None, n: int, size: int, data: bytes, before: np.ndarray | None
-) -> tuple[bytes, list[int]]:
-    """Encode `symbols`, or decode `data` where there are none: one loop, so that both agree.
+def _tree(n: int, size: int, before: np.ndarray | None) -> Model:
+    """The bits of `n` symbols from the highest, each under the counts so far of its node.
 
-    The bits of a symbol from the highest, each under the counts so far of its node, by the
-    carryless binary coder of `_range`. With `before`, the first bit has three nodes: by the first
-    bit of the symbol at that place, or none.
+    With `before`, the first bit has three nodes: by the first bit of the symbol at that place, or
+    none.
     """
     depth = (size - 1).bit_length()
-    ones: Any
-    total: Any
-    if size > 16 * n:
-        ones, total = _Sparse(size, depth), collections.defaultdict(lambda: SEEN)
-    else:
-        ones, total = _fresh(size, depth)
-    roots, top = 1 << depth, max(0, depth - 1)
-    places = None if before is None else before.tolist()
-    low, high = 0, TOP
-    out, decoded = bytearray(), []
-    value, at = int.from_bytes(data[:4].ljust(4, b"\0"), "big"), 4
-    shifts = range(depth - 1, -1, -1)
-    for i in range(n):
-        given = 0 if symbols is None else symbols[i]
-        node = at_node = 1
-        if places is not None:
-            k = places[i]
-            at_node = roots + (2 if k < 0 else decoded[k] >> top)
-        for shift in shifts:
-            p = (ones[at_node] << 16) // total[at_node]
-            p = LEAST if p < LEAST else 65536 - LEAST if p > 65536 - LEAST else p
-            middle = low + ((high - low) * p >> 16)
-            bit = int(value <= middle) if symbols is None else given >> shift & 1
-            total[at_node] += SEEN
-            if bit:
-                high = middle
-                ones[at_node] += SEEN
-            else:
-                low = middle + 1
-            node = at_node = node << 1 | bit
-            while (low ^ high) < 0x1000000:
-                if symbols is None:
-                    following = data[at] if at < len(data) else 0
-                    value = (value << 8 & TOP) | following
-                    at += 1
-                else:
-                    out.append(high >> 24)
-                low = low << 8 & TOP
-                high = (high << 8 & TOP) | 0xFF
-        decoded.append(node - (1 << depth))
-    return bytes(out) + last_bytes(low, high), decoded
+    if not depth:
+        return
+    ones, total = _Fresh(size, depth), collections.defaultdict(lambda: SEEN)
+    places = [-1] * n if before is None else before.tolist()
+    firsts: list[int] = []
+    for place in places:
+        node, counted = 1, 1
+        if before is not None:
+            counted = (1 << depth) + (2 if place < 0 else firsts[place])
+        for _ in range(depth):
+            seen, all_seen = ones[counted], total[counted]
+            bit = yield (seen << 16) // all_seen
+            total[counted] = all_seen + SEEN
+            ones[counted] = seen + SEEN * bit
+            node = counted = node << 1 | bit
+        firsts.append(node >> (depth - 1) & 1)
 
 
 def _frequencies(counts: np.ndarray) -> np.ndarray:
@@ -276,8 +266,8 @@ def _counted(symbols: np.ndarray, size: int) -> bytes:
     return put_numbers(counts) + x.to_bytes(STATE_BYTES, "big") + stream
 
 
-def _from_counted(data: bytes, at: int, n: int, size: int) -> tuple[np.ndarray, int]:
-    counts, at = get_numbers(data, at, size, n)
+def _from_counted(reader: Reader, n: int, size: int) -> np.ndarray:
+    counts = get_numbers(reader, size, n)
     if int(counts.sum()) != n or n == 0:
         raise IndexError("counts of another number of symbols")
     scaled = _frequencies(counts)
@@ -285,8 +275,7 @@ def _from_counted(data: bytes, at: int, n: int, size: int) -> tuple[np.ndarray, 
     # few symbols are sought where they lie, without a table of all
     few = n < FEW
     symbol_at = [] if few else np.repeat(np.arange(size), scaled).tolist()
-    x = int.from_bytes(data[at : at + STATE_BYTES], "big")
-    at += STATE_BYTES
+    x, data, at = int.from_bytes(reader.take(STATE_BYTES), "big"), reader.data, reader.at
     out = []
     for _ in range(n):
         slot = x & 0xFFFF
@@ -296,4 +285,5 @@ def _from_counted(data: bytes, at: int, n: int, size: int) -> tuple[np.ndarray, 
         if x < LOWEST:
             x = x << 16 | data[at] << 8 | data[at + 1]
             at += 2
-    return np.array(out, np.int64), at
+    reader.at = at
+    return np.array(out, np.int64)

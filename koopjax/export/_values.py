@@ -1,11 +1,10 @@
 """Values that are few or on a grid, as symbols: codebooks, quantised numbers, codes."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from koopjax.export._file import get_varint, put_varint
+from koopjax.export._file import Reader, put_signed
 from koopjax.export._symbols import ALPHABET_LIMIT, Lines, get_symbols, put_symbols
 
 PALETTE_LIMIT = 4096  # distinct values of a palette
@@ -24,15 +23,31 @@ def lines_of(mask: np.ndarray) -> Lines:
     return rows, columns
 
 
+def narrow(values: np.ndarray) -> bytes:
+    """Integers as offsets from the smallest, each in as few bits as the largest needs."""
+    low = int(values.min())
+    # modulo 2^64 the differences of any integers are right
+    above = values.astype(np.uint64) - np.array(low).astype(np.uint64)
+    width = int(above.max()).bit_length()
+    bits = (above[:, None] >> np.arange(width, dtype=np.uint64)[None, ::-1]) & np.uint64(1)
+    return put_signed(low) + bytes([width]) + np.packbits(bits.astype(np.uint8)).tobytes()
+
+
+def from_narrow(reader: Reader, size: int) -> list[int]:
+    """The integers that `narrow` wrote."""
+    low, width = reader.signed(), reader.take(1)[0]
+    if width > 64:
+        raise IndexError(f"integers of {width} bits")
+    data = np.frombuffer(reader.take((size * width + 7) // 8), np.uint8)
+    bits = np.unpackbits(data, count=size * width).reshape(size, width)
+    weights = np.uint64(1) << np.arange(width, dtype=np.uint64)[::-1]
+    return [low + v for v in (bits.astype(np.uint64) @ weights).tolist()]
+
+
 def palette(values: np.ndarray, lines: Lines) -> bytes | None:
-    """Few distinct values: which of them each entry is, then the values as they are.
+    """Few distinct values (bit patterns): which of them each entry is, then the values.
 
-    Args:
-        values: `(n,)` bit patterns, as unsigned integers.
-        lines: the row and the column of each.
-
-    Returns:
-        None where they are many: more than `PALETTE_LIMIT`, or than half the entries.
+    None where they are many: more than `PALETTE_LIMIT`, or than half the entries.
     """
     most = min(PALETTE_LIMIT, len(values) // 2)
     if len(np.unique(values[: 2 * PALETTE_LIMIT + 2])) > most:  # sorts less than all of them
@@ -42,22 +57,16 @@ def palette(values: np.ndarray, lines: Lines) -> bytes | None:
     return None if code is None else code + _bytes(book)
 
 
-def from_palette(data: bytes, at: int, lines: Lines, width: int) -> tuple[np.ndarray, int]:
-    """The values of `width` bytes that `palette` wrote, and the place behind them."""
-    symbols, size, at = get_symbols(data, at, len(lines[0]), lines)
-    book, at = _array(data, at, size, np.dtype(f"u{width}"))
-    return book[symbols], at
+def from_palette(reader: Reader, lines: Lines, width: int) -> np.ndarray:
+    """The values of `width` bytes that `palette` wrote."""
+    symbols, size = get_symbols(reader, lines)
+    return reader.array(size, f"u{width}")[symbols]
 
 
 def offsets(values: np.ndarray, lines: Lines) -> bytes | None:
-    """Integers as symbols: a lower bound, zigzag, and their distances from it.
+    """Integers as symbols: a lower bound, and their distances from it.
 
-    Args:
-        values: `(n,)` integers.
-        lines: the row and the column of each.
-
-    Returns:
-        None where there are none, or the largest is `ALPHABET_LIMIT` or more above the least.
+    None where there are none, or the largest is `ALPHABET_LIMIT` or more above the least.
     """
     if not len(values):
         return None
@@ -69,31 +78,21 @@ def offsets(values: np.ndarray, lines: Lines) -> bytes | None:
     if low < 0 < high and 2 * half <= 1 << (high - low).bit_length():
         low = 1 - half  # the first bit of a symbol is then the sign
     code = put_symbols((wide - wide.dtype.type(low)).astype(np.int64), high - low + 1, lines)
-    zigzag = low << 1 if low >= 0 else (-low << 1) - 1
-    return None if code is None else put_varint(zigzag) + code
+    return None if code is None else put_signed(low) + code
 
 
-def from_offsets(
-    data: bytes, at: int, lines: Lines, dtype: np.dtype[Any]
-) -> tuple[np.ndarray, int]:
-    """The integers that `offsets` wrote, and the place behind them."""
-    zigzag, at = get_varint(data, at)
-    low = -((zigzag + 1) >> 1) if zigzag & 1 else zigzag >> 1
-    symbols, _, at = get_symbols(data, at, len(lines[0]), lines)
+def from_offsets(reader: Reader, lines: Lines, dtype: np.dtype) -> np.ndarray:
+    """The integers that `offsets` wrote."""
+    low, (symbols, _) = reader.signed(), get_symbols(reader, lines)
     wide = np.dtype(np.uint64) if dtype == np.uint64 else np.dtype(np.int64)
-    return (symbols.astype(wide) + wide.type(low)).astype(dtype), at
+    return (symbols.astype(wide) + wide.type(low)).astype(dtype)
 
 
 def grids(matrix: np.ndarray, mask: np.ndarray) -> Iterator[tuple[int, bytes]]:
     """Values that are a scale times small integers, to the bit: group, scales and integers.
 
-    Args:
-        matrix: `(p, q)` of float32 or float64.
-        mask: `(p, q)`, the entries that are stored.
-
-    Yields:
-        The place in `GROUPS` and the code: one with a single scale where there is such, else those
-        with a scale a column and a row.
+    Of the floats `(p, q)` those at the mask. With a single scale where there is such, else with a
+    scale a column and a row; the first entry is the place in `GROUPS`.
     """
     kept = matrix[mask]
     least = np.finfo(matrix.dtype).smallest_normal  # below, machines may differ
@@ -114,16 +113,12 @@ def grids(matrix: np.ndarray, mask: np.ndarray) -> Iterator[tuple[int, bytes]]:
                 return
 
 
-def from_grid(
-    data: bytes, at: int, group: int, mask: np.ndarray, dtype: np.dtype[Any]
-) -> tuple[np.ndarray, int]:
-    """The values at the mask that `grids` wrote, and the place behind them."""
-    axes = GROUPS[group]
-    shape = tuple(1 if axis in axes else n for axis, n in enumerate(mask.shape))
-    scales, at = _array(data, at, shape[0] * shape[1], dtype)
-    steps, at = from_offsets(data, at, lines_of(mask), np.dtype(np.int64))
-    spread = np.broadcast_to(scales.reshape(shape), mask.shape)[mask]
-    return spread * steps.astype(dtype), at
+def from_grid(reader: Reader, group: int, mask: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The values at the mask that `grids` wrote."""
+    shape = tuple(1 if axis in GROUPS[group] else n for axis, n in enumerate(mask.shape))
+    scales = reader.array(shape[0] * shape[1], dtype)
+    steps = from_offsets(reader, lines_of(mask), np.dtype(np.int64))
+    return np.broadcast_to(scales.reshape(shape), mask.shape)[mask] * steps.astype(dtype)
 
 
 def _scales(
@@ -141,18 +136,17 @@ def _scales(
     near = _near(matrix, mask, smallest, axes)
     if near is None:
         return None
-    scales = np.zeros_like(near)
-    done = np.zeros(near.shape, bool)
+    scales = np.full_like(near, np.nan)
     for ulps in ULPS:
         trial = near
         for _ in range(abs(ulps)):
             trial = np.nextafter(trial, np.asarray(np.inf if ulps > 0 else 0, near.dtype))
-        exact = _product(trial, _steps(matrix, trial)) == matrix
-        good = np.all(exact | ~mask, axis=axes, keepdims=True)
-        scales = np.where(good & ~done, trial, scales)
-        done |= good
-        if np.all(done):
-            return scales, _steps(matrix, scales)
+        steps = np.rint(_ratio(matrix, trial))
+        with np.errstate(over="ignore"):  # beyond the largest number nothing is equal
+            exact = trial * steps.astype(trial.dtype) == matrix  # as `from_grid` multiplies
+        scales = _taken(exact, mask, axes, trial, scales)
+        if not np.isnan(scales).any():
+            return scales, np.rint(_ratio(matrix, scales)).astype(np.int64)
     return None
 
 
@@ -160,22 +154,27 @@ def _near(
     matrix: np.ndarray, mask: np.ndarray, smallest: np.ndarray, axes: tuple[int, ...]
 ) -> np.ndarray | None:
     """Scales whose multiples are near all entries: each group's smallest over 1, 2, ..."""
-    scales = np.zeros_like(smallest)
-    done = smallest == 0
+    scales = np.where(smallest == 0, 0, np.asarray(np.nan, smallest.dtype))
     for divisor in range(1, DIVISORS + 1):
         trial = smallest / smallest.dtype.type(divisor)
-        if np.min(trial[~done], initial=1) < np.finfo(trial.dtype).smallest_normal:
+        if np.min(trial[np.isnan(scales)], initial=1) < np.finfo(trial.dtype).smallest_normal:
             return None
         ratio = _ratio(matrix, trial)
         steps = np.rint(ratio)
         # three roundings of 2^-24 each move a step below 2^15 by less than this
-        near = (np.abs(ratio - steps) < 1 / 128) & (np.abs(steps) < GRID_LIMIT)
-        good = np.all(near | ~mask, axis=axes, keepdims=True)
-        scales = np.where(good & ~done, trial, scales)
-        done = done | good
-        if np.all(done):
+        fits = (np.abs(ratio - steps) < 1 / 128) & (np.abs(steps) < GRID_LIMIT)
+        scales = _taken(fits, mask, axes, trial, scales)
+        if not np.isnan(scales).any():
             return scales
     return None
+
+
+def _taken(
+    fits: np.ndarray, mask: np.ndarray, axes: tuple[int, ...], trial: np.ndarray, scales: np.ndarray
+) -> np.ndarray:
+    """The scales, NaN where none was found yet, with the trial where it fits all of a group."""
+    good = np.all(fits | ~mask, axis=axes, keepdims=True)
+    return np.where(good & np.isnan(scales), trial, scales)
 
 
 def _ratio(matrix: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -186,22 +185,5 @@ def _ratio(matrix: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return np.clip(ratio, -GRID_LIMIT, GRID_LIMIT)
 
 
-def _steps(matrix: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    return np.rint(_ratio(matrix, scales)).astype(np.int64)
-
-
-def _product(scales: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """As `from_grid` multiplies; beyond the largest number nothing is equal."""
-    with np.errstate(over="ignore"):
-        return scales * steps.astype(scales.dtype)
-
-
 def _bytes(array: np.ndarray) -> bytes:
     return array.astype(array.dtype.newbyteorder("<")).tobytes()
-
-
-def _array(data: bytes, at: int, n: int, dtype: np.dtype[Any]) -> tuple[np.ndarray, int]:
-    end = at + n * dtype.itemsize
-    if end > len(data):
-        raise IndexError("an array ends past the file")
-    return np.frombuffer(data[at:end], dtype.newbyteorder("<")).astype(dtype), end

@@ -1,7 +1,6 @@
 """The arrays of a model by path, and a model with other arrays in their places."""
 
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,28 +8,18 @@ import numpy as np
 from flax import nnx
 
 from koopjax import forms
-from koopjax._core import expected, is_array, is_tracing
+from koopjax._core import expected, is_array, is_tracing, on_device
 
 Path = tuple[Any, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """An array to store: its path, its value, and the shape and dtype that a reader will expect.
+class Entry(NamedTuple):
+    """An array to store: its name, its value, and the shape and dtype that a reader will expect."""
 
-    One that stands for others, from which a reader rebuilds them, names their paths.
-    """
-
-    path: Path
+    name: str
     value: Any
     shape: tuple[int, ...] | None = None
     dtype: Any = None
-    stands_for: tuple[Path, ...] = ()
-
-    @property
-    def covers(self) -> tuple[Path, ...]:
-        """The arrays of the model that a reader has with this one."""
-        return self.stands_for or (self.path,)
 
 
 def spell(path: Path) -> str:
@@ -89,7 +78,7 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
 def to_jax(array: np.ndarray) -> jax.Array:
     """A jax array of the very dtype, 64 bits included, whatever the global setting is."""
     with jax.enable_x64(True):
-        return jnp.asarray(array)
+        return on_device(array)
 
 
 def _named(opened: forms.Opened) -> list[tuple[Path | None, Any]]:

@@ -5,18 +5,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from koopjax.export import _bits
 from koopjax.export._arrays import DTYPES, FORMS, get_array, put_array
-from koopjax.export._file import get_varint, put_varint
-from koopjax.export._range import decode_mask, encode_mask
+from koopjax.export._file import Reader, put_signed, put_varint
+from koopjax.export._masks import CODINGS, get_mask, put_mask
+from koopjax.export._values import from_narrow, narrow
 
 FLOAT32 = np.dtype(np.float32)
 
 
 def round_trip(array, shape=None, dtype=FLOAT32):
     data = put_array(array, shape, dtype)
-    record, end = get_array(b"??" + data + b"after", 2, shape, dtype)
-    assert end == 2 + len(data)
+    reader = Reader(b"??" + data + b"after", 2)
+    record = get_array(reader, shape, dtype)
+    assert reader.at == 2 + len(data)
     assert record.size == len(data)
     assert record.value.dtype == array.dtype
     assert record.value.shape == array.shape
@@ -55,36 +56,32 @@ def test_every_array_comes_back_to_the_bit(array, known):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=300), st.integers(1, 20))
 def test_every_index_coding_gives_the_mask_back(bits, columns):
-    mask = np.array(bits)
-    codings = [
-        (_bits.bitmask, _bits.from_bitmask),
-        (_bits.rice, _bits.from_rice),
-        (_bits.packed, _bits.from_packed),
-        (_bits.deflated, _bits.from_deflated),
-    ]
-    for put, get in codings:
-        data = put(mask)
-        found, end = get(b"." + data + b"\xff\0after", 1, mask.size)
-        assert end == 1 + len(data)
-        np.testing.assert_array_equal(found, mask)
-    matrix = np.resize(mask, (-(-len(mask) // columns), columns))
-    np.testing.assert_array_equal(decode_mask(encode_mask(matrix), *matrix.shape), matrix)
+    mask = np.resize(np.array(bits), (-(-len(bits) // columns), columns))
+    codes = {
+        name: write(mask.T if "columns" in name else mask) for name, (write, _) in CODINGS.items()
+    }
+    assert put_mask(mask) == min(codes.items(), key=lambda pair: len(pair[1]))
+    for name, data in codes.items():
+        reader = Reader(b"." + data + b"\xff\0after", 1)
+        np.testing.assert_array_equal(get_mask(name, reader, *mask.shape), mask)
+        assert reader.at == 1 + len(data)
 
 
 @given(st.integers(0, 2**70))
 def test_varints(value):
     data = put_varint(value)
-    assert get_varint(b"x" + data + b"y", 1) == (value, 1 + len(data))
+    reader = Reader(b"x" + data + put_signed(-(value >> 1)) + b"y", 1)
+    assert (reader.varint(), reader.at) == (value, 1 + len(data))
     assert len(data) == max(1, -(-value.bit_length() // 7))
+    assert reader.signed() == -(value >> 1)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=40))
 def test_integers_in_few_bits(values):
-    array = np.array(values, np.int64)
-    data = _bits.narrow(array)
-    found, end = _bits.from_narrow(data + b"z", 0, len(values))
-    assert (found, end) == (values, len(data))
+    data = narrow(np.array(values, np.int64))
+    reader = Reader(data + b"z")
+    assert (from_narrow(reader, len(values)), reader.at) == (values, len(data))
 
 
 def sparse(density, shape=(784, 100), seed=0):
@@ -160,7 +157,7 @@ def test_no_dtype_is_guessed():
         put_array(np.zeros(3, np.longdouble), None, FLOAT32)
     big = np.arange(1.0, 9.0).astype(">f4")
     data = put_array(big, big.shape, FLOAT32)
-    record, _ = get_array(data, 0, big.shape, FLOAT32)
+    record = get_array(Reader(data), big.shape, FLOAT32)
     np.testing.assert_array_equal(record.value, big)
 
 

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from koopjax import export, models, nn, observables as ob
-from koopjax.export import _claims, _file, _symbols
+from koopjax.export import _file, _symbols
 from koopjax.export._arrays import FORMS, get_array, put_array
-from koopjax.export._file import put_varint
+from koopjax.export._file import Reader, put_varint
 from tests.fuzz import damage
 
 FLOAT32 = np.dtype(np.float32)
@@ -46,7 +46,7 @@ def test_a_huge_shape_in_few_bytes_is_refused_in_every_form(form, tmp_path):
     record = bytes([0x20 | form]) + HUGE + bytes(12)
     assert "do not fit together" in refused(tmp_path / "f", arrays_alone(record), TREE)
     with pytest.raises(LookupError):
-        get_array(record, 0, None, FLOAT32)
+        get_array(Reader(record), None, FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -126,28 +126,29 @@ def test_many_arrays_are_not_read_for_a_model_of_few(tmp_path):
 def test_few_symbols_of_a_large_alphabet_come_back(n):
     rng = np.random.default_rng(n)
     symbols = rng.integers(0, 60_000, n)
-    for lines in (None, (np.arange(n) // 3, np.arange(n) % 3)):
-        data = _symbols.put_symbols(symbols, 60_001, lines)
-        assert data is not None
-        found, size, end = _symbols.get_symbols(b"?" + data + b"!", 1, n, lines)
-        assert (size, end) == (60_001, 1 + len(data))
-        np.testing.assert_array_equal(found, symbols)
+    lines = np.arange(n) // 3, np.arange(n) % 3
+    data = _symbols.put_symbols(symbols, 60_001, lines)
+    assert data is not None
+    reader = Reader(b"?" + data + b"!", 1)
+    found, size = _symbols.get_symbols(reader, lines)
+    assert (size, reader.at) == (60_001, 1 + len(data))
+    np.testing.assert_array_equal(found, symbols)
 
 
 @pytest.mark.parametrize("n", [_symbols.FEW - 1, _symbols.FEW + 1])
 def test_counted_symbols_come_back_with_and_without_a_table(n):
     symbols = np.random.default_rng(0).geometric(0.3, n) % 50 * 3  # most of the alphabet never
     data = _symbols._counted(symbols, 200)
-    found, end = _symbols._from_counted(data, 0, n, 200)
-    np.testing.assert_array_equal(found, symbols)
-    assert end == len(data)
+    reader = Reader(data)
+    np.testing.assert_array_equal(_symbols._from_counted(reader, n, 200), symbols)
+    assert reader.at == len(data)
 
 
 def test_what_claims_more_than_its_size_is_filled_up_and_loads(tmp_path, monkeypatch):
-    monkeypatch.setattr(_claims, "FLOOR", 1 << 16)
+    monkeypatch.setattr(_file, "FLOOR", 1 << 16)
     dense = nn.Dense(jnp.zeros((300, 300)))
     size = export.save(dense, tmp_path / "f")
-    assert size >= (4 * 300 * 300 - (1 << 16)) / _claims.RATIO
+    assert size >= (4 * 300 * 300 - (1 << 16)) / _file.RATIO
     assert size < 400
     assert export.load(tmp_path / "f").matrix.shape == (300, 300)
     psi = ob.Neural(models.MLP((300, 200), rngs=nnx.Rngs(0)))
@@ -156,7 +157,7 @@ def test_what_claims_more_than_its_size_is_filled_up_and_loads(tmp_path, monkeyp
 
 
 def test_more_layers_than_a_file_names_need_a_template(tmp_path):
-    cores = [np.ones((1, 1, 1, 1), np.float32)] * (_claims.LAYERS_LIMIT + 1)
+    cores = [np.ones((1, 1, 1, 1), np.float32)] * (_file.LAYERS_LIMIT + 1)
     train = nn.TT(cores)
     export.save(train, tmp_path / "f")
     with pytest.raises(export.FileError, match="expected a template"):

@@ -10,19 +10,25 @@ from hypothesis import given, settings, strategies as st
 from koopjax import export
 from koopjax.export import _arrays, _symbols, _values
 from koopjax.export._arrays import get_array, put_array
+from koopjax.export._file import Reader
 
 FLOAT32 = np.dtype(np.float32)
 
 
 def round_trip(array, dtype=FLOAT32):
     data = put_array(array, None, dtype)
-    record, end = get_array(b"??" + data + b"after", 2, None, dtype)
-    assert end == 2 + len(data)
+    reader = Reader(b"??" + data + b"after", 2)
+    record = get_array(reader, None, dtype)
+    assert reader.at == 2 + len(data)
     assert record.size == len(data)
     assert record.value.dtype == array.dtype
     assert record.value.shape == array.shape
     assert record.value.tobytes() == array.tobytes()
     return record, data
+
+
+def in_a_row(n):
+    return np.zeros(n, int), np.arange(n)
 
 
 def entropy_bytes(symbols):
@@ -137,7 +143,7 @@ def test_five_thousand_symbols_cost_their_entropy(size, spread):
     rng = np.random.default_rng(size)
     p = np.exp(-spread * rng.random(size))
     symbols = rng.choice(size, 5000, p=p / p.sum())
-    data = _symbols.put_symbols(symbols, size)
+    data = _symbols.put_symbols(symbols, size, in_a_row(5000))
     assert data is not None
     assert len(data) < 1.03 * entropy_bytes(symbols) + 40
 
@@ -152,10 +158,11 @@ def test_symbols_come_back_from_either_coder(n, size, seed, skewed):
     for limit in (0, _symbols.ADAPTIVE_LIMIT):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_symbols, "ADAPTIVE_LIMIT", limit if n and size > 1 else 1)
-            data = _symbols.put_symbols(symbols, size)
+            data = _symbols.put_symbols(symbols, size, in_a_row(n))
         assert data is not None
-        found, alphabet, end = _symbols.get_symbols(b"x" + data + b"\xff\xff", 1, n)
-        assert (alphabet, end) == (size, 1 + len(data))
+        reader = Reader(b"x" + data + b"\xff\xff", 1)
+        found, alphabet = _symbols.get_symbols(reader, in_a_row(n))
+        assert (alphabet, reader.at) == (size, 1 + len(data))
         np.testing.assert_array_equal(found, symbols)
 
 
@@ -169,8 +176,9 @@ def test_symbols_come_back_with_their_rows_and_columns(p, q, size, seed):
     symbols = (rng.integers(0, size, len(up)) + up * (size - 1)) // 2
     data = _symbols.put_symbols(symbols, size, lines)
     assert data is not None
-    found, alphabet, end = _symbols.get_symbols(data + b"\xff\xff", 0, len(symbols), lines)
-    assert (alphabet, end) == (size, len(data))
+    reader = Reader(data + b"\xff\xff")
+    found, alphabet = _symbols.get_symbols(reader, lines)
+    assert (alphabet, reader.at) == (size, len(data))
     np.testing.assert_array_equal(found, symbols)
 
 
@@ -187,9 +195,10 @@ def test_signs_that_stay_along_a_line_cost_little(axis):
 
 def test_a_large_alphabet_with_one_frequent_symbol():
     symbols = np.concatenate([np.arange(40_000), np.zeros(30_000, int)])
-    data = _symbols.put_symbols(symbols, 40_000)
+    lines = in_a_row(len(symbols))
+    data = _symbols.put_symbols(symbols, 40_000, lines)
     assert data is not None
-    np.testing.assert_array_equal(_symbols.get_symbols(data, 0, len(symbols))[0], symbols)
+    np.testing.assert_array_equal(_symbols.get_symbols(Reader(data), lines)[0], symbols)
     counts = 2 * 40_000 / 8  # two bits to say that a symbol occurs once
     assert len(data) < 1.02 * entropy_bytes(symbols) + counts + 4000
 
@@ -229,7 +238,7 @@ def test_a_record_that_ends_too_early_is_told(form):
     assert record.form == form
     for length in range(len(data)):
         with pytest.raises(LookupError):
-            get_array(data[:length], 0, None, FLOAT32)
+            get_array(Reader(data[:length]), None, FLOAT32)
 
 
 @pytest.mark.parametrize("form", ["grid", "palette", "symbols"])
@@ -244,11 +253,15 @@ def test_a_file_that_is_cut_anywhere_is_told(form, tmp_path):
             export.load(tmp_path / "t.kjx", model=tree)
 
 
-@pytest.mark.parametrize(("code", "body"), [(15, b""), (13, b"\x0f"), (12, b"\x30")])
-def test_forms_of_a_newer_koopjax_are_told(code, body, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("form", "body"), [("newer", b""), ("symbols", b"\x0f"), ("grid", b"\x30")]
+)
+def test_forms_of_a_newer_koopjax_are_told(form, body, tmp_path, monkeypatch):
     tree = {"a": np.arange(3.0, dtype=np.float32)}
-    monkeypatch.setattr(_arrays, "_smallest", lambda array: (code, body))
-    export.save(tree, tmp_path / "t.kjx")
+    with monkeypatch.context() as patch:
+        patch.setattr(_arrays, "FORMS", [*_arrays.FORMS, "newer"])
+        patch.setattr(_arrays, "_smallest", lambda array: (form, body))
+        export.save(tree, tmp_path / "t.kjx")
     with pytest.raises(
         export.FileError, match=r"expected arrays that this koopjax knows in .*; try a"
     ):

@@ -25,9 +25,10 @@ import msgpack
 import numpy as np
 from flax import nnx
 
-from koopjax import edmd, export, models, nn, observables as ob, surgery, tt
+from koopjax import export, models, nn, observables as ob, surgery, tt
 from koopjax.export import _file
 from tests.fuzz.judge import Hang, Outcome, alarm, judge_error
+from tests.nets import filled
 
 FOLDER = pathlib.Path(tempfile.mkdtemp(prefix="damage"))
 #: Bytes that reading a small file may take at most at once, whatever it says.
@@ -43,7 +44,7 @@ def stored() -> dict[str, tuple[bytes, Any]]:
     dense = rng.normal(size=(12, 9)).astype(np.float32)
     sparse = np.where(rng.random((12, 9)) < 0.3, dense, 0).astype(np.float32)
     few = rng.integers(-3, 4, (40, 30)).astype(np.float32)
-    mlp = models.MLP((4, 6, 6, 3), rngs=nnx.Rngs(0))
+    mlp = filled(lambda: models.MLP((4, 6, 6, 3), rngs=nnx.Rngs(0)))
     span = ("layers.0/relu", "layers.1/relu")
     holes = np.where(rng.random((60, 50)) < 0.05, 1.5, 0).astype(np.float32)
     tree = {
@@ -66,10 +67,10 @@ def stored() -> dict[str, tuple[bytes, Any]]:
         "dictionary": (psi, None),
         "product": (ob.Product.of(ob.Polynomial1D(2), 30), None),
         "kernel": (ob.ProductKernel(ob.Product.of(ob.CosSin(0.2), 4), x[:5]), None),
-        "neural": (ob.Neural(models.MLP((4, 3), rngs=nnx.Rngs(0))), None),
+        "neural": (ob.Neural(filled(lambda: models.MLP((4, 3), rngs=nnx.Rngs(0)))), None),
         "mlp": (mlp, None),
-        "cnn": (models.CNN((4, 4, 1), 2, (2,), 3, rngs=nnx.Rngs(0)), None),
-        "block": (nn.from_koopman(edmd.fit(psi, x, x, target=ob.Identity())), None),
+        "cnn": (filled(lambda: models.CNN((4, 4, 1), 2, (2,), 3, rngs=nnx.Rngs(0))), None),
+        "block": (nn.KoopmanBlock(psi, nn.Dense(np.resize(dense, (15, 4)))), None),
         "spliced": (surgery.splice(mlp, x, span, nn.Dense(np.eye(6, dtype=np.float32))), None),
         "tree": (tree, jax.tree.map(np.zeros_like, tree)),
         "cores": (tt.random(jax.random.key(0), (3, 4, 3), 2), None),
