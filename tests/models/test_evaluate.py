@@ -108,7 +108,7 @@ def test_networks_from_other_seeds_compile_nothing(caplog):
         (lambda m: models.accuracy(m, X[:0], Y[:0]), "at least one sample"),
         (lambda m: models.accuracy(m, X, Y[:5]), r"23 targets.*got shape \(5,\)"),
         (lambda m: models.accuracy(m, X, Y[:, None]), r"shape \(23,\), got .*\(23, 1\); try y\["),
-        (lambda m: models.accuracy(m, X, Y * 1.0), "integer labels, got float32"),
+        (lambda m: models.accuracy(m, X, Y.astype(np.float32)), "integer labels, got float32"),
         (lambda m: models.predict(m, X[:, :5]), r"samples that the model takes, got shape \(5,\)"),
         (lambda m: models.predict("mlp", X), "expected a model.*got str"),
         (lambda m: models.predict((models.linen.MLP((6, 4)), {}), X), "'params' among"),
