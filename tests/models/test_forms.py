@@ -110,7 +110,8 @@ def equinox(seed=0, **fields):
 
 def module(name):
     kind = MODULES[name]
-    return Plain(nnx.Rngs(0)) if kind is Plain else filled(lambda: kind(nnx.Rngs(0)))
+    # These hold arrays beside their Variables.
+    return kind(nnx.Rngs(0)) if kind in (Plain, Normed) else filled(lambda: kind(nnx.Rngs(0)))
 
 
 @pytest.mark.parametrize("name", MODULES)
