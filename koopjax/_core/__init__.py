@@ -31,6 +31,7 @@ from koopjax._core._fingerprint import (
     fingerprint as fingerprint,
     run_equation as run_equation,
 )
+from koopjax._core._ledger import Ledger as Ledger
 from koopjax._core._linalg import (
     check_metric as check_metric,
     gram as gram,
