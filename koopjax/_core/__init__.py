@@ -40,6 +40,7 @@ from koopjax._core._door import (
     read as read,
     read_numbers as read_numbers,
 )
+from koopjax._core._ledger import Ledger as Ledger
 from koopjax._core._linalg import (
     check_metric as check_metric,
     eig as eig,

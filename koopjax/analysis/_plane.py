@@ -1,27 +1,31 @@
 """Accuracy over the plane of degree and tensor-train rank, in the place of a span."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax import models
-from koopjax._core import expected
+from koopjax import models, sweep, tensor_edmd
+from koopjax._core import expected, on_device
 from koopjax.analysis._dictionaries import Snapshots, affine, quadratic
-from koopjax.analysis._flow import Flow
 from koopjax.analysis._ladder import ladder_of
-from koopjax.analysis._points import Plane, Point, train_name
-from koopjax.analysis._rungs import Ladder
-from koopjax.analysis._span import Span, prepare, taken
-from koopjax.analysis._train_fits import fit_trains
-from koopjax.analysis._trains import Readout, SpanTrain, coordinates, predictions
+from koopjax.analysis._results import Ladder, Plane, Point
+from koopjax.analysis._span import Flow, Span, prepare, taken
+from koopjax.analysis._trains import Readout, SpanTrain, coordinates, predictions, product
 
 DEGREES = (1, 2, 3)
 RANKS = (1, 2, 4, 8, 12, 16)
 #: Ridges relative to the number of samples: the functions of a coordinate have unit variance.
 ALPHAS = (1e-5, 1e-3)
+#: Ranks that are compiled together are padded to the next of these: a lane costs what its padding
+#: costs, and a compilation costs more than a small lane.
+SIZES = (12, 16, 24, 32, 48, 64)
 
 
 def plane(
@@ -32,12 +36,6 @@ def plane(
     y_test: Any = None,
     *,
     key: Array,
-    degrees: Sequence[int] = DEGREES,
-    ranks: Sequence[int] = RANKS,
-    latent: int = 12,
-    tolerance: float = 0.005,
-    reference: Ladder | str | None = "all",
-    stored: bool = True,
     **settings: Any,
 ) -> Plane:
     """Replace a span by tensor trains of every degree and rank, and measure each.
@@ -53,44 +51,19 @@ def plane(
         model, x_train, x_val, x_test, y_test: as of `prepare`; each point's ridge is chosen on the
             validation samples where `choices` are not given.
         key: random key, for the random starts.
-        degrees: of the polynomials; each is compiled on its own.
-        ranks: TT ranks, lanes of one compiled sweep.
-        latent: number of latent coordinates.
-        tolerance: accuracy that the finding lets go of.
-        reference: rows to compare with: "all" (identity, mean, affine, full quadratic), "nulls"
-            (the first two), a `Ladder` of the same span whose full rows are taken, or None for
-            none.
-        stored: whether to measure the bytes of each point's file.
-        **settings: `at`, `task`, `score_fn`, `metric`, `sample_axes`, `batch_size` of `prepare`;
-            and of the trains:
-            `family`, "legendre" or "chebyshev", on the ranges of the coordinates; or "hermite", on
-            standardised ones: unbounded, so that a few samples dominate products of many of them;
-            `alphas`, ridges to choose from, relative to the number of samples;
-            `choices`, `(degree, rank)` to ridge, chosen already (the `.choices` of another plane);
-            `sweeps` of alternating least squares, there and back each;
-            `outputs`, most coordinates of the state after the span (16);
-            `max_samples`, most training samples that are fitted on, evenly spaced (10,000); None
-            for all;
-            `memory_limit`, bytes, or such as "2GiB", for the sweep; lanes are chunked to it;
-            `ledger`, folder for what is finished of the sweep; called again, it goes on from there;
-            `progress`, called as `progress(done, total, what)`.
+        **settings: `at`, `task`, `score_fn`, `metric`, `sample_axes`, `batch_size` of `prepare`,
+            and all of `plane_of`.
 
     Returns:
         A `Plane`.
 
-    Numerics:
-        A sweep costs `2 n d (r² m)²` operations for each lane, at the largest rank of its bucket.
-
     Raises:
         ValueError: wrong shapes, no samples, NaN, degrees or ranks below 1, more latent
             coordinates than the state has, a memory limit too small for one lane.
+        TypeError: a setting of another name.
     """
-    own, fitting = taken(settings, plane_of, fit_trains)
-    span = prepare(model, x_train, x_val, None, x_test, y_test, **own)
-    return plane_of(
-        span, key=key, degrees=degrees, ranks=ranks, latent=latent, tolerance=tolerance,
-        reference=reference, stored=stored, **fitting,
-    )  # fmt: skip
+    own, rest = taken(settings, plane_of, _fit_trains)
+    return plane_of(prepare(model, x_train, x_val, None, x_test, y_test, **own), key=key, **rest)
 
 
 def plane_of(
@@ -114,8 +87,28 @@ def plane_of(
 
     Args:
         span: prepared, once for this plane, others and ladders.
-        key, degrees, ranks, latent, family, tolerance, reference, stored, outputs, max_samples,
-        alphas, choices, **sweeping: as of `plane`.
+        key: random key, for the random starts.
+        degrees: of the polynomials; each is compiled on its own.
+        ranks: TT ranks, lanes of one compiled sweep.
+        latent: number of latent coordinates.
+        family: "legendre" or "chebyshev", on the ranges of the coordinates; or "hermite", on
+            standardised ones: unbounded, so that a few samples dominate products of many of them.
+        tolerance: accuracy that the finding lets go of.
+        reference: rows to compare with: "all" (identity, mean, affine, full quadratic), "nulls"
+            (the first two), a `Ladder` of the same span whose full rows are taken, or None for
+            none.
+        stored: whether to measure the bytes of each point's file.
+        outputs: most coordinates of the state after the span.
+        max_samples: most training samples that are fitted on, evenly spaced; None for all.
+        alphas: ridges to choose from, relative to the number of samples.
+        choices: `(degree, rank)` to ridge, chosen already (the `.choices` of another plane).
+        **sweeping: `sweeps` of alternating least squares, there and back each (2);
+            `memory_limit`, bytes, or such as "2GiB", for the sweep; lanes are chunked to it;
+            `ledger`, folder for what is finished of the sweep; called again, it goes on from there;
+            `progress`, called as `progress(done, total, what)`.
+
+    Numerics:
+        A sweep costs `2 n d (r² m)²` operations for each lane, at the largest rank of its bucket.
 
     Raises:
         ValueError: as `plane`.
@@ -131,7 +124,7 @@ def plane_of(
     snapshots = Snapshots(span.train.before, span.train.after, before, key)
     train = _pairs(span.train, readout, max_samples)
     val = None if span.val is None else _pairs(span.val, readout, max_samples)
-    fits = fit_trains(
+    fits = _fit_trains(
         coordinates(snapshots, latent, family), train, val, degrees=degrees, ranks=ranks,
         family=family, alphas=tuple(alphas), choices=choices, key=key, **sweeping,
     )  # fmt: skip
@@ -146,10 +139,11 @@ def plane_of(
         if rung.rank is None and rung.target == "state" and (rung.null or reference != "nulls")
     ]
     return Plane(
-        points, nulls, span.original(stored), span.at, latent, family, tolerance,
-        {place: found.alpha for place, found in fits.items()},
-        {place: found.error for place, found in fits.items()},
-        trains, train[0], span.model, span.example, span.sample_axes,
+        points=points, nulls=nulls, original=span.original(stored), span=span.at, latent=latent,
+        family=family, tolerance=tolerance,
+        choices={place: found.alpha for place, found in fits.items()},
+        validation={place: found.error for place, found in fits.items()}, trains=trains,
+        states=train[0], model=span.model, example=span.example, sample_axes=span.sample_axes,
     )  # fmt: skip
 
 
@@ -183,22 +177,130 @@ def _pairs(flow: Flow, readout: Readout, most: int | None) -> tuple[Any, Any]:
     n = flow.before.shape[0]
     kept = np.unique(np.linspace(0, n - 1, min(n, most or n)).astype(int))
     before, after = (np.asarray(a)[kept] for a in (flow.before, flow.after))
-    return jnp.asarray(before), readout.encode(jnp.asarray(after))
+    return on_device(before, before.dtype), _encode(readout, after)
+
+
+@jax.jit
+def _encode(readout: Readout, after: Array) -> Array:
+    return readout.encode(after)
+
+
+_r_squared = jax.jit(models.r_squared)
 
 
 def _point(
     span: Span, train: SpanTrain, place: tuple[int, int], latent: int, alpha: float, stored: bool
 ) -> Point:
     """A train in the place of the span, measured on the test samples."""
-    rows = jnp.asarray(predictions(train, span.test.before, span.batch))
+    rows = predictions(train, span.test.before, span.batch)
     scores = span.scores(span.output(rows))
     degree, rank = place
     return Point(
-        dictionary=train_name(degree), rank=rank, truncation="tt", target="state", null=False,
+        dictionary=f"tensor train, degree {degree}", rank=rank, truncation="tt", target="state",
+        null=False,
         accuracy=scores.get("accuracy"), agreement=scores["agreement"], kl=scores["kl"],
-        r2=float(models.r_squared(jnp.asarray(span.test.after), rows)),
+        r2=float(_r_squared(span.test.after, rows)),
         observables=(degree + 1) ** latent, numbers=train.numbers,
         stored_bytes=span.stored_bytes(train.block()) if stored else None,
         alpha=float(alpha), condition=float(train.fit.info.condition),
         result=int(train.fit.result), degree=degree, latent=latent, ranks=tuple(train.fit.ranks),
     )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """One fit, its ridge relative to the number of samples, its error on validation samples."""
+
+    fit: Any
+    alpha: float
+    error: float
+
+
+def _lane(
+    front: Any,
+    key: Array,
+    train: tuple[Array, Array],
+    val: Any,
+    *,
+    degree: int,
+    rank: Array,
+    alpha: Array,
+    family: str,
+    size: int,
+    sweeps: int,
+) -> dict[str, Any]:
+    """One point of the sweep; traced."""
+    x, y = train
+    latent = front.size(x.shape[1])
+    x_val, y_val = (None, None) if val is None else val
+    psi = product(front, latent, degree, family)
+    fit = tensor_edmd.als_padded(
+        psi, x, y, rank, key, max_rank=size, alpha=alpha * x.shape[0], sweeps=sweeps,
+        x_val=x_val, y_val=y_val,
+    )  # fmt: skip
+    # The dictionary is the same for all ranks, and known. An error without validation is NaN, which
+    # the sweep is not to take for a failure: the fit has a code of its own.
+    bare = dataclasses.replace(fit, psi=None)
+    return {"fit": bare, "error": fit.validation, "code": fit.result, "result": jnp.int32(0)}
+
+
+def _fit_trains(
+    front: Any,
+    train: tuple[Any, Any],
+    val: tuple[Any, Any] | None,
+    *,
+    degrees: Sequence[int],
+    ranks: Sequence[int],
+    alphas: Sequence[float],
+    choices: Mapping[tuple[int, int], float] | None,
+    family: str,
+    key: Array,
+    sweeps: int = 2,
+    memory_limit: Any = None,
+    ledger: Any = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[tuple[int, int], _Found]:
+    """Every degree at every rank, from the latent coordinates of `front`; arguments of `plane_of`.
+
+    The ridge is the best on the samples `val`, or the one that was chosen already.
+    """
+    found: dict[tuple[int, int], _Found] = {}
+    latent = front.size(train[0].shape[1])
+    places = list(itertools.product(sorted(set(degrees)), sorted(set(ranks))))
+    size_of = lambda rank: next((size for size in SIZES if rank <= size), rank)
+    lanes = [
+        (size_of(r), d, r, a)
+        for d, r in places
+        for a in (alphas if choices is None else (choices[d, r],))
+    ]
+    done = 0
+    for size, degree in dict.fromkeys((size, d) for size, d, _, _ in lanes):
+        here = [(r, a) for s, d, r, a in lanes if (s, d) == (size, degree)]
+        rank, alpha = zip(*here, strict=True)
+        book = None
+        if ledger is not None:
+            # Named by all that its figures depend on.
+            of = (front, key, train, val, sweeps), np.asarray([(degree, *lane) for lane in here])
+            book = pathlib.Path(ledger) / f"{family}-{degree}-{size}-{sweep.digest(of)[:12]}.ledger"
+        told = None
+        if progress is not None:
+            what = f"degree {degree}, ranks up to {size}"
+            progress(done, len(lanes), what)
+            told = lambda n, _, done=done, what=what: progress(done + n, len(lanes), what)
+        # All lanes of one shape, one after the other inside one compiled program.
+        fixed = {"degree": degree, "family": family, "size": size, "sweeps": sweeps}
+        axes = {name: (value,) * len(here) for name, value in fixed.items()}
+        axes |= {"rank": np.asarray(rank, np.int32), "alpha": np.asarray(alpha, np.float32)}
+        table = sweep.grid(
+            _lane, axes, data=(front, key, train, val), static=tuple(fixed), zip=True, lanes="map",
+            memory_limit=memory_limit, ledger=book, progress=told,
+        )  # fmt: skip
+        done += len(here)
+        psi = product(front, latent, degree, family)
+        for (rank, alpha), fit, row in zip(here, table.arrays["fit"], table, strict=True):
+            error = float(row["error"])
+            best = found.get((degree, rank))
+            if best is None or error < best.error:
+                padded = dataclasses.replace(fit, psi=psi)
+                found[degree, rank] = _Found(padded.unpad(), float(alpha), error)
+    return {place: found[place] for place in places}

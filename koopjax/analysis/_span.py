@@ -13,13 +13,76 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax import export, models, surgery
-from koopjax._core import check_metric, expected
-from koopjax.analysis._flow import Chain, Flow, flow
-from koopjax.analysis._metric import METRICS, output_metric
-from koopjax.analysis._metrics import evaluate, states
+from koopjax._core import check_finite, check_metric, expected, on_device, pytree
+from koopjax.analysis._scores import METRICS, evaluate, output_metric, states
 
 #: Every twelfth training sample chooses the ridge where there are no validation samples.
 HOLD_OUT = 12
+
+
+@pytree
+class Chain:
+    """One part after another, as a callable pytree."""
+
+    first: Any
+    second: Any
+
+    def __call__(self, x: Array) -> Array:
+        """The value behind both."""
+        return self.second(self.first(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """The values at both cuts and at the output, for some samples.
+
+    Attributes:
+        before: states at the first cut, as rows `(m, d)`.
+        after: states at the second, as rows `(m, q)`.
+        output: of the model, `(n, ..., c)`.
+        shapes: of one state at each cut.
+    """
+
+    before: Any
+    after: Any
+    output: Any
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@jax.jit
+def _run(head: Any, span: Any, tail: Any, x: Array) -> tuple[Array, Array, Array]:
+    before = head(x)
+    after = span(before)
+    return before, after, tail(after)
+
+
+def flow(parts: tuple[Any, Any, Any], x: Any, name: str, sample_axes: Any, batch: int) -> Flow:
+    """Run a model cut in three on all samples, `batch` at a time; a compilation for each size."""
+    if not hasattr(x, "shape") or len(x.shape) < 1 or x.shape[0] == 0:
+        raise expected(f"{name}: samples (n, ...) with n > 0", f"{getattr(x, 'shape', type(x))}")
+    check_finite(name, x)
+    n, size = x.shape[0], min(batch, x.shape[0])
+    surgery.check_rows(parts[1], sample_axes)
+    runs = [_run(*parts, np.asarray(x[start : start + size])) for start in range(0, n, size)]
+    joined = runs[0] if len(runs) == 1 else map(jnp.concatenate, zip(*runs, strict=True))
+    before, after, output = joined
+    if sample_axes is None and (before.ndim != 2 or after.ndim != 2):
+        raise expected(
+            "vectors at both cuts",
+            f"states of shapes {before.shape[1:]} and {after.shape[1:]}",
+            "sample_axes='positions' or 'flatten'",
+        )
+    shapes = (tuple(before.shape[1:]), tuple(after.shape[1:]))
+    rows = [surgery.to_rows(value, sample_axes) for value in (before, after)]
+    if rows[0].shape[0] != rows[1].shape[0]:
+        raise expected(
+            "as many positions before the span as after it",
+            f"{rows[0].shape[0]} and {rows[1].shape[0]}",
+            "sample_axes='flatten'",
+        )
+    for what, value in zip(("before", "after"), rows, strict=True):
+        check_finite(f"the states {what} the span", value)
+    return Flow(rows[0], rows[1], output, shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +130,10 @@ class Span:
             raise expected("two training samples or more", f"{n}")
         held = np.arange(n) % HOLD_OUT == min(HOLD_OUT, n) - 1
         rows = np.repeat(held, train.before.shape[0] // n)
-        part = lambda s, r: Flow(train.before[r], train.after[r], train.output[s], train.shapes)
+        some = lambda values, which: on_device(np.asarray(values)[which], values.dtype)
+        part = lambda s, r: Flow(
+            some(train.before, r), some(train.after, r), some(train.output, s), train.shapes
+        )
         kept = None if weights is None else np.asarray(weights)[~rows]
         return dataclasses.replace(self, train=part(~held, ~rows), val=part(held, rows)), kept
 
@@ -89,15 +155,14 @@ class Span:
         check_metric("metric", self.metric, self.train.after.shape[1])
         return jnp.asarray(self.metric), before
 
-    def output(self, rows: Array) -> Array:
+    def output(self, rows: Any) -> Array:
         """What the tail makes of states after the span, given as rows."""
         return _apply(self.parts[2], states(rows, self.test.shapes[1], self.sample_axes))
 
     def scores(self, output: Array) -> dict[str, float]:
         """Accuracy, agreement and divergence of outputs for the test samples."""
-        return evaluate(
-            output, self.test.output, self.labels, task=self.task, score_fn=self.score_fn
-        )
+        test = self.test.output
+        return evaluate(output, test, self.labels, task=self.task, score_fn=self.score_fn)
 
     def original(self, stored: bool) -> dict[str, Any]:
         """Accuracy, parameters and, if asked for, bytes of the model as it was."""
@@ -110,15 +175,9 @@ class Span:
 
     def stored_bytes(self, block: Any, stop: str | None = None) -> int:
         """Bytes of the model with a block in the place of the span, or of all up to `stop`."""
-        return export.stored_bytes(
-            surgery.splice(
-                self.model,
-                self.example,
-                (self.at[0], stop or self.at[1]),
-                block,
-                sample_axes=self.sample_axes,
-            )
-        )
+        at = self.at[0], stop or self.at[1]
+        made = surgery.splice(self.model, self.example, at, block, sample_axes=self.sample_axes)
+        return export.stored_bytes(made)
 
 
 @jax.jit
@@ -218,11 +277,7 @@ def _cuts_of(model: Any, x: Any, at: Any) -> tuple[str, str]:
 def taken(
     settings: dict[str, Any], *doors: Callable[..., Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keywords of `prepare` among those of `ladder` or `plane`, and the rest, each known to a door.
-
-    Raises:
-        TypeError: a keyword that none of them has, before anything is computed.
-    """
+    """Keywords of `prepare`, and the rest, each known to a door before anything is computed."""
     parameters = inspect.signature(prepare).parameters.values()
     own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     known = own.union(*(inspect.signature(door).parameters for door in doors))

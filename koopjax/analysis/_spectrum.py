@@ -22,7 +22,9 @@ from koopjax._core import (
     expected,
     has_float64,
     message,
+    on_device,
 )
+from koopjax.analysis._rows import moments
 from koopjax.analysis._sobol import (
     Chain,
     orders_of,
@@ -221,8 +223,7 @@ def second_moment_roots(fit: Any, x: Any, batch_size: int = 4096) -> list[np.nda
 def _check(fit: Any, x: Any, max_order: int) -> None:
     if x.ndim != 2 or x.shape[0] == 0:
         raise expected("samples (n, d) with n > 0", f"shape {x.shape}")
-    if not isinstance(max_order, int | np.integer) or max_order < 1:
-        raise expected("max_order of at least 1, a whole number", f"{max_order!r}")
+    as_whole("max_order", max_order, 1)
     if isinstance(separable(fit.psi)[1], FunctionMajor):
         raise expected(
             "a Product dictionary, with a mode for every coordinate",
@@ -251,7 +252,7 @@ def _moments(fit: Any, x: Any, root: Any, batch: int) -> tuple[Any, Any, float]:
         found = jax.device_get(_sums(fit.psi, fit.train, root, cut, weights))
     else:
         with jax.enable_x64(True):
-            wide = lambda a: jnp.asarray(np.asarray(a), jnp.float64)
+            wide = lambda a: on_device(np.asarray(a), jnp.float64)
             train = jax.tree.map(wide, fit.train)
             right = None if root is None else wide(root)
             found = jax.device_get(_sums(fit.psi, train, right, wide(cut), wide(weights)))
@@ -315,18 +316,14 @@ def summarize_spectra(spectra: Sequence[Spectrum | dict[str, Any]]) -> dict[str,
     sizes = {(len(one["orders"]), len(one["coordinates"])) for one in dicts}
     if len(sizes) > 1:
         raise expected("spectra of as many orders and coordinates", f"{sorted(sizes)}")
+    over = lambda name, rows: moments(name, [row[name] for row in rows])
     found: dict[str, Any] = {"seeds": len(dicts)}
     for name in ("orders", "beyond", "mean_order"):
-        mean, spread = _spread([one[name] for one in dicts])
-        found[name], found[f"{name}_std"] = mean.tolist(), spread.tolist()
-    rows = []
-    for members in zip(*(one["coordinates"] for one in dicts), strict=True):
-        row: dict[str, Any] = {"name": members[0]["name"]}
-        for name in ("first", "total"):
-            mean, spread = _spread([member[name] for member in members])
-            row[name], row[f"{name}_std"] = float(mean), float(spread)
-        rows.append(row)
-    found["coordinates"] = rows
+        found.update(over(name, dicts))
+    found["coordinates"] = [
+        {"name": members[0]["name"], **over("first", members), **over("total", members)}
+        for members in zip(*(one["coordinates"] for one in dicts), strict=True)
+    ]
     if len(dicts) == 1:
         return {**found, "sentence": dicts[0]["sentence"], "leading": dicts[0]["leading"]}
     shown = [
@@ -340,9 +337,3 @@ def summarize_spectra(spectra: Sequence[Spectrum | dict[str, Any]]) -> dict[str,
         f"{found['mean_order']:.2f} ± {found['mean_order_std']:.2f} over {len(dicts)} seeds."
     )
     return found
-
-
-def _spread(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    array = np.asarray(values, np.float64)
-    deviation = array.std(axis=0, ddof=1) if len(array) > 1 else np.zeros(array.shape[1:])
-    return array.mean(axis=0), deviation

@@ -1,17 +1,18 @@
 """Tensor trains in the place of a span: latent coordinates, targets, blocks, bonds."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from koopjax import nn, observables, tt
-from koopjax._core import expected, matmul, pytree, semidefinite_root
+from koopjax._core import blocks, expected, matmul, on_device, pytree, semidefinite_root
 from koopjax.analysis._dictionaries import Snapshots, leading
+from koopjax.analysis._spectrum import second_moment_roots
 
 #: Polynomials of one coordinate that the plane may be made of.
 FAMILIES = ("hermite", "legendre", "chebyshev")
@@ -56,8 +57,7 @@ class Readout:
         count = max(1, min(most, int(np.sum(missing > share)) + 1, int(np.sum(spread > 0))))
         code = half @ turned[:, :count]
         back = code.T @ covariance / np.maximum(spread[:count], 1e-300)[:, None]
-        dtype = jnp.asarray(y).dtype
-        return cls(*(jnp.asarray(a, dtype) for a in (code, back, bias)))
+        return cls(*(on_device(a, y.dtype) for a in (code, back, bias)))
 
     def encode(self, y: Float[Array, "n q"]) -> Float[Array, "n c"]:
         """The coordinates of states."""
@@ -115,33 +115,19 @@ def product(front: Any, latent: int, degree: int, family: str) -> Any:
 
 
 def predictions(train: SpanTrain, x: Any, batch: int = 4096) -> np.ndarray:
-    """States after the span for many samples, a block at a time in one shape."""
-    size = min(batch, x.shape[0])
-    out = []
-    for start in range(0, x.shape[0], size):
-        rows = np.asarray(x[start : start + size])
-        count = len(rows)
-        if count < size:
-            rows = np.concatenate([rows, np.repeat(rows[-1:], size - count, axis=0)])
-        out.append(np.asarray(_predict(train, rows))[:count])
-    return np.concatenate(out)
+    """States after the span for many samples, a block at a time."""
+    return np.asarray(_predict(train, x, batch=min(batch, x.shape[0])))
 
 
-@jax.jit
-def _predict(train: SpanTrain, x: Array) -> Array:
-    return train.predict(x)
+@functools.partial(jax.jit, static_argnames="batch")
+def _predict(train: SpanTrain, x: Array, *, batch: int) -> Array:
+    cut, _ = blocks(x, batch)
+    rows = jax.lax.map(train.predict, cut)
+    return rows.reshape(-1, rows.shape[-1])[: x.shape[0]]
 
 
 def truncated(train: SpanTrain, rank: int, x: Any) -> SpanTrain:
-    """The same with every bond cut to its leading singular values, nothing refitted.
-
-    Args:
-        train: in the place of a span.
-        rank: singular values that each bond keeps at most.
-        x: `(n, d)` samples that say what is large; see `bond_singular_values`.
-    """
-    from koopjax.analysis._spectrum import second_moment_roots
-
+    """The same with every bond cut to its leading singular values on the samples, not refitted."""
     if rank < 1:
         raise expected("a rank of at least 1", f"{rank}")
     roots = second_moment_roots(train.fit, x)
@@ -150,8 +136,7 @@ def truncated(train: SpanTrain, rank: int, x: Any) -> SpanTrain:
     backs = [np.linalg.pinv(u) for u in roots]
     kind = train.fit.train.dtype
     plain = [
-        jnp.asarray(np.einsum("ruqs,um->rmqs", c, b), kind)
-        for c, b in zip(cores, backs, strict=True)
+        on_device(np.einsum("ruqs,um->rmqs", c, b), kind) for c, b in zip(cores, backs, strict=True)
     ]
     cut = dataclasses.replace(train.fit, train=tt.TTMatrix(tuple(plain)))
     return dataclasses.replace(train, fit=cut)
@@ -185,11 +170,7 @@ def bond_singular_values(
         >>> [values.tolist() for values in bond_singular_values(train)]
         [[3.0, 1.0]]
     """
-    roots = None
-    if x is not None:
-        from koopjax.analysis._spectrum import second_moment_roots
-
-        roots = second_moment_roots(fit, x)
+    roots = None if x is None else second_moment_roots(fit, x)
     return _swept(getattr(fit, "train", fit), roots, None)[1]
 
 

@@ -14,8 +14,7 @@ from koopjax.cli import (
     _compress as _compress,
     _demo as _demo,
     _study as _study,
-    _trains as _trains,
 )
-from koopjax.cli._app import UserError as UserError, main as main
+from koopjax.cli._app import UserError, main
 
 __all__ = ["UserError", "main"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import functools
 import os
 import signal
 import sys
@@ -87,60 +89,42 @@ def interruptible() -> Iterator[None]:
         _interrupted.clear()
 
 
+def _told(error: BaseException) -> tuple[str, int] | None:
+    """The line and the exit status of an error that has them; None where it is ours."""
+    if isinstance(error, click.ClickException):
+        line = error.format_message()
+        if isinstance(error, click.UsageError):
+            line += f" Try '{error.ctx.command_path if error.ctx else 'koopjax'} --help'."
+        return " ".join(line.split()), 2
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        line = "interrupted; finished files are whole, the same command starts again"
+        return line, 128 + signal.SIGINT
+    if isinstance(error, MissingExtra):
+        return str(error), 2
+    if isinstance(error, OSError) and error.errno in _MENDABLE:
+        where = f" {error.filename}" if error.filename else ""
+        return f"{os.strerror(error.errno)}:{where}; {_MENDABLE[error.errno]}", 2
+    return None
+
+
 class Group(click.Group):
     """A group whose errors take one line."""
 
-    def main(
-        self,
-        args: Any = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command line and leave with its exit status (see the package's docstring)."""
-        standalone, value = standalone_mode, None
+        value = None
         try:
             with interruptible():
-                value = super().main(
-                    args,
-                    prog_name or "koopjax",
-                    complete_var,
-                    standalone_mode=False,
-                    windows_expand_args=windows_expand_args,
-                    **extra,
-                )
+                extra["prog_name"] = extra.get("prog_name") or "koopjax"
+                value = super().main(*args, standalone_mode=False, **extra)
             status = value if isinstance(value, int) else 0
-        except click.ClickException as error:
-            if not standalone:
+        except BaseException as error:
+            told = _told(error)
+            if not standalone_mode or told is None:
                 raise
-            context = getattr(error, "ctx", None)
-            where = context.command_path if context else "koopjax"
-            line = " ".join(error.format_message().split())
-            if isinstance(error, click.UsageError) and not isinstance(error, UserError):
-                line = f"{line} Try '{where} --help'."
+            line, status = told
             print(f"koopjax: {line}", file=sys.stderr)
-            status = 2
-        except (click.Abort, KeyboardInterrupt):
-            if not standalone:
-                raise
-            line = "interrupted; finished files are whole, the same command starts again"
-            print(f"koopjax: {line}", file=sys.stderr)
-            status = 128 + signal.SIGINT
-        except MissingExtra as error:
-            if not standalone:
-                raise
-            print(f"koopjax: {error}", file=sys.stderr)
-            status = 2
-        except OSError as error:
-            if not standalone or error.errno not in _MENDABLE:
-                raise
-            where = f" {error.filename}" if error.filename else ""
-            line = f"{os.strerror(error.errno)}:{where}; {_MENDABLE[error.errno]}"
-            print(f"koopjax: {line}", file=sys.stderr)
-            status = 2
-        if standalone:
+        if standalone_mode:
             sys.exit(status)
         return value
 
@@ -175,6 +159,7 @@ def main(ctx: click.Context) -> None:
 # The keys of models.REGISTRY, spelled out so that --help does not import flax.
 ARCHITECTURES = ("mlp", "cnn", "residual_mlp", "vit")
 
+_FILE = click.Path(path_type=Path, dir_okay=False)
 _OPTIONS: dict[str, Callable[..., Any]] = {
     "dataset": click.option(
         "--dataset", default="digits", show_default=True, metavar="NAME",
@@ -191,38 +176,86 @@ _OPTIONS: dict[str, Callable[..., Any]] = {
         "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True,
         help="Everything random follows from it.",
     ),
+    "seeds": click.option(
+        "--seeds", type=click.IntRange(1, 100),
+        help="Networks, from --seed on [default: 1; analyze 3, demo 5].",
+    ),
     "out": click.option(
         "--out", type=click.Path(path_type=Path, file_okay=False), default="koopjax-out",
         show_default=True, metavar="DIR", help="Folder for results, report and models.",
+    ),
+    "list": click.option(
+        "--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+        help="Folder to write the list as JSON into as well.",
     ),
     "json": click.option(
         "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
         metavar="FILE", help="Write the results as JSON to FILE too; - is standard output.",
     ),
     "model": click.option(
-        "--model", "model_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+        "--model", "model_file", type=_FILE, metavar="FILE",
         help="A model that koopjax saved [default: train one, or take the one in --out].",
     ),
     "architecture": click.option(
-        "--architecture",
-        type=click.Choice(ARCHITECTURES),
-        default="mlp",
-        show_default=True,
+        "--architecture", type=click.Choice(ARCHITECTURES), default="mlp", show_default=True,
         help="Which example network to train.",
     ),
     "epochs": click.option(
         "--epochs", type=click.IntRange(1), help="Epochs of training [default: by dataset]."
     ),
+    "from": click.option(
+        "--from", "start", metavar="CUT", help="Where the span starts (koopjax cuts)."
+    ),
+    "to": click.option("--to", "stop", metavar="CUT", help="Where the span ends."),
 }  # fmt: skip
+#: Options that name data and a trained network.
+MODEL = ("dataset", "data-dir", "download", "model", "architecture", "epochs", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What the shared options say."""
+
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    download: bool = False
+    model_file: Path | None = None
+    architecture: str = "mlp"
+    epochs: int | None = None
+    seed: int = 0
+    seeds: int | None = None
+    start: str | None = None
+    stop: str | None = None
+    out: Any = None
+    json_file: Path | None = None
+
+    def every_seed(self, usual: int = 1) -> list[int]:
+        """The seeds of all networks; one where a model was given."""
+        count = 1 if self.model_file is not None else self.seeds or usual
+        return list(range(self.seed, self.seed + count))
+
+    def check_one_network(self) -> None:
+        """Refuse several seeds with a model."""
+        if self.model_file is not None and (self.seeds or 1) > 1:
+            expected = "expected 1 with --model, which is one network, try without --seeds"
+            raise UserError(f"--seeds: {expected}")
 
 
 def options(*names: str) -> Callable[[Any], Any]:
-    """The shared options of these names, in this order."""
+    """The shared options of these names, handed to the command as one `Given`."""
+    fields = {field.name for field in dataclasses.fields(Given)}
 
     def decorate(command: Any) -> Any:
+        @functools.wraps(command)
+        def called(**values: Any) -> None:
+            own = {name: value for name, value in values.items() if name in fields}
+            rest = {name: value for name, value in values.items() if name not in fields}
+            command(Given(**own), **rest)
+
+        decorated = called
         for name in reversed(names):
-            command = _OPTIONS[name](command)
-        return command
+            decorated = _OPTIONS[name](decorated)
+        return decorated
 
     return decorate
 
@@ -232,22 +265,32 @@ def writable_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"--out: cannot make the folder {path} ({error.strerror}), try another"
-        ) from error
+        said = f"cannot make the folder {path} ({error.strerror}), try another"
+        raise UserError(f"--out: {said}") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"--out: cannot write into {path}, try another folder")
     return path
 
 
+def parts_of(text: str) -> list[str]:
+    """What stands between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def names_from(option: str, text: str | None, known: list[str]) -> list[str]:
     """A comma-separated choice among known names, checked; all of them for None."""
-    if text is None:
-        return known
-    chosen = [part.strip() for part in text.split(",") if part.strip()]
-    for name in chosen:
-        if name not in known:
-            raise UserError(f"{option}: expected some of {', '.join(known)}, got {name!r}")
-    if not chosen:
-        raise UserError(f"{option}: expected some of {', '.join(known)}, got nothing")
+    chosen = known if text is None else parts_of(text)
+    wrong = [repr(name) for name in chosen if name not in known]
+    if wrong or not chosen:
+        got = wrong[0] if wrong else "nothing"
+        raise UserError(f"{option}: expected some of {', '.join(known)}, got {got}")
     return chosen
+
+
+def numbers_from(option: str, text: str) -> tuple[int, ...]:
+    """A comma-separated list of whole numbers from 1."""
+    parts = parts_of(text)
+    # a number of more digits is no rank, and Python refuses to read one of thousands
+    if not parts or not all(p.isdecimal() and len(p) < 10 and int(p) > 0 for p in parts):
+        raise UserError(f"{option}: expected whole numbers from 1, got {text[:60]!r}, try 4,8,16")
+    return tuple(int(part) for part in parts)

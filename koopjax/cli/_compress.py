@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
-from koopjax.cli import _console as show, _contest as contest, _results as study
-from koopjax.cli._app import UserError, main, mistakes, names_from, options
-from koopjax.cli._commands import emit
-from koopjax.cli._span import MODEL, find_span, prepare, span_options
+from koopjax.cli import _console as show, _contest as contest
+from koopjax.cli._app import MODEL, Given, UserError, main, mistakes, names_from, options, parts_of
+from koopjax.cli._results import add_compressed, work
 
 
 def compressed_table(results: Mapping[str, Any]) -> Any:
-    """Methods by budgets."""
+    """Methods by budgets, in a contest by tracks too."""
+    compressed, tracks = results["compressed"], "pareto" in results
     rows = [
         (
             row["method"],
+            *([row["track"]] if tracks else []),
             row["budget"],
             "–" if row["ratio"] is None else f"{row['ratio']:.1f}x",
-            "–" if row["stored_bytes"] is None else f"{row['stored_bytes']:,}",
-            show.figure(row["accuracy"]),
+            "–" if row["stored_bytes"] is None else f"{row['stored_bytes']:,.0f}",
+            show.plus_minus(row),
             f"{row['seconds']:.1f} s",
             row["note"],
         )
-        for row in results["compressed"]
+        for row in compressed
     ]
-    columns = ("method", "<budget", "ratio", "bytes", "accuracy", "time", "<note")
-    whole = results["compressed"][0]["original_accuracy"]
-    stored = results["original"]["stored_bytes"]
-    title = f"compressed one-shot (seed {results['seed']}: {stored:,} bytes, accuracy {whole:.4f})"
-    return show.table(title, columns, rows)
+    after = ("<budget", "ratio", "bytes", "accuracy", "time", "<note")
+    columns = ("method", *(["<track"] if tracks else []), *after)
+    if not tracks:
+        whole = compressed[0]["original_accuracy"]
+        stored = results["original"]["stored_bytes"]
+        about = f"one-shot (seed {results['seed']}: {stored:,} bytes, accuracy {whole:.4f})"
+        return show.table(f"compressed {about}", columns, rows)
+    count = len(results["original"]["accuracies"])
+    told = f"{count} seed{'s' * (count > 1)}, original {show.plus_minus(results['original'])}"
+    return show.table(f"compressed ({told})", columns, rows)
 
 
 def budgets_from(texts: tuple[str, ...]) -> list[str]:
     """Budgets given one by one or separated by commas, checked."""
-    budgets = [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    budgets = [part for text in texts for part in parts_of(text)]
     if not budgets:
         raise UserError("--budget: expected at least one size, got none, try 30x or 64KiB")
     for budget in budgets:
@@ -61,9 +65,7 @@ def check_budget(budget: str) -> None:
 
 
 @main.command()
-@options(*MODEL)
-@click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True,
-              help="Networks, from --seed on.")  # fmt: skip
+@options(*MODEL, "seeds", "from", "to", "out", "json")
 @click.option(
     "--budget", "budgets", multiple=True, default=("10x",), show_default=True, metavar="SIZE",
     help="30x (a ratio) or 64KiB (of the file); may be repeated, or a list 10x,30x.",
@@ -80,13 +82,9 @@ def check_budget(budget: str) -> None:
     "--finetune-epochs", type=click.IntRange(1), metavar="N",
     help="Epochs of each trained compression [default: --epochs, else by dataset].",
 )  # fmt: skip
-@span_options
-@options("out", "json")
 def compress(
-    dataset: str, data_dir: Path | None, download: bool, model_file: Path | None, architecture: str,
-    epochs: int | None, seed: int, seeds: int, budgets: tuple[str, ...], tracks: str,
-    methods: str | None, finetune_epochs: int | None, start: str | None, stop: str | None,
-    out: Path, json_file: Path | None,
+    given: Given, budgets: tuple[str, ...], tracks: str, methods: str | None,
+    finetune_epochs: int | None,
 ) -> None:  # fmt: skip
     """Make the network smaller; without --tracks one-shot: no labels, no training.
 
@@ -99,46 +97,21 @@ def compress(
     Koopman methods replace; the others have the whole network. That takes long; an interrupted
     contest goes on when the same command is given again.
     """
-    sizes = budgets_from(budgets)
+    sizes, seeds = budgets_from(budgets), given.seeds or 1
     chosen = contest.choose(names_from("--tracks", tracks, list(contest.TRACKS)), methods)
-    plain = list(chosen) == ["one-shot"] and seeds == 1
-    begun = time.perf_counter()
-    with show.progress() as stage:
-        one = [seed] if model_file is not None else range(seed, seed + seeds)
-        full, data, how, nets = prepare(
-            dataset, data_dir, download, model_file, architecture, epochs, one, out, stage
-        )
-        if model_file is not None:
-            nets = [dataclasses.replace(nets[0], seed=seed + k) for k in range(seeds)]
-        trained = time.perf_counter()
-        results = study.begin(data, [network.seed for network in nets], how, nets[0], full)
+    with work(given, "compress") as job:
+        if given.model_file is not None:
+            job.nets = [dataclasses.replace(job.nets[0], seed=given.seed + k) for k in range(seeds)]
+            job.results["seeds"] = [network.seed for network in job.nets]
         at = None
-        if start or stop:
-            at = find_span(nets[0].model, data.x_test[:1], start or "input", stop or "output")
-        if plain:
-            advance = stage("compressing", len(sizes) * len(chosen["one-shot"]))
-            study.add_compressed(
-                results, nets[0], data, out, budgets=sizes, methods=chosen["one-shot"], at=at,
-                progress=lambda done, total, row: advance(done, f"{row['method']} {row['budget']}"),
-            )  # fmt: skip
-            results["sentence"] = compression_sentence(results)
+        if given.start or given.stop:
+            at = job.span(given.start or "input", given.stop or "output")
+        if list(chosen) == ["one-shot"] and seeds == 1:
+            add_compressed(job, sizes, chosen["one-shot"], at)
+            job.results["sentence"] = compression_sentence(job.results)
         else:
-            made, paths = contest.run(
-                nets, how, data, out, methods=chosen, budgets=sizes, at=at,
-                epochs=finetune_epochs or epochs, stage=stage,
-            )  # fmt: skip
-            if set(chosen) != {"one-shot"}:
-                results["settings"]["fine_tuning"] = contest.told(data, finetune_epochs or epochs)
-            contest.add(results, made, paths, study.parameters(nets[0], data))
-        told = results["sentence"]
-        ended = time.perf_counter()
-        results["timing"] = {"train": trained - begun, "compress": ended - trained}
-        _, page = study.write(results, out)
-    emit(json_file, results)
-    console = show.console(json_file)
-    console.print(compressed_table(results) if plain else contest.table(results))
-    console.print(f"[bold]{told}")
-    console.print(f"report: {page}", soft_wrap=True)
+            contest.add(job, chosen, sizes, at, finetune_epochs or given.epochs)
+        job.shown += [compressed_table(job.results), f"[bold]{job.results['sentence']}"]
 
 
 def compression_sentence(results: Mapping[str, Any]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from koopjax.cli._app import check_interrupted
+from koopjax.cli._app import check_interrupted, mistakes
 
 # Standard output that is not a terminal has no width of its own; tables should not be folded there.
 _PIPE_WIDTH = 118
@@ -22,6 +23,18 @@ def console(json_file: Path | None = None) -> Any:
     stream = sys.stderr if str(json_file) == "-" else sys.stdout
     wide = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
     return Console(file=stream, width=wide, highlight=False, soft_wrap=False)
+
+
+def _logged(label: str, total: float | None = None, each: bool = False) -> Callable[..., None]:
+    """A stage in a log."""
+    print(f"koopjax: {label} ...", file=sys.stderr, flush=True)
+
+    def told(done: float, note: str = "") -> None:
+        check_interrupted()
+        if each:
+            print(f"koopjax: {done:g}/{total:g} {note}", file=sys.stderr, flush=True)
+
+    return told
 
 
 @contextlib.contextmanager
@@ -37,20 +50,7 @@ def progress() -> Iterator[Callable[..., Callable[..., None]]]:
 
     err = Console(stderr=True, highlight=False)
     if not err.is_terminal:
-
-        def log_stage(
-            label: str, total: float | None = None, each: bool = False
-        ) -> Callable[..., None]:
-            print(f"koopjax: {label} ...", file=sys.stderr, flush=True)
-
-            def told(done: float, note: str = "") -> None:
-                check_interrupted()
-                if each:
-                    print(f"koopjax: {done:g}/{total:g} {note}", file=sys.stderr, flush=True)
-
-            return told
-
-        yield log_stage
+        yield _logged
         return
     bars = Progress(
         TextColumn("{task.description:<34}"),
@@ -60,27 +60,37 @@ def progress() -> Iterator[Callable[..., Callable[..., None]]]:
         console=err,
         transient=True,
     )
+
+    def stage(label: str, total: float | None = None, each: bool = False) -> Callable[..., None]:
+        del each  # a bar shows its latest note
+        for task in bars.tasks[-1:]:
+            finished = task.total or 1.0
+            bars.update(task.id, total=finished, completed=finished)
+            bars.stop_task(task.id)
+        here = bars.add_task(label, total=total, note="")
+
+        def advance(done: float, note: str = "") -> None:
+            check_interrupted()
+            bars.update(here, completed=done, note=note)
+
+        return advance
+
     with bars:
-        current: list[Any] = []
-
-        def stage(
-            label: str, total: float | None = None, each: bool = False
-        ) -> Callable[..., None]:
-            del each  # a bar shows its latest note
-            for task in current:
-                finished = bars.tasks[task].total or 1.0
-                bars.update(task, total=finished, completed=finished)
-                bars.stop_task(task)
-            current[:] = [bars.add_task(label, total=total, note="")]
-            here = current[0]
-
-            def advance(done: float, note: str = "") -> None:
-                check_interrupted()
-                bars.update(here, completed=done, note=note)
-
-            return advance
-
         yield stage
+
+
+def emit(json_file: Path | None, value: Any) -> None:
+    """Write JSON to a file, or to standard output for `-`; nothing for None."""
+    from koopjax import report
+
+    if json_file is None:
+        return
+    text = report.to_json(value) if isinstance(value, dict) else json.dumps(value, indent=1) + "\n"
+    if str(json_file) == "-":
+        print(text, end="")
+    else:
+        with mistakes("--json"):
+            report.write_atomically(json_file, text)
 
 
 def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import statistics
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from koopjax.cli import _console as show, _networks as networks
+from koopjax.cli import _networks as networks
 from koopjax.cli._app import UserError, names_from
+from koopjax.cli._results import Work
 
 #: Tracks in the order of `compress.pareto`, spelled out so that --help imports nothing heavy.
 TRACKS = ("one-shot", "label-free", "fine-tuned", "any-bits")
 #: Folder of the ledgers, below --out.
 LEDGER = "pareto"
-#: Training images below which a set is small: many short epochs of small batches.
-_SMALL = 10_000
 
 
 def choose(tracks: Sequence[str], methods: str | None) -> dict[str, list[str]]:
@@ -46,14 +44,15 @@ def training(count: int, epochs: int | None) -> tuple[Any, Any]:
     """Settings of the trained tracks, and shorter ones for choosing variants, by data set size."""
     from koopjax import compress
 
-    if count < _SMALL:
+    if count < networks.SMALL:
+        # Many short epochs of small batches.
         settings = compress.Training(epochs=epochs or 60, batch_size=32)
         return settings, settings
     epochs = epochs or 20
     return compress.Training(epochs=epochs), compress.Training(epochs=max(1, epochs // 2))
 
 
-def told(data: Any, epochs: int | None) -> str:
+def _told(data: Any, epochs: int | None) -> str:
     """The settings of the trained tracks, for the report."""
     how, tuning = training(len(data.y_train), epochs)
     return (
@@ -63,46 +62,42 @@ def told(data: Any, epochs: int | None) -> str:
     )
 
 
-def run(
-    nets: Sequence[Any],
-    how: Any,
-    data: Any,
-    out: Path,
-    *,
-    methods: Mapping[str, Sequence[str]],
-    budgets: Sequence[str],
-    at: tuple[str, str] | None,
-    epochs: int | None,
-    stage: Callable[..., Any],
-) -> tuple[Any, dict[tuple[Any, ...], str]]:
-    """The contest of these networks, and the files of the compressed ones.
+def _run(job: Work, methods, budgets, at, epochs) -> tuple[Any, dict[tuple[Any, ...], str]]:
+    """A `compress.Pareto`, and the file of each point, which was loaded again and measured.
 
     Settings are chosen on a network of the first seed that has not seen the validation images. An
     interrupted contest goes on from its ledger; what it compressed lies in files already.
-
-    Args:
-        nets: of each seed; one that was given is the same for all.
-        how: their recipe, None for one that was given.
-        methods: of each track.
-        at: the span that the Koopman methods replace; None for the whole network.
-        epochs: of a trained compression; None for as many as suit the data set.
-
-    Returns:
-        A `compress.Pareto`; and the name of each file that was made, by track, method, budget and
-        seed. Every file was loaded again and measured.
     """
     from koopjax import compress
 
+    how, data, nets, out = job.how, job.data, job.nets, job.given.out
     settings, tuning = training(len(data.y_train), epochs)
-    files = _Files.of(nets[0], how, out, at, settings.epochs)
+    stem = nets[0].path.stem.removesuffix(f"-seed{nets[0].seed}")
+    if how is None:
+        # A network that was given is told apart by its content.
+        stem += f"-{zlib.crc32(nets[0].path.read_bytes()):08x}"
+    span = [] if at is None else [re.sub(r"[^\w.]+", "_", "_to_".join(at))]
+    ledger = out / LEDGER / f"{'-'.join([stem, *span, str(settings.epochs)])}-epochs.jsonl"
     by_seed = {network.seed: network for network in nets}
     total = sum(map(len, methods.values())) * len(budgets) * len(nets)
-    advance = stage("compressing", total, each=True)
+    advance = job.stage("compressing", total, each=True)
 
     def network(seed: int, x: Any, y: Any) -> Any:
         if len(y) == len(data.y_train) + len(data.y_val):
             return by_seed[seed].model
         return _without_validation(how, data, seed, out, x, y)
+
+    def path_of(point: Any) -> Path:
+        trained = [] if point.track == "one-shot" else [f"{settings.epochs}-epochs"]
+        kind = [*span, point.track, *trained, point.method, point.budget.replace(" ", "")]
+        return out / f"{'-'.join([stem, f'seed{point.seed}', *kind])}.koopjax"
+
+    def keep(point: Any, made: Any) -> None:
+        """Save a network, load it again, and see that it scores as it did."""
+        path = path_of(point)
+        _, again = networks.saved(made.model, path, data)
+        if abs(again - point.accuracy) * len(data.y_test) > 1.5:  # more than one image
+            raise AssertionError(f"{path} scores {again}, what was saved in it {point.accuracy}")
 
     points, variants, originals = [], {}, {}
     for track, names in methods.items():
@@ -116,8 +111,8 @@ def run(
         try:
             part = compress.pareto(
                 nets[0].model if how is None else network, data, names, budgets, list(by_seed),
-                at=at, tracks=(track,), training=settings, tuning=tuning, ledger=files.ledger,
-                keep=lambda point, made: files.keep(point, made, data), progress=show_point,
+                at=at, tracks=(track,), training=settings, tuning=tuning, ledger=ledger,
+                keep=keep, progress=show_point,
             )  # fmt: skip
         except ValueError as error:
             if "ledger" not in str(error):
@@ -126,63 +121,14 @@ def run(
         points += part.points
         variants |= part.variants
         originals |= part.originals
-    kept = [(place(p), files.path(p)) for p in points if p.accuracy is not None]
+    kept = [(_place(p), path_of(p)) for p in points if p.accuracy is not None]
     paths = {where: path.name for where, path in kept if path.is_file()}
     return compress.Pareto(points, variants, originals), paths
 
 
-@dataclasses.dataclass(frozen=True)
-class _Files:
-    """Where the compressed networks of a contest go, and its ledger.
-
-    Attributes:
-        out: the folder.
-        stem: of the network's name.
-        span: what stands for it in names; empty for the whole network.
-        epochs: of a trained compression.
-    """
-
-    out: Path
-    stem: str
-    span: list[str]
-    epochs: int
-
-    @classmethod
-    def of(cls, network: Any, how: Any, out: Path, at: Any, epochs: int) -> _Files:
-        """Those of a network; one that was given is told apart by its content."""
-        stem = network.path.stem.removesuffix(f"-seed{network.seed}")
-        if how is None:
-            stem += f"-{zlib.crc32(network.path.read_bytes()):08x}"
-        span = [] if at is None else [re.sub(r"[^\w.]+", "_", "_to_".join(at))]
-        return cls(out, stem, span, epochs)
-
-    @property
-    def ledger(self) -> Path:
-        """Of the contest."""
-        name = "-".join([self.stem, *self.span, str(self.epochs)])
-        return self.out / LEDGER / f"{name}-epochs.jsonl"
-
-    def path(self, point: Any) -> Path:
-        """Of a point."""
-        trained = [] if point.track == "one-shot" else [f"{self.epochs}-epochs"]
-        kind = [*self.span, point.track, *trained, point.method, point.budget.replace(" ", "")]
-        return self.out / f"{'-'.join([self.stem, f'seed{point.seed}', *kind])}.koopjax"
-
-    def keep(self, point: Any, made: Any, data: Any) -> None:
-        """Save a network, load it again, and see that it scores as it did."""
-        from koopjax import export, models
-
-        path = self.path(point)
-        export.save(made.model, path)
-        # An architecture that has no name of its own loads into the model it was saved from.
-        again = models.accuracy(export.load(path, model=made.model), data.x_test, data.y_test)
-        if abs(again - point.accuracy) * len(data.y_test) > 1.5:  # more than one image
-            raise AssertionError(f"{path} scores {again}, what was saved in it {point.accuracy}")
-
-
-def place(point: Any) -> tuple[Any, ...]:
+def _place(point: Any) -> tuple[Any, ...]:
     """What tells the points of a contest apart."""
-    return point.track, point.method, point.budget, point.seed
+    return point.track, point.budget, point.method, point.seed
 
 
 def _without_validation(how: Any, data: Any, seed: int, out: Path, x: Any, y: Any) -> Any:
@@ -202,45 +148,47 @@ def _without_validation(how: Any, data: Any, seed: int, out: Path, x: Any, y: An
     return made
 
 
-def add(results: dict[str, Any], contest: Any, paths: Mapping[Any, str], parameters: int) -> None:
-    """Put a contest into the results: rows over seeds, points, originals and a sentence.
+def add(
+    job: Work, methods: Mapping[str, Any], budgets: Sequence[str], at: Any, epochs: int | None
+) -> None:
+    """A contest of the networks: rows over seeds, points, originals and a sentence.
 
-    Args:
-        results: of `begin`.
-        contest, paths: what `run` returned.
-        parameters: of the original.
+    Koopman methods replace the span `at`, the whole network for None; without epochs of a trained
+    compression there are as many as suit the data set.
     """
+    results = job.results
+    contest, paths = _run(job, methods, budgets, at, epochs)
+    if set(methods) != {"one-shot"}:
+        results["settings"]["fine_tuning"] = _told(job.data, epochs)
     originals = [contest.originals[seed] for seed in sorted(contest.originals)]
     accuracies = [one["accuracy"] for one in originals]
     results["original"] = {
-        "accuracy": statistics.mean(accuracies),
+        **job.nets[0].original(job.data, statistics.mean(accuracies)),
         "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "accuracies": accuracies,
         "stored_bytes": originals[0]["stored_bytes"],
-        "parameters": parameters,
     }
     summary = contest.summary()
-    keys = ("track", "budget", "method")
     for row in summary:
-        same = [p for p in contest.points if all(getattr(p, key) == row[key] for key in keys)]
+        group = row["track"], row["budget"], row["method"]
+        same = [p for p in contest.points if _place(p)[:3] == group]
         done = [p for p in same if p.accuracy is not None]
-        wholes = [p.original_accuracy for p in done or same]
-        results["compressed"].append(
-            {
-                **{key: value for key, value in row.items() if key not in ("seeds", "std")},
-                "accuracy_std": row["std"],
-                "accuracies": [p.accuracy for p in done],
-                "original_accuracy": statistics.mean(wholes),
-                "finetuned": row["track"] in ("fine-tuned", "any-bits"),
-                "seed": same[0].seed,
-                "seeds": [p.seed for p in same],
-                "paths": [paths[place(p)] for p in done if place(p) in paths],
-                "settings": done[0].settings if done else None,
-            }
-        )
+        extra = {
+            "accuracy_std": row["std"],
+            "accuracies": [p.accuracy for p in done],
+            "original_accuracy": statistics.mean(p.original_accuracy for p in done or same),
+            "finetuned": row["track"] in ("fine-tuned", "any-bits"),
+            "seed": same[0].seed,
+            "seeds": [p.seed for p in same],
+            "paths": [paths[_place(p)] for p in done if _place(p) in paths],
+            "settings": done[0].settings if done else None,
+        }
+        kept = {key: value for key, value in row.items() if key not in ("seeds", "std")}
+        results["compressed"].append(kept | extra)
+    results["sentence"] = sentence(summary)
     results["pareto"] = {
         "dataset": results["dataset"],
-        "sentence": sentence(summary),
+        "sentence": results["sentence"],
         "originals": {str(seed): dict(one) for seed, one in contest.originals.items()},
         "summary": summary,
         "points": [point.as_dict() for point in contest.points],
@@ -248,7 +196,6 @@ def add(results: dict[str, Any], contest: Any, paths: Mapping[Any, str], paramet
     done = [row for row in results["compressed"] if row["accuracy"] is not None]
     if done:
         results["best"] = max(done, key=lambda row: row["accuracy"])
-    results["sentence"] = results["pareto"]["sentence"]
 
 
 def sentence(summary: Sequence[Mapping[str, Any]]) -> str:
@@ -291,24 +238,3 @@ def _times(row: Mapping[str, Any]) -> float:
 def _figure(row: Mapping[str, Any]) -> str:
     spread = f" ± {row['std']:.4f}" if row["std"] else ""
     return f"{row['accuracy']:.4f}{spread}"
-
-
-def table(results: Mapping[str, Any]) -> Any:
-    """Methods by tracks and budgets."""
-    rows = [
-        (
-            row["method"], row["track"], row["budget"],
-            "–" if row["ratio"] is None else f"{row['ratio']:.1f}x",
-            "–" if row["stored_bytes"] is None else f"{row['stored_bytes']:,.0f}",
-            show.plus_minus(row), f"{row['seconds']:.1f} s", row["note"],
-        )
-        for row in results["compressed"]
-    ]  # fmt: skip
-    columns = ("method", "<track", "<budget", "ratio", "bytes", "accuracy", "time", "<note")
-    originals = results["pareto"]["originals"].values()
-    whole = [one["accuracy"] for one in originals]
-    std = statistics.stdev(whole) if len(whole) > 1 else None
-    original = {"accuracy": statistics.mean(whole), "accuracy_std": std}
-    seeds = f"{len(whole)} seed{'s' * (len(whole) > 1)}"
-    title = f"compressed ({seeds}, original {show.plus_minus(original)})"
-    return show.table(title, columns, rows)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-from koopjax.cli import _console as show, _networks as networks, _results as study
-from koopjax.cli._app import main, options, writable_folder
-from koopjax.cli._commands import emit
+from koopjax.cli import _console as show, _networks as networks
+from koopjax.cli._app import Given, main, options, writable_folder
 from koopjax.cli._compress import check_budget, compressed_table, compression_sentence
+from koopjax.cli._results import Work, add_compressed, add_ladders
 from koopjax.cli._study import ladder_table
 
 # A hidden layer of 48 has 1,225 products up to degree 2, one of 100 has 5,151: the wider one costs
@@ -61,60 +61,33 @@ def dictionaries() -> dict[str, Callable[[Any], Any]]:
 
 
 @main.command()
-@options("dataset", "data-dir", "download", "seed")
-@click.option(
-    "--seeds", type=click.IntRange(1, 100), default=5, show_default=True,
-    help="Networks, from --seed on.",
-)  # fmt: skip
+@options("dataset", "data-dir", "download", "seed", "seeds", "out", "json")
 @click.option("--budget", default="8x", show_default=True, metavar="SIZE", help="30x or 64KiB.")
-@options("out", "json")
-def demo(
-    dataset: str, data_dir: Path | None, download: bool, seed: int, seeds: int, budget: str,
-    out: Path, json_file: Path | None,
-) -> None:  # fmt: skip
+def demo(given: Given, budget: str) -> None:
     """Train on handwritten digits, find out how nonlinear the network is, make it smaller.
 
     Under a minute on two cores with the embedded digits. Everything is done anew each time.
     """
-    full = networks.load_dataset(dataset, data_dir, download)
-    writable_folder(out)
+    full = networks.load_dataset(given)
+    writable_folder(given.out)
     check_budget(budget)
     how = networks.recipe(full, "mlp", None)
     sizes = how.config["sizes"]
-    if len(full.y_train) < 10_000:
+    if len(full.y_train) < networks.SMALL:
         sizes = (sizes[0], *([_WIDTH] * (len(sizes) - 2)), sizes[-1])
         how = dataclasses.replace(how, config={"sizes": sizes})
-    data = networks.as_taken_by(how, full)
-    ladder = dictionaries()
     times = [time.perf_counter()]
     with show.progress() as stage:
-        told = networks.telling(stage(f"training {seeds} networks", how.epochs))
-        nets = networks.train_lanes(how, full, range(seed, seed + seeds), out, told)
+        nets = networks.train_lanes(how, full, given.every_seed(5), given.out, stage)
         times.append(time.perf_counter())
-        advance = stage("replacing the middle layers", seeds * len(ladder))
-        ladders, summary = study.climb(
-            nets, data, dictionaries=ladder, alphas=_ALPHAS, ranks=_RANKS,
-            progress=lambda done, total, what: advance(done, what),
-        )  # fmt: skip
-        results = study.begin(data, [network.seed for network in nets], how, nets[0], full)
-        study.add_ladders(results, ladders, summary, full)
+        job = Work(given, stage, full, networks.as_taken_by(how, full), how, nets)
+        add_ladders(job, dictionaries(), alphas=_ALPHAS, ranks=_RANKS)
         times.append(time.perf_counter())
-        told_methods = stage("compressing", len(_METHODS))
-        study.add_compressed(
-            results, nets[0], data, out, budgets=[budget], methods=_METHODS, at=None,
-            progress=lambda done, total, row: told_methods(done, row["method"]),
-        )  # fmt: skip
+        add_compressed(job, [budget], _METHODS)
         times.append(time.perf_counter())
-        stage("writing the report")
-        names = ("train", "analyze", "compress")
-        results["timing"] = {
-            name: b - a for name, a, b in zip(names, times, times[1:], strict=False)
-        }
-        path, page = study.write(results, out, alone=True)
-    emit(json_file, results)
-    console = show.console(json_file)
-    console.print(ladder_table(results, svd=False))
-    console.print(compressed_table(results))
-    console.print(f"[bold]{results['sentence']}")
-    console.print(compression_sentence(results))
-    console.print(f"results: {path}\nreport: {page}", soft_wrap=True)
+    spent = (after - before for before, after in itertools.pairwise(times))
+    results = job.results
+    results["timing"] = dict(zip(("train", "analyze", "compress"), spent, strict=True))
+    job.shown += [ladder_table(results, svd=False), compressed_table(results)]
+    job.shown += [f"[bold]{results['sentence']}", compression_sentence(results)]
+    job.finish(alone=True)

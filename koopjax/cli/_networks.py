@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,18 +11,31 @@ from typing import Any
 
 import numpy as np
 
-from koopjax.cli._app import UserError, mistakes
+from koopjax.cli._app import Given, UserError, mistakes, writable_folder
+
+#: Training images below which a set is small.
+SMALL = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A trained network, the arrays as it takes them, and where its file lies."""
+    """A trained network, and where its file lies."""
 
     model: Any
     seed: int
     path: Path
     stored_bytes: int
     history: Sequence[dict[str, float]] = ()
+
+    def original(self, data: Any, accuracy: float) -> dict[str, Any]:
+        """Its figures in a file of results."""
+        from koopjax import surgery
+
+        return {
+            "accuracy": accuracy,
+            "stored_bytes": self.stored_bytes,
+            "parameters": surgery.cut_points(self.model, data.x_test[:1])[-1].parameters,
+        }
 
 
 def recipe(dataset: Any, architecture: str, epochs: int | None) -> Any:
@@ -41,12 +55,12 @@ def stem(how: Any, dataset: str, seed: int) -> str:
     return f"{dataset.replace('/', '-')}-{how.architecture}-{mark:04x}-seed{seed}"
 
 
-def load_dataset(name: str, data_dir: Path | None, download: bool = False) -> Any:
-    """A dataset by name; an unknown or missing one is the user's mistake."""
+def load_dataset(given: Given) -> Any:
+    """The dataset; an unknown or missing one is the user's mistake."""
     from koopjax import data
 
     with mistakes():
-        return data.load(name, data_dir, download=download)
+        return data.load(given.dataset, given.data_dir, download=given.download)
 
 
 def as_taken_by(how: Any, dataset: Any) -> Any:
@@ -81,28 +95,22 @@ def read(path: Path, dataset: Any) -> tuple[Any, Any]:
     )
 
 
-def train(
-    how: Any, dataset: Any, seed: int, folder: Path, progress: Callable[..., Any] | None = None
-) -> Network:
+def train(how: Any, dataset: Any, seed: int, folder: Path, stage: Callable[..., Any]) -> Network:
     """Train on all labelled data but the test split, save, and clear the checkpoint away.
 
     An interrupted training goes on from its last whole epoch.
     """
-    import shutil
-
     import jax
     from flax import nnx
 
     from koopjax import export, models
 
-    data = as_taken_by(how, dataset)
-    x, y = data.train_and_val()
+    x, y = as_taken_by(how, dataset).train_and_val()
     target = folder / f"{stem(how, dataset.name, seed)}.koopjax"
-    checkpoint = folder / f"{stem(how, dataset.name, seed)}.checkpoint"
-    model = how.build(nnx.Rngs(seed))
+    checkpoint = target.with_suffix(".checkpoint")
     result = models.train(
-        model, x, y, key=jax.random.key(seed), progress=progress, checkpoint=checkpoint,
-        **how.settings(),
+        how.build(nnx.Rngs(seed)), x, y, key=jax.random.key(seed), checkpoint=checkpoint,
+        progress=_telling(stage(f"training, seed {seed}", how.epochs)), **how.settings(),
     )  # fmt: skip
     stored = export.save(result.model, target)
     shutil.rmtree(checkpoint)
@@ -110,11 +118,7 @@ def train(
 
 
 def train_lanes(
-    how: Any,
-    dataset: Any,
-    seeds: Sequence[int],
-    folder: Path,
-    progress: Callable[..., Any] | None = None,
+    how: Any, dataset: Any, seeds: Sequence[int], folder: Path, stage: Callable[..., Any]
 ) -> list[Network]:
     """Several seeds of a small network at once, as lanes of one vmapped scan."""
     import jax
@@ -122,11 +126,11 @@ def train_lanes(
 
     from koopjax import export, models
 
-    data = as_taken_by(how, dataset)
-    x, y = data.train_and_val()
+    x, y = as_taken_by(how, dataset).train_and_val()
     results = models.train_lanes(
         [how.build(nnx.Rngs(seed)) for seed in seeds], x, y,
-        keys=[jax.random.key(seed) for seed in seeds], progress=progress, **how.settings(),
+        keys=[jax.random.key(seed) for seed in seeds],
+        progress=_telling(stage(f"training {len(seeds)} networks", how.epochs)), **how.settings(),
     )  # fmt: skip
     networks = []
     for seed, result in zip(seeds, results, strict=True):
@@ -136,35 +140,48 @@ def train_lanes(
     return networks
 
 
-def obtain(
-    how: Any, dataset: Any, seeds: Sequence[int], folder: Path, stage: Callable[..., Any]
-) -> list[Network]:
-    """Networks for these seeds: those whose file is in the folder, the others trained.
+def saved(model: Any, path: Path, data: Any) -> tuple[int, float]:
+    """Save a network; the bytes of the file, and the accuracy of what is loaded from it."""
+    from koopjax import export, models
 
-    Args:
-        stage: as `koopjax.cli._console.progress` yields it.
+    stored = export.save(model, path)
+    # An architecture that has no name of its own loads into the model it was saved from.
+    again = export.load(path, model=model)
+    return stored, models.accuracy(again, data.x_test, data.y_test)
+
+
+def obtain(
+    given: Given, seeds: Sequence[int], stage: Callable[..., Any]
+) -> tuple[Any, Any, Any, list[Network]]:
+    """Dataset, the same as the network takes it, recipe, and networks: read, found or trained.
+
+    Without a model, those whose file is in the folder are taken, the others trained.
     """
     from koopjax import export
 
-    found = {}
+    full = load_dataset(given)
+    if given.model_file is not None:
+        model, data = read(given.model_file, full)
+        writable_folder(given.out)
+        size = given.model_file.stat().st_size
+        return full, data, None, [Network(model, seeds[0], given.model_file, size)]
+    how = recipe(full, given.architecture, given.epochs)
+    folder, found = writable_folder(given.out), {}
     for seed in seeds:
-        path = folder / f"{stem(how, dataset.name, seed)}.koopjax"
+        path = folder / f"{stem(how, full.name, seed)}.koopjax"
         if path.is_file():
             with mistakes():
                 found[seed] = Network(export.load(path), seed, path, path.stat().st_size)
     missing = [seed for seed in seeds if seed not in found]
-    if len(missing) > 1 and how.flat and len(dataset.y_train) < 10_000:
-        told = telling(stage(f"training {len(missing)} networks", how.epochs))
-        made = train_lanes(how, dataset, missing, folder, told)
-        found |= {network.seed: network for network in made}
-        missing = []
-    for seed in missing:
-        told = telling(stage(f"training, seed {seed}", how.epochs))
-        found[seed] = train(how, dataset, seed, folder, told)
-    return [found[seed] for seed in seeds]
+    if len(missing) > 1 and how.flat and len(full.y_train) < SMALL:
+        made = train_lanes(how, full, missing, folder, stage)
+    else:
+        made = [train(how, full, seed, folder, stage) for seed in missing]
+    found |= {network.seed: network for network in made}
+    return full, as_taken_by(how, full), how, [found[seed] for seed in seeds]
 
 
-def telling(advance: Callable[..., None]) -> Callable[[int, Any], None]:
+def _telling(advance: Callable[..., None]) -> Callable[[int, Any], None]:
     """Progress of a training as a bar's: the epoch, and the loss (mean over lanes) as its note."""
 
     def told(epoch: int, metrics: Any) -> None:

@@ -1,123 +1,179 @@
-"""From ladders and compressed models to the dictionary that is written as results.json."""
+"""What the commands make of networks, put into the dictionary that is written as results.json."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from koopjax.cli import _networks as networks
-from koopjax.cli._app import UserError
+from koopjax.cli import _console as show, _networks as networks
+from koopjax.cli._app import Given, UserError, mistakes
 
 Results = dict[str, Any]
 
 
-def begin(dataset: Any, seeds: Sequence[int], how: Any | None, network: Any, full: Any) -> Results:
-    """What every results file starts with; `full` is the dataset with its images."""
-    from koopjax import models, report
+class Work:
+    """Networks, their data, and what a command makes of them.
 
-    name = models.name_of(network.model)
-    model = {
-        "name": name or type(network.model).__name__,
-        "path": network.path.name,
-        "crc32": zlib.crc32(network.path.read_bytes()),
-    }
-    return {
-        "dataset": dataset.name,
-        "seed": seeds[0],
-        "seeds": list(seeds),
-        "command": " ".join(["koopjax", *sys.argv[1:]]),
-        "data": {
-            "train": len(dataset.y_train),
-            "validation": len(dataset.y_val),
-            "test": len(dataset.y_test),
-            "shape": list(full.shape),
-        },
-        "model": model | ({"config": network.model.config} if name else {}),
-        "original": {},
-        "replaced": [],
-        "compressed": [],
-        "settings": networks.training_settings(how) if how else {},
-        "versions": report.versions(),
-        "timing": {},
-    }
-
-
-def climb(
-    nets: Sequence[Any],
-    data: Any,
-    *,
-    progress: Callable[[int, int, str], None],
-    **settings: Any,
-) -> tuple[list[Any], Any]:
-    """A ladder for each network, and their summary.
-
-    The ridges are chosen for the first network and kept for the others, and the bytes, which hardly
-    differ between seeds, are measured for the first.
+    Attributes:
+        given: the shared options.
+        stage: begins a stage of the progress.
+        full: the dataset with its images.
+        data: the same as the networks take it.
+        how: the recipe; None for a network that was given.
+        nets: the networks.
+        results: what is written in the end.
+        shown: what is printed in the end.
     """
-    import jax
 
+    def __init__(self, given: Given, stage: Any, full: Any, data: Any, how: Any, nets: Any) -> None:
+        """Begin with what every results file starts with."""
+        from koopjax import models, report
+
+        self.given, self.stage, self.shown = given, stage, []
+        self.full, self.data, self.how, self.nets = full, data, how, nets
+        first, sizes = nets[0], {"train": "y_train", "validation": "y_val", "test": "y_test"}
+        name = models.name_of(first.model)
+        self.results: Results = {
+            "dataset": data.name,
+            "seed": first.seed,
+            "seeds": [network.seed for network in nets],
+            "command": " ".join(["koopjax", *sys.argv[1:]]),
+            "data": {
+                **{part: len(getattr(data, labels)) for part, labels in sizes.items()},
+                "shape": list(full.shape),
+            },
+            "model": {
+                "name": name or type(first.model).__name__,
+                "path": first.path.name,
+                "crc32": zlib.crc32(first.path.read_bytes()),
+                **({"config": first.model.config} if name else {}),
+            },
+            "original": {},
+            "replaced": [],
+            "compressed": [],
+            "settings": networks.training_settings(how) if how else {},
+            "versions": report.versions(),
+            "timing": {},
+        }
+
+    def span(self, start: str | None, stop: str | None) -> tuple[str, str]:
+        """The cuts that were named, the middle layers' where not; checked by splitting there."""
+        from koopjax import surgery
+
+        model, x = self.nets[0].model, self.data.x_test[:1]
+        with mistakes("--from, --to"):
+            if start is None or stop is None:
+                middle = surgery.middle(model, x)
+                start, stop = start or middle[0], stop or middle[1]
+            surgery.split(model, x, (start, stop))
+        return start, stop
+
+    def each(self, label: str, total: float, make: Callable[..., Any]) -> list[Any]:
+        """What `make(network, key=, stored=, choices=, progress=)` gives for each network.
+
+        The ridges are chosen for the first network and kept for the others, and the bytes, which
+        hardly differ between seeds, are measured for the first.
+        """
+        import jax
+
+        advance, found = self.stage(label, total), []
+        for i, network in enumerate(self.nets):
+
+            def told(done: int, count: int, what: str, i: int = i) -> None:
+                advance(total * (i + done / count) / len(self.nets), what)
+
+            choices = found[0].choices if found else None
+            key = jax.random.key(network.seed)
+            found.append(make(network, key=key, stored=i == 0, choices=choices, progress=told))
+        return found
+
+    def finish(self, alone: bool = False) -> None:
+        """Write results.json, report.html with pictures, and what is printed.
+
+        Args:
+            alone: replace what other commands wrote there, instead of keeping it.
+        """
+        from koopjax import plot, report
+
+        given, results = self.given, self.results
+        if not alone:
+            with contextlib.suppress(OSError, ValueError):
+                results.update(merged(results, report.load(given.out)))
+        path, page = report.save(results, given.out, plot.figures(results))
+        show.emit(given.json_file, results)
+        console = show.console(given.json_file)
+        for each in self.shown:
+            console.print(each)
+        written = f"results: {path}\n" if alone else ""
+        console.print(f"{written}report: {page}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def work(given: Given, verb: str, usual: int = 1) -> Iterator[Work]:
+    """The networks that the options name, trained if need be; afterwards all is written."""
+    begun = time.perf_counter()
+    with show.progress() as stage:
+        made = Work(given, stage, *networks.obtain(given, given.every_seed(usual), stage))
+        trained = time.perf_counter()
+        yield made
+        ended = time.perf_counter()
+    made.results["timing"] = {"train": trained - begun, verb: ended - trained}
+    made.finish()
+
+
+def add_ladders(work: Work, dictionaries: Mapping[str, Any], **settings: Any) -> list[Any]:
+    """A ladder for each network; rows, sentence, finding, and pictures of the first seed."""
     from koopjax import analysis
 
-    ladders: list[Any] = []
-    for i, network in enumerate(nets):
-
-        def told(done: int, total: int, what: str, i: int = i) -> None:
-            progress(i * total + done, len(nets) * total, what)
-
-        ladders.append(
-            analysis.ladder(
-                network.model, data.x_train, data.x_val, data.y_val, data.x_test, data.y_test,
-                key=jax.random.key(network.seed), stored=i == 0,
-                choices=ladders[0].choices if ladders else None,
-                progress=told, **settings,
-            )
-        )  # fmt: skip
-    return ladders, analysis.summarize(ladders)
-
-
-def add_ladders(results: Results, ladders: Sequence[Any], summary: Any, full: Any) -> None:
-    """Put a summary into the results: rows, sentence, finding, and pictures of the first seed."""
+    data, results = work.data, work.results
+    sets = data.x_train, data.x_val, data.y_val, data.x_test, data.y_test
+    ladders = work.each(
+        "replacing the span",
+        len(work.nets) * len(dictionaries),
+        lambda network, **own: analysis.ladder(
+            network.model, *sets, dictionaries=dictionaries, **own, **settings
+        ),
+    )
+    summary, first = analysis.summarize(ladders), ladders[0]
     found = summary.to_dict()
-    first = {rung.key: rung for rung in ladders[0].rungs}
-    for row in found["replaced"]:
-        row["stored_bytes"] = first[row["dictionary"], row["rank"], row["truncation"]].stored_bytes
-    original = found["original"] | {"stored_bytes": ladders[0].original["stored_bytes"]}
-    results["original"] = original
-    results["replaced"] = found["replaced"]
-    results["span"] = found["span"]
+    for row, rung in ((row, first.find(*_key(row))) for row in found["replaced"]):
+        row["stored_bytes"] = rung.stored_bytes
+    results["original"] = found["original"] | {"stored_bytes": first.original["stored_bytes"]}
+    results["replaced"], results["span"] = found["replaced"], found["span"]
     results["tolerance"] = summary.tolerance
-    one = len(ladders) == 1
-    results["sentence"] = ladders[0].sentence() if one else summary.sentence()
+    results["sentence"] = (first if len(ladders) == 1 else summary).sentence()
     least = summary.least()
     if least is not None:
-        keys = ("dictionary", "rank", "truncation", "target")
-        results["finding"] = {key: least[key] for key in keys}
+        results["finding"] = {**dict(zip(_KEYS, _key(least), strict=True)), "target": "state"}
     results["singular_values"] = {
         name: np.asarray(values, np.float64).tolist()
-        for name, values in ladders[0].singular_values.items()
+        for name, values in first.singular_values.items()
         if not name.endswith("to the logits")
     }
-    add_pictures(results, ladders[0], compared(summary), full)
+    # Compared: the finding's dictionary, or the most accurate one if that is a null or missing.
+    if least is None or least["null"]:
+        whole = [r for r in summary.rows if r["rank"] is None and r["target"] == "state"]
+        least = max(whole, key=lambda row: row["accuracy"])
+    _add_pictures(results, first, least["dictionary"], work.full)
+    return ladders
 
 
-def compared(summary: Any) -> str:
-    """The dictionary that the confusion and the disagreements are shown for: the finding's, or the
-    most accurate one if the finding is a null or missing."""
-    least = summary.least()
-    if least is not None and not least["null"]:
-        return least["dictionary"]
-    rows = [row for row in summary.rows if row["rank"] is None and row["target"] == "state"]
-    return max(rows, key=lambda row: row["accuracy"])["dictionary"]
+_KEYS = ("dictionary", "rank", "truncation")
 
 
-def add_pictures(results: Results, ladder: Any, name: str, full: Any, limit: int = 12) -> None:
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in _KEYS)
+
+
+def _add_pictures(results: Results, ladder: Any, name: str, full: Any, limit: int = 12) -> None:
     """Confusion matrices, and test images on which the answers differ."""
     from koopjax import analysis
 
@@ -148,42 +204,35 @@ def add_pictures(results: Results, ladder: Any, name: str, full: Any, limit: int
     }
 
 
-def add_plane(
-    results: Results,
-    nets: Sequence[Any],
-    data: Any,
-    *,
-    ladders: Sequence[Any] | None,
-    progress: Callable[[int, int, str], None],
-    ledger: Path | None,
-    **settings: Any,
-) -> list[Any]:
-    """A plane for each network, and what their tensor trains are made of, put into the results.
+#: Where the ledger of a sweep lies, below --out.
+LEDGER = "sweep"
 
-    The ridges are chosen for the first network and kept for the others. The spectrum is that of the
-    least point within the tolerance, of the last one where none is.
+
+def add_plane(work: Work, ladders: Sequence[Any] | None, **settings: Any) -> None:
+    """A plane for each network, and what their tensor trains are made of.
+
+    The spectrum is that of the least point within the tolerance, of the last one where none is.
+    A memory limit that is too small is the user's mistake.
     """
-    import jax
-
     from koopjax import analysis
 
-    planes: list[Any] = []
-    for i, network in enumerate(nets):
+    data, results = work.data, work.results
+    sets = data.x_train, data.x_val, data.x_test, data.y_test
+    seeds = {network.seed: i for i, network in enumerate(work.nets)}
 
-        def told(done: int, total: int, what: str, i: int = i) -> None:
-            progress(i * total + done, len(nets) * total, what)
-
-        planes.append(
-            analysis.plane(
-                network.model, data.x_train, data.x_val, data.x_test, data.y_test,
-                key=jax.random.key(network.seed), stored=i == 0, progress=told,
-                choices=planes[0].choices if planes else None,
-                reference=ladders[i] if ladders else "all",
-                ledger=None if ledger is None else ledger / f"seed-{network.seed}", **settings,
-            )
+    def plane(network: Any, **own: Any) -> Any:
+        return analysis.plane(
+            network.model, *sets, reference=ladders[seeds[network.seed]] if ladders else "all",
+            ledger=work.given.out / LEDGER / f"seed-{network.seed}", **own, **settings,
         )  # fmt: skip
-    found = analysis.summarize_planes(planes)
-    results["plane"] = found
+
+    try:
+        planes = work.each("sweeping degrees and ranks", 1.0, plane)
+    except ValueError as error:
+        if "memory limit" not in str(error):
+            raise
+        raise UserError(f"--memory-limit: {error}") from error
+    results["plane"] = found = analysis.summarize_planes(planes)
     least = found["least"] or {k: found["rows"][-1][k] for k in ("degree", "rank")}
     place = least["degree"], least["rank"]
     spectra = [one.spectrum(*place) for one in planes]
@@ -191,92 +240,61 @@ def add_plane(
     bonds = planes[0].bond_singular_values(*place)
     results["bonds"] = {**least, "values": [values.tolist() for values in bonds]}
     if not results["original"]:
-        results["original"] = found["original"]
-        results["span"] = found["span"]
-        results["sentence"] = found["sentence"]
-    return planes
-
-
-def parameters(network: Any, data: Any) -> int:
-    """How many numbers a network has."""
-    from koopjax import surgery
-
-    return surgery.cut_points(network.model, data.x_test[:1])[-1].parameters
+        results.update({key: found[key] for key in ("original", "span", "sentence")})
 
 
 def add_compressed(
-    results: Results,
-    network: Any,
-    data: Any,
-    out: Path,
-    *,
-    budgets: Sequence[str],
-    methods: Sequence[str],
-    at: Any,
-    progress: Callable[[int, int, Mapping[str, Any]], None],
+    work: Work, budgets: Sequence[str], methods: Sequence[str], at: Any = None
 ) -> None:
     """Compress the network, save each result, load it again, and measure what was loaded."""
     from koopjax import compress, models
 
+    network, data, results = work.nets[0], work.data, work.results
     pairs = [(compress.Budget.parse(b), compress.METHODS[m], m) for b in budgets for m in methods]
+    advance = work.stage("compressing", len(pairs))
     whole = models.accuracy(network.model, data.x_test, data.y_test)
-    # Seeds differ by more than a good compression loses: each is held against its own original.
-    whose = {"original_accuracy": whole, "seed": network.seed}
     rows: list[dict[str, Any]] = []
     for budget, method, name in pairs:
         row = {"method": name, "budget": str(budget)}
-        rows.append({**row, **_compressed(network, data, out, budget, method, at), **whose})
-        progress(len(rows), len(pairs), rows[-1])
+        row |= _compressed(network, data, work.given.out, budget, method, at)
+        # Seeds differ by more than a good compression loses: each is held against its own original.
+        rows.append({**row, "original_accuracy": whole, "seed": network.seed})
+        advance(len(rows), f"{name} {budget}")
     done = [row for row in rows if row["accuracy"] is not None]
     if not done:
         known = [row for row in rows if row["smallest"] is not None]
         least = min(known, key=lambda row: row["smallest"], default=None)
         said = f"{least['method']} needs {least['smallest']} bytes" if least else rows[0]["note"]
         raise UserError(f"--budget: expected a size that a method has a form of, got none: {said}")
-    if not results["original"]:
-        results["original"] = {
-            "accuracy": whole,
-            "stored_bytes": network.stored_bytes,
-            "parameters": parameters(network, data),
-        }
+    results["original"] = results["original"] or network.original(data, whole)
     results["compressed"] += rows
     koopman = [row for row in done if row["method"].startswith("koopman")]
     results["best"] = max(koopman or done, key=lambda row: row["accuracy"])
 
 
-def _compressed(
-    network: Any, data: Any, out: Path, budget: Any, method: Any, at: Any
-) -> dict[str, Any]:
+def _compressed(network, data, out: Path, budget, method, at) -> dict[str, Any]:
     """What a method makes of a network: the figures of its file, or why there is none."""
     import jax
 
-    from koopjax import compress, export, models
+    from koopjax import compress, models
 
-    found: dict[str, Any] = dict.fromkeys(("ratio", "stored_bytes", "accuracy"))
     (x, _), key = data.train_and_val(), jax.random.key(network.seed)
-    like = models.output_like(network.model, data.x_test)
-    task, _ = models.read_task(like, data.y_test)
-    began = time.perf_counter()
+    task, _ = models.read_task(models.output_like(network.model, data.x_test), data.y_test)
+    lacking = ("ratio", "stored_bytes", "accuracy", "smallest", "settings", "why")
+    row = {**dict.fromkeys(lacking), "note": "", "finetuned": False}
+    made, began = None, time.perf_counter()
     try:
         made = method(network.model, x, budget, at=at, key=key, task=task)
-        seconds = time.perf_counter() - began
     except (compress.BudgetTooSmall, compress.Inapplicable) as error:
-        told = {"note": str(error), "smallest": getattr(error, "smallest", None)}
-        told |= {"settings": None, "why": None}
-        seconds = time.perf_counter() - began
-    else:
-        size = str(budget).replace(" ", "")
+        row |= {"note": str(error), "smallest": getattr(error, "smallest", None)}
+    row["seconds"] = time.perf_counter() - began
+    if made is not None:
+        size, account = str(budget).replace(" ", ""), made.report.as_dict()
         path = out / f"{network.path.stem}-{made.report.method}-{size}.koopjax"
-        stored = export.save(made.model, path)
-        # An architecture that has no name of its own loads into the model it was saved from.
-        again = export.load(path, model=made.model)
-        accuracy = models.accuracy(again, data.x_test, data.y_test)
-        found = {"ratio": network.stored_bytes / stored, "stored_bytes": stored}
-        found["accuracy"] = accuracy
-        account = made.report.as_dict()
-        told = {"note": "", "smallest": None, "path": path.name}
-        told |= {name: account[name] for name in ("settings", "why")}
-    return {**found, "seconds": seconds, "finetuned": False, **told}
+        stored, row["accuracy"] = networks.saved(made.model, path, data)
+        row |= {"ratio": network.stored_bytes / stored, "stored_bytes": stored, "path": path.name}
+        row |= {name: account[name] for name in ("settings", "why")}
+    return row
 
 
 # What belongs to the networks that the span was replaced in, and goes with those rows.
@@ -317,28 +335,3 @@ def _commands(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     verb = lambda line: line.split()[1:2]
     lines = [line for line in str(old.get("command") or "").split(" && ") if line]
     return [*(line for line in lines if verb(line) != verb(new["command"])), new["command"]]
-
-
-def earlier(out: Path) -> dict[str, Any]:
-    """What lies in the folder already; nothing where that is no file of results."""
-    from koopjax import report
-
-    try:
-        return report.load(out)
-    except (OSError, ValueError):
-        return {}
-
-
-def write(results: Results, out: Path, *, alone: bool = False) -> tuple[Path, Path]:
-    """results.json and report.html, with pictures.
-
-    Args:
-        results: of one command; what it kept of earlier ones is put in.
-        out: folder.
-        alone: replace what other commands wrote there.
-    """
-    from koopjax import plot, report
-
-    if not alone:
-        results.update(merged(results, earlier(out)))
-    return report.save(results, out, plot.figures(results))

@@ -13,25 +13,22 @@ from koopjax._extras import needed
 needed("matplotlib", "report")
 
 from koopjax.plot._arrays import (
-    confusion as confusion,
-    disagreements as disagreements,
-    singular_values as singular_values,
-    spectrum as spectrum,
-    training as training,
+    bond_singular_values,
+    confusion,
+    disagreements,
+    singular_values,
+    spectrum,
+    training,
 )
-from koopjax.plot._pareto import pareto as pareto
 from koopjax.plot._results import (
-    accuracy_ladder as accuracy_ladder,
-    budget_curve as budget_curve,
-    figures as figures,
-    rank_curve as rank_curve,
+    accuracy_ladder,
+    budget_curve,
+    figures,
+    pareto,
+    rank_curve,
 )
-from koopjax.plot._style import COLOURS as COLOURS, colour as colour
-from koopjax.plot._trains import (
-    bond_singular_values as bond_singular_values,
-    interaction_spectrum as interaction_spectrum,
-    plane as plane,
-)
+from koopjax.plot._style import COLOURS, colour
+from koopjax.plot._trains import interaction_spectrum, plane
 
 __all__ = [
     "COLOURS",

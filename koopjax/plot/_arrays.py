@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import LogNorm
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.patches import Circle
 
 from koopjax._core import expected, read
-from koopjax.plot._style import COLOURS, GRID, INK, MUTED, colour, new_figure, numbers, style
+from koopjax.plot._style import COLOURS, GRID, INK, MUTED, colour, drawing, numbers
 
 # Relative size below which a singular value of a float32 matrix is rounding error (dead units).
 _ROUNDING = 1e-7
@@ -30,25 +32,71 @@ def singular_values(values: Mapping[str, Any] | Any, *, normalise: bool = True) 
         A `matplotlib.figure.Figure` with one line per array.
     """
     curves = dict(values) if isinstance(values, Mapping) else {"K": values}
-    with style():
-        figure = new_figure(6.4, 3.4)
-        axes = figure.subplots()
+    with drawing(6.4, 3.4) as (figure, axes):
         for name, curve in curves.items():
-            s = np.sort(np.abs(numbers("singular values", curve)).ravel())[::-1]
-            s = s[s > _ROUNDING * s[0]] if s.size else s
-            if not s.size:
-                continue
-            s = s / s[0] if normalise else s
+            s = _falling(curve, normalise, _ROUNDING)
             marker = "o" if s.size <= 40 else None
-            axes.plot(
-                np.arange(1, s.size + 1), s, color=colour(name), label=name, marker=marker, ms=3.5
-            )
-        axes.set_yscale("log")
-        axes.set_xlabel("index")
-        axes.set_ylabel("singular value / largest" if normalise else "singular value")
-        axes.grid(True, axis="y")
+            dress = {"color": colour(name), "label": name, "marker": marker, "ms": 3.5}
+            if s.size:
+                axes.plot(np.arange(1, s.size + 1), s, **dress)
+        _as_singular_values(axes, normalise)
         axes.margins(x=0.02)
         if len(curves) > 1:
+            axes.legend()
+    return figure
+
+
+def _falling(values: Any, normalise: bool, rounding: float) -> np.ndarray:
+    """Magnitudes, the largest first, without those that rounding cannot tell from zero."""
+    s = np.sort(np.abs(numbers("singular values", values)).ravel())[::-1]
+    s = s[s > rounding * s[0]] if s.size else s
+    return s / s[0] if normalise and s.size else s
+
+
+def _as_singular_values(axes: Any, normalise: bool) -> None:
+    axes.set_yscale("log")
+    axes.set_xlabel("index")
+    axes.set_ylabel("singular value / largest" if normalise else "singular value")
+    axes.grid(True, axis="y")
+
+
+def bond_singular_values(values: Any, *, normalise: bool = True) -> Any:
+    """Singular values at every bond of a tensor train, on a logarithmic axis.
+
+    What a bond carries from the coordinates on its left to those on its right. A cliff says that a
+    smaller rank would do there.
+
+    Args:
+        values: one array of singular values a bond, from the first bond to the last.
+        normalise: divide each bond's by its largest.
+
+    Returns:
+        A `matplotlib.figure.Figure`, one line a bond, from dark (first) to light (last).
+    """
+    if not isinstance(values, list | tuple):
+        raise expected("a list of singular values, an array a bond", type(values).__name__)
+    curves = [_falling(curve, normalise, 1e-15) for curve in values]
+    if not any(curve.size for curve in curves):
+        raise ValueError(
+            "expected singular values at one bond or more, got none, "
+            "try analysis.bond_singular_values(fit)"
+        )
+    # The lightest fifth of the scale would vanish on a white page.
+    scale, last = colormaps["viridis"], max(1, len(curves) - 1)
+    with drawing(6.4, 3.4) as (figure, axes):
+        for k, curve in enumerate(curves):
+            dress = {"color": scale(0.82 * k / last), "ms": 3.5, "lw": 1.3}
+            if curve.size:
+                index = np.arange(1, curve.size + 1)
+                axes.plot(index, curve, "o-", label=f"bond {k + 1}", **dress)
+        _as_singular_values(axes, normalise)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(curves) > 6:
+            cut = LinearSegmentedColormap.from_list("bonds", scale(np.linspace(0, 0.82, 64)))
+            mappable = ScalarMappable(Normalize(1, len(curves)), cut)
+            bar = figure.colorbar(mappable, ax=axes, label="bond", pad=0.02)
+            bar.locator.set_params(integer=True)
+        elif len(curves) > 1:
             axes.legend()
     return figure
 
@@ -65,9 +113,7 @@ def spectrum(eigenvalues: Any, residuals: Any = None, *, exact: Any = None) -> A
         A `matplotlib.figure.Figure` with equal scales on both axes.
     """
     z: Any = np.atleast_1d(numbers("eigenvalues", eigenvalues, np.complex128))
-    with style():
-        figure = new_figure(5.6 if residuals is not None else 4.6, 4.4)
-        axes = figure.subplots()
+    with drawing(5.6 if residuals is not None else 4.6, 4.4) as (figure, axes):
         axes.axhline(0, color=GRID, lw=0.8, zorder=0)
         axes.axvline(0, color=GRID, lw=0.8, zorder=0)
         axes.add_patch(Circle((0, 0), 1, fill=False, ec=MUTED, lw=1.0, ls=(0, (4, 3)), zorder=1))
@@ -156,20 +202,16 @@ def confusion(
     matrices = [np.asarray(read("counts", m)) for m in (matrix, other) if m is not None]
     for m in matrices:
         if m.ndim != 2 or m.shape != (len(matrices[0]),) * 2:
-            raise ValueError(
-                f"expected square confusion matrices of one size, got {m.shape}, "
-                "try counts of (true, answered) pairs"
-            )
+            what = "square confusion matrices of one size"
+            raise expected(what, f"{m.shape}", "counts of (true, answered) pairs")
     if isinstance(classes, str) or not isinstance(classes, Iterable | None):
         raise expected("a sequence of classes", f"{classes!r:.60}", "('cat', 'dog')")
     labels = [str(c) for c in (classes if classes is not None else range(len(matrices[0])))]
-    with style():
-        side = 3.5 if len(matrices[0]) <= 12 else 4.6
-        figure = new_figure(side * len(matrices), side + 0.1)
-        all_axes = np.atleast_1d(figure.subplots(1, len(matrices)))
-        for axes, m, title in zip(all_axes, matrices, titles, strict=False):
+    side, count = 3.5 if len(matrices[0]) <= 12 else 4.6, len(matrices)
+    with drawing(side * count, side + 0.1, 1, count, squeeze=False) as (figure, panels):
+        for axes, m, title in zip(panels[0], matrices, titles, strict=False):
             _one_confusion(axes, m, labels, title)
-        all_axes[0].set_ylabel("true class")
+        panels[0, 0].set_ylabel("true class")
     return figure
 
 
@@ -184,9 +226,8 @@ def disagreements(examples: Sequence[Mapping[str, Any]], *, limit: int = 12) -> 
     shown = list(examples)[:limit]
     columns = min(6, max(1, len(shown)))
     rows = max(1, -(-len(shown) // columns))
-    with style():
-        figure = new_figure(1.15 * columns + 0.2, 1.65 * rows)
-        grid = figure.subplots(rows, columns, squeeze=False)
+    size = 1.15 * columns + 0.2, 1.65 * rows
+    with drawing(*size, rows, columns, squeeze=False) as (figure, grid):
         for axes in grid.ravel():
             axes.axis("off")
         for axes, example in zip(grid.ravel(), shown, strict=False):
@@ -223,20 +264,17 @@ def training(history: Mapping[str, Sequence[float]] | Sequence[Mapping[str, floa
     if any(curve.ndim != 1 for curve in curves.values()):
         raise expected("one number an epoch", f"shapes {[c.shape for c in curves.values()]}")
     panels = {
-        "loss": {n: c for n, c in curves.items() if "loss" in n},
-        "accuracy": {n: c for n, c in curves.items() if "accuracy" in n},
+        kind: {name: curve for name, curve in curves.items() if kind in name}
+        for kind in ("loss", "accuracy")
+        if any(kind in name for name in curves)
     }
-    panels = {kind: members for kind, members in panels.items() if members}
     if not panels:
         raise ValueError(
             f"expected curves named *loss* or *accuracy*, got {sorted(history)}, "
             "try the history that models.train returns"
         )
-    with style():
-        figure = new_figure(3.4 * len(panels), 2.9)
-        for axes, (kind, members) in zip(
-            np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True
-        ):
+    with drawing(3.4 * len(panels), 2.9, 1, len(panels), squeeze=False) as (figure, grid):
+        for axes, (kind, members) in zip(grid[0], panels.items(), strict=True):
             for i, (name, curve) in enumerate(members.items()):
                 hue = (COLOURS["affine"], COLOURS["degree 2"], COLOURS["degree 3"])[i % 3]
                 axes.plot(np.arange(1, curve.size + 1), curve, label=name, color=hue)

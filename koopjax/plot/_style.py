@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -113,3 +113,34 @@ def style() -> Iterator[None]:
 def new_figure(width: float, height: float) -> Any:
     """An empty figure, in inches, laid out so that labels never overlap the axes."""
     return Figure(figsize=(width, height), layout="constrained")
+
+
+@contextlib.contextmanager
+def drawing(
+    width: float, height: float, lines: int = 1, columns: int = 1, **settings: Any
+) -> Iterator[tuple[Any, Any]]:
+    """A figure in the house's style, and its panels (one alone, or an array of them)."""
+    with style():
+        figure = new_figure(width, height)
+        yield figure, figure.subplots(lines, columns, **settings)
+
+
+def band(axes: Any, x: Sequence[float], rows: Sequence[Any], key: str, **dress: Any) -> None:
+    """A line of accuracies with a band of one standard deviation, which rows hold under `key`."""
+    mean = np.array([row["accuracy"] for row in rows], float)
+    std = np.array([row.get(key) or 0.0 for row in rows], float)
+    axes.plot(x, mean, **dress)
+    axes.fill_between(x, mean - std, mean + std, color=dress["color"], alpha=0.15, lw=0)
+
+
+def log_ticks(axes: Any, ticks: Sequence[float], form: str = "{:g}", base: int = 10) -> None:
+    """A logarithmic axis with these ticks alone."""
+    axes.set_xscale("log", base=base)
+    axes.set_xticks(ticks, [form.format(tick) for tick in ticks])
+    axes.minorticks_off()
+
+
+def decades(low: float, high: float, steps: Sequence[int], reach: float) -> list[float]:
+    """These steps × powers of ten that cover a range, and a factor beyond; its end if none does."""
+    known = [step * 10.0**e for e in range(-3, 8) for step in steps]
+    return [s for s in known if low / reach <= s <= high * reach] or [low]

@@ -1,4 +1,4 @@
-"""Figures about tensor trains: the plane of degrees and ranks, bonds, interactions."""
+"""Figures about tensor trains: the plane of degrees and ranks, and interactions."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
-from koopjax._core import expected
-from koopjax.plot._style import COLOURS, GRID, INK, MUTED, colour, new_figure, numbers, style
+from koopjax.plot._style import COLOURS, GRID, INK, MUTED, colour, drawing
 
 Row = Mapping[str, Any]
 # Text on a coloured cell keeps its colour on dark pages, so it is none of the page's own colours.
@@ -57,9 +54,8 @@ def plane(plane: Any) -> Any:
     lost = np.full((len(degrees), len(ranks)), np.nan)
     for (degree, rank), row in by_cell.items():
         lost[degrees.index(degree), ranks.index(rank)] = 100 * (whole - row[what])
-    with style():
-        figure = new_figure(max(4.2, 1.9 + 0.72 * len(ranks)), 1.6 + 0.62 * len(degrees))
-        axes = figure.subplots()
+    size = max(4.2, 1.9 + 0.72 * len(ranks)), 1.6 + 0.62 * len(degrees)
+    with drawing(*size) as (figure, axes):
         norm = LogNorm(0.1, 100.0)
         edges = [np.arange(len(side) + 1) - 0.5 for side in (ranks, degrees)]
         mesh = axes.pcolormesh(
@@ -69,14 +65,10 @@ def plane(plane: Any) -> Any:
             i, j = degrees.index(degree), ranks.index(rank)
             shade = norm(np.clip(lost[i, j], 0.1, 100.0))
             ink = _LIGHT if shade > 0.5 else _DARK
-            axes.text(
-                j, i - 0.1, f"{100 * row[what]:.1f}", ha="center", va="center", fontsize=9.5,
-                color=ink,
-            )  # fmt: skip
-            axes.text(
-                j, i + 0.26, _short(row["numbers"]), ha="center", va="center", fontsize=7.0,
-                color=ink,
-            )  # fmt: skip
+            texts = (-0.1, f"{100 * row[what]:.1f}", 9.5), (0.26, _short(row["numbers"]), 7.0)
+            for down, text, points in texts:
+                place = {"ha": "center", "va": "center", "fontsize": points}
+                axes.text(j, i + down, text, color=ink, **place)
         least = found.get("least")
         if least:
             corner = (ranks.index(least["rank"]) - 0.5, degrees.index(least["degree"]) - 0.5)
@@ -98,62 +90,8 @@ def plane(plane: Any) -> Any:
     return figure
 
 
-def bond_singular_values(values: Any, *, normalise: bool = True) -> Any:
-    """Singular values at every bond of a tensor train, on a logarithmic axis.
-
-    What a bond carries from the coordinates on its left to those on its right. A cliff says that a
-    smaller rank would do there.
-
-    Args:
-        values: one array of singular values a bond, from the first bond to the last.
-        normalise: divide each bond's by its largest.
-
-    Returns:
-        A `matplotlib.figure.Figure`, one line a bond, from dark (first) to light (last).
-    """
-    if not isinstance(values, list | tuple):
-        raise expected("a list of singular values, an array a bond", type(values).__name__)
-    curves = [np.sort(np.abs(numbers("singular values", v)).ravel())[::-1] for v in values]
-    if not any(curve.size and curve[0] > 0 for curve in curves):
-        raise ValueError(
-            "expected singular values at one bond or more, got none, "
-            "try analysis.bond_singular_values(fit)"
-        )
-    with style():
-        figure = new_figure(6.4, 3.4)
-        axes = figure.subplots()
-        # The lightest fifth of the scale would vanish on a white page.
-        scale = colormaps["viridis"]
-        shade = lambda k: scale(0.82 * k / max(1, len(curves) - 1))
-        for k, curve in enumerate(curves):
-            curve = curve[curve > 1e-15 * curve[0]] if curve.size else curve
-            if curve.size:
-                curve = curve / curve[0] if normalise else curve
-                index = np.arange(1, curve.size + 1)
-                axes.plot(index, curve, "o-", color=shade(k), ms=3.5, lw=1.3, label=f"bond {k + 1}")
-        axes.set_yscale("log")
-        axes.set_xlabel("index")
-        axes.set_ylabel("singular value / largest" if normalise else "singular value")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(True, axis="y")
-        if len(curves) > 6:
-            cut = LinearSegmentedColormap.from_list("bonds", scale(np.linspace(0, 0.82, 64)))
-            mappable = ScalarMappable(Normalize(1, len(curves)), cut)
-            bar = figure.colorbar(mappable, ax=axes, label="bond", pad=0.02)
-            bar.locator.set_params(integer=True)
-        elif len(curves) > 1:
-            axes.legend()
-    return figure
-
-
-def _spectra(spectra: Any) -> dict[str, Any]:
-    """Named summaries, whatever came: one spectrum, several seeds' or a mapping of either."""
-    if isinstance(spectra, Mapping) and "orders" not in spectra:
-        return {str(name): _seeds(one) for name, one in spectra.items()}
-    return {"": _seeds(spectra)}
-
-
 def _seeds(spectra: Any) -> Any:
+    """One summary, of one spectrum or of several seeds'."""
     if isinstance(spectra, Sequence):
         from koopjax.analysis import summarize_spectra
 
@@ -175,11 +113,12 @@ def interaction_spectrum(spectra: Any, *, coordinates: int = 12) -> Any:
     Returns:
         A `matplotlib.figure.Figure`.
     """
-    groups = _spectra(spectra)
+    named = isinstance(spectra, Mapping) and "orders" not in spectra
+    groups = {str(n): _seeds(s) for n, s in spectra.items()} if named else {"": _seeds(spectra)}
     alone = len(groups) == 1 and coordinates > 0
-    with style():
-        figure = new_figure(7.4 if alone else 5.6, 3.5)
-        panels = np.atleast_1d(figure.subplots(1, 2 if alone else 1))
+    width, count = (7.4, 2) if alone else (5.6, 1)
+    with drawing(width, 3.5, 1, count, squeeze=False) as (figure, grid):
+        panels = grid[0]
         for i, (name, one) in enumerate(groups.items()):
             _orders(panels[0], one, name, i, len(groups))
         panels[0].set_ylabel("share of the variance, %")

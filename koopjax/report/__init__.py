@@ -29,12 +29,7 @@ Fields of the results (all but the first five may be absent; unknown ones are ke
 =====================  =============================================================================
 """
 
-from koopjax.report._files import (
-    load as load,
-    to_json as to_json,
-    versions as versions,
-    write_atomically as write_atomically,
-)
-from koopjax.report._html import render as render, save as save, write as write
+from koopjax.report._files import load, to_json, versions, write_atomically
+from koopjax.report._html import render, save, write
 
 __all__ = ["load", "render", "save", "to_json", "versions", "write", "write_atomically"]

@@ -75,9 +75,7 @@ def human_bytes(count: float) -> str:
     """
     if count < 1024:
         return f"{int(count)} B"
-    if count < 1024**2:
-        return f"{count / 1024:.1f} KiB"
-    return f"{count / 1024**2:.1f} MiB"
+    return f"{count / 1024:.1f} KiB" if count < 1024**2 else f"{count / 1024**2:.1f} MiB"
 
 
 def _number(value: float, digits: int = 3) -> str:
@@ -101,33 +99,21 @@ def _lost(whole: float | None, row: Mapping[str, Any]) -> str:
     return "–" if whole is None or value is None else f"{round(100 * (whole - value), 2) + 0.0:.2f}"
 
 
-def _rungs(rows: Sequence[Any], finding: Any) -> list[Any]:
-    """Rows of the first table: those of full rank, and the finding."""
-    return [row for row in rows if row.get("rank") is None or row is finding]
-
-
 def _template() -> Any:
     jinja2 = needed("jinja2", "report")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("koopjax.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=jinja2.PackageLoader("koopjax.report", "templates"), autoescape=True,
+        undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
 
     def or_dash(write: Callable[..., str]) -> Callable[..., str]:
         """Fields that the results lack are written as a dash."""
+        lacking = lambda value: value is None or isinstance(value, jinja2.Undefined)
+        return lambda value, *rest: "–" if lacking(value) else write(value, *rest)
 
-        def filtered(value: Any, *rest: Any) -> str:
-            missing = value is None or isinstance(value, jinja2.Undefined)
-            return "–" if missing else write(value, *rest)
-
-        return filtered
-
-    environment.filters["human_bytes"] = or_dash(human_bytes)
-    environment.filters["number"] = or_dash(_number)
-    environment.filters["integer"] = or_dash(lambda value: f"{int(value):,}")
+    integer = lambda value: f"{int(value):,}"
+    written = {"human_bytes": human_bytes, "number": _number, "integer": integer}
+    environment.filters.update({name: or_dash(write) for name, write in written.items()})
     environment.filters["picture"] = _picture
     environment.globals["pm"] = _pm
     return environment.get_template("report.html")
@@ -150,22 +136,18 @@ def _rows(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _finding(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The row that the finding names: dictionary and rank of `results["finding"]`."""
-    wanted = results.get("finding")
-    if not wanted:
-        return None
-    for row in results.get("replaced") or ():
-        if all(row.get(key) == wanted[key] for key in _KEYS if key in wanted):
-            return row
-    return None
+    wanted = results.get("finding") or {}
+    same = lambda row: all(row.get(key) == wanted[key] for key in _KEYS if key in wanted)
+    rows = results.get("replaced") or () if wanted else ()
+    return next((row for row in rows if same(row)), None)
 
 
-def _best_rank_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Rows with a rank limit, by dictionary, truncation and rank."""
+def _ranked(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows with a rank limit, by dictionary (as they come), truncation and rank."""
     ranked = [row for row in rows if row.get("rank") is not None]
-    order = {row["dictionary"]: i for i, row in reversed(list(enumerate(ranked)))}
-    return sorted(
-        ranked, key=lambda r: (order[r["dictionary"]], str(r.get("truncation")), r["rank"])
-    )
+    names = [row["dictionary"] for row in ranked]
+    place = lambda row: (names.index(row["dictionary"]), str(row.get("truncation")), row["rank"])
+    return sorted(ranked, key=place)
 
 
 def _contest(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,10 +195,10 @@ def render(results: Mapping[str, Any], figures: Mapping[str, Any] | None = None)
         r=results,
         figures={name: _svg(name, figure) for name, figure in figures.items()},
         full=[row for row in replaced if row.get("rank") is None],
-        ranked=_best_rank_rows(replaced),
+        ranked=_ranked(replaced),
         finding=finding,
         contest=_contest(results),
-        rungs=_rungs(replaced, finding),
+        rungs=[row for row in replaced if row.get("rank") is None or row is finding],
         lost=lambda row, whole=None: _lost(whole or results["original"].get("accuracy"), row),
         seeds=len(results.get("seeds") or [results.get("seed")]),
     )

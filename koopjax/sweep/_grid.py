@@ -1,31 +1,27 @@
 """A function at every point of a grid, in one compiled program a shape."""
 
+import base64
 import contextlib
+import functools
+import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from koopjax._core import as_array, as_whole, expected, in_float64, is_wide
-from koopjax.sweep._fingerprint import fingerprint
+from koopjax import _core
+from koopjax._core import Ledger, as_array, as_whole, expected, in_float64, is_wide
 from koopjax.sweep._lanes import LANES, Program, bytes_of
-from koopjax.sweep._ledger import Ledger
-from koopjax.sweep._points import Bucket, Points, check_function, float_dtype, points_of
+from koopjax.sweep._points import Points, check_function, float_dtype, points_of
 from koopjax.sweep._table import Table
 
 
 def wide(tree: Any) -> contextlib.AbstractContextManager:
     """A context in which float64 arrays of the data stay float64; else one that does nothing."""
     return in_float64(is_wide(tree))
-
-
-def _check(lanes: str, chunk: Any) -> None:
-    if lanes not in LANES:
-        raise expected(f"lanes in {LANES}", repr(lanes))
-    if chunk is not None:
-        as_whole("chunk", chunk, 1)
 
 
 def grid(
@@ -90,7 +86,10 @@ def grid(
         >>> table["error"].tolist()
         [0.0, 3.5]
     """
-    _check(lanes, chunk)
+    if lanes not in LANES:
+        raise expected(f"lanes in {LANES}", repr(lanes))
+    if chunk is not None:
+        as_whole("chunk", chunk, 1)
     limit = bytes_of(memory_limit)
     with wide((list(data), axes)):
         # On the device once, not again for each chunk.
@@ -102,72 +101,41 @@ def grid(
         with contextlib.ExitStack() as stack:
             book = None
             if ledger is not None:
-                book = stack.enter_context(Ledger(ledger, fingerprint(function, held, points)))
+                what = _fingerprint(function, held, points)
+                book = stack.enter_context(Ledger(ledger, what, "sweep"))
             return _run(function, held, points, lanes, chunk, limit, book, progress)
 
 
-def _run(
-    function: Any,
-    data: tuple[Any, ...],
-    points: Points,
-    lanes: str,
-    chunk: int | None,
-    limit: int | None,
-    book: Ledger | None,
-    progress: Callable[[int, int], None] | None,
-) -> Table:
-    total = len(points.positions)
-    entries: list[Any] = [None] * total
-    done = 0 if book is None else len(book.finished)
-    if progress is not None and done:
-        progress(done, total)
-    for bucket in points.buckets:
-        program = Program(function, data, points.stacked, bucket.settings, lanes)
-        for chosen, out in _chunks(program, points, bucket, chunk, limit, book):
+def _run(function, data, points: Points, lanes, chunk, limit, book, progress) -> Table:
+    """Compute what the ledger lacks, chunk by chunk, each on disk before the next begins."""
+    tell = progress or (lambda done, total: None)
+    finished = {} if book is None else _finished(book)
+    entries: list[Any] = [None] * len(points.positions)
+    done = len(finished)
+    if done:
+        tell(done, len(entries))
+    for settings, places in points.buckets.items():
+        program = Program(function, data, points.stacked, settings, lanes)
+        missing = [point for point in places if point not in finished]
+        size = min(len(missing), int(chunk or len(missing)))
+        if limit is not None and missing:
+            size = program.chunk(size, limit)
+        for start in range(0, len(missing), max(size, 1)):
+            chosen = missing[start : start + size]
+            out = program(points.lanes(chosen), size, len(chosen))
+            if book is not None:
+                leaves = [_encode(leaf) for leaf in jax.tree.leaves(out)]
+                book.add("chunk", {"points": chosen, "leaves": leaves})
             for lane, point in enumerate(chosen):
                 entries[point] = jax.tree.map(lambda leaf, i=lane: leaf[i], out)
             done += len(chosen)
-            if progress is not None:
-                progress(done, total)
-        _restore(program, points, bucket, book, entries)
+            tell(done, len(entries))
+        if len(missing) < len(places):
+            # What the ledger held already, in the structure that the function returns.
+            structure = program.structure()
+            for point in set(places) - set(missing):
+                entries[point] = jax.tree.unflatten(structure, finished[point])
     return _table(points, entries)
-
-
-def _chunks(
-    program: Program,
-    points: Points,
-    bucket: Bucket,
-    chunk: int | None,
-    limit: int | None,
-    book: Ledger | None,
-) -> Any:
-    """Compute what is missing of a bucket, chunk by chunk, each on disk before it is handed on."""
-    finished = {} if book is None else book.finished
-    missing = [point for point in bucket.points if point not in finished]
-    if not missing:
-        return
-    names = list(points.stacked)
-    size = len(missing) if chunk is None else min(int(chunk), len(missing))
-    if limit is not None:
-        size = program.chunk(names, size, limit)
-    for start in range(0, len(missing), size):
-        chosen = missing[start : start + size]
-        out = program(points.lanes(chosen), size, len(chosen))
-        if book is not None:
-            book.append(chosen, jax.tree.leaves(out))
-        yield chosen, out
-
-
-def _restore(
-    program: Program, points: Points, bucket: Bucket, book: Ledger | None, entries: list[Any]
-) -> None:
-    """Put what the ledger held already into the structure that the function returns."""
-    if book is None or not any(point in book.finished for point in bucket.points):
-        return
-    structure = jax.tree.structure(program.shapes(list(points.stacked)))
-    for point in bucket.points:
-        if point in book.finished:
-            entries[point] = jax.tree.unflatten(structure, book.finished[point])
 
 
 def _table(points: Points, entries: list[Any]) -> Table:
@@ -186,3 +154,63 @@ def _table(points: Points, entries: list[Any]) -> Table:
                 arrays.setdefault(name, [None] * len(entries))[point] = value
         rows.append(row)
     return Table(rows, tuple(axis.name for axis in points.axes), arrays)
+
+
+def _encode(leaf: Any) -> dict[str, Any]:
+    array = np.asarray(leaf)
+    text = base64.b64encode(array.tobytes()).decode()
+    # Names instead of codes, since bfloat16 and its like have no code of NumPy's own.
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "base64": text}
+
+
+def _decode(item: dict[str, Any]) -> np.ndarray:
+    flat = np.frombuffer(base64.b64decode(item["base64"]), np.dtype(item["dtype"]))
+    return flat.reshape(item["shape"]).copy()
+
+
+def _finished(book: Ledger) -> dict[int, list[np.ndarray]]:
+    """Leaves of the outputs at the points that a ledger holds."""
+    found = {}
+    for row in book.of("chunk"):
+        leaves = [_decode(item) for item in row["leaves"]]
+        for lane, point in enumerate(row["points"]):
+            found[point] = [leaf[lane] for leaf in leaves]
+    return found
+
+
+def digest(tree: Any) -> str:
+    """A hash of the structure and the numbers of a tree."""
+    leaves, structure = jax.tree.flatten(tree)
+    made = hashlib.sha256(_anonymous(str(structure)).encode())
+    for leaf in leaves:
+        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        made.update(_core.digest(array).encode())
+    return made.hexdigest()
+
+
+def _anonymous(text: str) -> str:
+    """A text without memory addresses, which differ from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+|\bid=\d+", "", text)
+
+
+def _call(function: Any, keywords: dict[str, Any], data: tuple[Any, ...], point: Any) -> Any:
+    return dict(function(*data, **keywords, **point))
+
+
+def _fingerprint(function: Any, data: tuple[Any, ...], points: Points) -> dict[str, str]:
+    """What a sweep is, part by part, the same in every process.
+
+    The `function` is the operations that one lane of every bucket traces to, with the constants in
+    them.
+    """
+    cells = [(axis.name, axis.static, _anonymous(repr(axis.cells))) for axis in points.axes]
+    axes = hashlib.sha256(repr(cells).encode())
+    axes.update(digest(points.stacked).encode())
+    axes.update(points.positions.astype(np.int64).tobytes())
+    first = lambda values: jax.tree.map(lambda leaf: leaf[0], values)
+    lane, program = jax.eval_shape(first, points.stacked), hashlib.sha256()
+    for settings in points.buckets:
+        keywords = {name: value for name, value, _ in settings}
+        closed = jax.make_jaxpr(functools.partial(_call, function, keywords))(data, lane)
+        program.update(_core.fingerprint(closed, anonymous=True).encode())
+    return {"function": program.hexdigest(), "axes": axes.hexdigest(), "data": digest(data)}

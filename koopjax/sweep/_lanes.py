@@ -14,7 +14,7 @@ from jaxtyping import Array
 from koopjax._core import NONFINITE_SOLUTION, SUCCESS, expected
 
 LANES = ("vmap", "map")
-UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 1e3, "MB": 1e6, "GB": 1e9}
+UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 
 
 def bytes_of(limit: Any) -> int | None:
@@ -22,13 +22,9 @@ def bytes_of(limit: Any) -> int | None:
     if limit is None:
         return None
     if isinstance(limit, str):
-        found = re.fullmatch(r"\s*([0-9.]+(?:[eE][0-9]+)?)\s*([A-Za-z]*)\s*", limit)
-        unit = UNITS.get(found[2].upper()) if found else None
-        try:
-            if found and unit:
-                return int(float(found[1]) * unit)
-        except ValueError:
-            pass
+        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)(e\d+)?\s*([a-z]*)\s*", limit.lower())
+        if found and found[3] in UNITS:
+            return int(float(found[1] + (found[2] or "")) * UNITS[found[3]])
     elif not isinstance(limit, bool) and np.isfinite(limit) and limit > 0:
         return int(limit)
     raise expected("a memory limit in bytes, or such as '2GiB'", f"{limit!r}")
@@ -46,9 +42,7 @@ def _flag(out: dict[str, Any]) -> Array:
     """SUCCESS, or NONFINITE_SOLUTION where a scalar of the output is NaN or infinite."""
     scalars = [v for v in out.values() if isinstance(v, jax.Array) and v.ndim == 0]
     inexact = [v for v in scalars if jnp.issubdtype(v.dtype, jnp.inexact)]
-    sound = jnp.asarray(True)
-    for value in inexact:
-        sound = sound & jnp.isfinite(value)
+    sound = functools.reduce(jnp.logical_and, map(jnp.isfinite, inexact), jnp.asarray(True))
     return jnp.where(sound, SUCCESS, NONFINITE_SOLUTION).astype(jnp.int32)
 
 
@@ -111,14 +105,7 @@ def run_lanes(
 class Program:
     """A bucket's function with everything but the points set."""
 
-    def __init__(
-        self,
-        function: Any,
-        data: tuple[Any, ...],
-        values: dict[str, Any],
-        settings: tuple[tuple[str, Any, type], ...],
-        lanes: str,
-    ) -> None:
+    def __init__(self, function: Any, data: Any, values: Any, settings: Any, lanes: str) -> None:
         """Hold what all chunks have in common; nothing is traced yet."""
         self.arguments = (data, values)
         self.static = {"function": function, "settings": settings, "lanes": lanes}
@@ -131,20 +118,17 @@ class Program:
         out = run_lanes(*self.arguments, chunk, index, **self.static)
         return jax.tree.map(lambda leaf: leaf[:count], jax.device_get(out))
 
-    def _abstract(self, names: Any, size: int) -> tuple[dict[str, Any], Any]:
+    def _lanes(self, size: int) -> tuple[Any, ...]:
         index = np.zeros(size, np.int32)
-        return dict.fromkeys(names, index), index
+        return *self.arguments, dict.fromkeys(self.arguments[1], index), index
 
-    def shapes(self, names: Any) -> dict[str, Any]:
-        """Shapes and dtypes of the outputs of one lane; also checks what the function returns."""
-        out = run_lanes.eval_shape(*self.arguments, *self._abstract(names, 1), **self.static)
-        drop = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-        return jax.tree.map(drop, out)
+    def structure(self) -> Any:
+        """How the outputs are nested."""
+        return jax.tree.structure(run_lanes.eval_shape(*self._lanes(1), **self.static))
 
-    def bytes(self, names: Any, size: int) -> int:
+    def bytes(self, size: int) -> int:
         """What the compiled program of so many lanes takes: arguments, results, temporaries."""
-        lowered = run_lanes.lower(*self.arguments, *self._abstract(names, size), **self.static)
-        found = lowered.compile().memory_analysis()
+        found = run_lanes.lower(*self._lanes(size), **self.static).compile().memory_analysis()
         if found is None:
             raise expected(
                 "a backend that says what memory a program takes",
@@ -158,16 +142,16 @@ class Program:
             - found.alias_size_in_bytes
         )
 
-    def chunk(self, names: Any, points: int, limit: int) -> int:
+    def chunk(self, points: int, limit: int) -> int:
         """How many lanes of a bucket fit within a limit of bytes.
 
         All of them are tried first: where they fit, that compilation is the one that runs. Else
         the bytes are a line through one lane and all lanes, and what the line promises is checked.
         """
-        whole = self.bytes(names, points)
+        whole = self.bytes(points)
         if whole <= limit:
             return points
-        single = self.bytes(names, 1) if points > 1 else whole
+        single = self.bytes(1) if points > 1 else whole
         if single > limit:
             raise expected(
                 f"a memory limit of at least {words(single)} ({single} bytes), which one lane "
@@ -177,6 +161,6 @@ class Program:
             )
         size = 1 + int((limit - single) * (points - 1) // max(whole - single, 1))
         size = max(1, min(size, points - 1))
-        while size > 1 and self.bytes(names, size) > limit:
+        while size > 1 and self.bytes(size) > limit:
             size = max(1, size * 3 // 4)
         return size

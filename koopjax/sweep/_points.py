@@ -14,6 +14,7 @@ import numpy as np
 from koopjax._core import expected
 
 PLAIN = (bool, int, float, str, type(None))
+NUMERIC = (int, float, complex, np.ndarray, np.generic, jax.Array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,36 +40,19 @@ class Axis:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bucket:
-    """The points that share one compilation.
-
-    Attributes:
-        settings: static names and values, with the values' types so that 2 and 2.0 differ.
-        points: positions of the points in the table.
-    """
-
-    settings: tuple[tuple[str, Any, type], ...]
-    points: tuple[int, ...]
-
-    @property
-    def keywords(self) -> dict[str, Any]:
-        """The static settings as the function takes them."""
-        return {name: value for name, value, _ in self.settings}
-
-
-@dataclasses.dataclass(frozen=True)
 class Points:
     """All points of a sweep.
 
     Attributes:
         axes: in the order given.
         positions: `(points, axes)`, the position on each axis.
-        buckets: in order of first appearance.
+        buckets: places in the table of the points that share a compilation, by static names and
+            values, with the values' types so that 2 and 2.0 differ.
     """
 
     axes: tuple[Axis, ...]
     positions: np.ndarray
-    buckets: tuple[Bucket, ...]
+    buckets: dict[tuple[tuple[str, Any, type], ...], list[int]]
 
     @property
     def stacked(self) -> dict[str, Any]:
@@ -114,26 +98,28 @@ def _static_axis(name: str, values: list[Any]) -> Axis:
     return Axis(name, cells, tuple(values), True)
 
 
-def _numbers(name: str, values: list[Any], dtype: Any) -> np.ndarray:
-    """Numbers of an axis in one array; floating ones in the dtype of the data."""
-    made = np.asarray(values)
-    if made.dtype.kind not in "biufc":
-        raise expected(
-            f"numbers, arrays or keys on the traced axis {name!r}",
-            f"{values[0]!r}",
-            f"static=({name!r},), one compilation a value",
-        )
-    return made.astype(dtype) if made.dtype.kind == "f" else made
-
-
 def _traced_axis(name: str, values: Any, dtype: Any) -> Axis:
+    """Values in one array, or tree of them; Python's floats in the dtype of the data."""
     if _is_key(values):
         return Axis(name, tuple(range(len(values))), values, False)
     if isinstance(values, jax.Array) and values.ndim == 1:
         return Axis(name, tuple(np.asarray(values).tolist()), values, False)
     listed = [_plain(value) for value in values]
-    if all(isinstance(v, (*PLAIN, complex)) for v in listed):
-        return Axis(name, tuple(listed), _numbers(name, listed, dtype), False)
+    leaves, numbers = jax.tree.leaves(listed), np.empty(0)
+    plain = all(isinstance(v, (*PLAIN, complex)) for v in listed)
+    sound = bool(leaves) and all(isinstance(leaf, NUMERIC) for leaf in leaves)
+    if plain:
+        numbers = np.asarray(listed)
+        sound = numbers.dtype.kind in "biufc"
+    if not sound:
+        raise expected(
+            f"numbers, arrays or keys on the traced axis {name!r}",
+            f"{listed[0]!r:.60}",
+            f"static=({name!r},), one compilation a value",
+        )
+    if plain:
+        kind = dtype if numbers.dtype.kind == "f" else numbers.dtype
+        return Axis(name, tuple(listed), numbers.astype(kind), False)
     shapes = {
         (jax.tree.structure(v), *(jnp.shape(leaf) for leaf in jax.tree.leaves(v))) for v in listed
     }
@@ -142,16 +128,6 @@ def _traced_axis(name: str, values: Any, dtype: Any) -> Axis:
             f"values of one structure and shape on the traced axis {name!r}",
             f"{len(shapes)} different ones",
             f"static=({name!r},), or padding them to one shape",
-        )
-    numeric = all(
-        isinstance(leaf, int | float | complex | np.ndarray | np.generic | jax.Array)
-        for leaf in jax.tree.leaves(listed)
-    )
-    if not numeric or not jax.tree.leaves(listed):
-        raise expected(
-            f"numbers, arrays or keys on the traced axis {name!r}",
-            f"{type(listed[0]).__name__}",
-            f"static=({name!r},), one compilation a value",
         )
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *listed)
     return Axis(name, tuple(range(len(listed))), stacked, False)
@@ -189,13 +165,9 @@ def _check_names(axes: Any, static: Sequence[str]) -> None:
 
 
 def points_of(axes: Mapping[str, Any], static: Sequence[str], zipped: bool, dtype: Any) -> Points:
-    """All points of the product of the axes, or of the axes in step.
+    """All points of the product of the axes, or (`zipped`) of the axes in step.
 
-    Args:
-        axes: name to values.
-        static: names of the axes of which each value is compiled on its own.
-        zipped: whether the axes go in step instead of in all combinations.
-        dtype: for floating values that have no JAX dtype of their own.
+    The dtype is that of floating values that have no JAX dtype of their own.
     """
     static = (static,) if isinstance(static, str) else tuple(static)
     _check_names(axes, static)
@@ -216,17 +188,12 @@ def points_of(axes: Mapping[str, Any], static: Sequence[str], zipped: bool, dtyp
         ranges = itertools.product(*(range(size) for size in sizes))
         flat = np.fromiter(itertools.chain.from_iterable(ranges), np.int64)
         positions = flat.reshape(math.prod(sizes), len(sizes))
-    return Points(made, positions, _buckets(made, positions))
-
-
-def _buckets(axes: tuple[Axis, ...], positions: np.ndarray) -> tuple[Bucket, ...]:
-    grouped: dict[tuple[tuple[str, Any, type], ...], list[int]] = {}
-    columns = [k for k, axis in enumerate(axes) if axis.static]
+    buckets: dict[tuple[tuple[str, Any, type], ...], list[int]] = {}
+    columns = [k for k, axis in enumerate(made) if axis.static]
     for point, at in enumerate(positions):
-        chosen = [(axes[k].name, axes[k].values[int(at[k])]) for k in columns]
-        settings = tuple((name, value, type(value)) for name, value in chosen)
-        grouped.setdefault(settings, []).append(point)
-    return tuple(Bucket(settings, tuple(points)) for settings, points in grouped.items())
+        chosen = [(made[k].name, made[k].values[int(at[k])]) for k in columns]
+        buckets.setdefault(tuple((n, value, type(value)) for n, value in chosen), []).append(point)
+    return Points(made, positions, buckets)
 
 
 def check_function(function: Any, data: Sequence[Any], names: Sequence[str]) -> None:

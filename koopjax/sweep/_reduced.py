@@ -22,7 +22,7 @@ from koopjax._core import (
     semidefinite_root,
 )
 from koopjax.sweep._grid import grid
-from koopjax.sweep._table import RankTable, Table
+from koopjax.sweep._table import RankTable
 
 Statistics = edmd.Gram | edmd.RFactor
 
@@ -71,8 +71,10 @@ class LowRankTable(RankTable):
         """
         which = position("alpha", alpha, self.alphas)
         (k,) = check_ranks([rank], self.family.right.shape[1])
+        # Cut on the host: on the device each rank would be a program of its own.
+        left, right = np.asarray(self.family.left), np.asarray(self.family.right)
         with precise(self.family):
-            return self.family.left[which, :, :k], self.family.right[which, :k]
+            return jax.device_put(left[which, :, :k]), jax.device_put(right[which, :k])
 
 
 def position(name: str, value: Any, known: Sequence[Any]) -> int:
@@ -252,45 +254,23 @@ def reduced_ranks(
             None if metric is None else jnp.asarray(metric).astype(dtype),
             None if validation is None else validation.astype(dtype),
         )
-        scores = _scores(family, score, chosen, alphas, lanes, memory_limit)
-    return _low_rank_table(family, chosen, alphas, scores, (p, q), validation is not None)
-
-
-def _scores(
-    family: Family,
-    score: Any,
-    ranks: tuple[int, ...],
-    alphas: tuple[float, ...],
-    lanes: str,
-    memory_limit: Any,
-) -> Table | None:
-    if score is None:
-        return None
-    axes = {"at": range(len(alphas)), "rank": ranks}
-    data = (family.left, family.right)
-    return grid(_Scored(score), axes, data=data, lanes=lanes, memory_limit=memory_limit)
-
-
-def _low_rank_table(
-    family: Family,
-    ranks: tuple[int, ...],
-    alphas: tuple[float, ...],
-    scores: Table | None,
-    sizes: tuple[int, int],
-    validated: bool,
-) -> LowRankTable:
-    host = jax.device_get((family.error, family.held, family.condition, family.result))
-    error, held, condition, result = host
+        scores = None
+        if score is not None:
+            scores = grid(
+                _Scored(score), {"at": range(len(alphas)), "rank": chosen},
+                data=(family.left, family.right), lanes=lanes, memory_limit=memory_limit,
+            )  # fmt: skip
+    found = jax.device_get((family.error, family.held, family.condition, family.result))
+    error, held, condition, result = found
     rows = []
-    for i, (at, rank) in enumerate(itertools.product(range(len(alphas)), ranks)):
+    for i, (at, rank) in enumerate(itertools.product(range(len(alphas)), chosen)):
         row: dict[str, Any] = {"alpha": alphas[at], "rank": rank}
         row["error"] = float(error[at, rank - 1])
-        if validated:
+        if validation is not None:
             row["validation_error"] = float(held[at, rank - 1])
-        row["numbers"] = rank * sum(sizes)
-        row["condition"] = float(condition[at])
+        row |= {"numbers": rank * (p + q), "condition": float(condition[at])}
         scored = {} if scores is None else scores.rows[i]
-        row.update({k: v for k, v in scored.items() if k not in ("at", "rank", "result")})
+        row |= {k: v for k, v in scored.items() if k not in ("at", "rank", "result")}
         row["result"] = max(int(result[at]), scored.get("result", 0))
         rows.append(row)
     arrays = {} if scores is None else scores.arrays

@@ -49,10 +49,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write(path: str | os.PathLike[str], text: str) -> None:
-    target = pathlib.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, text.encode())
+def _written(text: str, path: str | os.PathLike[str] | None) -> str:
+    """The text, in a file too where one is named."""
+    if path is not None:
+        target = pathlib.Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, text.encode())
+    return text
 
 
 def _shown(value: Any) -> str:
@@ -113,14 +116,11 @@ class Table:
     def where(self, **values: Any) -> "Table":
         """The rows with these values, `table.where(degree=2)`."""
         self._check(*values)
-        several = [
-            name for name, value in values.items() if np.ndim(value) or np.ma.is_masked(value)
-        ]
-        if several:
-            raise expected(f"one value of {several[0]}", f"{values[several[0]]!r:.60}")
-        kept = [
-            i for i, row in enumerate(self.rows) if all(row.get(k) == v for k, v in values.items())
-        ]
+        for name, value in values.items():
+            if np.ndim(value) or np.ma.is_masked(value):
+                raise expected(f"one value of {name}", f"{value!r:.60}")
+        fits = lambda row: all(row.get(name) == value for name, value in values.items())
+        kept = [i for i, row in enumerate(self.rows) if fits(row)]
         arrays = {name: [entries[i] for i in kept] for name, entries in self.arrays.items()}
         return Table([self.rows[i] for i in kept], self.axes, arrays)
 
@@ -209,21 +209,19 @@ class Table:
             ValueError: an unknown column, or several rows for one cell.
         """
         self._check(rows, columns, values)
-        down = list(dict.fromkeys(row[rows] for row in self.rows))
-        across = list(dict.fromkeys(row[columns] for row in self.rows))
-        plane = np.full((len(down), len(across)), np.nan)
-        seen = set()
+        cells: dict[tuple[Any, Any], Any] = {}
         for row in self.rows:
-            cell = down.index(row[rows]), across.index(row[columns])
-            if cell in seen:
+            place = row[rows], row[columns]
+            if place in cells:
                 raise expected(
                     f"one row for each ({rows}, {columns})",
-                    f"several at ({row[rows]}, {row[columns]})",
+                    f"several at {place}",
                     "table.mean_over(axis) or table.where(axis=value) first",
                 )
-            seen.add(cell)
-            plane[cell] = np.nan if row.get(values) is None else row[values]
-        return Pivot(plane, tuple(down), tuple(across))
+            cells[place] = row.get(values)
+        down, across = (tuple(dict.fromkeys(place[side] for place in cells)) for side in (0, 1))
+        plane = np.array([[cells.get((d, a)) for a in across] for d in down], np.float64)
+        return Pivot(plane.reshape(len(down), len(across)), down, across)
 
     def to_dict(self, *, arrays: bool = False) -> dict[str, Any]:
         """Plain values, for JSON; None where a number is NaN or infinite.
@@ -247,9 +245,7 @@ class Table:
     def to_json(self, path: str | os.PathLike[str] | None = None, *, arrays: bool = False) -> str:
         """The table as JSON text, written to a file where one is named; returns the text."""
         text = json.dumps(self.to_dict(arrays=arrays), indent=1, allow_nan=False) + "\n"
-        if path is not None:
-            _write(path, text)
-        return text
+        return _written(text, path)
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """The table as comma-separated text, written to a file where one is named."""
@@ -257,9 +253,7 @@ class Table:
         writer = csv.DictWriter(out, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        if path is not None:
-            _write(path, out.getvalue())
-        return out.getvalue()
+        return _written(out.getvalue(), path)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "Table":

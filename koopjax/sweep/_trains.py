@@ -1,8 +1,10 @@
-"""Tensor-train ranks, ridges and seeds in one call: lanes padded to a few sizes."""
+"""All ranks of a fit in one call; those of tensor trains as lanes padded to a few sizes."""
 
 import contextlib
 import dataclasses
+import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,16 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, has_float64, own_rules
-from koopjax.sweep._buckets import bucket_sizes
+from koopjax import edmd
+from koopjax._core import expected, has_float64, on_device, own_rules
 from koopjax.sweep._grid import grid, wide
-from koopjax.sweep._reduced import check_ranks, listed_alphas, position
-from koopjax.sweep._table import RankTable, Table
+from koopjax.sweep._reduced import check_ranks, listed_alphas, position, reduced_ranks
+from koopjax.sweep._table import RankTable
 from koopjax.tensor_edmd import AlsFitter, AlsSettings, TensorKoopman
 
 LANES = ("auto", "vmap", "map")
 #: Settings of `als` that a sweep takes; its ranks are fixed, so `adaptive` is none of them.
 FITTING = ("sweeps", "batch_size", "patience", "dtype")
+#: The work of a local problem grows with the fourth power of the rank, measured for ranks 6 to 16.
+POWER = 4
+#: How much more work than without padding is allowed, as the model counts it.
+WASTE = 1.35
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +149,7 @@ def train_ranks(
             {
                 "size": [min(sizes[min(rank, most)], most) for _, _, rank in points],
                 "rank": np.asarray([rank for _, _, rank in points], np.int32),
-                "alpha": jnp.asarray(np.asarray([alphas[at] for at, _, _ in points], fitter.wide)),
+                "alpha": on_device(np.asarray([alphas[at] for at, _, _ in points]), fitter.wide),
                 "seed": np.asarray([seed for _, seed, _ in points], np.int32),
             },
             data=(fitter, keys),
@@ -152,7 +158,13 @@ def train_ranks(
             lanes=lanes,
             **settings,
         )
-    return _train_table(psi, made, alphas, points)
+    rows = []
+    for row, (at, _, _) in zip(made.rows, points, strict=True):
+        place = {"alpha": alphas[at], "seed": row["seed"], "rank": row["rank"]}
+        rows.append(place | {k: v for k, v in row.items() if k not in ("size", *place)})
+    arrays = {name: entries for name, entries in made.arrays.items() if name != "fit"}
+    fits = tuple(made.arrays["fit"])
+    return TrainTable(rows, ("alpha", "seed", "rank"), arrays, psi, fits)
 
 
 def _keys(key: Any) -> Array:
@@ -170,14 +182,80 @@ def _keys(key: Any) -> Array:
     return key if key.ndim == 1 else key.reshape(1)
 
 
-def _train_table(
-    psi: Any, made: Table, alphas: tuple[float, ...], points: list[tuple[int, int, int]]
-) -> TrainTable:
-    rows = []
-    for row, (at, _, _) in zip(made.rows, points, strict=True):
-        place = {"alpha": alphas[at], "seed": row["seed"], "rank": row["rank"]}
-        rest = {k: v for k, v in row.items() if k not in ("size", *place)}
-        rows.append({**place, **rest})
-    fits = made.arrays["fit"]
-    arrays = {name: entries for name, entries in made.arrays.items() if name != "fit"}
-    return TrainTable(rows, ("alpha", "seed", "rank"), arrays, psi, tuple(fits))
+def _cheapest(ranks: Sequence[int], count: int) -> tuple[int, ...]:
+    """Sizes of at most so many buckets that cover sorted ranks with the least work.
+
+    Dynamic programming over where a bucket ends: each pads all of its lanes to its last rank.
+    """
+
+    @functools.cache
+    def best(end: int, count: int) -> tuple[float, tuple[int, ...]]:
+        """Of the first `end` ranks."""
+        if not end or not count:
+            return (math.inf if end else 0.0), ()
+        options = []
+        for start in range(end):
+            work, sizes = best(start, count - 1)
+            work += (end - start) * float(ranks[end - 1]) ** POWER
+            options.append((work, (*sizes, ranks[end - 1])))
+        return min(options)
+
+    return best(len(ranks), count)[1]
+
+
+def bucket_sizes(ranks: Sequence[int], buckets: Any = None) -> dict[int, int]:
+    """The size that each rank is padded to: of those given, or the fewest sizes of little waste."""
+    known = sorted(set(ranks))
+    covered = lambda sizes: {rank: min(size for size in sizes if size >= rank) for rank in known}
+    if buckets is None:
+        work = lambda sizes: sum(float(size) ** POWER for size in sizes)
+        plans = (covered(_cheapest(known, count)) for count in range(1, len(known) + 1))
+        return next(plan for plan in plans if work(plan.values()) <= WASTE * work(known))
+    sizes = check_ranks(buckets)
+    if max(sizes) < known[-1]:
+        got = f"sizes {sorted(sizes)}"
+        raise expected(f"a bucket for rank {known[-1]}", got, f"adding {known[-1]}")
+    return covered(sizes)
+
+
+def ranks(first: Any, /, *arguments: Any, **settings: Any) -> RankTable:
+    """Fits of many ranks, ridges and seeds in one call: how much of the error each rank is worth.
+
+    `ranks(statistics, ranks)` is `reduced_ranks`, regression from one set of EDMD statistics;
+    `ranks(psi, x, y, ranks, key)` is `train_ranks`, tensor trains over a product dictionary.
+
+    Args:
+        first: `edmd.Gram` or `edmd.RFactor`; or a dictionary.
+        *arguments: the ranks; with a dictionary `x`, `y`, the ranks and a key.
+        **settings: as for `reduced_ranks` or `train_ranks`.
+
+    Returns:
+        A table with a row for each rank at each ridge (and seed): `error`, relative, on the samples
+        of the fit; `validation_error`; `numbers` that the fit stores; `condition`; `result`, an
+        int32 code. Its `.fit(rank, ...)` gives a fit.
+
+    Raises:
+        ValueError: no ranks, a rank of zero, broken or too large; a negative ridge; shapes that do
+            not match.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jax.random.normal(jax.random.key(0), (100, 4))
+        >>> statistics = edmd.Gram.from_batch(x, x * jnp.array([1.0, 0.1, 0.01, 0.0]))
+        >>> table = ranks(statistics, [1, 2, 3])
+        >>> table.best("error", within=0.02, least="numbers")["rank"]
+        2
+    """
+    if isinstance(first, edmd.Gram | edmd.RFactor):
+        if len(arguments) > 1:
+            raise expected(
+                "ranks(statistics, ranks, alpha=...), all else by name",
+                f"{len(arguments)} arguments after the statistics",
+            )
+        return reduced_ranks(first, *arguments, **settings)
+    if len(arguments) + len({"x", "y", "ranks", "key"} & set(settings)) != 4:
+        raise expected(
+            "statistics and ranks, or a dictionary, x, y, ranks and a key",
+            f"{type(first).__name__} and {len(arguments)} more",
+        )
+    return train_ranks(first, *arguments, **settings)

@@ -157,7 +157,7 @@ def test_mistakes_about_summaries_are_told():
         analysis.summarize([])
     with pytest.raises(ValueError, match="some of each"):
         analysis.summarize([made(0.9, [row(0.9)]), made(None, [row(None)])])
-    with pytest.raises(ValueError, match="a row among"):
+    with pytest.raises(ValueError, match="a rung among"):
         analysis.summarize([made(0.9, [row(0.9)])]).find("degree 3")
     with pytest.raises(ValueError, match="at least one value"):
         analysis.one_sided([])

@@ -7,7 +7,7 @@ import jax
 import pytest
 from flax import nnx
 
-from koopjax import data, export, models
+from koopjax import analysis, data, export, models
 from koopjax.cli import main
 from koopjax.cli._results import merged
 
@@ -30,13 +30,13 @@ def refused(*arguments):
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory):
+def swept(tmp_path_factory, few_digits):
     """Folder of a model and of `koopjax sweep` on it."""
     out = tmp_path_factory.mktemp("sweep")
     digits = data.load("digits").flat()
     small = models.train(
         models.MLP((64, 10, 10, 10, 10), rngs=nnx.Rngs(0)), digits.x_train, digits.y_train,
-        key=jax.random.key(0), epochs=8, batch_size=64, learning_rate=1e-2,
+        key=jax.random.key(0), epochs=30, batch_size=64, learning_rate=1e-2,
     )  # fmt: skip
     model = out / "small.koopjax"
     export.save(small.model, model)
@@ -116,7 +116,7 @@ def test_results_of_another_network_are_replaced():
         assert merged(new, {**old, **other}) == new
 
 
-def test_mistakes_are_one_line(swept, tmp_path):
+def test_mistakes_are_one_line(swept, tmp_path, monkeypatch):
     _, model, _, _ = swept
     line = refused("sweep", "--memory-limit", "lots", "--out", tmp_path)
     assert "--memory-limit" in line
@@ -125,8 +125,14 @@ def test_mistakes_are_one_line(swept, tmp_path):
     assert "--ranks" in refused("sweep", "--ranks", "two", "--out", tmp_path)
     assert "--tt-ranks" in refused("analyze", "--tt-ranks", "x", "--out", tmp_path)
     assert "expected 1 with --model" in refused("sweep", "--model", model, "--seeds", 2)
-    few = refused(
-        "sweep", "--model", model, *SMALL, "--memory-limit", "1KiB", "--ranks", 1, "--out", tmp_path
-    )
-    assert "--memory-limit" in few
+
+    def too_small(*_, **settings):
+        raise ValueError(
+            f"expected a memory limit of at least 2 KiB, got {settings['memory_limit']}"
+        )
+
+    monkeypatch.setattr(analysis, "plane", too_small)
+    given = ("--memory-limit", "1KiB", "--out", tmp_path)
+    few = refused("sweep", "--model", model, *SMALL, "--ranks", 1, *given)
+    assert "--memory-limit: expected a memory limit of at least 2 KiB, got 1KiB" in few
     assert not list(tmp_path.glob("*.json"))

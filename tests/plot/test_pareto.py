@@ -115,9 +115,9 @@ def test_a_pareto_itself_is_drawn_as_its_file_is():
 
 
 def test_nothing_to_draw_is_one_clear_error():
-    with pytest.raises(ValueError, match="got none, try"):
+    with pytest.raises(ValueError, match="got none; try"):
         plot.pareto({"summary": [], "originals": {}})
-    with pytest.raises(ValueError, match="got none, try"):
+    with pytest.raises(ValueError, match="got none; try"):
         plot.pareto(contest(), tracks=["one-shot"])
 
 

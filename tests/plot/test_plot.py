@@ -155,7 +155,7 @@ def test_colours_are_fixed_by_name_and_legible_on_white():
 @pytest.mark.parametrize("draw", [plot.accuracy_ladder, plot.rank_curve, plot.budget_curve])
 def test_nothing_to_draw_is_one_clear_error(draw):
     empty = {"original": {"accuracy": 0.9, "stored_bytes": 9}, "replaced": [], "compressed": []}
-    with pytest.raises(ValueError, match="got none, try"):
+    with pytest.raises(ValueError, match="got none; try"):
         draw(empty)
 
 

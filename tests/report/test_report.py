@@ -138,7 +138,8 @@ def test_json_round_trip_and_numbers_json_lacks(tmp_path):
 
 
 def test_save_writes_both_files(results, tmp_path):
-    paths = report.save(results, tmp_path / "new" / "folder", plot.figures(results))
+    drawn = {"rank_curve": plot.rank_curve(results)}
+    paths = report.save(results, tmp_path / "new" / "folder", drawn)
     assert [p.name for p in paths] == ["results.json", "report.html"]
     assert report.load(paths[0]) == results
     assert sorted(p.name for p in paths[0].parent.iterdir()) == ["report.html", "results.json"]
@@ -187,7 +188,8 @@ def test_the_page_shows_tensor_trains_where_the_results_have_them(results):
     }  # fmt: skip
     spectrum = {"orders": [0.6, 0.4], "beyond": 0.0, "coordinates": [], "sentence": "Pairs matter."}
     more = {**results, "plane": plane, "bonds": {"values": [[2.0, 1.0]]}, "interactions": spectrum}
-    page = report.render(more, plot.figures(more))
+    drawn = plot.figures({**more, "replaced": [], "compressed": [], "singular_values": None})
+    page = report.render(more, {k: f for k, f in drawn.items() if k not in results})
     for text in ("Which degree, which tensor-train rank?", "It is so.", "Pairs matter.", "0.9123"):
         assert text in page
     for name in ("plane", "bond singular values", "interaction spectrum"):
@@ -210,7 +212,7 @@ def test_the_page_shows_a_contest_with_the_best_of_each_budget_marked(results):
         ],
     }  # fmt: skip
     more = {**results, "pareto": contest}
-    page = report.render(more, plot.figures(more))
+    page = report.render(more, {"pareto": plot.pareto(contest)})
     read(page)
     for text in ("One &lt;kept&gt; most.", "0.9512 ± 0.0010", "1.23", "10.2×", "2.0 KiB", "0.9700"):
         assert text in page

@@ -99,10 +99,10 @@ def test_constants_inside_the_function_count(tmp_path):
 
 def test_foreign_files_and_ledgers_in_use(tmp_path):
     (tmp_path / "text").write_text("something else")
-    with pytest.raises(ValueError, match="a sweep's ledger"):
+    with pytest.raises(ValueError, match="ledger of this sweep"):
         run(tmp_path / "text")
     assert (tmp_path / "text").read_text() == "something else"
-    with pytest.raises(ValueError, match="in use"):
+    with pytest.raises(ValueError, match="another run that is writing"):
         run(tmp_path / "ledger", progress=lambda *_: run(tmp_path / "ledger"))
 
 

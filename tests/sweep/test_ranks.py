@@ -25,7 +25,7 @@ def metrics():
 
 def statistics(kind, x, y):
     with jax.enable_x64(True):
-        return kind.from_batch(jnp.asarray(x), jnp.asarray(y))
+        return kind.from_batch(jax.device_put(x), jax.device_put(y))
 
 
 def relative(x, y, k, metric):

@@ -7,7 +7,7 @@ import pytest
 
 from koopjax import sweep, tensor_edmd
 from koopjax.observables import Polynomial1D, Product
-from koopjax.sweep._buckets import bucket_sizes
+from koopjax.sweep._trains import bucket_sizes
 
 EVENT = "/jax/core/compile/backend_compile_duration"
 D = 4
@@ -28,7 +28,8 @@ def test_lanes_equal_single_fits(problem):
     keys = jax.random.split(jax.random.key(1), 2)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        table = sweep.ranks(*problem, [1, 2, 3], keys, alpha=[1e-6, 1e-2], sweeps=1, buckets=[3])
+        ranks, how = [1, 2, 1000], {"sweeps": 1, "buckets": [4]}
+        table = sweep.ranks(*problem, ranks, keys, alpha=[1e-6, 1e-2], **how)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert [name for name in compiled if "run_lanes" in name] == ["jit(run_lanes)"]
@@ -45,6 +46,10 @@ def test_lanes_equal_single_fits(problem):
         row = table.where(rank=2, alpha=alpha, seed=seed).rows[0]
         assert row["numbers"] == alone.numbers
         assert row["error"] == pytest.approx(float(alone.info.residual), rel=1e-8)
+    # A rank above what the modes allow is clipped, as `als` does.
+    clipped = table.fit(1000, 1e-2, 0)
+    assert max(clipped.ranks) == 4
+    assert "clipped" in clipped.info.reason
     with pytest.raises(ValueError, match="seed among"):
         table.fit(2, 1e-2, 5)
 
@@ -104,17 +109,10 @@ def test_buckets_are_few_and_waste_little():
         ({}, {"buckets": [0]}, "whole ranks"),
         ({"x": np.full((80, D), np.nan)}, {}, "finite numbers in x"),
         ({"x": np.ones((79, D))}, {}, "as many rows"),
-        ({"ranks": [1000]}, {"sweeps": 1}, ""),
     ],
 )
 def test_mistakes(problem, change, settings, message):
     psi, x, y = problem
     given = {"psi": psi, "x": x, "y": y, "ranks": [1], "key": jax.random.key(0), **change}
-    if not message:
-        # A rank above what the modes allow is clipped, as `als` does.
-        fit = sweep.ranks(*given.values(), **settings).fit(1000)
-        assert max(fit.ranks) == 4
-        assert "clipped" in fit.info.reason
-        return
     with pytest.raises(ValueError, match=message):
         sweep.ranks(*given.values(), **settings)

@@ -16,12 +16,11 @@ from flax import nnx
 from jaxtyping import Array
 
 from koopjax import export, models
-from koopjax._core import check_finite
+from koopjax._core import Ledger, check_finite
 from koopjax.compress._budget import Budget, BudgetTooSmall, Inapplicable, smallest_of
 from koopjax.compress._problem import Problem, ScoreFn, cut, pose
 from koopjax.compress._result import Compressed
 from koopjax.compress.contest._points import Point
-from koopjax.compress.contest._rows import Rows
 from koopjax.compress.methods._registry import METHODS
 from koopjax.compress.training._finetune import Training
 from koopjax.compress.training._recipe_lanes import finetuned_lanes
@@ -149,7 +148,7 @@ class Contest:
     at: Any
     training: Training
     rules: Rules
-    rows: Rows
+    rows: Ledger
     first: int
     places: Sequence[str]
     together: Sequence[int]

@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 
-from koopjax._core import expected
+from koopjax._core import Ledger, expected
 from koopjax.compress._budget import Budget
 from koopjax.compress._result import Compressed
 from koopjax.compress.contest._contest import Contest, Rules, Splits, fingerprint, networks
 from koopjax.compress.contest._points import Pareto, Point
-from koopjax.compress.contest._rows import Rows
 from koopjax.compress.methods._registry import METHODS
 from koopjax.compress.training._finetune import Training
 from koopjax.compress.training._recipes import RECIPES
@@ -91,7 +90,7 @@ def pareto(
     training, splits = training or Training(), Splits.of(data)
     lanes = jax.default_backend() != "cpu" if rules.lanes is None else rules.lanes
     together = seeds if lanes else []
-    with Rows(ledger, fingerprint(model, splits, at, training, rules)) as rows:
+    with Ledger(ledger, fingerprint(model, splits, at, training, rules)) as rows:
         contest = Contest(
             networks(model, splits, len(together) + 2), splits, at, training, rules, rows,
             seeds[0], places, together, keep,
