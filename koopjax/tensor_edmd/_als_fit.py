@@ -355,7 +355,7 @@ def _fields(
     totals = jnp.where(totals > 0, totals, 1)
     history = jnp.sqrt(swept.history / totals[None, :])
     info = TensorInfo(
-        condition=swept.condition,
+        condition=swept.hardest.condition,
         residual=jnp.sqrt(best.train / totals[0]),
         alpha=problem.alpha,
         count=jnp.asarray(count, jnp.int32),
@@ -367,11 +367,11 @@ def _fields(
     code = worst(
         jnp.where(finite, SUCCESS, NONFINITE_DATA),
         jnp.where(finite & ~solved, NONFINITE_SOLUTION, SUCCESS),
-        jnp.where((swept.damping > 0) | rounded, ILL_CONDITIONED, SUCCESS),
+        jnp.where((swept.hardest.damping > 0) | rounded, ILL_CONDITIONED, SUCCESS),
     )
     cores = jnp.where(here, 0, best.cores)
     validation = jnp.sqrt(best.validation / totals[1])
     return (
-        cores, best.core, best.position, best.ranks, rank, info, validation, swept.damping,
-        swept.damped, swept.sweeps, code,
+        cores, best.core, best.position, best.ranks, rank, info, validation, swept.hardest.damping,
+        swept.hardest.damped, swept.sweeps, code,
     )  # fmt: skip
