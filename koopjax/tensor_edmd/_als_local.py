@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from koopjax._core import masked_qr, matmul, semidefinite_root
+from koopjax.tensor_edmd._dictionary import outer, tail_norms
 
 #: How often the damping of a Cholesky factorisation is raised before it is given up.
 TRIES = 8
@@ -36,11 +37,6 @@ class Solved(NamedTuple):
     value: Array
     condition: Array
     damping: Array
-
-
-def outer(a: Array, b: Array) -> Array:
-    """Row by row, `(n, p)` and `(n, m)` to `(n, p m)`, the second running fastest."""
-    return (a[:, :, None] * b[:, None, :]).reshape(a.shape[0], a.shape[1] * b.shape[1])
 
 
 def accumulate(parts: tuple[Array, ...], y: Array, wide: Any) -> tuple[Array, Array]:
@@ -183,7 +179,7 @@ def split(
     columns = matmul(weighted, right.T)
     eps = jnp.finfo(core.dtype).eps
     good = values > 4 * eps * m * values[0]
-    tails = jnp.sqrt(jnp.cumsum(values[::-1] ** 2)[::-1])
+    tails = tail_norms(values**2)
     needed = jnp.sum((tails > rtol * tails[0]) & good)
     rank = jnp.where(rtol > 0, jnp.clip(needed, 1, most), most)
     return columns, good, rank.astype(jnp.int32)

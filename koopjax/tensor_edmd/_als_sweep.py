@@ -16,10 +16,10 @@ from koopjax.tensor_edmd._als_local import (
     accumulate,
     moments,
     orthonormal,
-    outer,
     solve_damped,
     split,
 )
+from koopjax.tensor_edmd._dictionary import outer
 
 #: Bound on the logarithm of the factor between a ridge and its scaled form.
 LIMIT = 80.0

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax._core import as_numbers, available_bytes, check_finite, expected, is_tracing
+from koopjax.tensor_edmd._dictionary import through
 
 METHODS = ("auto", "cholesky", "cg", "nystrom")
 # Kernel matrix, the damped copy, its factor.
@@ -43,15 +44,7 @@ class Plan:
 
 
 def bytes_needed(method: str, n: int, m: int, stored: bool, width: int) -> int:
-    """Bytes of a fit beside its data.
-
-    Args:
-        method: as in `Plan`.
-        n: samples.
-        m: landmarks.
-        stored: as in `Plan`.
-        width: bytes of a number.
-    """
+    """Bytes of a fit beside its `n` samples: `m` landmarks, numbers of so many bytes."""
     if method == "cholesky":
         return (DIRECT_COPIES * n * n + BLOCK_VALUES) * width
     if method == "cg":
@@ -69,12 +62,7 @@ def most_landmarks(n: int, limit: int, width: int) -> int:
 def plan_for(method: str, n: int, centers: Any, width: int, memory_limit: int | None) -> Plan:
     """The solver, refused with what would fit where memory is too small.
 
-    Args:
-        method: one of `METHODS`.
-        n: samples.
-        centers: None, a number of landmarks, or the landmarks.
-        width: bytes of a number.
-        memory_limit: bytes; None for what is free.
+    `centers` is None, a number of landmarks, or the landmarks; `width` the bytes of a number.
     """
     if method not in METHODS:
         raise expected(f"a method in {METHODS}", repr(method))
@@ -131,24 +119,13 @@ def check_settings(alpha: Any, batch_size: int | None, centers: Any, n: int, key
 
 
 def landmarks_of(front: Any, x: Any, z: Array, centers: Any, plan: Plan, key: Any) -> Array:
-    """The centres on the product's coordinates.
-
-    Args:
-        front: the maps before the product.
-        x: samples, for the number of coordinates.
-        z: samples on the product's coordinates.
-        centers: as given to `kernel`.
-        plan: for their number.
-        key: random key.
-    """
+    """The centres on the product's coordinates, on which the samples `x` are `z`."""
     if centers is not None and not isinstance(centers, int):
         centers = as_numbers("centers", centers).astype(x.dtype)
         if centers.ndim != 2 or centers.shape[1] != x.shape[1] or len(centers) == 0:
             raise expected(f"centres of shape (m, {x.shape[1]})", f"shape {centers.shape}")
         check_finite("centers", centers)
-        for part in front:
-            centers = part(centers)
-        return centers
+        return through(front, centers)
     if plan.landmarks == len(z):
         return z
     if key is None:

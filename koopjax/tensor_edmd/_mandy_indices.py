@@ -41,10 +41,9 @@ class IndexPlan:
         """`(p, d)`, in lexicographic order."""
         return _tuples(self.grades, self.total)
 
-    def sizes(self) -> list[int]:
-        """Number of distinct tails `(i_k, ..., i_{d-1})`, for k = 0, ..., d (the last is 1)."""
-        d = len(self.grades)
-        return [_count(self.grades[k:], self.total) for k in range(d)] + [1]
+    def tails(self, k: int) -> int:
+        """Number of distinct tails `(i_k, ..., i_{d-1})`; 1 for k = d."""
+        return _count(self.grades[k:], self.total)
 
     def heads(self, k: int) -> int:
         """Number of distinct beginnings `(i_0, ..., i_{k-1})`."""
@@ -55,11 +54,16 @@ class IndexPlan:
 
         An index one beyond the last says that they don't.
         """
-        return _split(self.grades[k:], self.total)
+        where = _positions(self.grades[k:], self.total)
+        tails = _tuples(self.grades[k + 1 :], self.total).tolist()
+        first = range(len(self.grades[k]))
+        return _looked_up(where, [[(i, *tail) for tail in tails] for i in first])
 
     def exchange(self, k: int) -> np.ndarray:
         """`(p, n_k)`: where each multi-index lies with its k-th entry replaced by 0, 1, ..."""
-        return _exchange(self.grades, self.total, k)
+        rows, entries = self.indices().tolist(), range(len(self.grades[k]))
+        where = _positions(self.grades, self.total)
+        return _looked_up(where, [[(*r[:k], i, *r[k + 1 :]) for i in entries] for r in rows])
 
 
 def full_plan(modes: tuple[int, ...]) -> IndexPlan:
@@ -111,27 +115,9 @@ def _tuples(grades: tuple[tuple[int, ...], ...], total: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _positions(grades: tuple[tuple[int, ...], ...], total: int) -> dict[bytes, int]:
-    return {row.tobytes(): j for j, row in enumerate(_tuples(grades, total))}
+def _positions(grades: tuple[tuple[int, ...], ...], total: int) -> dict[tuple[int, ...], int]:
+    return {tuple(row): j for j, row in enumerate(_tuples(grades, total).tolist())}
 
 
-@functools.lru_cache(maxsize=256)
-def _split(grades: tuple[tuple[int, ...], ...], total: int) -> np.ndarray:
-    where = _positions(grades, total)
-    tails = _tuples(grades[1:], total)
-    out = np.empty((len(grades[0]), len(tails)), np.int32)
-    for i in range(len(grades[0])):
-        rows = np.concatenate([np.full((len(tails), 1), i, np.int32), tails], axis=1)
-        out[i] = [where.get(row.tobytes(), len(where)) for row in rows]
-    return out
-
-
-@functools.lru_cache(maxsize=256)
-def _exchange(grades: tuple[tuple[int, ...], ...], total: int, k: int) -> np.ndarray:
-    where = _positions(grades, total)
-    rows = _tuples(grades, total).copy()
-    out = np.empty((len(rows), len(grades[k])), np.int32)
-    for i in range(len(grades[k])):
-        rows[:, k] = i
-        out[:, i] = [where.get(row.tobytes(), len(where)) for row in rows]
-    return out
+def _looked_up(where: dict[tuple[int, ...], int], table: list[list[tuple]]) -> np.ndarray:
+    return np.array([[where.get(index, len(where)) for index in row] for row in table], np.int32)

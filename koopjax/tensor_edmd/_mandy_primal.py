@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from koopjax._core import blocks, matmul, pytree, qr_r
-from koopjax.tensor_edmd._dictionary import factors_of
+from koopjax.tensor_edmd._dictionary import factors_of, tail_norms
 from koopjax.tensor_edmd._mandy_indices import IndexPlan
 
 _ROWS = 4096
@@ -52,10 +52,8 @@ def _triangles(psi: Any, x: Array, y: Array, plan: IndexPlan) -> tuple[Array, li
         small = [qr_r(jnp.concatenate([s, f])) for s, f in zip(small, factors, strict=True)]
         return (r, small), None
 
-    start = (
-        jnp.zeros((p + q, p + q), y.dtype),
-        [jnp.zeros((n, n), y.dtype) for n in plan.modes],
-    )
+    small = [jnp.zeros((n, n), y.dtype) for n in plan.modes]
+    start = jnp.zeros((p + q, p + q), y.dtype), small
     return jax.lax.scan(step, start, (x_blocks, y_blocks, weights))[0]
 
 
@@ -112,7 +110,7 @@ def _tail_scales(plan: IndexPlan, back: list[Array]) -> list[Array]:
     for k in reversed(range(len(back))):
         spread = jnp.abs(jnp.diagonal(back[k]))[:, None] * scale[None, :]
         where = plan.split(k)
-        size = plan.sizes()[k]
+        size = plan.tails(k)
         scale = jnp.zeros(size + 1, scale.dtype).at[where.ravel()].set(spread.ravel())[:size]
         out.append(jnp.sqrt(jnp.sum(scale**2)))
     return out[::-1]
@@ -157,7 +155,6 @@ def sparse_train(
     """
     forward, back = bases
     d, q = len(plan.modes), value.shape[1]
-    sizes = plan.sizes()
     plain = value[None]
     data = value[None]
     for k in range(d):
@@ -174,18 +171,18 @@ def sparse_train(
     cores, ranks = [], []
     for k in range(d - 1):
         r, n = data.shape[0], plan.modes[k]
-        where = plan.split(k)
-        tail = _padded(data, where).reshape(r * n, sizes[k + 1] * q)
+        where, tails = plan.split(k), plan.tails(k + 1)
+        tail = _padded(data, where).reshape(r * n, tails * q)
         tail_plain = jnp.einsum(
             "ij,rjsq->risq", forward[k], _padded(plain, where), precision="highest"
-        ).reshape(r * n, sizes[k + 1] * q)
+        ).reshape(r * n, tails * q)
         u, s, _ = jnp.linalg.svd(tail, full_matrices=False)
         inner = matmul(back[k].T, back[k])
         left_gram = jnp.einsum("ab,ij->aibj", left_gram, inner).reshape(r * n, r * n)
         rows = matmul(u.T, tail_plain)
         gram_u = matmul(u.T, matmul(left_gram, u))
         cut = jnp.sqrt(jnp.maximum(_tail_sums(gram_u * matmul(rows, rows.T)), 0))
-        lost = jnp.sqrt(jnp.flip(jnp.cumsum(jnp.flip(jnp.append(s, 0) ** 2))))
+        lost = tail_norms(jnp.append(s, 0) ** 2)
         # What rounding in the SVD alone comes to in plain coefficients says nothing.
         floor = 8 * eps * s[0] * jnp.sqrt(jnp.trace(left_gram)) * scales[k + 1]
         needed = (cut > jnp.maximum(plain_limit, floor)) | (lost > data_limit)
@@ -197,8 +194,8 @@ def sparse_train(
         core = jnp.einsum("ij,rjt->rit", back[k], u.reshape(r, n, width), precision="highest")
         cores.append(core[:, :, None, :])
         ranks.append(rank)
-        data = matmul(u.T, tail).reshape(width, sizes[k + 1], q)
-        plain = matmul(u.T, tail_plain).reshape(width, sizes[k + 1], q)
+        data = matmul(u.T, tail).reshape(width, tails, q)
+        plain = matmul(u.T, tail_plain).reshape(width, tails, q)
         left_gram = matmul(u.T, matmul(left_gram, u))
     last = plan.split(d - 1)[:, 0]
     cores.append(_padded(plain, last)[:, :, :, None])

@@ -80,10 +80,3 @@ def search(a: Host, k: Host, r: Host, energy: float, rounds: int = 4) -> tuple[H
             break
         slots, now, swaps = trial, after, swaps + batch
     return slots, swaps
-
-
-def moved(order: Host, slots: Host) -> Host:
-    """The order after the item in slot `s` has gone to slot `slots[s]`."""
-    out = np.empty_like(order)
-    out[slots] = order
-    return out

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from koopjax._core import matmul
@@ -21,23 +22,20 @@ def _einsum(spec: str, *operands: Array) -> Array:
     return jnp.einsum(spec, *operands, precision="highest", optimize="optimal")
 
 
-def kronecker_factors(a: Array | None, modes: Sequence[int], dtype: Any) -> Cores:
+def kronecker_factors(a: np.ndarray | None, modes: Sequence[int]) -> list[np.ndarray]:
     """Partial traces of a matrix over all modes but one, each scaled to a mean eigenvalue of 1.
 
     Their Kronecker product is what a separable covariance with these marginals would be; it is
-    positive semidefinite wherever `a` is.
+    positive semidefinite wherever `a` is. On the host.
     """
-    if a is None:
-        return tuple(jnp.eye(m, dtype=dtype) for m in modes)
-    factors = []
-    for k, m in enumerate(modes):
+    factors = [np.eye(m) for m in modes]
+    for k, m in enumerate(modes if a is not None else ()):
         before, after = math.prod(modes[:k]), math.prod(modes[k + 1 :])
-        t = a.reshape(before, m, after, before, m, after)
-        factor = jnp.einsum("xiyxjy->ij", t)
-        trace = jnp.trace(factor)
-        scaled = factor * m / jnp.where(trace > 0, trace, 1)
-        factors.append(jnp.where(trace > 0, scaled, jnp.eye(m, dtype=dtype)))
-    return tuple(factors)
+        t = np.asarray(a, np.float64).reshape(before, m, after, before, m, after)
+        factor = np.einsum("xiyxjy->ij", t)
+        if np.trace(factor) > 0:
+            factors[k] = factor * m / np.trace(factor)
+    return factors
 
 
 def weigh(gram: Array | None, e: Array, metric: Array | None) -> Array:
@@ -174,6 +172,26 @@ def full_matrix(cores: Cores) -> Array:
     shapes = [(int(core.shape[1]), int(core.shape[2])) for core in cores]
     left, _ = _frame(cores, len(cores))
     return fold(left, shapes)
+
+
+@jax.jit
+def in_order(cores: Cores, rows: Array, columns: Array) -> Array:
+    """The matrix with the rows and columns of the chain put back where they come from."""
+    return full_matrix(cores)[jnp.argsort(rows)][:, jnp.argsort(columns)]
+
+
+@functools.partial(jax.jit, static_argnames="columns")
+def assignment(
+    cores: Cores, weight: Array, gram: Any, metric: Any, *, columns: bool
+) -> tuple[Array, ...]:
+    """What `_matrix_order.search` needs, for rows or (transposed) for columns; and the energy."""
+    t = full_matrix(cores)
+    if columns:
+        t, weight, gram, metric = t.T, weight.T, metric, gram
+    a = jnp.eye(t.shape[0], dtype=t.dtype) if gram is None else gram
+    right = t.T if metric is None else matmul(metric, t.T)
+    energy = jnp.vdot(weight, weigh(gram, weight, metric))
+    return a, matmul(t, right), matmul(weigh(gram, weight, None), right), energy
 
 
 @jax.jit

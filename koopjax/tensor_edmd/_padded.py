@@ -11,8 +11,7 @@ from jaxtyping import Array, Float
 from koopjax import tt
 from koopjax._core import as_numbers, expected, is_tracing, matmul, pytree
 from koopjax.observables import Product
-from koopjax.tensor_edmd._als_local import outer
-from koopjax.tensor_edmd._dictionary import separable
+from koopjax.tensor_edmd._dictionary import outer, separable
 from koopjax.tensor_edmd._result import TensorKoopman
 
 
