@@ -121,16 +121,11 @@ class AlsFitter:
         metric: Any = None,
         beside: Any = (),
     ) -> "AlsFitter":
-        """From what `als` takes.
+        """From what `als` takes, which see.
 
         Args:
-            psi: see `als`, as all arguments that are not listed here.
-            x: `(n, d)`.
-            y: `(n, q)`.
+            psi, x, y, x_val, y_val, metric: as for `als`.
             settings: of all fits.
-            x_val: `(n_val, d)`.
-            y_val: `(n_val, q)`.
-            metric: `(q, q)`.
             beside: what else may be traced; then everything runs in the dtype of `x`.
         """
         data = _checked(psi, x, y, x_val, y_val, metric)

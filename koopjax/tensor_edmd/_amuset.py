@@ -1,5 +1,6 @@
 """AMUSEt: eigenvalues and eigenfunctions of EDMD over a full product dictionary, as trains."""
 
+import functools
 import math
 from typing import Any
 
@@ -95,9 +96,7 @@ class TensorSpectrum(Trained):
             raise expected("a whole number of steps, at least 0", f"{steps}")
         x = self._states(x)
         with precise(x, self.vectors):
-            powers = self.values ** int(steps)
-            weighted = powers[:, None] * _modes(self.vectors, self.readout)
-            return matmul(_functions(self, x), weighted).real.astype(x.dtype)
+            return _after(self, x, steps=int(steps))
 
     def residuals(self, x: Float[Array, "n d"], y: Float[Array, "n d"]) -> Float[Array, " r"]:
         """ResDMD residual of every eigenpair, `‖φⱼ(y) − λⱼ φⱼ(x)‖ / ‖φⱼ(x)‖`: which to trust.
@@ -116,15 +115,10 @@ class TensorSpectrum(Trained):
     def describe(self) -> str:
         """Size, ranks, leading eigenvalues, conditioning and the result code in words."""
         leading = ", ".join(f"{complex(v):.4g}" for v in self.values[:5])
-        return "\n".join(
-            [
-                f"{self.info.method}: {len(self.values)} eigenpairs over "
-                f"{self.train.shape[0]:,} products, ranks {self.ranks}, {self.numbers:,} numbers",
-                f"eigenvalues {leading}",
-                f"{int(self.info.count):,} samples, relative residual "
-                f"{float(self.info.residual):.3g}, condition {float(self.info.condition):.3g}",
-                f"result: {message(self.result)}",
-            ]
+        return (
+            f"{self.info.method}: {len(self.values)} eigenpairs over "
+            f"{self.train.shape[0]:,} products, ranks {self.ranks}, {self.numbers:,} numbers\n"
+            f"eigenvalues {leading}\n{self.info.words()}\nresult: {message(self.result)}"
         )
 
     __str__ = describe
@@ -152,6 +146,12 @@ def _tensors(train: Any, vectors: Array) -> Any:
 @jax.jit
 def _modes(vectors: Array, readout: Array) -> Array:
     return matmul(jnp.conj(left_vectors(vectors)).T, readout.astype(vectors.dtype))
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _after(fit: TensorSpectrum, x: Array, *, steps: int) -> Array:
+    weighted = (fit.values**steps)[:, None] * _modes(fit.vectors, fit.readout)
+    return matmul(_functions(fit, x), weighted).real.astype(x.dtype)
 
 
 @jax.jit
@@ -195,10 +195,7 @@ def data_train(
 ) -> tuple[tuple[Array, ...], list[Any], Array, Array]:
     """Leading right singular tensors of `Ψ(x)` (HOSVD of the transformed data).
 
-    Args:
-        factors: `d` arrays `(m, n_k)`.
-        rtol: of `Ψ(x)` in the Frobenius norm, all bonds together; and of singular values.
-        max_rank: largest rank, the number of singular tensors included.
+    `rtol` is that of `Ψ(x)` in the Frobenius norm, all bonds together, and of singular values.
 
     Returns:
         Cores of V with its r outputs in the last, ranks (the last is r), `Ψ(x) V` `(m, r)`,

@@ -46,8 +46,14 @@ from koopjax.tensor_edmd._mandy_dual import (
     sliced,
     suffixes,
 )
-from koopjax.tensor_edmd._mandy_indices import IndexPlan, full_plan, graded_plan
-from koopjax.tensor_edmd._mandy_primal import Solved, solve_primal, units
+from koopjax.tensor_edmd._mandy_primal import (
+    IndexPlan,
+    Solved,
+    full_plan,
+    graded_plan,
+    solve_primal,
+    units,
+)
 from koopjax.tensor_edmd._result import TensorInfo, TensorKoopman, evaluate_train
 
 #: The most functions that are formed, and the most where they outnumber the samples.

@@ -24,7 +24,7 @@ from koopjax._core import (
     traced,
     working_dtype,
 )
-from koopjax.tensor_edmd import _matrix_order as order, _matrix_solve as als
+from koopjax.tensor_edmd import _matrix_solve as als
 from koopjax.tensor_edmd._result import Trained
 
 STARTS = ("whitened", "plain")
@@ -240,7 +240,7 @@ class _Ordered:
     def searched(self, cores: Any, axis: int) -> tuple["_Ordered", int]:
         """Rows (0) or columns (1) traded where that lowers the error, and how many did."""
         a, k, r, energy = als.assignment(cores, *self.arrays, columns=bool(axis))
-        slots, swaps = order.search(a, k, r, float(energy))
+        slots, swaps = als.search(a, k, r, float(energy))
         orders = list(self.orders)
         orders[axis] = orders[axis][np.argsort(slots)]
         return _Ordered(*self.given, orders), swaps

@@ -52,6 +52,12 @@ class TensorInfo:
     method: str = static(default="")
     reason: str = static(default="")
 
+    def words(self) -> str:
+        """Samples, residual and condition, as `describe` tells them."""
+        residual, condition = float(self.residual), float(self.condition)
+        samples = f"{int(self.count):,} samples"
+        return f"{samples}, relative residual {residual:.3g}, condition {condition:.3g}"
+
 
 def check_outputs(x: Any, outputs: int, steps: Any) -> int:
     """The number of steps as an int; raises unless it is one that can be taken."""
@@ -129,8 +135,7 @@ class TensorKoopman(Trained):
         Of the coefficient tensor with the outputs in their core: bond k parts the modes up to k
         from the others. `d - 1` arrays; an empty list for a single mode.
         """
-        with precise(self.train.cores):
-            return list(_bond_values(self.train.cores))
+        return list(tt.singular_values(self.train))
 
     def describe(self) -> str:
         """Ranks, size, conditioning, residual and the result code in words."""
@@ -140,11 +145,7 @@ class TensorKoopman(Trained):
             f"{self.train.order} cores, ranks {self.ranks}, {self.numbers:,} numbers"
         ]
         if not is_tracing(self.info, self.result):
-            parts.append(
-                f"{int(self.info.count):,} samples, relative residual "
-                f"{float(self.info.residual):.3g}, condition {float(self.info.condition):.3g}, "
-                f"ridge {float(self.info.alpha):.3g}"
-            )
+            parts.append(f"{self.info.words()}, ridge {float(self.info.alpha):.3g}")
             parts.append(f"result: {message(self.result)}")
         if self.info.reason:
             parts.append(f"note: {self.info.reason}")
@@ -209,27 +210,6 @@ def _last(fit: TensorKoopman, x: Array, steps: Array) -> Array:
 @functools.partial(jax.jit, static_argnames="steps")
 def _simulate(fit: TensorKoopman, x: Array, *, steps: int) -> Array:
     return _walked(lambda state: _predict(fit, state), x, steps)
-
-
-@jax.jit
-def _bond_values(cores: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Right-orthogonalise, then go left to right: the R factor met at a bond has its values."""
-    cores = tuple(c.reshape(c.shape[0], -1, c.shape[-1]) for c in cores)
-    dot = functools.partial(jnp.matmul, precision="highest")
-    kept = [cores[-1].reshape(cores[-1].shape[0], -1)]
-    for core in cores[-2::-1]:
-        q, r = jnp.linalg.qr(kept[-1].T)
-        kept[-1] = q.T
-        r0, n, _ = core.shape
-        kept.append(dot(core.reshape(r0 * n, -1), r.T).reshape(r0, -1))
-    kept = kept[::-1]
-    carry = jnp.eye(1, dtype=cores[0].dtype)
-    values = []
-    for core, first in zip(kept[:-1], cores[:-1], strict=True):
-        block = dot(carry, core).reshape(carry.shape[0] * first.shape[1], -1)
-        carry = jnp.linalg.qr(block, mode="r")
-        values.append(jnp.linalg.svd(carry, compute_uv=False))
-    return tuple(values)
 
 
 @pytree
