@@ -159,15 +159,9 @@ def split(
 
     The core as a matrix `C`, near rows and columns with the outputs and the far side, is cut where
     `‖A^(1/2) C (M ⊗ B)^(1/2)‖` loses least; `A` and `B` are the second moments of what it meets on
-    both sides and `M` is the output metric. With unit moments this is the plain SVD of the core.
-
-    Args:
-        core: `(m, q, m')`.
-        near: `(m, m)` second moments.
-        far: `(m', m')` second moments.
-        metric: `(q, q)` square root of the output metric.
-        most: largest rank.
-        rtol: the tail that is cut off may hold this share of the norm; 0 keeps `most`.
+    both sides (`near` and `far`) and `M` is the output metric, given by its root. With unit moments
+    this is the plain SVD of the core `(m, q, m')`. The tail that is cut off may hold the share
+    `rtol` of the norm; 0 keeps the largest rank.
 
     Returns:
         `(m, k)` directions by falling weight, `(k,)` which carry something, and the rank.

@@ -162,13 +162,8 @@ def start(problem: Problem, size: int, wide: Any, given: Any = None) -> State:
     """Cores orthogonal from the right: a random sketch of the data's own directions.
 
     Each core spans `G Ω`, with the second moments `G` of what the core meets and a random `Ω`;
-    plain random directions would lose a constant factor of the signal at every core.
-
-    Args:
-        problem: see `Problem`.
-        size: padded rank.
-        wide: dtype of sums.
-        given: `(cores, ranks)` orthogonal from the right, kept as far as they go.
+    plain random directions would lose a constant factor of the signal at every core. `given` are
+    `(cores, ranks)` orthogonal from the right, kept as far as they go.
     """
     d, n, dtype = len(problem.modes), problem.modes.shape[1], problem.factors[0].dtype
     q = problem.targets[0].shape[-1]
@@ -236,6 +231,17 @@ def _measure(
     return errors[0], jnp.full_like(errors[0], jnp.nan), errors[0] + alpha * jnp.sum(weighted**2)
 
 
+def _better(problem: Problem, best: Best, measured: Any, core: Array, position: Array) -> Best:
+    """The best so far after one core more that was solved."""
+    train, validation, score = measured
+    now = best._replace(
+        score=score, train=train, validation=validation, core=core, position=position,
+        fresh=jnp.asarray(True),
+    )  # fmt: skip
+    better = jnp.maximum(score, problem.floor) <= jnp.maximum(best.score, problem.floor)
+    return jax.tree.map(lambda a, b: jnp.where(better, a, b), now, best)
+
+
 def _half(
     problem: Problem, state: State, reverse: Array, *, adaptive: bool, wide: Any
 ) -> tuple[State, Array]:
@@ -263,18 +269,10 @@ def _half(
         core, alpha, condition, damping = _solve(
             problem, f[0], near[0], far[0], carry.scale + scale, wide
         )
-        train, validation, score = _measure(problem, near, f, far, core, alpha)
+        measured = _measure(problem, near, f, far, core, alpha)
         solved = core.reshape(size, n, -1, size).astype(dtype)
-        now = best._replace(
-            score=score,
-            train=train,
-            validation=validation,
-            core=jnp.where(reverse, jnp.swapaxes(solved, 0, -1), solved),
-            position=natural(k).astype(jnp.int32),
-            fresh=jnp.asarray(True),
-        )
-        better = jnp.maximum(score, problem.floor) <= jnp.maximum(best.score, problem.floor)
-        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), now, best)
+        solved = jnp.where(reverse, jnp.swapaxes(solved, 0, -1), solved)
+        best = _better(problem, best, measured, solved, natural(k).astype(jnp.int32))
         rtol, side, beyond = jnp.zeros((), wide), far[0], None
         if adaptive:
             # Two cores at once: the second one's functions count as part of the far side. There is
@@ -301,7 +299,7 @@ def _half(
             hardest=carry.hardest.met(condition, damping),
         )
         passed = left.reshape(size, n, size), carry.rank, near, carry.scale
-        return moved, (passed, (train, validation, score))
+        return moved, (passed, measured)
 
     best = state.best._replace(fresh=jnp.asarray(False))
     first = _Step(_ends(problem, size), jnp.int32(1), jnp.zeros((), wide), best, state.hardest)

@@ -253,6 +253,20 @@ def _by_samples(gram: Array, cutoff: Array) -> tuple[Array, Array, Array]:
     return vectors * weight[None, :], s, jnp.sum(kept)
 
 
+def sample_train(
+    factors: list[Array], rtol: float, max_rank: int | None
+) -> tuple[tuple[Array, ...], list[Any], Array, Array, Array]:
+    """As `data_train`, from Gram matrices over the samples: V is `Ψ(x)ᵀ w`, and w comes last."""
+    gram = cross_product(factors, factors)
+    w, s, rank = _by_samples(gram, jnp.asarray(rtol, gram.dtype))
+    count = min(len(s), max_rank or len(s))
+    if not traced(factors):
+        count = min(count, max(1, int(rank)))
+    w, s = w[:, :count], s[:count]
+    cores, ranks, _ = canonical_train(factors, w, rtol, max_rank)
+    return cores, [*ranks, count], matmul(gram, w), s, w
+
+
 @own_rules()
 def amuset(
     psi: Any,
@@ -313,14 +327,7 @@ def amuset(
         if method == "hosvd":
             cores, ranks, before, s = data_train(factors, rtol, max_rank)
         else:
-            # The same space from Gram matrices over the samples.
-            gram = cross_product(factors, factors)
-            w, s, rank = _by_samples(gram, jnp.asarray(rtol, work))
-            count = min(len(s), max_rank or len(s))
-            count = min(count, max(1, int(rank))) if known else count
-            w, s = w[:, :count], s[:count]
-            cores, ranks, _ = canonical_train(factors, w, rtol, max_rank)
-            ranks, before = [*ranks, count], matmul(gram, w)
+            cores, ranks, before, s, w = sample_train(factors, rtol, max_rank)
             after = matmul(cross_product(evaluated(wide, y), factors), w)
         if known:
             cores = sliced(cores, ranks[:-1])
@@ -332,8 +339,7 @@ def amuset(
         values, vectors, readout, residual, condition, finite = found
         limited = max_rank is not None and max_rank < min(m, p)
         deficient = (ranks[-1] < min(m, p)) & (not limited)
-        sound = jnp.isfinite(values).all()
-        code = verdict(deficient, condition, m < p, sound, finite, eps=eps)
+        code = verdict(deficient, condition, m < p, jnp.isfinite(values).all(), finite, eps=eps)
         info = TensorInfo(
             condition=condition,
             residual=residual,

@@ -129,7 +129,7 @@ def kernel(
         return _traced(psi, x, y, alpha, centers, method)
     check_finite("x", x)
     check_finite("y", y)
-    check_settings(alpha, batch_size, centers, len(x), key)
+    check_settings(alpha, batch_size, centers, len(x))
     grid = [float(a) for a in np.atleast_1d(np.asarray(alpha, np.float64))]
     if len(grid) > 1 and (x_val is None or y_val is None):
         raise expected("x_val and y_val to choose a ridge by", "none", "one alpha")
@@ -210,13 +210,8 @@ def _choose(
         stacked = jnp.concatenate([a.matrix for a in attempts], axis=1)
     stacked = cast(stacked, jnp.promote_types(x.dtype, jnp.float32))
     predicted = kernel_times(psi, x_val, stacked, rows=rows)
-    q = y.shape[1]
-    scores = [
-        float(solver.ratio(predicted[:, i * q : (i + 1) * q] - y_val, y_val))
-        for i in range(len(attempts))
-    ]
-    ranked = np.where(np.isfinite(scores), scores, np.inf)
-    return int(np.argmin(ranked)), jnp.asarray(scores, jnp.promote_types(x.dtype, jnp.float32))
+    scores = solver.errors(predicted, y_val).astype(stacked.dtype)
+    return int(np.argmin(np.where(np.isfinite(scores), scores, np.inf))), scores
 
 
 def _result(
@@ -232,12 +227,9 @@ def _result(
     with precise_as(dtype):
         finite = bool(jnp.all(jnp.isfinite(found.matrix)))
     code = code if finite else NONFINITE_SOLUTION
-    number = lambda value: cast(jnp.asarray(value, out), out)
+    names = ("condition", "residual", "solved", "alpha")
     info = KernelInfo(
-        condition=number(float(found.condition)),
-        residual=number(float(found.residual)),
-        solved=number(float(found.solved)),
-        alpha=number(found.alpha),
+        **{name: jnp.asarray(float(getattr(found, name)), out) for name in names},
         count=jnp.asarray(len(x), jnp.int32),
         landmarks=jnp.asarray(plan.landmarks, jnp.int32),
         iterations=jnp.asarray(int(found.iterations), jnp.int32),

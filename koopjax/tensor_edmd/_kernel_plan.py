@@ -28,14 +28,7 @@ BLOCK_VALUES = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a kernel is fitted.
-
-    Attributes:
-        method: "cholesky", "cg" or "nystrom".
-        landmarks: how many; all samples for the others.
-        stored: whether the kernel's values are kept between iterations.
-        reason: why.
-    """
+    """How a kernel is fitted: with so many landmarks, its values kept between iterations or not."""
 
     method: str
     landmarks: int
@@ -69,19 +62,16 @@ def plan_for(method: str, n: int, centers: Any, width: int, memory_limit: int | 
     limit = available_bytes() if memory_limit is None else int(memory_limit)
     count = None if centers is None else centers if isinstance(centers, int) else len(centers)
     if count is not None and method in ("cholesky", "cg"):
-        raise expected(
-            f"all samples as centres for {method!r}", f"{count} landmarks", "method='nystrom'"
-        )
+        wanted = f"all samples as centres for {method!r}"
+        raise expected(wanted, f"{count} landmarks", "method='nystrom'")
     fits = lambda name, m, stored: bytes_needed(name, n, m, stored, width) <= limit
-    if method == "auto":
-        if count is not None:
-            method, reason = "nystrom", "landmarks were given"
-        elif n <= LARGEST_DIRECT and fits("cholesky", n, False):
-            method, reason = "cholesky", "the kernel matrix fits in memory"
-        else:
-            method, reason = "nystrom", "the samples' kernel matrix is too large to factor"
-    else:
-        reason = "requested"
+    reason = "requested"
+    if method == "auto" and count is not None:
+        method, reason = "nystrom", "landmarks were given"
+    elif method == "auto" and n <= LARGEST_DIRECT and fits("cholesky", n, False):
+        method, reason = "cholesky", "the kernel matrix fits in memory"
+    elif method == "auto":
+        method, reason = "nystrom", "the samples' kernel matrix is too large to factor"
     if method == "nystrom":
         most = most_landmarks(n, limit, width)
         m = min(n, LANDMARKS, most) if count is None else count
@@ -104,7 +94,7 @@ def _too_small(what: str, limit: int, needed: int, most: int) -> ValueError:
     )
 
 
-def check_settings(alpha: Any, batch_size: int | None, centers: Any, n: int, key: Any) -> None:
+def check_settings(alpha: Any, batch_size: int | None, centers: Any, n: int) -> None:
     """Raise unless ridge, batch size and landmarks can be met."""
     if not is_tracing(alpha):
         values = np.asarray(alpha, np.float64)
@@ -114,8 +104,6 @@ def check_settings(alpha: Any, batch_size: int | None, centers: Any, n: int, key
         raise expected("a batch_size of at least 1", f"{batch_size}")
     if isinstance(centers, bool) or (isinstance(centers, int) and not 1 <= centers <= n):
         raise expected(f"from 1 to {n} landmarks, the number of samples", f"{centers}")
-    if isinstance(centers, int) and centers < n and key is None:
-        raise expected("a random key to draw landmarks with", "none", "key=jax.random.key(0)")
 
 
 def landmarks_of(front: Any, x: Any, z: Array, centers: Any, plan: Plan, key: Any) -> Array:

@@ -101,6 +101,14 @@ def solve_least_norm(k: Array, y: Array) -> tuple[Array, Array, Array]:
 
 
 @jax.jit
+def errors(stacked: Array, y: Array) -> Array:
+    """Relative errors of predictions that stand side by side."""
+    return jnp.stack(
+        [ratio(p - y, y) for p in jnp.split(stacked, stacked.shape[1] // y.shape[1], 1)]
+    )
+
+
+@jax.jit
 def fitted(k: Array, c: Array, y: Array) -> tuple[Array, Array]:
     """Relative residual on the samples, and how much larger the terms are than the target."""
     return ratio(matmul(k, c) - y, y), ratio(matmul(jnp.abs(k), jnp.abs(c)), y)
@@ -175,19 +183,8 @@ def solve_landmarks(
 
     With `k(c, c) = L Lᵀ` and `A Aᵀ = (n/m) Lᵀ L + alpha I`, which stands for the samples by the
     landmarks, `K = L⁻ᵀ A⁻ᵀ β` leaves a system for β that is close to the identity. The normal
-    equations are never formed, so the condition of the kernel is not squared.
-
-    Args:
-        psi: kernel with the landmarks as centres.
-        x: samples.
-        y: targets.
-        stored: `psi(x)`, or None to compute its blocks in every iteration.
-        lower: `L`.
-        square: `Lᵀ L`, which serves all ridges.
-        alpha: ridge.
-        rows: in a block.
-        most: largest number of iterations.
-        tolerance: of the iteration.
+    equations are never formed, so the condition of the kernel is not squared. `stored` is `psi(x)`,
+    or None to compute its blocks in every iteration; `lower` is `L`, `square` is `Lᵀ L`.
 
     Returns:
         `(m, q)` coefficients; relative residual of the iteration, iterations; relative residual

@@ -84,10 +84,9 @@ def as_snapshots(psi: Any, x: Any, y: Any) -> tuple[Any, Any]:
             "as many rows in y as in x, and at least one column",
             f"shapes {tuple(x.shape)} and {tuple(y.shape)}",
         )
-    with precise_as(x.dtype), jax.ensure_compile_time_eval():
-        check_finite("x", x)
-    with precise_as(y.dtype), jax.ensure_compile_time_eval():
-        check_finite("y", y)
+    for name, array in (("x", x), ("y", y)):
+        with precise_as(array.dtype), jax.ensure_compile_time_eval():
+            check_finite(name, array)
     return x, y
 
 
@@ -161,6 +160,17 @@ def _rounded(
     change = jnp.max(jnp.std(fitted - matmul(gram, w), axis=0))
     residual = relative(fitted * unit[None, :] - y, y)
     return core * unit[None, None, :, None], residual, change
+
+
+def _formed(
+    psi: Any, x: Array, y: Array, alpha: Array, cutoff: Any, rtol: Any, max_rank: int | None,
+    plan: IndexPlan,
+) -> Solved:  # fmt: skip
+    """Solve with the functions of a plan formed."""
+    eps = float(jnp.finfo(y.dtype).eps)
+    limit = eps * max(len(x), plan.size) if cutoff is None else cutoff
+    limit, rtol = jnp.asarray(limit, y.dtype), jnp.asarray(rtol, y.dtype)
+    return solve_primal(psi, x, y, alpha, limit, rtol, plan=plan, max_rank=max_rank)
 
 
 def _wide(
@@ -279,10 +289,7 @@ def mandy(
         x, y, alpha = (jnp.asarray(a, work) for a in (x, y, alpha))
         residual, lost = None, False
         if method == "formed":
-            limit = jnp.asarray(eps * max(m, p) if cutoff is None else cutoff, work)
-            solved = solve_primal(
-                wide, x, y, alpha, limit, jnp.asarray(rtol, work), plan=plan, max_rank=max_rank
-            )
+            solved = _formed(wide, x, y, alpha, cutoff, rtol, max_rank, plan)
             reason = "functions formed, merged R factors"
         else:
             solved, residual, lost = _wide(wide, x, y, alpha, cutoff, rtol, max_rank)
@@ -292,13 +299,11 @@ def mandy(
         cores, sound = solved.cores, all_finite(solved.cores)
         if known:
             cores = sliced(cores, solved.ranks)
-            found = max((int(r) for r in solved.ranks), default=1)
-            if max_rank is not None and found == max_rank:
+            if max_rank is not None and max(map(int, solved.ranks), default=1) == max_rank:
                 reason += f"; ranks limited to {max_rank}"
         if p < whole.size:
             reason += f"; prior: total degree at most {plan.total}"
         train = lambda dtype: tt.TTMatrix(tuple(on_device(core, dtype) for core in cores))
-        plain = alpha == 0
         info = TensorInfo(
             condition=solved.condition,
             residual=_misfit(wide, train(work), x, y) if residual is None else residual,
@@ -307,6 +312,6 @@ def mandy(
             method="mandy",
             reason=reason,
         )
-        deficient, few = plain & (solved.rank < min(m, p)), plain & (m < p)
+        deficient, few = (alpha == 0) & (solved.rank < min(m, p)), (alpha == 0) & (m < p)
         code = verdict(deficient, solved.condition, few, sound, solved.finite, lost, eps=eps)
         return TensorKoopman(psi=psi, train=train(dtype), info=cast(info, dtype), result=code)

@@ -162,13 +162,8 @@ def canonical_train(
 ) -> tuple[tuple[Array, ...], Any, Array]:
     """`Σ_s f_1[s] ⊗ ... ⊗ f_d[s] ⊗ w_s` as a train with the outputs in the last core, rounded.
 
-    Args:
-        factors: `d` arrays `(m, n_k)`.
-        w: `(m, q)`.
-        rtol: error in the Frobenius norm, relative, all bonds together.
-        max_rank: largest rank; needed while tracing, where it is the rank of every core.
-        kept: `suffixes(factors)` where they are there already.
-        share: of that norm, to which `rtol` is relative; at least `FLOOR` of the whole counts.
+    `rtol` is of the Frobenius norm, all bonds together: of a `share` of it, and at least `FLOOR` of
+    the whole. While tracing `max_rank` is the rank of every core.
 
     Returns:
         Cores (padded by zeros beyond the ranks), the ranks, and `(m, q)` the train at the samples.

@@ -255,15 +255,9 @@ def sparse_train(
     TT-SVD from the left, of the coefficients in bases that are orthonormal on the data coordinate
     by coordinate: what is cut changes predictions least. A rank is the least at which neither the
     predictions nor the plain coefficients change by more than `rtol`, the former relative to the
-    outputs' spread, the latter only as far as they stand out from noise.
-
-    Args:
-        value: `(p, q)`, rows as `plan.indices()`; outputs in units of their spread.
-        plan: the set.
-        bases: triangular `L_k` and their inverses.
-        rtol: relative error allowed over all bonds together.
-        noise: error of the coefficients, absolute, in the Frobenius norm.
-        max_rank: largest rank, static.
+    outputs' spread and over all bonds together, the latter only as far as they stand out from
+    `noise` (absolute, in the Frobenius norm). Outputs are in units of their spread, `bases` the
+    triangular `L_k` and their inverses.
 
     Returns:
         Cores padded by zeros to ranks that the shapes allow, and the ranks `(d - 1,)`.

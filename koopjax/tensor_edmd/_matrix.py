@@ -1,5 +1,6 @@
 """A weight matrix as a TT matrix, close in the metric of its inputs and outputs."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -173,37 +174,41 @@ def approximate(
     with precise_as(given.dtype):
         problem = _Ordered(given, gram, metric, modes, orders)
         cores, began = _start(problem, init, ranks)
-        cores = als.right_orthogonal(cores)
-        first = before = problem.error(cores)
-        history, swaps, residual = [], np.zeros(2, np.int64), 0.0
-        why = f"stopped after {sweeps} sweeps"
-        for number in range(sweeps):
-            cores, now, residual = als.sweep(
-                cores, *problem.arrays, *problem.factors, tol, iterations
-            )
-            history.append(float(now))
-            traded = np.zeros(2, np.int64)
-            # The last two sweeps are left to the cores alone.
-            if number < sweeps - 2:
-                for axis in (0, 1):
-                    if searching[axis]:
-                        problem, traded[axis] = problem.searched(cores, axis)
-            swaps += traded
-            if not traded.any() and before - history[-1] <= rtol * before:
-                why = f"converged to rtol after {number + 1} sweeps"
-                break
-            before = history[-1]
-        number = lambda value: jnp.asarray(value, problem.arrays[0].dtype)
-        reason = "; ".join(part for part in (f"from {began}", clipped, why) if part)
-        info = MatrixInfo(
-            number([first, *history][-1]), number(first), number(history), number(residual), swaps,
-            reason=reason,
-        )  # fmt: skip
+        problem, cores, info = _swept(problem, cores, searching, sweeps, rtol, tol, iterations)
+        reason = "; ".join(part for part in (f"from {began}", clipped, info.reason) if part)
+        info = dataclasses.replace(info, reason=reason)
         finite = all(np.isfinite(np.asarray(core)).all() for core in cores)
         code = jnp.int32(SUCCESS if finite else NONFINITE_SOLUTION)
         train = tt.TTMatrix(tuple(core.astype(given.dtype) for core in cores))
         rows, columns = problem.orders
         return MatrixApproximation(train, rows, columns, info, code)
+
+
+def _swept(
+    problem: "_Ordered", cores: Any, searching: Sequence[bool], sweeps: int, rtol: float,
+    tol: float, iterations: int,
+) -> tuple["_Ordered", Any, MatrixInfo]:  # fmt: skip
+    """Sweeps with searches between them; the last two are left to the cores alone."""
+    cores = als.right_orthogonal(cores)
+    first = before = problem.error(cores)
+    history, swaps, residual = [], np.zeros(2, np.int64), 0.0
+    why = f"stopped after {sweeps} sweeps"
+    for number in range(sweeps):
+        cores, now, residual = als.sweep(cores, *problem.arrays, *problem.factors, tol, iterations)
+        history.append(float(now))
+        traded = np.zeros(2, np.int64)
+        for axis in (0, 1):
+            if searching[axis] and number < sweeps - 2:
+                problem, traded[axis] = problem.searched(cores, axis)
+        swaps += traded
+        if not traded.any() and before - history[-1] <= rtol * before:
+            why = f"converged to rtol after {number + 1} sweeps"
+            break
+        before = history[-1]
+    number = lambda value: jnp.asarray(value, problem.arrays[0].dtype)
+    last = number([first, *history][-1])
+    found = MatrixInfo(last, number(first), number(history), number(residual), swaps, reason=why)
+    return problem, cores, found
 
 
 class _Ordered:

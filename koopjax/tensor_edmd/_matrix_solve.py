@@ -267,14 +267,8 @@ def search(
 
     With `A = M`, `K = Tᵀ G T` and `R = M Wᵀ G T` this is the error of `T[:, p]` for the columns of
     `W` in the metric, but for a constant; with `A = G`, `K = T M Tᵀ`, `R = G W M Tᵀ` that of the
-    rows. Each round takes the best disjoint swaps, and half as many until the sum falls.
-
-    Args:
-        a: `(n, n)` symmetric, over items.
-        k: `(n, n)` symmetric, over slots.
-        r: `(n, n)`, items by slots.
-        energy: of what is approximated: swaps that gain less than `LEAST_GAIN` of it are left.
-        rounds: at most so many batches of swaps; `2 n³` operations each.
+    rows. Each round takes the best disjoint swaps, and half as many until the sum falls, in `2 n³`
+    operations; swaps that gain less than `LEAST_GAIN` of the energy of the matrix are left.
 
     Returns:
         The slot of every item, `(n,)`, and how many swaps were made.
