@@ -1,22 +1,221 @@
 """Alternating least squares: a tensor train fitted core by core, all outputs in one train."""
 
+import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from koopjax._core import (
+    as_flag,
+    as_integers,
+    as_key,
+    as_numbers,
+    as_whole,
+    cast,
+    check_finite,
+    check_metric,
     check_number,
     expected,
+    has_float64,
     own_rules,
+    precise_as,
+    pytree,
+    static,
+    traced,
+    working_dtype,
 )
-from koopjax.tensor_edmd._als_fit import AlsFitter, AlsSettings
-from koopjax.tensor_edmd._padded import PaddedKoopman
+from koopjax.tensor_edmd._als_fit import distance, fit_padded, given_cores
+from koopjax.tensor_edmd._dictionary import check_states, separable
+from koopjax.tensor_edmd._padded import PaddedKoopman, feasible
 from koopjax.tensor_edmd._result import TensorKoopman
 
 #: Largest rank of an adaptive fit, unless asked otherwise.
 ADAPTIVE_RANK = 16
+#: Samples in a block of the normal equations, unless asked otherwise.
+BLOCK = 4096
+#: Unknowns of a local problem: 2^14 of them are a matrix of 2 GiB in float64.
+MAX_LOCAL = 2**14
+#: Mean of an output in units of its spread beyond which products are in float64.
+FAR = 1e3
+
+
+@dataclasses.dataclass(frozen=True)
+class AlsSettings:
+    """How alternating least squares goes about it: static, of all fits that share a compilation.
+
+    Attributes:
+        sweeps: largest number of sweeps, there and back each.
+        adaptive: solve two cores at once and choose the rank between them by `rtol`, up to
+            `max_rank` (the modified scheme, MALS). Finds exact ranks in a few sweeps, where single
+            cores need bonds that hold the outputs wherever they are on their way.
+        batch_size: samples in a block of the normal equations; None for 4,096.
+        patience: sweeps without improvement after which to stop; None for all of them.
+        dtype: of the products over samples; None for that of `x`, or float64 where the backend has
+            it and the mean of an output is a thousand times its spread.
+    """
+
+    sweeps: int = 4
+    adaptive: bool = False
+    batch_size: int | None = None
+    patience: int | None = None
+    dtype: Any = None
+
+    def for_data(self, samples: int, dtype: Any, far: bool) -> "AlsSettings":
+        """Checked, with blocks of equal sizes and the dtype of the products decided.
+
+        Args:
+            samples: how many to fit.
+            dtype: of the states.
+            far: whether outputs lie so far from the origin that float32 hides how they vary.
+        """
+        count = lambda name: as_whole(name, getattr(self, name), 1)
+        rows = BLOCK if self.batch_size is None else count("batch_size")
+        chosen = np.float64 if far else working_dtype(dtype if self.dtype is None else self.dtype)
+        return dataclasses.replace(
+            self,
+            sweeps=count("sweeps"),
+            adaptive=as_flag("adaptive", self.adaptive),
+            batch_size=-(-samples // -(-samples // rows)),
+            patience=None if self.patience is None else count("patience"),
+            dtype=np.dtype(chosen),
+        )
+
+
+@pytree
+class AlsFitter:
+    """`als` made ready: data checked and precision decided once, then any rank, ridge and key.
+
+    Attributes:
+        psi: a `Product`, or a `Compose` that ends in one.
+        x: `(n, d)`.
+        y: `(n, q)`.
+        x_val: `(n_val, d)`, or None.
+        y_val: `(n_val, q)`, or None.
+        metric: `(q, q)`, or None.
+        settings: `AlsSettings`, with nothing left to be decided (static).
+        wide: dtype of sums over samples and of factorisations (static).
+    """
+
+    psi: Any
+    x: Any
+    y: Any
+    x_val: Any
+    y_val: Any
+    metric: Any
+    settings: AlsSettings = static()
+    wide: Any = static()
+
+    @classmethod
+    def of(
+        cls,
+        psi: Any,
+        x: Any,
+        y: Any,
+        settings: AlsSettings,
+        x_val: Any = None,
+        y_val: Any = None,
+        metric: Any = None,
+        beside: Any = (),
+    ) -> "AlsFitter":
+        """From what `als` takes, which see.
+
+        Args:
+            psi, x, y, x_val, y_val, metric: as for `als`.
+            settings: of all fits.
+            beside: what else may be traced; then everything runs in the dtype of `x`.
+        """
+        data = _checked(psi, x, y, x_val, y_val, metric)
+        double = has_float64() and not traced((psi, *data, beside))
+        far = False
+        if double and settings.dtype is None:
+            with jax.enable_x64(True):
+                far = float(distance(data[1])) > FAR
+        settings = settings.for_data(data[0].shape[0], data[0].dtype, far)
+        wide = np.dtype(np.float64) if double else settings.dtype
+        return cls(psi, *data, settings=settings, wide=wide)
+
+    @property
+    def modes(self) -> tuple[int, ...]:
+        """Mode sizes of the dictionary."""
+        return separable(self.psi)[1].modes()
+
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank that the modes allow."""
+        return max(feasible(self.modes, 2**30))
+
+    def require_finite(self) -> None:
+        """Raise `ValueError` if there is NaN or infinity in the samples."""
+        for name in ("x", "y", "x_val", "y_val"):
+            if getattr(self, name) is not None:
+                check_finite(name, getattr(self, name))
+
+    def size(self, max_rank: int) -> int:
+        """The rank that cores are padded to; raises where a local problem would be too large."""
+        size = min(as_whole("max_rank", max_rank, 1), self.largest_rank)
+        most = max(self.modes)
+        local = (size * most) ** 2 if self.settings.adaptive else size**2 * most
+        if local > MAX_LOCAL:
+            raise expected(
+                f"at most {MAX_LOCAL:,} unknowns in a local problem",
+                f"{local:,}",
+                "a smaller max_rank",
+            )
+        return size
+
+    def fit(
+        self,
+        rank: ArrayLike,
+        key: Array,
+        *,
+        max_rank: int,
+        alpha: ArrayLike = 0.0,
+        rtol: ArrayLike = 1e-8,
+        init: Any = None,
+    ) -> PaddedKoopman:
+        """One fit, in the dtype of `x`; jits and vmaps, for arguments see `als_padded`."""
+        size, bonds = self.size(max_rank), len(self.modes) - 1
+        rank = rank if isinstance(rank, jax.Array) else as_integers("rank", rank)
+        if jnp.shape(rank) not in ((), (bonds,)):
+            raise expected(f"one rank, or {bonds} of them", f"shape {jnp.shape(rank)}")
+        key = as_key("als", key)
+        given = None
+        if init is not None:
+            given = given_cores(init, self.modes, size, self.settings.dtype)
+        with precise_as(self.wide) if has_float64() else jax.enable_x64(False):
+            fit = fit_padded(self, rank, key, alpha, rtol, given, size=size)
+        return dataclasses.replace(cast(fit, self.x.dtype), psi=self.psi)
+
+
+def _rows(name: str, array: Any) -> Array:
+    array = as_numbers(name, array)
+    if array.ndim != 2 or 0 in array.shape:
+        raise expected(f"{name} of shape (samples, coordinates), not empty", f"shape {array.shape}")
+    return array
+
+
+def _checked(psi: Any, x: Any, y: Any, x_val: Any, y_val: Any, metric: Any) -> tuple[Any, ...]:
+    """Arrays of matching shapes, which the dictionary takes."""
+    x, y = _rows("x", x), _rows("y", y)
+    if len(x) != len(y):
+        raise expected("as many rows in y as in x", f"{len(y)} and {len(x)}")
+    if (x_val is None) != (y_val is None):
+        raise expected("x_val and y_val together", "one of them")
+    if x_val is not None:
+        x_val, y_val = _rows("x_val", x_val), _rows("y_val", y_val)
+        if len(x_val) != len(y_val) or x_val.shape[1] != x.shape[1] or y_val.shape[1] != y.shape[1]:
+            raise expected(
+                f"validation data (m, {x.shape[1]}) and (m, {y.shape[1]})",
+                f"{x_val.shape} and {y_val.shape}",
+            )
+    metric = None if metric is None else as_numbers("metric", metric)
+    check_metric("metric", metric, y.shape[1])
+    check_states(psi, x)
+    return x, y, x_val, y_val, metric
 
 
 @own_rules()

@@ -5,6 +5,8 @@ and a *far* one, so that the same code serves both directions. All arrays are pa
 beyond a rank and functions beyond a mode are zero, and so are the unknowns that belong to them.
 """
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from koopjax._core import masked_qr, matmul, semidefinite_root
+from koopjax.tensor_edmd._dictionary import outer, tail_norms
 
 #: How often the damping of a Cholesky factorisation is raised before it is given up.
 TRIES = 8
@@ -23,7 +26,7 @@ LARGE = 1024
 
 
 class Solved(NamedTuple):
-    """A solution of local normal equations.
+    """A solution `(p, q)` of local normal equations.
 
     Attributes:
         value: `(p, q)`.
@@ -36,30 +39,18 @@ class Solved(NamedTuple):
     damping: Array
 
 
-def outer(a: Array, b: Array) -> Array:
-    """Row by row, `(n, p)` and `(n, m)` to `(n, p m)`, the second running fastest."""
-    return (a[:, :, None] * b[:, None, :]).reshape(a.shape[0], a.shape[1] * b.shape[1])
-
-
 def accumulate(parts: tuple[Array, ...], y: Array, wide: Any) -> tuple[Array, Array]:
-    """`Zᵀ Z` and `Zᵀ y` for the row-wise product `Z` of the parts, block after block.
+    """`Zᵀ Z` and `Zᵀ y` for the row-wise product `Z` of parts `(blocks, size, m_i)`.
 
-    Args:
-        parts: `(blocks, size, m_i)` each.
-        y: `(blocks, size, q)`.
-        wide: dtype of the sums over blocks; products within a block stay in that of the data.
+    Products within a block stay in the dtype of the data, sums over blocks are in `wide`.
     """
-    width = 1
-    for part in parts:
-        width *= part.shape[-1]
 
     def step(total: Any, block: Any) -> tuple[Any, None]:
-        z = block[0][0]
-        for part in block[0][1:]:
-            z = outer(z, part)
+        z = functools.reduce(outer, block[0])
         new = matmul(z.T, z), matmul(z.T, block[1])
         return jax.tree.map(lambda t, a: t + a.astype(wide), total, new), None
 
+    width = math.prod(part.shape[-1] for part in parts)
     empty = jnp.zeros((width, width), wide), jnp.zeros((width, y.shape[-1]), wide)
     return jax.lax.scan(step, empty, (parts, y))[0]
 
@@ -75,14 +66,8 @@ def solve_damped(gram: Array, cross: Array, alpha: Array, eps: float) -> Solved:
     """`(G + α I) w = c` by Cholesky, unknowns without data set to zero.
 
     The equations are scaled to a unit diagonal, which leaves the solution as it is. Where a pivot
-    falls below the rounding of the products, the diagonal is damped by that rounding, then by a
-    hundred times more, until the factorisation holds.
-
-    Args:
-        gram: `(p, p)`.
-        cross: `(p, q)`.
-        alpha: ridge, absolute.
-        eps: rounding of the products that went into `gram`.
+    falls below the rounding `eps` of the products in `gram`, the diagonal is damped by that
+    rounding, then by a hundred times more, until the factorisation holds.
     """
     size, dtype = gram.shape[0], gram.dtype
     live = jnp.diagonal(gram) > 0
@@ -90,22 +75,22 @@ def solve_damped(gram: Array, cross: Array, alpha: Array, eps: float) -> Solved:
     scale = jnp.where(live, 1 / jnp.sqrt(diagonal), 0)
     scaled = gram * scale[:, None] * scale[None, :]
     shift = jnp.where(live, alpha * scale**2, 1)
-    floor = jnp.asarray(eps * size, dtype)
+    floor, zero = jnp.asarray(eps * size, dtype), jnp.zeros((), dtype)
 
-    def attempt(damping: Array) -> tuple[Array, Array, Array]:
+    def unfinished(state: Any) -> Array:
+        count, _, _, _, good = state
+        return ~good & (count <= TRIES)
+
+    # The first attempt is one of the loop's, so that a factorisation is compiled once.
+    def attempt(state: Any) -> Any:
+        count, damping, *_ = state
         factor = cholesky(scaled + jnp.diag(shift + damping))
         least = jnp.min(jnp.diagonal(factor)) ** 2
-        return damping, factor, jnp.isfinite(least) & (least > floor)
+        after = jnp.where(damping > 0, RAISE * damping, 2 * floor)
+        return count + 1, after, damping, factor, jnp.isfinite(least) & (least > floor)
 
-    def again(state: Any) -> Array:
-        return (~state[1][2]) & (state[0] < TRIES)
-
-    def raised(state: Any) -> Any:
-        count, (damping, _, _) = state
-        return count + 1, attempt(jnp.where(damping > 0, RAISE * damping, 2 * floor))
-
-    first = attempt(jnp.zeros((), dtype))
-    _, (damping, factor, _) = jax.lax.while_loop(again, raised, (jnp.int32(0), first))
+    start = jnp.int32(0), zero, zero, jnp.zeros_like(gram), jnp.asarray(False)
+    _, _, damping, factor, _ = jax.lax.while_loop(unfinished, attempt, start)
     value = scale[:, None] * jax.scipy.linalg.cho_solve((factor, True), scale[:, None] * cross)
     pivots = jnp.where(live, jnp.diagonal(factor), 1)
     return Solved(value, (jnp.max(pivots) / jnp.min(pivots)) ** 2, damping)
@@ -155,14 +140,9 @@ def root(gram: Array) -> Array:
 
 
 def orthonormal(columns: Array, spare: Array, good: Array, rows: Array, mask: Array) -> Array:
-    """An orthonormal basis of the good columns, made up to the rank with spare ones.
+    """An orthonormal basis of the good ones of columns `(m, r)`, made up to the rank with spare.
 
-    Args:
-        columns: `(m, r)`.
-        spare: `(m, r)`, used where a column carries nothing.
-        good: `(r,)` booleans.
-        rows: `(m,)` ones and zeros: which rows exist.
-        mask: `(r,)` ones and zeros: the rank.
+    `rows` `(m,)` and `mask` `(r,)` are ones and zeros: which rows exist, and the rank.
     """
     norm = jnp.linalg.norm(columns, axis=0)
     safe = jnp.where(norm > 0, norm, 1)
@@ -179,18 +159,12 @@ def split(
 
     The core as a matrix `C`, near rows and columns with the outputs and the far side, is cut where
     `‖A^(1/2) C (M ⊗ B)^(1/2)‖` loses least; `A` and `B` are the second moments of what it meets on
-    both sides and `M` is the output metric. With unit moments this is the plain SVD of the core.
-
-    Args:
-        core: `(m, q, m')`.
-        near: `(m, m)` second moments.
-        far: `(m', m')` second moments.
-        metric: `(q, q)` square root of the output metric.
-        most: largest rank.
-        rtol: the tail that is cut off may hold this share of the norm; 0 keeps `most`.
+    both sides (`near` and `far`) and `M` is the output metric, given by its root. With unit moments
+    this is the plain SVD of the core `(m, q, m')`. The tail that is cut off may hold the share
+    `rtol` of the norm; 0 keeps the largest rank.
 
     Returns:
-        `(m, k)` directions by falling weight, `(k,)` which of them carry something, and the rank.
+        `(m, k)` directions by falling weight, `(k,)` which carry something, and the rank.
     """
     m, q, far_size = core.shape
     weighted = jnp.einsum("aqb,qj,bc->ajc", core, metric, root(far), precision="highest")
@@ -199,7 +173,7 @@ def split(
     columns = matmul(weighted, right.T)
     eps = jnp.finfo(core.dtype).eps
     good = values > 4 * eps * m * values[0]
-    tails = jnp.sqrt(jnp.cumsum(values[::-1] ** 2)[::-1])
+    tails = tail_norms(values**2)
     needed = jnp.sum((tails > rtol * tails[0]) & good)
     rank = jnp.where(rtol > 0, jnp.clip(needed, 1, most), most)
     return columns, good, rank.astype(jnp.int32)

@@ -1,4 +1,8 @@
-"""Sweeps of alternating least squares over a padded train, one scan each way."""
+"""Sweeps of alternating least squares over a padded train: one scan, there and back.
+
+What a half sweep makes stands in the order in which it met the cores: its first core is the last
+one of the next half. Only the best train is kept in the natural order.
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -12,10 +16,10 @@ from koopjax.tensor_edmd._als_local import (
     accumulate,
     moments,
     orthonormal,
-    outer,
     solve_damped,
     split,
 )
+from koopjax.tensor_edmd._dictionary import outer
 
 #: Bound on the logarithm of the factor between a ridge and its scaled form.
 LIMIT = 80.0
@@ -51,6 +55,10 @@ class Problem:
     count: Any
     floor: Any
 
+    def at(self, index: Array) -> tuple[Any, Array, Array]:
+        """Factors of all samples, functions and spare directions of one core."""
+        return jax.tree.map(lambda a: a[index], (self.factors, self.modes, self.spare))
+
 
 class Best(NamedTuple):
     """The best train so far: cores scaled so that the interfaces have unit mean square."""
@@ -65,42 +73,54 @@ class Best(NamedTuple):
     fresh: Array
 
 
-class State(NamedTuple):
-    """What one sweep hands to the next; `far` and `scales` belong to the bonds of its direction."""
+class Hardest(NamedTuple):
+    """Of all local problems: the worst condition, the most damping, how many were damped."""
 
-    cores: Array
-    ranks: Array
-    far: Any
-    scales: Array
-    best: Best
     condition: Array
     damping: Array
     damped: Array
+
+    def met(self, condition: Array, damping: Array) -> "Hardest":
+        """With one problem more."""
+        return Hardest(
+            jnp.maximum(self.condition, condition),
+            jnp.maximum(self.damping, damping),
+            self.damped + (damping > 0).astype(jnp.int32),
+        )
+
+
+class State(NamedTuple):
+    """What a half sweep hands to the next: cores, and what lay before each of them."""
+
+    cores: Array
+    ranks: Array
+    near: Any
+    scales: Array
+    best: Best
+    hardest: Hardest
 
 
 def _mask(rank: Array, size: int, dtype: Any) -> Array:
     return (jnp.arange(size) < rank).astype(dtype)
 
 
-def _widen(columns: Array, size: int) -> Array:
-    """The first columns, filled up with zeros where there are too few."""
-    columns = columns[:, :size]
-    return jnp.pad(columns, ((0, 0), (0, size - columns.shape[1])))
-
-
 def _rows(near_rank: Array, modes: Array, size: int) -> Array:
+    """Which rows of a core exist, `(size n,)` ones and zeros."""
     mask = _mask(near_rank, size, modes.dtype)
     return (mask[:, None] * modes[None, :]).reshape(size * modes.shape[0])
 
 
-def _ones(blocks: Array, size: int) -> Array:
-    """The interface beyond the last core: 1 in the first column."""
-    return jnp.zeros((*blocks.shape[1:3], size), blocks.dtype).at[..., 0].set(1)
+def _ends(problem: Problem, size: int) -> Any:
+    """The interfaces beyond the first core: 1 in the first column."""
+    return tuple(
+        jnp.zeros((*f.shape[1:3], size), f.dtype).at[..., 0].set(1) for f in problem.factors
+    )
 
 
-def _advance(near: Array, f: Array, core: Array) -> Array:
-    """`(blocks, size, r)` past one core `(r n, r)`."""
-    return jax.lax.map(lambda b: matmul(outer(b[0], b[1]), core), (near, f))
+def _advance(near: Any, factors: Any, core: Array) -> Any:
+    """Interfaces `(blocks, size, r)` past one core `(r n, r)`."""
+    past = lambda block: matmul(outer(block[0], block[1]), core)
+    return tuple(jax.lax.map(past, pair) for pair in zip(near, factors, strict=True))
 
 
 def _error(near: Array, f: Array, far: Array, core: Array, y: Array, metric: Array) -> Array:
@@ -111,18 +131,19 @@ def _error(near: Array, f: Array, far: Array, core: Array, y: Array, metric: Arr
         a, b, c, target = block
         out = matmul(outer(a, b), core.reshape(rows, q * r)).reshape(a.shape[0], q, r)
         rest = jnp.einsum("sjb,sb->sj", out, c, precision="highest") - target
-        return total + jnp.sum(matmul(rest, metric.astype(rest.dtype)) ** 2).astype(
-            total.dtype
-        ), None
+        square = jnp.sum(matmul(rest, metric.astype(rest.dtype)) ** 2)
+        return total + square.astype(total.dtype), None
 
     return jax.lax.scan(step, jnp.zeros((), metric.dtype), (near, f, far, y))[0]
 
 
 def _basis(columns: Array, good: Array, spare: Array, rows: Array, rank: Array) -> Array:
+    """An orthonormal basis of the good ones of the first columns, filled up to the rank."""
     size = spare.shape[1]
-    mask = _mask(rank, size, rows.dtype)
-    columns, good = _widen(columns, size), jnp.pad(good[:size], (0, max(0, size - good.shape[0])))
-    return orthonormal(columns, spare, good, rows, mask)
+    short = max(0, size - columns.shape[1])
+    columns = jnp.pad(columns[:, :size], ((0, 0), (0, short)))
+    good = jnp.pad(good[:size], (0, short))
+    return orthonormal(columns, spare, good, rows, _mask(rank, size, rows.dtype))
 
 
 def _rescaled(basis: Array, second: Array, count: Array) -> tuple[Array, Array]:
@@ -132,63 +153,49 @@ def _rescaled(basis: Array, second: Array, count: Array) -> tuple[Array, Array]:
     return basis / factor, factor
 
 
-def _natural(core: Array, reverse: bool) -> Array:
-    """A core as (left, mode, [output], right), whichever way the sweep goes."""
-    return jnp.swapaxes(core, 0, -1) if reverse else core
+def _turned(cores: Array) -> Array:
+    """Cores met from the other end."""
+    return jnp.flip(jnp.swapaxes(cores, 1, -1), 0)
 
 
 def start(problem: Problem, size: int, wide: Any, given: Any = None) -> State:
     """Cores orthogonal from the right: a random sketch of the data's own directions.
 
     Each core spans `G Ω`, with the second moments `G` of what the core meets and a random `Ω`;
-    plain random directions would lose a constant factor of the signal at every core.
-
-    Args:
-        problem: see `Problem`.
-        size: padded rank.
-        wide: dtype of sums.
-        given: `(cores, ranks)` orthogonal from the right, kept as far as they go.
+    plain random directions would lose a constant factor of the signal at every core. `given` are
+    `(cores, ranks)` orthogonal from the right, kept as far as they go.
     """
-    n, dtype = problem.factors[0].shape[-1], problem.factors[0].dtype
+    d, n, dtype = len(problem.modes), problem.modes.shape[1], problem.factors[0].dtype
+    q = problem.targets[0].shape[-1]
 
     def step(carry: Any, part: Any) -> tuple[Any, Any]:
         near, near_rank, scale = carry
-        f, modes, spare, rank, known = part
+        index, rank, known = part
+        f, modes, spare = problem.at(index)
         second = moments(near[0], f[0], wide)
         rows = _rows(near_rank, modes.astype(wide), size)
         sketch = matmul(second, spare.astype(wide))
         if known is not None:
             core, known_rank = known
-            own = jnp.swapaxes(core, 0, 2).reshape(size * n, size).astype(wide)
+            own = core.reshape(size * n, size).astype(wide)
             sketch = jnp.where((jnp.arange(size) < known_rank)[None, :], own, sketch)
         good = jnp.linalg.norm(sketch * rows[:, None], axis=0) > 0
         basis = _basis(sketch, good, spare.astype(wide), rows, rank)
         core, factor = _rescaled(basis, second, problem.count)
         flat = core.astype(dtype)
-        after = tuple(_advance(a, b, flat) for a, b in zip(near, f, strict=True))
-        out = _natural(flat.reshape(size, n, size), True), near, scale
-        return (after, rank, scale + jnp.log(factor)), out
+        out = flat.reshape(size, n, size), near, scale
+        return (_advance(near, f, flat), rank, scale + jnp.log(factor)), out
 
-    near = tuple(_ones(f, size) for f in problem.factors)
-    carry = near, jnp.int32(1), jnp.zeros((), wide)
-    known = None if given is None else (given[0], given[1][:-1])
-    parts = problem.factors, problem.modes, problem.spare, problem.first[:-1], known
-    _, (cores, far, scales) = jax.lax.scan(step, carry, parts, reverse=True)
-    q = problem.targets[0].shape[-1]
-    nan = jnp.full((), jnp.nan, wide)
-    zeros = jnp.zeros((size, n, q, size), dtype)
-    best = Best(
-        jnp.full((), jnp.inf, wide),
-        nan,
-        nan,
-        zeros,
-        jnp.int32(0),
-        cores,
-        problem.first,
-        jnp.asarray(False),
-    )
-    zero = jnp.zeros((), wide)
-    return State(cores, problem.first, far, scales, best, zero + 1, zero, jnp.int32(0))
+    zero, ranks = jnp.zeros((), wide), jnp.flip(problem.first)
+    known = None if given is None else (_turned(given[0]), jnp.flip(given[1])[1:])
+    carry = _ends(problem, size), jnp.int32(1), zero
+    parts = jnp.arange(d)[::-1], ranks[1:], known
+    _, (cores, near, scales) = jax.lax.scan(step, carry, parts)
+    nan, none = jnp.full((), jnp.nan, wide), jnp.full((), jnp.inf, wide)
+    core = jnp.zeros((size, n, q, size), dtype)
+    fresh = jnp.asarray(False)
+    best = Best(none, nan, nan, core, jnp.int32(0), _turned(cores), problem.first, fresh)
+    return State(cores, ranks, near, scales, best, Hardest(zero + 1, zero, jnp.int32(0)))
 
 
 class _Step(NamedTuple):
@@ -196,9 +203,7 @@ class _Step(NamedTuple):
     rank: Array
     scale: Array
     best: Best
-    condition: Array
-    damping: Array
-    damped: Array
+    hardest: Hardest
 
 
 def _solve(
@@ -226,121 +231,99 @@ def _measure(
     return errors[0], jnp.full_like(errors[0], jnp.nan), errors[0] + alpha * jnp.sum(weighted**2)
 
 
-def _bond(
-    problem: Problem, carry: _Step, part: Any, core: Array, condition: Array, damping: Array,
-    wide: Any,
-) -> tuple[Array, Array, Array, Array, Array]:  # fmt: skip
-    """The core that stays behind, orthogonal: its factor, rank, and the hardest problem met."""
-    f, far, _, modes, spare, most, _, following = part
-    near = carry.near[0]
-    size, dtype = near.shape[-1], near.dtype
-    near_second = moments(near, f[0], wide)
-    rtol, ahead, beyond = jnp.zeros((), wide), far[0], None
-    if following is not None:
-        # Two cores at once: the second one's functions count as part of the far side.
-        ahead, beyond, scale, last = following
-        pair, rtol = jax.vmap(outer)(ahead, beyond), problem.rtol
-        core, _, hard, raised = _solve(problem, f[0], near, pair, carry.scale + scale, wide)
-        condition = jnp.where(last, condition, jnp.maximum(condition, hard))
-        damping = jnp.where(last, damping, jnp.maximum(damping, raised))
-    rows = _rows(carry.rank, modes.astype(wide), size)
-    far_second = moments(ahead, beyond, wide)
-    columns, good, rank = split(core, near_second, far_second, problem.metric, most, rtol)
-    basis = _basis(columns, good, spare.astype(wide), rows, rank)
-    scaled, factor = _rescaled(basis, near_second, problem.count)
-    return scaled.astype(dtype), factor, rank, condition, damping
-
-
-def _step(
-    problem: Problem, carry: _Step, part: Any, *, reverse: bool, wide: Any
-) -> tuple[_Step, Any]:
-    """Solve one core, compare it with the best, leave an orthogonal core behind, move on."""
-    f, far, far_scale, _, _, _, index, _ = part
-    near, best = carry.near, carry.best
-    size, n, dtype = near[0].shape[-1], f[0].shape[-1], near[0].dtype
-    log_scale = carry.scale + far_scale
-    core, alpha, condition, damping = _solve(problem, f[0], near[0], far[0], log_scale, wide)
-    train, validation, score = _measure(problem, near, f, far, core, alpha)
-    better = jnp.maximum(score, problem.floor) <= jnp.maximum(best.score, problem.floor)
+def _better(problem: Problem, best: Best, measured: Any, core: Array, position: Array) -> Best:
+    """The best so far after one core more that was solved."""
+    train, validation, score = measured
     now = best._replace(
-        score=score,
-        train=train,
-        validation=validation,
-        core=_natural(core.reshape(size, n, -1, size), reverse).astype(dtype),
-        position=index,
+        score=score, train=train, validation=validation, core=core, position=position,
         fresh=jnp.asarray(True),
-    )
-    best = jax.tree.map(lambda a, b: jnp.where(better, a, b), now, best)
-    flat, factor, rank, condition, damping = _bond(
-        problem, carry, part, core, condition, damping, wide
-    )
-    after = tuple(_advance(a, b, flat) for a, b in zip(near, f, strict=True))
-    moved = _Step(
-        near=after,
-        rank=rank,
-        scale=carry.scale + jnp.log(factor),
-        best=best,
-        condition=jnp.maximum(carry.condition, condition),
-        damping=jnp.maximum(carry.damping, damping),
-        damped=carry.damped + (damping > 0).astype(jnp.int32),
-    )
-    left = _natural(flat.reshape(size, n, size), reverse), near, carry.scale, carry.rank
-    return moved, (left, (train, validation, score))
+    )  # fmt: skip
+    better = jnp.maximum(score, problem.floor) <= jnp.maximum(best.score, problem.floor)
+    return jax.tree.map(lambda a, b: jnp.where(better, a, b), now, best)
 
 
 def _half(
-    problem: Problem, state: State, *, adaptive: bool, reverse: bool, wide: Any
+    problem: Problem, state: State, reverse: Array, *, adaptive: bool, wide: Any
 ) -> tuple[State, Array]:
     """Solve every core once, from one end to the other.
+
+    Each is compared with the best; an orthogonal core stays behind.
 
     Returns:
         The state for the way back, and training and validation error of the best core of this
         half sweep.
     """
-    size, d = state.cores.shape[1], state.cores.shape[0]
-    near = tuple(_ones(f, size) for f in problem.factors)
+    d, size, n, _ = state.cores.shape
+    dtype = state.cores.dtype
+    most = jnp.where(reverse, jnp.flip(problem.most), problem.most)[1:]
+    natural = lambda k: jnp.where(reverse, d - 1 - k, k)
+
+    def ahead(k: Array) -> Any:
+        """Interfaces and scale beyond core `k`, which the half sweep before has left."""
+        return jax.tree.map(lambda a: a[d - 1 - k], (state.near, state.scales))
+
+    def step(carry: _Step, k: Array) -> tuple[_Step, Any]:
+        near, best = carry.near, carry.best
+        f, modes, spare = problem.at(natural(k))
+        far, scale = ahead(k)
+        core, alpha, condition, damping = _solve(
+            problem, f[0], near[0], far[0], carry.scale + scale, wide
+        )
+        measured = _measure(problem, near, f, far, core, alpha)
+        solved = core.reshape(size, n, -1, size).astype(dtype)
+        solved = jnp.where(reverse, jnp.swapaxes(solved, 0, -1), solved)
+        best = _better(problem, best, measured, solved, natural(k).astype(jnp.int32))
+        rtol, side, beyond = jnp.zeros((), wide), far[0], None
+        if adaptive:
+            # Two cores at once: the second one's functions count as part of the far side. There is
+            # none after the last core, whose own problem is the one that counts then.
+            following, last = jnp.minimum(k + 1, d - 1), k == d - 1
+            (beyond, *_), scale = ahead(following)
+            side, rtol = problem.at(natural(following))[0][0], problem.rtol
+            pair = jax.vmap(outer)(side, beyond)
+            core, _, hard, raised = _solve(problem, f[0], near[0], pair, carry.scale + scale, wide)
+            condition = jnp.where(last, condition, jnp.maximum(condition, hard))
+            damping = jnp.where(last, damping, jnp.maximum(damping, raised))
+        rows, second = _rows(carry.rank, modes.astype(wide), size), moments(near[0], f[0], wide)
+        columns, good, rank = split(
+            core, second, moments(side, beyond, wide), problem.metric, most[k], rtol
+        )
+        basis = _basis(columns, good, spare.astype(wide), rows, rank)
+        left, factor = _rescaled(basis, second, problem.count)
+        left = left.astype(dtype)
+        moved = _Step(
+            near=_advance(near, f, left),
+            rank=rank,
+            scale=carry.scale + jnp.log(factor),
+            best=best,
+            hardest=carry.hardest.met(condition, damping),
+        )
+        passed = left.reshape(size, n, size), carry.rank, near, carry.scale
+        return moved, (passed, measured)
+
     best = state.best._replace(fresh=jnp.asarray(False))
-    carry = _Step(
-        near, jnp.int32(1), jnp.zeros((), wide),
-        best, state.condition, state.damping, state.damped,
-    )  # fmt: skip
-    index = jnp.arange(d, dtype=jnp.int32)
-    following = None
-    if adaptive:
-        roll = functools.partial(jnp.roll, shift=1 if reverse else -1, axis=0)
-        ahead = problem.factors[0], state.far[0], state.scales
-        following = (*(roll(a) for a in ahead), index == (0 if reverse else d - 1))
-    parts = (
-        problem.factors, state.far, state.scales, problem.modes, problem.spare,
-        problem.most[:-1] if reverse else problem.most[1:], index, following,
-    )  # fmt: skip
-    step = functools.partial(_step, problem, reverse=reverse, wide=wide)
-    done, (out, errors) = jax.lax.scan(step, carry, parts, reverse=reverse)
-    cores, interface, scales, near_ranks = out
-    one = jnp.ones(1, jnp.int32)
-    # Bond k is left of core k; the last bond passed has rank 1.
-    ranks = jnp.concatenate([one, near_ranks] if reverse else [near_ranks, one])
-    best = _compose(done.best, state, cores, ranks, reverse)
+    first = _Step(_ends(problem, size), jnp.int32(1), jnp.zeros((), wide), best, state.hardest)
+    done, (passed, errors) = jax.lax.scan(step, first, jnp.arange(d))
+    cores, ranks, near, scales = passed
+    ranks = jnp.append(ranks, jnp.int32(1))
+    best = _compose(done.best, state, cores, ranks, natural(done.best.position), reverse)
     least = jnp.argmin(jnp.where(jnp.isfinite(errors[2]), errors[2], jnp.inf))
     history = jnp.stack([errors[0][least], errors[1][least]])
-    after = State(
-        cores, ranks, interface, scales, best, done.condition, done.damping, done.damped
-    )  # fmt: skip
-    return after, history
+    return State(cores, ranks, near, scales, best, done.hardest), history
 
 
-def _compose(best: Best, state: State, cores: Array, ranks: Array, reverse: bool) -> Best:
+def _compose(
+    best: Best, state: State, cores: Array, ranks: Array, place: Array, reverse: Array
+) -> Best:
     """The cores around the best core: those passed are new, those ahead are the ones before."""
-    d = cores.shape[0]
-    improved = best.fresh
-    index, bonds = jnp.arange(d), jnp.arange(d + 1)
-    passed = index > best.position if reverse else index < best.position
-    bonds_passed = bonds > best.position if reverse else bonds <= best.position
-    mixed = jnp.where(passed[:, None, None, None], cores, state.cores)
-    mixed_ranks = jnp.where(bonds_passed, ranks, state.ranks)
+    d = len(cores)
+    cores = jnp.where((jnp.arange(d) < place)[:, None, None, None], cores, _turned(state.cores))
+    ranks = jnp.where(jnp.arange(d + 1) <= place, ranks, jnp.flip(state.ranks))
+    cores = jnp.where(reverse, _turned(cores), cores)
+    ranks = jnp.where(reverse, jnp.flip(ranks), ranks)
     return best._replace(
-        cores=jnp.where(improved, mixed, state.best.cores),
-        ranks=jnp.where(improved, mixed_ranks, state.best.ranks),
+        cores=jnp.where(best.fresh, cores, best.cores),
+        ranks=jnp.where(best.fresh, ranks, best.ranks),
     )
 
 
@@ -349,9 +332,7 @@ class Run(NamedTuple):
 
     best: Best
     history: Array
-    condition: Array
-    damping: Array
-    damped: Array
+    hardest: Hardest
     sweeps: Array
 
 
@@ -359,9 +340,7 @@ class Run(NamedTuple):
 def run(problem: Problem, given: Any, *, size: int, settings: Any, wide: Any) -> Run:
     """Start, sweep there and back, stop when the score has not improved for so many sweeps."""
     sweeps, patience = settings.sweeps, settings.patience or settings.sweeps
-    state = start(problem, size, wide, given)
-    history = jnp.full((2 * sweeps, 2), jnp.nan, wide)
-    both = functools.partial(_half, problem, adaptive=settings.adaptive, wide=wide)
+    half = functools.partial(_half, problem, adaptive=settings.adaptive, wide=wide)
 
     def more(carry: Any) -> Array:
         _, _, count, stale = carry
@@ -370,14 +349,13 @@ def run(problem: Problem, given: Any, *, size: int, settings: Any, wide: Any) ->
     def sweep(carry: Any) -> Any:
         state, history, count, stale = carry
         before = state.best.score
-        state, there = both(state, reverse=False)
-        state, back = both(state, reverse=True)
-        history = jax.lax.dynamic_update_slice(
-            history, jnp.stack([there, back]), (2 * count, jnp.int32(0))
-        )
+        # One half that is compiled once: which way it goes is a number.
+        state, both = jax.lax.scan(half, state, jnp.array([False, True]))
+        history = jax.lax.dynamic_update_slice(history, both, (2 * count, jnp.int32(0)))
         stale = jnp.where(state.best.score < before, 0, stale + 1)
         return state, history, count + 1, stale
 
-    carry = state, history, jnp.int32(0), jnp.int32(0)
+    history = jnp.full((2 * sweeps, 2), jnp.nan, wide)
+    carry = start(problem, size, wide, given), history, jnp.int32(0), jnp.int32(0)
     state, history, count, _ = jax.lax.while_loop(more, sweep, carry)
-    return Run(state.best, history, state.condition, state.damping, state.damped, count)
+    return Run(state.best, history, state.hardest, count)

@@ -1,20 +1,16 @@
 """AMUSEt: eigenvalues and eigenfunctions of EDMD over a full product dictionary, as trains."""
 
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from koopjax import tt
 from koopjax._core import (
-    ILL_CONDITIONED,
-    NONFINITE_DATA,
-    NONFINITE_SOLUTION,
-    RANK_DEFICIENT,
-    SUCCESS,
-    UNDERDETERMINED,
     blocks,
     cast,
     eig,
@@ -22,28 +18,35 @@ from koopjax._core import (
     left_vectors,
     matmul,
     message,
+    on_device,
     own_rules,
     precise,
     precise_as,
     pytree,
     read_numbers,
-    worst,
+    traced,
 )
-from koopjax.tensor_edmd._dictionary import check_states, concrete, evaluated, modes_of
-from koopjax.tensor_edmd._mandy import MOST_SAMPLES, as_snapshots, check_settings, work_dtype
+from koopjax.tensor_edmd._dictionary import check_states, evaluated, modes_of, outer, tail_norms
+from koopjax.tensor_edmd._mandy import (
+    MOST_SAMPLES,
+    as_snapshots,
+    check_settings,
+    relative,
+    verdict,
+    work_dtype,
+)
 from koopjax.tensor_edmd._mandy_dual import (
     bucket,
     canonical_train,
     cross_product,
-    product_of,
     restrict,
     sliced,
 )
-from koopjax.tensor_edmd._result import TensorInfo, block_size, evaluate_train
+from koopjax.tensor_edmd._result import TensorInfo, Trained, block_size, evaluate_train
 
 
 @pytree
-class TensorSpectrum:
+class TensorSpectrum(Trained):
     """Koopman eigenpairs in the span of the data's leading singular tensors.
 
     With `Ψ(x) ≈ U S Vᵀ`, V a train with one orthonormal tensor for each of r outputs, EDMD is the
@@ -66,16 +69,6 @@ class TensorSpectrum:
     readout: Any
     info: Any
     result: Any
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """TT ranks of V, ones at the ends included."""
-        return self.train.ranks
-
-    @property
-    def numbers(self) -> int:
-        """Numbers in the cores of V."""
-        return self.train.numbers
 
     def eigenvalues(self) -> Complex[Array, " r"]:
         """Eigenvalues, complex, by falling modulus."""
@@ -103,9 +96,7 @@ class TensorSpectrum:
             raise expected("a whole number of steps, at least 0", f"{steps}")
         x = self._states(x)
         with precise(x, self.vectors):
-            powers = self.values ** int(steps)
-            weighted = powers[:, None] * _modes(self.vectors, self.readout)
-            return matmul(_functions(self, x), weighted).real.astype(x.dtype)
+            return _after(self, x, steps=int(steps))
 
     def residuals(self, x: Float[Array, "n d"], y: Float[Array, "n d"]) -> Float[Array, " r"]:
         """ResDMD residual of every eigenpair, `‖φⱼ(y) − λⱼ φⱼ(x)‖ / ‖φⱼ(x)‖`: which to trust.
@@ -124,20 +115,13 @@ class TensorSpectrum:
     def describe(self) -> str:
         """Size, ranks, leading eigenvalues, conditioning and the result code in words."""
         leading = ", ".join(f"{complex(v):.4g}" for v in self.values[:5])
-        return "\n".join(
-            [
-                f"{self.info.method}: {len(self.values)} eigenpairs over "
-                f"{self.train.shape[0]:,} products, ranks {self.ranks}, {self.numbers:,} numbers",
-                f"eigenvalues {leading}",
-                f"{int(self.info.count):,} samples, relative residual "
-                f"{float(self.info.residual):.3g}, condition {float(self.info.condition):.3g}",
-                f"result: {message(self.result)}",
-            ]
+        return (
+            f"{self.info.method}: {len(self.values)} eigenpairs over "
+            f"{self.train.shape[0]:,} products, ranks {self.ranks}, {self.numbers:,} numbers\n"
+            f"eigenvalues {leading}\n{self.info.words()}\nresult: {message(self.result)}"
         )
 
-    def __str__(self) -> str:
-        """As `describe`."""
-        return self.describe()
+    __str__ = describe
 
     def _states(self, x: Any) -> Array:
         x = read_numbers("the states", x)
@@ -164,6 +148,12 @@ def _modes(vectors: Array, readout: Array) -> Array:
     return matmul(jnp.conj(left_vectors(vectors)).T, readout.astype(vectors.dtype))
 
 
+@functools.partial(jax.jit, static_argnames="steps")
+def _after(fit: TensorSpectrum, x: Array, *, steps: int) -> Array:
+    weighted = (fit.values**steps)[:, None] * _modes(fit.vectors, fit.readout)
+    return matmul(_functions(fit, x), weighted).real.astype(x.dtype)
+
+
 @jax.jit
 def _residuals(fit: TensorSpectrum, x: Array, y: Array) -> Array:
     size = min(block_size(fit.train), x.shape[0])
@@ -185,10 +175,10 @@ def _residuals(fit: TensorSpectrum, x: Array, y: Array) -> Array:
 @jax.jit
 def _right_vectors(left: Array, factor: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
     """SVD of `left ⊗ factor`, samples weighted: right vectors, values, norms of the tails."""
-    a = (left[:, :, None] * factor[:, None, :]).reshape(left.shape[0], -1)
+    a = outer(left, factor)
     r = jnp.linalg.qr(weight[:, None] * a, mode="r")
     _, s, vt = jnp.linalg.svd(r, full_matrices=False)
-    return a, vt.T, s, jnp.sqrt(jnp.flip(jnp.cumsum(jnp.flip(s**2))))
+    return a, vt.T, s, tail_norms(s**2)
 
 
 @jax.jit
@@ -205,44 +195,50 @@ def data_train(
 ) -> tuple[tuple[Array, ...], list[Any], Array, Array]:
     """Leading right singular tensors of `Ψ(x)` (HOSVD of the transformed data).
 
-    Args:
-        factors: `d` arrays `(m, n_k)`.
-        rtol: of `Ψ(x)` in the Frobenius norm, all bonds together; and of singular values.
-        max_rank: largest rank, the number of singular tensors included.
+    `rtol` is that of `Ψ(x)` in the Frobenius norm, all bonds together, and of singular values.
 
     Returns:
         Cores of V with its r outputs in the last, ranks (the last is r), `Ψ(x) V` `(m, r)`,
         and its singular values.
     """
-    d, m = len(factors), factors[0].shape[0]
-    known = concrete(factors)
+    d, m, known = len(factors), factors[0].shape[0], not traced(factors)
+    # What is known is looked at on the host, where nothing is compiled for it.
+    xp: Any = np if known else jnp
     weights = _tail_norms(factors)
-    left = jnp.ones((m, 1), factors[0].dtype)
-    cores, ranks, values = [], [], left[0]
-    for k in range(d):
-        a, vectors, values, tails = _right_vectors(left, factors[k], weights[k])
-        limit = rtol * (values[0] if k == d - 1 else tails[0] / math.sqrt(d))
+    left = values = jnp.ones((m, 1), factors[0].dtype)
+    cores, ranks = [], []
+    for k, factor in enumerate(factors):
+        a, vectors, values, tails = _right_vectors(left, factor, weights[k])
+        kept, last = xp.asarray(values if k == d - 1 else tails), k == d - 1
+        limit = rtol * (kept[0] if last else kept[0] / math.sqrt(d))
         most = min(vectors.shape[1], max_rank or m)
-        rank = jnp.clip(jnp.sum((values if k == d - 1 else tails) > limit), 1, most)
+        rank = xp.clip(xp.sum(kept > limit), 1, most)
         width = bucket(int(rank), most) if known else most
         v, after = restrict(a, vectors, rank, width=width)
-        shape = (left.shape[1], factors[k].shape[1])
-        cores.append(v.reshape(*shape, width, 1) if k == d - 1 else v.reshape(*shape, 1, width))
+        ends = (width, 1) if last else (1, width)
+        cores.append(v.reshape(left.shape[1], factor.shape[1], *ends))
         ranks.append(rank)
         left = after
     return tuple(cores), ranks, left, values
 
 
 @jax.jit
-def _reduced(before: Array, after: Array, s: Array, x: Array) -> tuple[Array, ...]:
-    """`(M, eigenvalues, vectors, readout, residual)` from `Ψ(x) V = U S` and `Ψ(y) V`."""
+def _reduced(before: Array, after: Array, s: Array, rank: Array, x: Array) -> tuple[Array, ...]:
+    """What comes of `Ψ(x) V = U S` and `Ψ(y) V` in the first singular tensors.
+
+    Eigenvalues and vectors of `M`, the readout, the residual, the condition, and whether all came
+    of finite numbers.
+    """
+    s = s * (jnp.arange(len(s)) < rank)
     inverse = jnp.where(s > 0, 1 / jnp.where(s > 0, s, 1) ** 2, 0)
     pseudo = inverse[:, None] * before.T
     matrix = matmul(pseudo, after)
     values, vectors = eig(jnp.where(jnp.isfinite(matrix).all(), matrix, jnp.nan))
-    misfit = jnp.sqrt(jnp.sum((after - matmul(before, matrix)) ** 2))
-    size = jnp.sqrt(jnp.sum(after**2))
-    return matrix, values, vectors, matmul(pseudo, x), misfit / jnp.where(size > 0, size, 1)
+    residual = relative(after - matmul(before, matrix), after)
+    least = jnp.min(jnp.where(s > 0, s, s[0]))
+    condition = jnp.where(least > 0, s[0] / jnp.where(least > 0, least, 1), 1)
+    finite = jnp.isfinite(before).all() & jnp.isfinite(after).all()
+    return values, vectors, matmul(pseudo, x), residual, condition, finite
 
 
 @jax.jit
@@ -257,19 +253,18 @@ def _by_samples(gram: Array, cutoff: Array) -> tuple[Array, Array, Array]:
     return vectors * weight[None, :], s, jnp.sum(kept)
 
 
-def _kernel(
-    psi: Any, x: Array, y: Array, rtol: float, max_rank: int | None
-) -> tuple[Any, list[Any], Array, Array, Array]:
-    """As `data_train`, from Gram matrices; with `Ψ(y) V` too."""
-    fx, fy = evaluated(psi, x), evaluated(psi, y)
-    gram = product_of(fx)
-    w, s, rank = _by_samples(gram, jnp.asarray(rtol, x.dtype))
+def sample_train(
+    factors: list[Array], rtol: float, max_rank: int | None
+) -> tuple[tuple[Array, ...], list[Any], Array, Array, Array]:
+    """As `data_train`, from Gram matrices over the samples: V is `Ψ(x)ᵀ w`, and w comes last."""
+    gram = cross_product(factors, factors)
+    w, s, rank = _by_samples(gram, jnp.asarray(rtol, gram.dtype))
     count = min(len(s), max_rank or len(s))
-    if concrete(x, y):
+    if not traced(factors):
         count = min(count, max(1, int(rank)))
     w, s = w[:, :count], s[:count]
-    cores, ranks, _ = canonical_train(fx, w, rtol, max_rank)
-    return cores, [*ranks, jnp.int32(count)], matmul(gram, w), s, matmul(cross_product(fy, fx), w)
+    cores, ranks, _ = canonical_train(factors, w, rtol, max_rank)
+    return cores, [*ranks, count], matmul(gram, w), s, w
 
 
 @own_rules()
@@ -319,65 +314,47 @@ def amuset(
     check_states(psi, y)
     if method == "kernel" and x.shape[0] > MOST_SAMPLES:
         raise expected(f"at most {MOST_SAMPLES:,} samples", f"{x.shape[0]:,}", "method='hosvd'")
-    known = concrete(psi, x, y)
+    known = not traced(psi, x, y)
     if not known and max_rank is None:
         raise expected("max_rank under jit, where ranks are shapes", "None", "max_rank=50")
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     work = work_dtype(dtype, known)
+    m, p, eps = x.shape[0], math.prod(modes_of(psi)), float(jnp.finfo(work).eps)
     with precise_as(work):
         wide = cast(psi, work) if known else psi
-        train, parts, info, code = _fit(
-            wide, jnp.asarray(x, work), jnp.asarray(y, work), rtol, max_rank, method, known
+        x, y = jnp.asarray(x, work), jnp.asarray(y, work)
+        factors, after = evaluated(wide, x), None
+        if method == "hosvd":
+            cores, ranks, before, s = data_train(factors, rtol, max_rank)
+        else:
+            cores, ranks, before, s, w = sample_train(factors, rtol, max_rank)
+            after = matmul(cross_product(evaluated(wide, y), factors), w)
+        if known:
+            cores = sliced(cores, ranks[:-1])
+            cores = (*cores[:-1], cores[-1][:, :, : int(ranks[-1])])
+        train = lambda dtype: tt.TTMatrix(tuple(on_device(core, dtype) for core in cores))
+        after = evaluate_train(wide, train(work), y) if after is None else after
+        r = after.shape[1]
+        found = _reduced(before[:, :r], after, s[:r], ranks[-1], x)
+        values, vectors, readout, residual, condition, finite = found
+        limited = max_rank is not None and max_rank < min(m, p)
+        deficient = (ranks[-1] < min(m, p)) & (not limited)
+        code = verdict(deficient, condition, m < p, jnp.isfinite(values).all(), finite, eps=eps)
+        info = TensorInfo(
+            condition=condition,
+            residual=residual,
+            alpha=jnp.zeros((), work),
+            count=jnp.asarray(float(m), work),
+            method=f"amuset ({method})",
+            reason=f"ranks limited to {max_rank}" if limited else "",
         )
-        values, vectors = (p.astype(jnp.promote_types(dtype, jnp.complex64)) for p in parts[:2])
-    return TensorSpectrum(
-        psi=psi,
-        train=cast(train, dtype),
-        values=values,
-        vectors=vectors,
-        readout=cast(parts[2], dtype),
-        info=cast(info, dtype),
-        result=code,
-    )
-
-
-def _fit(
-    psi: Any, x: Array, y: Array, rtol: float, max_rank: int | None, method: str, known: bool
-) -> tuple[Any, tuple[Array, ...], TensorInfo, Array]:
-    """Reduce, solve the eigenproblem, judge; in the working dtype."""
-    m, p = x.shape[0], math.prod(modes_of(psi))
-    if method == "hosvd":
-        cores, ranks, before, s = data_train(evaluated(psi, x), rtol, max_rank)
-        after = None
-    else:
-        cores, ranks, before, s, after = _kernel(psi, x, y, rtol, max_rank)
-    if known:
-        r = int(ranks[-1])
-        cores = sliced(cores, ranks[:-1])
-        cores = (*(jnp.asarray(c) for c in cores[:-1]), jnp.asarray(cores[-1][:, :, :r]))
-    train = tt.TTMatrix(tuple(cores))
-    r = train.column_modes[-1]
-    before, s = before[:, :r], s[:r] * (jnp.arange(r) < ranks[-1])
-    after = evaluate_train(psi, train, y) if after is None else after
-    _, values, vectors, readout, residual = _reduced(before, after, s, x)
-    least = jnp.min(jnp.where(s > 0, s, s[0]))
-    condition = jnp.where(least > 0, s[0] / jnp.where(least > 0, least, 1), 1)
-    flag = lambda condition, code: jnp.where(condition, code, SUCCESS)
-    limited = max_rank is not None and max_rank < min(m, p)
-    eps = float(jnp.finfo(x.dtype).eps)
-    code = worst(
-        flag((ranks[-1] < min(m, p)) & (not limited), RANK_DEFICIENT),
-        flag(eps * condition > eps**0.5, ILL_CONDITIONED),
-        flag(jnp.asarray(m < p), UNDERDETERMINED),
-        flag(~jnp.isfinite(values).all(), NONFINITE_SOLUTION),
-        flag(~(jnp.isfinite(before).all() & jnp.isfinite(after).all()), NONFINITE_DATA),
-    )
-    info = TensorInfo(
-        condition=condition,
-        residual=residual,
-        alpha=jnp.zeros((), x.dtype),
-        count=jnp.asarray(float(m), x.dtype),
-        method=f"amuset ({method})",
-        reason=f"ranks limited to {max_rank}" if limited else "",
-    )
-    return train, (values, vectors, readout), info, code
+        kind = jnp.promote_types(dtype, jnp.complex64)
+        return TensorSpectrum(
+            psi=psi,
+            train=train(dtype),
+            values=values.astype(kind),
+            vectors=vectors.astype(kind),
+            readout=cast(readout, dtype),
+            info=cast(info, dtype),
+            result=code,
+        )

@@ -1,5 +1,6 @@
 """The separable part of a dictionary, and what stands in front of it."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, is_tracing, pytree
+from koopjax._core import expected, pytree
 from koopjax.observables import Compose, Observables, Product
 
 
@@ -77,9 +78,7 @@ class FunctionMajor(Observables):
 
     def _evaluate(self, x: Float[Array, "n d"]) -> Array:
         full = jnp.ones((x.shape[0], 1), x.dtype)
-        for values in self.factors_at(x):
-            full = (full[:, :, None] * values[:, None, :]).reshape(x.shape[0], -1)
-        return full
+        return functools.reduce(outer, self.factors_at(x), full)
 
 
 def separable(psi: Any) -> tuple[list[Any], Any]:
@@ -105,12 +104,17 @@ def separable(psi: Any) -> tuple[list[Any], Any]:
     return front, psi
 
 
+def through(front: list[Any], x: Array) -> Array:
+    """States past the maps in front."""
+    for part in front:
+        x = part(x)
+    return x
+
+
 def factors_of(psi: Any, x: Array) -> list[Array]:
     """What tensor trains need of a dictionary at states `(n, d)`: `(n, m_k)` for every mode."""
     front, product = separable(psi)
-    for part in front:
-        x = part(x)
-    return product.factors_at(x)
+    return product.factors_at(through(front, x))
 
 
 def modes_of(psi: Any) -> tuple[int, ...]:
@@ -137,21 +141,26 @@ def check_states(psi: Any, x: Any) -> None:
     d = x.shape[1]
     for part in front:
         d = part.size(d)
-    if d != len(getattr(product, "product", product).factors):
+    wanted = len(getattr(product, "product", product).factors)
+    if d != wanted:
         raise expected(
-            f"states with {len(getattr(product, 'product', product).factors)} coordinates, one for "
-            "each factor of the product",
+            f"states with {wanted} coordinates, one for each factor of the product",
             f"{d}",
             "a Product over as many coordinates as the states have",
         )
-
-
-def concrete(*trees: Any) -> bool:
-    """Whether values can be looked at: nothing is traced, and the call itself is not staged."""
-    return not (is_tracing(*trees) or is_tracing(jnp.zeros(())))
 
 
 @jax.jit
 def evaluated(psi: Any, x: Array) -> list[Array]:
     """`factors_of` in one compiled call."""
     return factors_of(psi, x)
+
+
+def outer(a: Array, b: Array) -> Array:
+    """Row by row, `(n, p)` and `(n, m)` to `(n, p m)`, the second running fastest."""
+    return (a[:, :, None] * b[:, None, :]).reshape(a.shape[0], a.shape[1] * b.shape[1])
+
+
+def tail_norms(squares: Array) -> Array:
+    """`(Σ_{j ≥ k} squares_j)^{1/2}`: what is lost where the values from k on are cut off."""
+    return jnp.sqrt(jnp.flip(jnp.cumsum(jnp.flip(squares))))

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax._core import as_numbers, available_bytes, check_finite, expected, is_tracing
+from koopjax.tensor_edmd._dictionary import through
 
 METHODS = ("auto", "cholesky", "cg", "nystrom")
 # Kernel matrix, the damped copy, its factor.
@@ -27,14 +28,7 @@ BLOCK_VALUES = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a kernel is fitted.
-
-    Attributes:
-        method: "cholesky", "cg" or "nystrom".
-        landmarks: how many; all samples for the others.
-        stored: whether the kernel's values are kept between iterations.
-        reason: why.
-    """
+    """How a kernel is fitted: with so many landmarks, its values kept between iterations or not."""
 
     method: str
     landmarks: int
@@ -43,15 +37,7 @@ class Plan:
 
 
 def bytes_needed(method: str, n: int, m: int, stored: bool, width: int) -> int:
-    """Bytes of a fit beside its data.
-
-    Args:
-        method: as in `Plan`.
-        n: samples.
-        m: landmarks.
-        stored: as in `Plan`.
-        width: bytes of a number.
-    """
+    """Bytes of a fit beside its `n` samples: `m` landmarks, numbers of so many bytes."""
     if method == "cholesky":
         return (DIRECT_COPIES * n * n + BLOCK_VALUES) * width
     if method == "cg":
@@ -69,31 +55,23 @@ def most_landmarks(n: int, limit: int, width: int) -> int:
 def plan_for(method: str, n: int, centers: Any, width: int, memory_limit: int | None) -> Plan:
     """The solver, refused with what would fit where memory is too small.
 
-    Args:
-        method: one of `METHODS`.
-        n: samples.
-        centers: None, a number of landmarks, or the landmarks.
-        width: bytes of a number.
-        memory_limit: bytes; None for what is free.
+    `centers` is None, a number of landmarks, or the landmarks; `width` the bytes of a number.
     """
     if method not in METHODS:
         raise expected(f"a method in {METHODS}", repr(method))
     limit = available_bytes() if memory_limit is None else int(memory_limit)
     count = None if centers is None else centers if isinstance(centers, int) else len(centers)
     if count is not None and method in ("cholesky", "cg"):
-        raise expected(
-            f"all samples as centres for {method!r}", f"{count} landmarks", "method='nystrom'"
-        )
+        wanted = f"all samples as centres for {method!r}"
+        raise expected(wanted, f"{count} landmarks", "method='nystrom'")
     fits = lambda name, m, stored: bytes_needed(name, n, m, stored, width) <= limit
-    if method == "auto":
-        if count is not None:
-            method, reason = "nystrom", "landmarks were given"
-        elif n <= LARGEST_DIRECT and fits("cholesky", n, False):
-            method, reason = "cholesky", "the kernel matrix fits in memory"
-        else:
-            method, reason = "nystrom", "the samples' kernel matrix is too large to factor"
-    else:
-        reason = "requested"
+    reason = "requested"
+    if method == "auto" and count is not None:
+        method, reason = "nystrom", "landmarks were given"
+    elif method == "auto" and n <= LARGEST_DIRECT and fits("cholesky", n, False):
+        method, reason = "cholesky", "the kernel matrix fits in memory"
+    elif method == "auto":
+        method, reason = "nystrom", "the samples' kernel matrix is too large to factor"
     if method == "nystrom":
         most = most_landmarks(n, limit, width)
         m = min(n, LANDMARKS, most) if count is None else count
@@ -116,7 +94,7 @@ def _too_small(what: str, limit: int, needed: int, most: int) -> ValueError:
     )
 
 
-def check_settings(alpha: Any, batch_size: int | None, centers: Any, n: int, key: Any) -> None:
+def check_settings(alpha: Any, batch_size: int | None, centers: Any, n: int) -> None:
     """Raise unless ridge, batch size and landmarks can be met."""
     if not is_tracing(alpha):
         values = np.asarray(alpha, np.float64)
@@ -126,29 +104,16 @@ def check_settings(alpha: Any, batch_size: int | None, centers: Any, n: int, key
         raise expected("a batch_size of at least 1", f"{batch_size}")
     if isinstance(centers, bool) or (isinstance(centers, int) and not 1 <= centers <= n):
         raise expected(f"from 1 to {n} landmarks, the number of samples", f"{centers}")
-    if isinstance(centers, int) and centers < n and key is None:
-        raise expected("a random key to draw landmarks with", "none", "key=jax.random.key(0)")
 
 
 def landmarks_of(front: Any, x: Any, z: Array, centers: Any, plan: Plan, key: Any) -> Array:
-    """The centres on the product's coordinates.
-
-    Args:
-        front: the maps before the product.
-        x: samples, for the number of coordinates.
-        z: samples on the product's coordinates.
-        centers: as given to `kernel`.
-        plan: for their number.
-        key: random key.
-    """
+    """The centres on the product's coordinates, on which the samples `x` are `z`."""
     if centers is not None and not isinstance(centers, int):
         centers = as_numbers("centers", centers).astype(x.dtype)
         if centers.ndim != 2 or centers.shape[1] != x.shape[1] or len(centers) == 0:
             raise expected(f"centres of shape (m, {x.shape[1]})", f"shape {centers.shape}")
         check_finite("centers", centers)
-        for part in front:
-            centers = part(centers)
-        return centers
+        return through(front, centers)
     if plan.landmarks == len(z):
         return z
     if key is None:

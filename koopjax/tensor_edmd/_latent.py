@@ -110,16 +110,10 @@ def latent(
     if order is None:
         return front if isinstance(front, Compose) else Compose(front, Identity())
     values = front(x)
-    last = (
-        order_by_correlation(values)
-        if order == "correlation"
-        else order_by_mutual_information(values, bins=_bins(values.shape[0]))
-    )
-    return Compose(front, last)
-
-
-def _bins(n: int) -> int:
-    return int(np.clip(round(n ** (1 / 3)), 2, 16))
+    if order == "correlation":
+        return Compose(front, order_by_correlation(values))
+    bins = int(np.clip(round(len(values) ** (1 / 3)), 2, 16))
+    return Compose(front, order_by_mutual_information(values, bins=bins))
 
 
 def _checked(x: Any) -> np.ndarray:
@@ -155,15 +149,14 @@ def _binned_information(x: np.ndarray, bins: int) -> np.ndarray:
 
 
 def _order(similarity: np.ndarray, method: str) -> np.ndarray:
-    d = len(similarity)
+    if method not in ("spectral", "chain"):
+        raise expected("a method in ['spectral', 'chain']", repr(method))
+    if len(similarity) < 3:
+        return np.arange(len(similarity))
     weights = similarity.copy()
     np.fill_diagonal(weights, 0)
     if method == "chain":
         return _chain(weights)
-    if method != "spectral":
-        raise expected("a method in ['spectral', 'chain']", repr(method))
-    if d < 3:
-        return np.arange(d)
     # A weak tie of all with all keeps the graph connected.
     weights += 1e-6 * max(weights.max(), 1e-12)
     np.fill_diagonal(weights, 0)
@@ -174,11 +167,8 @@ def _order(similarity: np.ndarray, method: str) -> np.ndarray:
 
 
 def _chain(weights: np.ndarray) -> np.ndarray:
-    d = len(weights)
-    if d < 3:
-        return np.arange(d)
     order = [int(i) for i in np.unravel_index(np.argmax(weights), weights.shape)]
-    left = set(range(d)) - set(order)
+    left = set(range(len(weights))) - set(order)
     while left:
         rest = sorted(left)
         first, last = weights[order[0], rest], weights[order[-1], rest]

@@ -1,5 +1,6 @@
 """MANDy: least squares over a full product dictionary, with the coefficients as a tensor train."""
 
+import functools
 from typing import Any
 
 import jax
@@ -22,29 +23,37 @@ from koopjax._core import (
     expected,
     has_float64,
     matmul,
+    on_device,
     own_rules,
     precise_as,
     read_numbers,
+    traced,
     worst,
 )
 from koopjax.tensor_edmd._dictionary import (
     FunctionMajor,
     check_states,
-    concrete,
     evaluated,
     separable,
     with_product,
 )
 from koopjax.tensor_edmd._mandy_dual import (
     FLOOR,
+    all_finite,
     canonical_train,
+    cross_product,
     dual_weights,
-    product_of,
     sliced,
     suffixes,
 )
-from koopjax.tensor_edmd._mandy_indices import IndexPlan, full_plan, graded_plan
-from koopjax.tensor_edmd._mandy_primal import Solved, solve_primal, units
+from koopjax.tensor_edmd._mandy_primal import (
+    IndexPlan,
+    Solved,
+    full_plan,
+    graded_plan,
+    solve_primal,
+    units,
+)
 from koopjax.tensor_edmd._result import TensorInfo, TensorKoopman, evaluate_train
 
 #: The most functions that are formed, and the most where they outnumber the samples.
@@ -75,10 +84,9 @@ def as_snapshots(psi: Any, x: Any, y: Any) -> tuple[Any, Any]:
             "as many rows in y as in x, and at least one column",
             f"shapes {tuple(x.shape)} and {tuple(y.shape)}",
         )
-    with precise_as(x.dtype), jax.ensure_compile_time_eval():
-        check_finite("x", x)
-    with precise_as(y.dtype), jax.ensure_compile_time_eval():
-        check_finite("y", y)
+    for name, array in (("x", x), ("y", y)):
+        with precise_as(array.dtype), jax.ensure_compile_time_eval():
+            check_finite(name, array)
     return x, y
 
 
@@ -92,7 +100,7 @@ def work_dtype(dtype: Any, known: bool) -> Any:
 def check_settings(rtol: Any, max_rank: Any, alpha: Any = 0.0, cutoff: Any = None) -> None:
     """Raise `ValueError` unless tolerances and ranks make sense."""
     for name, value in (("rtol", rtol), ("alpha", alpha), ("cutoff", cutoff)):
-        if value is None or not concrete(value):
+        if value is None or traced(value):
             continue
         check_number(name, value, 0, np.inf if name == "alpha" else np.nextafter(1, 0))
     if max_rank is not None:
@@ -101,20 +109,13 @@ def check_settings(rtol: Any, max_rank: Any, alpha: Any = 0.0, cutoff: Any = Non
 
 @jax.jit
 def _misfit(psi: Any, train: Any, x: Array, y: Array) -> Array:
-    return _relative(evaluate_train(psi, train, x).astype(y.dtype) - y, y)
+    return relative(evaluate_train(psi, train, x).astype(y.dtype) - y, y)
 
 
-@jax.jit
-def _relative(error: Array, y: Array) -> Array:
+def relative(error: Array, y: Array) -> Array:
+    """`‖error‖ / ‖y‖`, with `‖y‖` taken as one where it vanishes."""
     size = jnp.sqrt(jnp.sum(y**2))
     return jnp.sqrt(jnp.sum(error**2)) / jnp.where(size > 0, size, 1)
-
-
-def _plan(psi: Any, total_degree: int | None) -> IndexPlan:
-    product = separable(psi)[1]
-    if total_degree is None:
-        return full_plan(product.modes())
-    return graded_plan(product, total_degree)
 
 
 def _method(plan: IndexPlan, m: int, restricted: bool) -> str:
@@ -132,47 +133,76 @@ def _method(plan: IndexPlan, m: int, restricted: bool) -> str:
     )
 
 
-def _wide(
-    psi: Any, x: Array, y: Array, alpha: Array, cutoff: Any, rtol: Any, max_rank: int | None
-) -> tuple[Solved, Array, Array]:
-    """Solve over the samples: also the residual, and whether rounding cost an output too much."""
-    factors = evaluated(psi, x)
-    kept = suffixes(factors)
-    gram = product_of(factors) if kept is None else kept[0]
-    finite = jnp.isfinite(gram).all() & jnp.isfinite(y).all()
-    limit = jnp.asarray(0.0 if cutoff is None else cutoff, y.dtype)
+@functools.partial(jax.jit, static_argnames="exact")
+def _weights(gram: Array, y: Array, alpha: Array, cutoff: Array, *, exact: bool) -> Any:
+    """What `dual_weights` finds, for outputs in units of their spread, those units, and the share
+    of the coefficients' norm that belongs to what varies."""
     unit = units(y)
     scaled = y / unit[None, :]
-    mean = jnp.mean(scaled, axis=0)
     sides = jnp.concatenate([scaled, jnp.ones_like(scaled[:, :1])], axis=1)
-    w, condition, rank = dual_weights(gram, sides, alpha, limit, exact=cutoff is not None)
+    w, condition, rank = dual_weights(gram, sides, alpha, cutoff, exact=exact)
     w, constant = w[:, :-1], w[:, -1:]
-    share = _norm(gram, w - constant * mean[None, :]) / _norm(gram, w)
-    cores, ranks, fitted = canonical_train(factors, w, rtol, max_rank, kept, share)
-    cores = (*cores[:-1], cores[-1] * unit[None, None, :, None])
-    solved = Solved(cores=cores, ranks=ranks, condition=condition, rank=rank, finite=finite)
-    change = jnp.max(jnp.std(fitted - matmul(gram, w), axis=0))
-    lost = (max_rank is None) & (change > jnp.maximum(CHANGE, 10 * rtol))
-    return solved, _relative(fitted * unit[None, :] - y, y), lost
+
+    def norm(w: Array) -> Array:
+        square = jnp.sum(w * matmul(gram, w))
+        return jnp.sqrt(jnp.where(square > 0, square, 1))
+
+    share = norm(w - constant * jnp.mean(scaled, axis=0)[None, :]) / norm(w)
+    finite = jnp.isfinite(gram).all() & jnp.isfinite(y).all()
+    return w, condition, rank, finite, unit, share
 
 
 @jax.jit
-def _norm(gram: Array, w: Array) -> Array:
-    """`‖Ψᵀ w‖`, and 1 where it vanishes."""
-    square = jnp.sum(w * matmul(gram, w))
-    return jnp.sqrt(jnp.where(square > 0, square, 1))
+def _rounded(
+    core: Array, fitted: Array, gram: Array, w: Array, unit: Array, y: Array
+) -> tuple[Array, Array, Array]:
+    """The last core in the outputs' own units, the residual, and what rounding cost an output."""
+    change = jnp.max(jnp.std(fitted - matmul(gram, w), axis=0))
+    residual = relative(fitted * unit[None, :] - y, y)
+    return core * unit[None, None, :, None], residual, change
 
 
-def _code(solved: Solved, plan: IndexPlan, m: int, alpha: Array, eps: float, sound: Array) -> Array:
-    p = plan.size
+def _formed(
+    psi: Any, x: Array, y: Array, alpha: Array, cutoff: Any, rtol: Any, max_rank: int | None,
+    plan: IndexPlan,
+) -> Solved:  # fmt: skip
+    """Solve with the functions of a plan formed."""
+    eps = float(jnp.finfo(y.dtype).eps)
+    limit = eps * max(len(x), plan.size) if cutoff is None else cutoff
+    limit, rtol = jnp.asarray(limit, y.dtype), jnp.asarray(rtol, y.dtype)
+    return solve_primal(psi, x, y, alpha, limit, rtol, plan=plan, max_rank=max_rank)
+
+
+def _wide(
+    psi: Any, x: Array, y: Array, alpha: Array, cutoff: Any, rtol: Any, max_rank: int | None
+) -> tuple[Solved, Array, Any]:
+    """Solve over the samples: also the residual, and whether rounding cost an output too much."""
+    factors = evaluated(psi, x)
+    kept = suffixes(factors)
+    gram = cross_product(factors, factors) if kept is None else kept[0]
+    limit = jnp.asarray(0.0 if cutoff is None else cutoff, y.dtype)
+    w, condition, rank, finite, unit, share = _weights(
+        gram, y, alpha, limit, exact=cutoff is not None
+    )
+    (*cores, core), ranks, fitted = canonical_train(factors, w, rtol, max_rank, kept, share)
+    core, residual, change = _rounded(core, fitted, gram, w, unit, y)
+    lost = change > max(CHANGE, 10 * rtol) if max_rank is None else False
+    return Solved((*cores, core), ranks, condition, rank, finite), residual, lost
+
+
+@functools.partial(jax.jit, static_argnames="eps")
+def verdict(
+    deficient: Any, condition: Any, few: Any, sound: Any, finite: Any, lost: Any = False, *,
+    eps: float,
+) -> Array:  # fmt: skip
+    """The result code of a fit over a product dictionary."""
     flag = lambda condition, code: jnp.where(condition, code, SUCCESS)
-    plain = alpha == 0
     return worst(
-        flag(plain & (solved.rank < min(m, p)), RANK_DEFICIENT),
-        flag(eps * solved.condition > eps**0.5, ILL_CONDITIONED),
-        flag(plain & (m < p), UNDERDETERMINED),
-        flag(~sound, NONFINITE_SOLUTION),
-        flag(~solved.finite, NONFINITE_DATA),
+        flag(deficient, RANK_DEFICIENT),
+        flag((eps * condition > eps**0.5) | lost, ILL_CONDITIONED),
+        flag(few, UNDERDETERMINED),
+        flag(~jnp.asarray(sound), NONFINITE_SOLUTION),
+        flag(~jnp.asarray(finite), NONFINITE_DATA),
     )
 
 
@@ -240,77 +270,48 @@ def mandy(
     if form not in ("coordinate", "function"):
         raise expected("form 'coordinate' or 'function'", repr(form))
     check_settings(rtol, max_rank, alpha, cutoff)
-    if form == "function":
-        product = separable(psi)[1]
-        psi = (
-            psi if isinstance(product, FunctionMajor) else with_product(psi, FunctionMajor(product))
-        )
+    product = separable(psi)[1]
+    if form == "function" and not isinstance(product, FunctionMajor):
+        product = FunctionMajor(product)
+        psi = with_product(psi, product)
     x, y = as_snapshots(psi, x, y)
-    plan = _plan(psi, total_degree)
+    whole = full_plan(product.modes())
+    plan = whole if total_degree is None else graded_plan(product, total_degree)
     method = _method(plan, x.shape[0], total_degree is not None)
-    known = concrete(psi, x, y, alpha, rtol, cutoff)
+    known = not traced(psi, x, y, alpha, rtol, cutoff)
     if method == "samples" and not known and max_rank is None:
         raise expected("max_rank under jit, where ranks are shapes", "None", "max_rank=50")
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     work = work_dtype(dtype, known)
+    m, p, eps = x.shape[0], plan.size, float(jnp.finfo(work).eps)
     with precise_as(work):
-        result = _fit(
-            cast(psi, work) if known else psi,
-            jnp.asarray(x, work),
-            jnp.asarray(y, work),
-            jnp.asarray(alpha, work),
-            {"cutoff": cutoff, "rtol": rtol, "max_rank": max_rank},
-            plan,
-            method,
-            known,
+        wide = cast(psi, work) if known else psi
+        x, y, alpha = (jnp.asarray(a, work) for a in (x, y, alpha))
+        residual, lost = None, False
+        if method == "formed":
+            solved = _formed(wide, x, y, alpha, cutoff, rtol, max_rank, plan)
+            reason = "functions formed, merged R factors"
+        else:
+            solved, residual, lost = _wide(wide, x, y, alpha, cutoff, rtol, max_rank)
+            reason = "Gram matrices over the samples, minimum norm of the plain coefficients"
+            if known and rtol < FLOOR:
+                reason += f", rounded at {FLOOR:g}, which they resolve, instead of {rtol:g}"
+        cores, sound = solved.cores, all_finite(solved.cores)
+        if known:
+            cores = sliced(cores, solved.ranks)
+            if max_rank is not None and max(map(int, solved.ranks), default=1) == max_rank:
+                reason += f"; ranks limited to {max_rank}"
+        if p < whole.size:
+            reason += f"; prior: total degree at most {plan.total}"
+        train = lambda dtype: tt.TTMatrix(tuple(on_device(core, dtype) for core in cores))
+        info = TensorInfo(
+            condition=solved.condition,
+            residual=_misfit(wide, train(work), x, y) if residual is None else residual,
+            alpha=alpha,
+            count=jnp.asarray(float(m), work),
+            method="mandy",
+            reason=reason,
         )
-    train, info, code = result
-    return TensorKoopman(psi=psi, train=cast(train, dtype), info=cast(info, dtype), result=code)
-
-
-def _fit(
-    psi: Any,
-    x: Array,
-    y: Array,
-    alpha: Array,
-    settings: dict[str, Any],
-    plan: IndexPlan,
-    method: str,
-    known: bool,
-) -> tuple[Any, TensorInfo, Array]:
-    """Solve, cut to ranks, judge; in the working dtype."""
-    m, eps = x.shape[0], float(jnp.finfo(y.dtype).eps)
-    residual, lost = None, False
-    cutoff, rtol, max_rank = settings["cutoff"], settings["rtol"], settings["max_rank"]
-    if method == "formed":
-        limit = eps * max(m, plan.size) if cutoff is None else cutoff
-        solved = solve_primal(
-            psi, x, y, alpha, jnp.asarray(limit, y.dtype), jnp.asarray(rtol, y.dtype),
-            plan=plan, max_rank=max_rank,
-        )  # fmt: skip
-        reason = "functions formed, merged R factors"
-    else:
-        solved, residual, lost = _wide(psi, x, y, alpha, cutoff, rtol, max_rank)
-        reason = "Gram matrices over the samples, minimum norm of the plain coefficients"
-        if known and rtol < FLOOR:
-            reason += f", rounded at {FLOOR:g}, which they resolve, instead of {rtol:g}"
-    cores = solved.cores
-    if known:
-        cores = tuple(jnp.asarray(core) for core in sliced(cores, solved.ranks))
-        found = max((int(r) for r in solved.ranks), default=1)
-        if max_rank is not None and found == max_rank:
-            reason += f"; ranks limited to {max_rank}"
-    if plan.size < full_plan(plan.modes).size:
-        reason += f"; prior: total degree at most {plan.total}"
-    train = tt.TTMatrix(tuple(cores))
-    sound = jnp.stack([jnp.isfinite(core).all() for core in cores]).all()
-    info = TensorInfo(
-        condition=solved.condition,
-        residual=_misfit(psi, train, x, y) if residual is None else residual,
-        alpha=alpha,
-        count=jnp.asarray(float(m), y.dtype),
-        method="mandy",
-        reason=reason,
-    )
-    code = _code(solved, plan, m, alpha, eps, sound)
-    return train, info, worst(code, jnp.where(lost, ILL_CONDITIONED, SUCCESS))
+        deficient, few = (alpha == 0) & (solved.rank < min(m, p)), (alpha == 0) & (m < p)
+        code = verdict(deficient, solved.condition, few, sound, solved.finite, lost, eps=eps)
+        return TensorKoopman(psi=psi, train=train(dtype), info=cast(info, dtype), result=code)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import matmul
-from koopjax.tensor_edmd._dictionary import concrete
+from koopjax._core import matmul, traced
+from koopjax.tensor_edmd._dictionary import outer, tail_norms
 
 #: Below this, relative to the largest, eigenvectors of a Gram matrix mean nothing.
 FLOOR = 1e-7
@@ -44,21 +44,10 @@ def suffixes(factors: list[Array]) -> list[Array] | None:
 
 
 @jax.jit
-def product_of(factors: list[Array]) -> Array:
-    """`Π_j f_j f_jᵀ`, entrywise."""
-    out = matmul(factors[0], factors[0].T)
-    for f in factors[1:]:
-        out = out * matmul(f, f.T)
-    return out
-
-
-@jax.jit
 def cross_product(first: list[Array], second: list[Array]) -> Array:
     """`Π_j f_j g_jᵀ`, entrywise: the Gram matrix between two sets of samples."""
-    out = matmul(first[0], second[0].T)
-    for f, g in zip(first[1:], second[1:], strict=True):
-        out = out * matmul(f, g.T)
-    return out
+    parts = [matmul(f, g.T) for f, g in zip(first, second, strict=True)]
+    return math.prod(parts[1:], start=parts[0])
 
 
 def _extremes(gram: Array, solve: Any, steps: int = 12) -> tuple[Array, Array]:
@@ -74,22 +63,14 @@ def _extremes(gram: Array, solve: Any, steps: int = 12) -> tuple[Array, Array]:
     return jnp.vdot(top, matmul(gram, top)), 1 / jnp.vdot(low, solve(low))
 
 
-@functools.partial(jax.jit, static_argnames="exact")
 def dual_weights(
     gram: Array, y: Array, alpha: Array, cutoff: Array, *, exact: bool
 ) -> tuple[Array, Array, Array]:
     """`(w, condition of Ψ, numerical rank)`.
 
     Cholesky where it goes through with digits to spare; it keeps the small eigenvalues of a matrix
-    whose scales are graded better than an eigendecomposition does. Else the eigenvectors beyond the
-    cutoff.
-
-    Args:
-        gram: `(m, m)`.
-        y: `(m, q)`.
-        alpha: ridge.
-        cutoff: of singular values of Ψ, relative, for the eigenvectors.
-        exact: go to the eigenvectors at once.
+    whose scales are graded better than an eigendecomposition does. Else, and where it is to be
+    exact, the eigenvectors of singular values of Ψ beyond the cutoff, relative.
     """
     m = gram.shape[0]
     eps = float(jnp.finfo(gram.dtype).eps)
@@ -121,12 +102,11 @@ def dual_weights(
 @jax.jit
 def _basis(left: Array, factor: Array, right: Array, w: Array) -> tuple[Array, Array, Array]:
     """Eigenvectors of an unfolding's Gram matrix, the largest first, and norms of the tails."""
-    a = (left[:, :, None] * factor[:, None, :]).reshape(left.shape[0], -1)
+    a = outer(left, factor)
     weighted = matmul(right * matmul(w, w.T), a)
     values, vectors = jnp.linalg.eigh(matmul(a.T, weighted))
     values = jnp.maximum(values[::-1], 0)
-    tails = jnp.sqrt(jnp.flip(jnp.cumsum(jnp.flip(values))))
-    return a, vectors[:, ::-1], tails
+    return a, vectors[:, ::-1], tail_norms(values)
 
 
 @functools.partial(jax.jit, static_argnames="width")
@@ -137,7 +117,7 @@ def _sketched_basis(
 
     What the subspace misses is known, `before² - trace`, and counted into every tail.
     """
-    a = (left[:, :, None] * factor[:, None, :]).reshape(left.shape[0], -1)
+    a = outer(left, factor)
     weights = right * matmul(w, w.T)
     # Fixed numbers in general position: their part in the answer is measured, not trusted.
     probe = jnp.cos(jnp.arange(a.shape[1] * width, dtype=a.dtype) ** 2 * 0.7548776662)
@@ -147,8 +127,7 @@ def _sketched_basis(
     values, vectors = jnp.linalg.eigh(matmul(inside.T, matmul(weights, inside)))
     values = jnp.maximum(values[::-1], 0)
     missed = jnp.maximum(before**2 - jnp.sum(values), 0)
-    tails = jnp.sqrt(jnp.flip(jnp.cumsum(jnp.flip(values))) + missed)
-    return a, matmul(q, vectors[:, ::-1]), jnp.append(tails, jnp.sqrt(missed))
+    return a, matmul(q, vectors[:, ::-1]), tail_norms(jnp.append(values, missed))
 
 
 @functools.partial(jax.jit, static_argnames="width")
@@ -161,7 +140,7 @@ def restrict(a: Array, vectors: Array, rank: Array, *, width: int) -> tuple[Arra
 
 @jax.jit
 def _last(left: Array, factor: Array, w: Array) -> tuple[Array, Array]:
-    a = (left[:, :, None] * factor[:, None, :]).reshape(left.shape[0], -1)
+    a = outer(left, factor)
     core = matmul(a.T, w)
     shape = (left.shape[1], factor.shape[1], w.shape[1], 1)
     return core.reshape(shape), matmul(a, core)
@@ -183,13 +162,8 @@ def canonical_train(
 ) -> tuple[tuple[Array, ...], Any, Array]:
     """`Σ_s f_1[s] ⊗ ... ⊗ f_d[s] ⊗ w_s` as a train with the outputs in the last core, rounded.
 
-    Args:
-        factors: `d` arrays `(m, n_k)`.
-        w: `(m, q)`.
-        rtol: error in the Frobenius norm, relative, all bonds together.
-        max_rank: largest rank; needed while tracing, where it is the rank of every core.
-        kept: `suffixes(factors)` where they are there already.
-        share: of that norm, to which `rtol` is relative; at least `FLOOR` of the whole counts.
+    `rtol` is of the Frobenius norm, all bonds together: of a `share` of it, and at least `FLOOR` of
+    the whole. While tracing `max_rank` is the rank of every core.
 
     Returns:
         Cores (padded by zeros beyond the ranks), the ranks, and `(m, q)` the train at the samples.
@@ -197,34 +171,35 @@ def canonical_train(
     Numerics:
         Operations `O(m² Σ r_k n_k + Σ (r_k n_k)³)`; memory `O(m²)`, `d m²` where that is small.
     """
-    d, m = len(factors), w.shape[0]
-    known = concrete(factors, w)
+    d, m, known = len(factors), w.shape[0], not traced(factors, w)
+    # What is known is looked at on the host, where nothing is compiled for it.
+    xp: Any = np if known else jnp
     kept = suffixes(factors) if kept is None else kept
-    suffix = lambda k: kept[k] if kept is not None else product_of(factors[k:])
     left = jnp.ones((m, 1), w.dtype)
-    cores, ranks, limit, held = [], [], None, left[0, 0]
-    for k in range(d - 1):
-        rows = left.shape[1] * factors[k].shape[1]
+    limit: Any = None
+    held: Any = None
+    cores, ranks = [], []
+    for k, factor in enumerate(factors[:-1]):
+        right = cross_product(factors[k + 1 :], factors[k + 1 :]) if kept is None else kept[k + 1]
+        rows, enough = left.shape[1] * factor.shape[1], False
+        parts: Any = None
         guess = bucket(left.shape[1] + left.shape[1] // 2 + 32, rows)
-        enough = False
-        a, vectors, tails = left, left, left[0]
-        if known and limit is not None and rows > _WHOLE and guess < 0.75 * rows:
-            a, vectors, tails = _sketched_basis(
-                left, factors[k], suffix(k + 1), w, held, width=guess
-            )
-            enough = bool(tails[guess - 4] <= limit)
-        if not enough:
-            a, vectors, tails = _basis(left, factors[k], suffix(k + 1), w)
-        if limit is None:
-            limit = jnp.maximum(rtol * share, FLOOR) / math.sqrt(max(d - 1, 1)) * tails[0]
+        if known and k and rows > _WHOLE and guess < 0.75 * rows:
+            parts = _sketched_basis(left, factor, right, w, held, width=guess)
+            enough = float(parts[2][guess - 4]) <= limit
+        a, vectors, tails = parts if enough else _basis(left, factor, right, w)
+        tails = xp.asarray(tails)
+        if k == 0:
+            most = xp.maximum(rtol * xp.asarray(share), FLOOR) * tails[0]
+            limit = most / math.sqrt(max(d - 1, 1))
         most = min(a.shape[1], max_rank or a.shape[1])
-        rank = jnp.clip(jnp.sum(tails > limit), 1, most)
-        after = jnp.append(tails, 0)[rank] if len(tails) == vectors.shape[1] else tails[rank]
-        held = jnp.sqrt(jnp.maximum(tails[0] ** 2 - after**2, 0))
+        rank = xp.clip(xp.sum(tails > limit), 1, most)
+        held = xp.sqrt(xp.maximum(tails[0] ** 2 - xp.append(tails, 0)[rank] ** 2, 0))
         width = bucket(int(rank), most) if known else most
-        u, left = restrict(a, vectors, rank, width=width)
-        cores.append(u.reshape(cores[-1].shape[-1] if cores else 1, -1, 1, width))
+        u, after = restrict(a, vectors, rank, width=width)
+        cores.append(u.reshape(left.shape[1], -1, 1, width))
         ranks.append(rank)
+        left = after
     core, values = _last(left, factors[-1], w)
     return (*cores, core), ranks, values
 
@@ -233,3 +208,9 @@ def sliced(cores: tuple[Array, ...], ranks: Any) -> tuple[np.ndarray, ...]:
     """Padded cores cut to their ranks, on the host."""
     sizes = [1, *(int(r) for r in ranks), 1]
     return tuple(np.asarray(core)[: sizes[k], :, :, : sizes[k + 1]] for k, core in enumerate(cores))
+
+
+@jax.jit
+def all_finite(cores: tuple[Array, ...]) -> Array:
+    """Whether all numbers are."""
+    return jnp.stack([jnp.isfinite(core).all() for core in cores]).all()

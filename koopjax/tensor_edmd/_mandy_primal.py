@@ -1,18 +1,133 @@
-"""Least squares over a dictionary small enough to be formed, and its coefficients as a train."""
+"""Least squares over a dictionary small enough to be formed, and its coefficients as a train.
 
+It is formed on a set of multi-indices: all whose degrees sum to at most a total, which is the full
+product where the total is as large as all degrees together. Sets of this kind are closed downwards,
+so that a change of basis by triangular matrices, one a coordinate, maps a set to itself.
+"""
+
+import dataclasses
 import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import blocks, matmul, pytree, qr_r
-from koopjax.tensor_edmd._dictionary import factors_of
-from koopjax.tensor_edmd._mandy_indices import IndexPlan
+from koopjax._core import blocks, expected, matmul, pytree, qr_r
+from koopjax.observables import Polynomial1D, Trigonometric
+from koopjax.tensor_edmd._dictionary import factors_of, tail_norms
 
 _ROWS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexPlan:
+    """A set of multi-indices, static: `grades[k][i]` is the degree of function i in mode k.
+
+    Attributes:
+        grades: degrees of the functions, mode by mode.
+        total: the largest sum of degrees.
+    """
+
+    grades: tuple[tuple[int, ...], ...]
+    total: int
+
+    @property
+    def modes(self) -> tuple[int, ...]:
+        """Mode sizes."""
+        return tuple(len(g) for g in self.grades)
+
+    @property
+    def size(self) -> int:
+        """How many multi-indices there are (counted, not listed)."""
+        return _count(self.grades, self.total)
+
+    def indices(self) -> np.ndarray:
+        """`(p, d)`, in lexicographic order."""
+        return _tuples(self.grades, self.total)
+
+    def tails(self, k: int) -> int:
+        """Number of distinct tails `(i_k, ..., i_{d-1})`; 1 for k = d."""
+        return _count(self.grades[k:], self.total)
+
+    def heads(self, k: int) -> int:
+        """Number of distinct beginnings `(i_0, ..., i_{k-1})`."""
+        return _count(self.grades[:k], self.total)
+
+    def split(self, k: int) -> np.ndarray:
+        """`(n_k, tails of k+1)`: where first index and tail lie among the tails of k.
+
+        An index one beyond the last says that they don't.
+        """
+        where = _positions(self.grades[k:], self.total)
+        tails = _tuples(self.grades[k + 1 :], self.total).tolist()
+        first = range(len(self.grades[k]))
+        return _looked_up(where, [[(i, *tail) for tail in tails] for i in first])
+
+    def exchange(self, k: int) -> np.ndarray:
+        """`(p, n_k)`: where each multi-index lies with its k-th entry replaced by 0, 1, ..."""
+        rows, entries = self.indices().tolist(), range(len(self.grades[k]))
+        where = _positions(self.grades, self.total)
+        return _looked_up(where, [[(*r[:k], i, *r[k + 1 :]) for i in entries] for r in rows])
+
+
+def full_plan(modes: tuple[int, ...]) -> IndexPlan:
+    """All multi-indices."""
+    grades = tuple(tuple(range(n)) for n in modes)
+    return IndexPlan(grades, sum(n - 1 for n in modes))
+
+
+def graded_plan(product: Any, total: Any) -> IndexPlan:
+    """The multi-indices up to a total degree of a product of polynomials or Fourier series."""
+    if isinstance(total, bool) or not isinstance(total, int) or total < 0:
+        raise expected("total_degree as an integer of at least 0", repr(total), "total_degree=3")
+    grades = []
+    for factor in getattr(product, "factors", ()):
+        if isinstance(factor, Polynomial1D):
+            grades.append(tuple(range(factor.degree + 1)))
+        elif isinstance(factor, Trigonometric):
+            grades.append(tuple((i + 1) // 2 for i in range(2 * factor.order + 1)))
+        else:
+            raise expected(
+                "families with a degree (Polynomial1D, Trigonometric) for total_degree",
+                type(factor).__name__,
+                "total_degree=None",
+            )
+    if not grades:
+        raise expected(
+            "one mode a coordinate for total_degree", type(product).__name__, "form='coordinate'"
+        )
+    return IndexPlan(tuple(grades), min(total, sum(max(g) for g in grades)))
+
+
+@functools.lru_cache(maxsize=256)
+def _count(grades: tuple[tuple[int, ...], ...], total: int) -> int:
+    ways = [1] + [0] * total
+    for grade in grades:
+        ways = [sum(ways[t - g] for g in grade if g <= t) for t in range(total + 1)]
+    return sum(ways)
+
+
+@functools.lru_cache(maxsize=256)
+def _tuples(grades: tuple[tuple[int, ...], ...], total: int) -> np.ndarray:
+    if not grades:
+        return np.zeros((1, 0), np.int32)
+    parts = []
+    for i, g in enumerate(grades[0]):
+        if g <= total:
+            tails = _tuples(grades[1:], total - g)
+            parts.append(np.concatenate([np.full((len(tails), 1), i, np.int32), tails], axis=1))
+    return np.concatenate(parts)
+
+
+def _positions(grades: tuple[tuple[int, ...], ...], total: int) -> dict[tuple[int, ...], int]:
+    return {tuple(row): j for j, row in enumerate(_tuples(grades, total).tolist())}
+
+
+def _looked_up(where: dict[tuple[int, ...], int], table: list[list[tuple]]) -> np.ndarray:
+    return np.array([[where.get(index, len(where)) for index in row] for row in table], np.int32)
 
 
 @pytree
@@ -52,10 +167,8 @@ def _triangles(psi: Any, x: Array, y: Array, plan: IndexPlan) -> tuple[Array, li
         small = [qr_r(jnp.concatenate([s, f])) for s, f in zip(small, factors, strict=True)]
         return (r, small), None
 
-    start = (
-        jnp.zeros((p + q, p + q), y.dtype),
-        [jnp.zeros((n, n), y.dtype) for n in plan.modes],
-    )
+    small = [jnp.zeros((n, n), y.dtype) for n in plan.modes]
+    start = jnp.zeros((p + q, p + q), y.dtype), small
     return jax.lax.scan(step, start, (x_blocks, y_blocks, weights))[0]
 
 
@@ -112,7 +225,7 @@ def _tail_scales(plan: IndexPlan, back: list[Array]) -> list[Array]:
     for k in reversed(range(len(back))):
         spread = jnp.abs(jnp.diagonal(back[k]))[:, None] * scale[None, :]
         where = plan.split(k)
-        size = plan.sizes()[k]
+        size = plan.tails(k)
         scale = jnp.zeros(size + 1, scale.dtype).at[where.ravel()].set(spread.ravel())[:size]
         out.append(jnp.sqrt(jnp.sum(scale**2)))
     return out[::-1]
@@ -142,22 +255,15 @@ def sparse_train(
     TT-SVD from the left, of the coefficients in bases that are orthonormal on the data coordinate
     by coordinate: what is cut changes predictions least. A rank is the least at which neither the
     predictions nor the plain coefficients change by more than `rtol`, the former relative to the
-    outputs' spread, the latter only as far as they stand out from noise.
-
-    Args:
-        value: `(p, q)`, rows as `plan.indices()`; outputs in units of their spread.
-        plan: the set.
-        bases: triangular `L_k` and their inverses.
-        rtol: relative error allowed over all bonds together.
-        noise: error of the coefficients, absolute, in the Frobenius norm.
-        max_rank: largest rank, static.
+    outputs' spread and over all bonds together, the latter only as far as they stand out from
+    `noise` (absolute, in the Frobenius norm). Outputs are in units of their spread, `bases` the
+    triangular `L_k` and their inverses.
 
     Returns:
         Cores padded by zeros to ranks that the shapes allow, and the ranks `(d - 1,)`.
     """
     forward, back = bases
     d, q = len(plan.modes), value.shape[1]
-    sizes = plan.sizes()
     plain = value[None]
     data = value[None]
     for k in range(d):
@@ -174,18 +280,18 @@ def sparse_train(
     cores, ranks = [], []
     for k in range(d - 1):
         r, n = data.shape[0], plan.modes[k]
-        where = plan.split(k)
-        tail = _padded(data, where).reshape(r * n, sizes[k + 1] * q)
+        where, tails = plan.split(k), plan.tails(k + 1)
+        tail = _padded(data, where).reshape(r * n, tails * q)
         tail_plain = jnp.einsum(
             "ij,rjsq->risq", forward[k], _padded(plain, where), precision="highest"
-        ).reshape(r * n, sizes[k + 1] * q)
+        ).reshape(r * n, tails * q)
         u, s, _ = jnp.linalg.svd(tail, full_matrices=False)
         inner = matmul(back[k].T, back[k])
         left_gram = jnp.einsum("ab,ij->aibj", left_gram, inner).reshape(r * n, r * n)
         rows = matmul(u.T, tail_plain)
         gram_u = matmul(u.T, matmul(left_gram, u))
         cut = jnp.sqrt(jnp.maximum(_tail_sums(gram_u * matmul(rows, rows.T)), 0))
-        lost = jnp.sqrt(jnp.flip(jnp.cumsum(jnp.flip(jnp.append(s, 0) ** 2))))
+        lost = tail_norms(jnp.append(s, 0) ** 2)
         # What rounding in the SVD alone comes to in plain coefficients says nothing.
         floor = 8 * eps * s[0] * jnp.sqrt(jnp.trace(left_gram)) * scales[k + 1]
         needed = (cut > jnp.maximum(plain_limit, floor)) | (lost > data_limit)
@@ -197,8 +303,8 @@ def sparse_train(
         core = jnp.einsum("ij,rjt->rit", back[k], u.reshape(r, n, width), precision="highest")
         cores.append(core[:, :, None, :])
         ranks.append(rank)
-        data = matmul(u.T, tail).reshape(width, sizes[k + 1], q)
-        plain = matmul(u.T, tail_plain).reshape(width, sizes[k + 1], q)
+        data = matmul(u.T, tail).reshape(width, tails, q)
+        plain = matmul(u.T, tail_plain).reshape(width, tails, q)
         left_gram = matmul(u.T, matmul(left_gram, u))
     last = plan.split(d - 1)[:, 0]
     cores.append(_padded(plain, last)[:, :, :, None])

@@ -19,12 +19,67 @@ from koopjax._core import (
     check_number,
     expected,
     precise_as,
+    pytree,
+    semidefinite_root,
+    static,
     traced,
     working_dtype,
 )
 from koopjax.tensor_edmd import _matrix_solve as als
-from koopjax.tensor_edmd._matrix_problem import Problem, start
-from koopjax.tensor_edmd._matrix_result import MatrixApproximation, MatrixInfo
+from koopjax.tensor_edmd._result import Trained
+
+STARTS = ("whitened", "plain")
+#: Eigenvalues below this share of the largest are raised to it where a metric is inverted.
+FLOOR = 1e-4
+
+
+@pytree
+class MatrixInfo:
+    """What an approximation of a matrix says about itself.
+
+    Attributes:
+        error: `‖W − T‖ / ‖W‖` in the norm `‖E‖² = tr(M Eᵀ G E)`.
+        start: the same before the first sweep.
+        history: the same after each sweep, `(sweeps,)`.
+        residual: what is left of the normal equations of the last sweep's cores, relative, the
+            largest: how exactly they were solved.
+        swaps: rows and columns that traded places, `(2,)`.
+        method: "als" (static).
+        reason: which start was taken, which rank was clipped, why it stopped (static).
+    """
+
+    error: Any
+    start: Any
+    history: Any
+    residual: Any
+    swaps: Any
+    method: str = static(default="als")
+    reason: str = static(default="")
+
+
+@pytree
+class MatrixApproximation(Trained):
+    """A TT matrix `T` close to a matrix: `train[s, t] = T[row_order[s], column_order[t]]`.
+
+    Attributes:
+        train: `TTMatrix` of the rows and columns in their orders.
+        row_order: `(m,)` indices: `x[:, row_order]` is what the train takes.
+        column_order: `(n,)` indices: the train gives `(x T)[:, column_order]`. The order of hidden
+            units costs nothing: the bias and the next layer's rows are put in the same one.
+        info: `MatrixInfo`.
+        result: int32 result code, as in `edmd.solve`.
+    """
+
+    train: Any
+    row_order: Any
+    column_order: Any
+    info: Any
+    result: Any
+
+    def to_dense(self) -> Float[Array, "m n"]:
+        """The approximation `T` of the matrix, in the matrix's own order."""
+        with precise_as(self.train.dtype):
+            return als.in_order(self.train.cores, self.row_order, self.column_order)
 
 
 def approximate(
@@ -106,88 +161,136 @@ def approximate(
             "concrete values in approximate, which looks at them on the host", "a call under jit"
         )
     _check_matrix(given)
-    settings = _settings(sweeps, rtol, tol, iterations)
-    with precise_as(given.dtype):
-        problem, ranks, clipped = _problem(
-            given, (row_modes, column_modes), rank, (gram, metric), (row_order, column_order)
-        )
-        cores, began = start(problem, init, ranks)
-        searching = [isinstance(o, str) for o in (row_order, column_order)]
-        cores, info = _run(problem, cores, searching, settings)
-        reason = "; ".join(part for part in (f"from {began}", clipped, info.reason) if part)
-        finite = jnp.stack([jnp.isfinite(core).all() for core in cores]).all()
-        return MatrixApproximation(
-            tt.TTMatrix(tuple(core.astype(given.dtype) for core in cores)),
-            problem.row_order,
-            problem.column_order,
-            dataclasses.replace(info, reason=reason),
-            jnp.where(finite, SUCCESS, NONFINITE_SOLUTION).astype(jnp.int32),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """When to stop."""
-
-    sweeps: int
-    rtol: float
-    tol: float
-    iterations: int
-
-
-def _settings(sweeps: Any, rtol: Any, tol: Any, iterations: Any) -> Settings:
     for name, value in (("rtol", rtol), ("tol", tol)):
         check_number(name, value, 0, np.nextafter(1, 0))
-    return Settings(as_whole("sweeps", sweeps, 0), rtol, tol, as_whole("iterations", iterations, 0))
+    sweeps, iterations = as_whole("sweeps", sweeps, 0), as_whole("iterations", iterations, 0)
+    m, n = given.shape
+    modes = _check_modes(given.shape, row_modes, column_modes)
+    ranks, clipped = tt.clip_ranks([i * j for i, j in zip(*modes, strict=True)], rank)
+    check_metric("gram", gram, m)
+    check_metric("metric", metric, n)
+    orders = _check_order("row_order", row_order, m), _check_order("column_order", column_order, n)
+    searching = [isinstance(o, str) for o in (row_order, column_order)]
+    with precise_as(given.dtype):
+        problem = _Ordered(given, gram, metric, modes, orders)
+        cores, began = _start(problem, init, ranks)
+        problem, cores, info = _swept(problem, cores, searching, sweeps, rtol, tol, iterations)
+        reason = "; ".join(part for part in (f"from {began}", clipped, info.reason) if part)
+        info = dataclasses.replace(info, reason=reason)
+        finite = all(np.isfinite(np.asarray(core)).all() for core in cores)
+        code = jnp.int32(SUCCESS if finite else NONFINITE_SOLUTION)
+        train = tt.TTMatrix(tuple(core.astype(given.dtype) for core in cores))
+        rows, columns = problem.orders
+        return MatrixApproximation(train, rows, columns, info, code)
 
 
-def _problem(
-    matrix: Any, modes: Any, rank: Any, metrics: Any, orders: Any
-) -> tuple[Problem, tuple[int, ...], str]:
-    """Everything checked: the problem, all ranks, and a sentence on what was clipped."""
-    rows, columns = _check_modes(matrix.shape, *modes)
-    ranks, clipped = tt.clip_ranks([m * n for m, n in zip(rows, columns, strict=True)], rank)
-    names = (("gram", "row_order"), ("metric", "column_order"))
-    found = []
-    dtype = working_dtype(matrix.dtype)
-    for size, (of_metric, of_order), metric, order in zip(
-        matrix.shape, names, metrics, orders, strict=True
-    ):
-        check_metric(of_metric, metric, size)
-        array = None if metric is None else jnp.asarray(metric, dtype)
-        found.append((array, _check_order(of_order, order, size)))
-    weight = jnp.asarray(matrix, dtype)
-    orders = [chosen for _, chosen in found]
-    problem = Problem(weight, found[0][0], found[1][0], (rows, columns), orders)
-    return problem, ranks, clipped or ""
-
-
-def _run(
-    problem: Problem, cores: Any, searching: list[bool], settings: Settings
-) -> tuple[Any, MatrixInfo]:
-    """Sweeps, with searches between them; the last two are left to the cores alone."""
+def _swept(
+    problem: "_Ordered", cores: Any, searching: Sequence[bool], sweeps: int, rtol: float,
+    tol: float, iterations: int,
+) -> tuple["_Ordered", Any, MatrixInfo]:  # fmt: skip
+    """Sweeps with searches between them; the last two are left to the cores alone."""
     cores = als.right_orthogonal(cores)
-    arrays = problem.ordered()
-    first = before = als.error(cores, *arrays)
-    history, swaps = [], np.zeros(2, np.int64)
-    residual, why = jnp.zeros((), first.dtype), f"stopped after {settings.sweeps} sweeps"
-    for number in range(settings.sweeps):
-        cores, now, residual = als.sweep(
-            cores, *arrays, *problem.factors(*arrays[1:]), settings.tol, settings.iterations,
-        )  # fmt: skip
-        history.append(now)
-        traded = 0
-        if any(searching) and number < settings.sweeps - 2:
-            counts = problem.reorder(cores, *searching)
-            swaps, traded = swaps + counts, counts.sum()
-            arrays = problem.ordered() if traded else arrays
-        if not traded and before - now <= settings.rtol * before:
+    first = before = problem.error(cores)
+    history, swaps, residual = [], np.zeros(2, np.int64), 0.0
+    why = f"stopped after {sweeps} sweeps"
+    for number in range(sweeps):
+        cores, now, residual = als.sweep(cores, *problem.arrays, *problem.factors, tol, iterations)
+        history.append(float(now))
+        traded = np.zeros(2, np.int64)
+        for axis in (0, 1):
+            if searching[axis] and number < sweeps - 2:
+                problem, traded[axis] = problem.searched(cores, axis)
+        swaps += traded
+        if not traded.any() and before - history[-1] <= rtol * before:
             why = f"converged to rtol after {number + 1} sweeps"
             break
-        before = now
-    series = jnp.stack(history) if history else jnp.zeros(0, first.dtype)
-    last = history[-1] if history else first
-    return cores, MatrixInfo(last, first, series, residual, swaps, reason=why)
+        before = history[-1]
+    number = lambda value: jnp.asarray(value, problem.arrays[0].dtype)
+    last = number([first, *history][-1])
+    found = MatrixInfo(last, number(first), number(history), number(residual), swaps, reason=why)
+    return problem, cores, found
+
+
+class _Ordered:
+    """A matrix and its metrics in an order of rows and columns.
+
+    Attributes:
+        arrays: the matrix, the Gram matrix and the output metric, in this order.
+        factors: Kronecker factors of both metrics.
+        orders: of rows and of columns.
+    """
+
+    arrays: tuple[Array, Any, Any]
+    factors: tuple[Any, Any]
+
+    def __init__(self, weight: Any, gram: Any, metric: Any, modes: Any, orders: Any) -> None:
+        self.given, self.orders = (weight, gram, metric, modes), orders
+        self.modes: tuple[Any, Any] = modes
+        dtype, (p, q) = working_dtype(weight.dtype), orders
+        # Put in order on the host, where nothing is compiled for it.
+        gram, metric = (
+            None if a is None else np.asarray(a)[order][:, order]
+            for a, order in ((gram, p), (metric, q))
+        )
+        put = lambda a: jnp.asarray(a.astype(dtype))
+        held = [None if a is None else put(a) for a in (gram, metric)]
+        self.arrays = put(np.asarray(weight)[p][:, q]), held[0], held[1]
+        rows, columns = map(als.kronecker_factors, (gram, metric), modes)
+        self.factors = tuple(map(put, rows)), tuple(map(put, columns))
+
+    def error(self, cores: Any) -> float:
+        """Relative, of a train in this order."""
+        return float(als.error(cores, *self.arrays))
+
+    def searched(self, cores: Any, axis: int) -> tuple["_Ordered", int]:
+        """Rows (0) or columns (1) traded where that lowers the error, and how many did."""
+        a, k, r, energy = als.assignment(cores, *self.arrays, columns=bool(axis))
+        slots, swaps = als.search(a, k, r, float(energy))
+        orders = list(self.orders)
+        orders[axis] = orders[axis][np.argsort(slots)]
+        return _Ordered(*self.given, orders), swaps
+
+
+def _whitened_start(
+    weight: Any, rows: Any, columns: Any, row_modes: Any, column_modes: Any, ranks: Any
+) -> tuple[Array, ...]:
+    """TT-SVD of `R W C` with Kronecker roots R, C of the metrics, which the cores then lose again.
+
+    A Kronecker product acts on each core alone, so the way back costs no rank.
+    """
+    host = np.asarray(weight, np.float64).reshape(*row_modes, *column_modes)
+    inverse = []
+    for axis, factor in enumerate([*rows, *columns]):
+        root = semidefinite_root(np.asarray(factor, np.float64), FLOOR)
+        host = np.moveaxis(np.tensordot(root.symmetric, host, (1, axis)), 0, axis)
+        inverse.append(root.inverse)
+    whitened = host.reshape(weight.shape)
+    train = tt.matrix_from_dense(whitened, row_modes, column_modes, ranks)
+    back = zip(train.cores, inverse[: len(rows)], inverse[len(rows) :], strict=True)
+    cores = [np.einsum("aijb,ip,jq->apqb", np.asarray(c), g, m) for c, g, m in back]
+    return tuple(jnp.asarray(core, weight.dtype) for core in cores)
+
+
+def _start(problem: _Ordered, init: Any, ranks: Any) -> tuple[tuple[Array, ...], str]:
+    """Cores to begin with, the better of two where the caller has none, and which they are."""
+    weight, (row_modes, column_modes) = problem.arrays[0], problem.modes
+    if isinstance(init, tt.TTMatrix):
+        found = init.row_modes, init.column_modes, init.ranks
+        if found != (row_modes, column_modes, ranks):
+            raise expected(
+                f"an init of modes {row_modes} and {column_modes} and ranks {ranks}", f"{found}"
+            )
+        return tuple(jnp.asarray(core, weight.dtype) for core in init.cores), "the given cores"
+    if init not in (None, *STARTS):
+        raise expected(f"init a TTMatrix or one of {STARTS}", repr(init))
+    starts: dict[str, tuple[Array, ...]] = {}
+    if init != "whitened":
+        plain = tt.matrix_from_dense(weight, row_modes, column_modes, ranks)
+        starts["plain"] = plain.cores
+    if init != "plain":
+        starts["whitened"] = _whitened_start(weight, *problem.factors, *problem.modes, ranks)
+    best = min(starts, key=lambda name: problem.error(starts[name]))
+    return starts[best], f"{best} TT-SVD"
 
 
 def _modes_of(size: int, d: int) -> tuple[int, ...]:

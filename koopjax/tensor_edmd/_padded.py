@@ -1,6 +1,7 @@
 """Fits over a product dictionary with padded cores: what `vmap` over ranks runs over."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -9,48 +10,40 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from koopjax import tt
-from koopjax._core import as_numbers, expected, is_tracing, matmul, pytree
+from koopjax._core import (
+    as_numbers,
+    expected,
+    is_tracing,
+    matmul,
+    on_device,
+    precise,
+    pytree,
+)
 from koopjax.observables import Product
-from koopjax.tensor_edmd._als_local import outer
-from koopjax.tensor_edmd._dictionary import separable
+from koopjax.tensor_edmd._dictionary import outer, separable, through
 from koopjax.tensor_edmd._result import TensorKoopman
 
 
 def feasible(modes: tuple[int, ...], limit: int) -> tuple[int, ...]:
     """Largest rank of every bond, ends included: the smaller side's size, at most `limit`."""
-
-    def sizes(order: Any) -> list[int]:
-        out = [1]
-        for mode in order:
-            out.append(min(limit, out[-1] * mode))
-        return out
-
-    return tuple(map(min, sizes(modes), reversed(sizes(reversed(modes)))))
+    grown = lambda sizes: itertools.accumulate(sizes, lambda r, n: min(limit, r * n), initial=1)
+    return tuple(map(min, grown(modes), reversed([*grown(modes[::-1])])))
 
 
 def stacked_factors(psi: Any, x: Array) -> Array:
     """All factors of a dictionary in one array `(d, n, m)`, zeros beyond a mode's size."""
     front, product = separable(psi)
-    for part in front:
-        x = part(x)
+    x = through(front, x)
     product.modes(x.shape[1])
-    if not isinstance(product, Product):
-        return _padded(product.factors_at(x))
-    leaves, trees = zip(*(jax.tree.flatten(f) for f in product.factors), strict=True)
-    shapes = {tuple(jnp.shape(leaf) for leaf in row) for row in leaves}
-    if len(set(trees)) == 1 and len(shapes) == 1:
+    families: tuple[Any, ...] = product.factors if isinstance(product, Product) else ()
+    shapes = {tuple(map(jnp.shape, jax.tree.leaves(f))) for f in families}
+    if len({jax.tree.structure(f) for f in families}) == len(shapes) == 1:
         # One family for all coordinates: evaluated side by side, not one after another.
-        stacked = [
-            jnp.stack([jnp.asarray(a) for a in column]) for column in zip(*leaves, strict=True)
-        ]
-        one = jax.tree.unflatten(trees[0], stacked)
-        if not stacked:
-            return jax.vmap(lambda t: product.factors[0](t[:, None]))(x.T)
+        one = jax.tree.map(lambda *leaves: jnp.stack([*map(jnp.asarray, leaves)]), *families)
+        if not jax.tree.leaves(one):
+            return jax.vmap(lambda t: families[0](t[:, None]))(x.T)
         return jax.vmap(lambda f, t: f(t[:, None]))(one, x.T)
-    return _padded(product.factors_at(x))
-
-
-def _padded(factors: list[Array]) -> Array:
+    factors = product.factors_at(x)
     most = max(f.shape[1] for f in factors)
     return jnp.stack([jnp.pad(f, ((0, 0), (0, most - f.shape[1]))) for f in factors])
 
@@ -125,45 +118,37 @@ class PaddedKoopman:
         batched = self.output.ndim != 4
         if batched != (lane is not None):
             raise expected("a lane for a batch of fits and none for one fit", f"lane={lane}")
-        one = self if lane is None else _lane(self, lane)
-        return _unpad(one)
-
-
-def _lane(fit: PaddedKoopman, lane: int) -> PaddedKoopman:
-    count = fit.output.shape[0]
-    if not 0 <= lane < count:
-        raise expected(f"a lane in [0, {count})", f"{lane}")
-    bare = jax.tree.map(lambda a: a[lane], dataclasses.replace(fit, psi=None))
-    return dataclasses.replace(bare, psi=fit.psi)
-
-
-def _unpad(fit: PaddedKoopman) -> TensorKoopman:
-    modes = separable(fit.psi)[1].modes()
-    ranks = [int(r) for r in np.asarray(fit.ranks)]
-    position, cores = int(fit.position), []
-    for k, mode in enumerate(modes):
-        full = fit.output if k == position else fit.cores[k][:, :, None, :]
-        cores.append(full[: ranks[k], :mode, :, : ranks[k + 1]])
-    history = np.asarray(fit.info.history)[: 2 * int(fit.sweeps)]
-    info = dataclasses.replace(fit.info, history=history, reason=_reason(fit, modes))
-    return TensorKoopman(fit.psi, tt.TTMatrix(tuple(cores)), info, fit.result)
+        count = self.output.shape[0]
+        if lane is not None and not 0 <= lane < count:
+            raise expected(f"a lane in [0, {count})", f"{lane}")
+        # On the host, where nothing is compiled for every shape.
+        bare = jax.tree.map(np.asarray, dataclasses.replace(self, psi=None))
+        one = bare if lane is None else jax.tree.map(lambda a: a[lane], bare)
+        modes, ranks, position, cores = separable(self.psi)[1].modes(), one.ranks, one.position, []
+        with precise(self.output):
+            for k, mode in enumerate(modes):
+                full = one.output if k == position else one.cores[k][:, :, None, :]
+                core = full[: ranks[k], :mode, :, : ranks[k + 1]]
+                cores.append(on_device(core, full.dtype))
+            held = jax.tree.map(jnp.asarray, dataclasses.replace(one.info, history=None))
+            result = jnp.asarray(one.result)
+        history = one.info.history[: 2 * int(one.sweeps)]
+        info = dataclasses.replace(held, history=history, reason=_reason(one, modes))
+        return TensorKoopman(self.psi, tt.TTMatrix(tuple(cores)), info, result)
 
 
 def _reason(fit: PaddedKoopman, modes: tuple[int, ...]) -> str:
-    parts = []
-    rows = fit.info.history.shape[0]
-    sweeps = int(fit.sweeps)
+    """Why it stopped, what was clipped and what was damped."""
+    parts, rows, sweeps = [], len(fit.info.history), int(fit.sweeps)
     if 2 * sweeps < rows:
         parts.append(f"stopped after {sweeps} of {rows // 2} sweeps without improvement")
-    asked = int(np.max(np.asarray(fit.requested)))
+    asked = int(np.max(fit.requested))
     most = max(feasible(modes, max(asked, 1)))
     if asked > most:
         parts.append(f"rank {asked} clipped to {most}, the largest that these modes can have")
-    if int(fit.damped):
-        parts.append(
-            f"{int(fit.damped)} local problems damped, by up to {float(fit.damping):.1e} of their "
-            "diagonal"
-        )
+    if fit.damped:
+        share = f"by up to {float(fit.damping):.1e} of their diagonal"
+        parts.append(f"{int(fit.damped)} local problems damped, {share}")
     return "; ".join(parts)
 
 

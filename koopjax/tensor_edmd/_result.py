@@ -1,4 +1,4 @@
-"""What a tensor-train fit returns: a Koopman matrix that is a chain of cores."""
+"""What fits return: a Koopman matrix that is a chain of cores, or coefficients of a kernel."""
 
 import functools
 import math
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from koopjax import tt
 from koopjax._core import (
+    as_numbers,
     blocks,
     expected,
     held,
@@ -21,6 +22,7 @@ from koopjax._core import (
     read_numbers,
     static,
 )
+from koopjax.observables import Compose
 from koopjax.tensor_edmd._dictionary import check_states, factors_of, modes_of
 
 # Numbers that one block of samples may hold while it is contracted: 32 MB in float64.
@@ -50,6 +52,12 @@ class TensorInfo:
     method: str = static(default="")
     reason: str = static(default="")
 
+    def words(self) -> str:
+        """Samples, residual and condition, as `describe` tells them."""
+        residual, condition = float(self.residual), float(self.condition)
+        samples = f"{int(self.count):,} samples"
+        return f"{samples}, relative residual {residual:.3g}, condition {condition:.3g}"
+
 
 def check_outputs(x: Any, outputs: int, steps: Any) -> int:
     """The number of steps as an int; raises unless it is one that can be taken."""
@@ -65,8 +73,24 @@ def check_outputs(x: Any, outputs: int, steps: Any) -> int:
     return int(steps)
 
 
+class Trained:
+    """What is a tensor train with something around it."""
+
+    train: Any
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """TT ranks of the train, ones at the ends included."""
+        return self.train.ranks
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in the cores."""
+        return self.train.numbers
+
+
 @pytree
-class TensorKoopman:
+class TensorKoopman(Trained):
     """A Koopman matrix over a product dictionary as a tensor train: `y ≈ Ψ(x) K`.
 
     Attributes:
@@ -81,16 +105,6 @@ class TensorKoopman:
     train: Any
     info: Any
     result: Any
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """TT ranks, ones at the ends included."""
-        return self.train.ranks
-
-    @property
-    def numbers(self) -> int:
-        """Numbers in the cores."""
-        return self.train.numbers
 
     def predict(self, x: Float[Array, "n d"], steps: int = 1) -> Float[Array, "n q"]:
         """The state after so many steps; lifted again before each of them.
@@ -121,8 +135,7 @@ class TensorKoopman:
         Of the coefficient tensor with the outputs in their core: bond k parts the modes up to k
         from the others. `d - 1` arrays; an empty list for a single mode.
         """
-        with precise(self.train.cores):
-            return list(_bond_values(self.train.cores))
+        return list(tt.singular_values(self.train))
 
     def describe(self) -> str:
         """Ranks, size, conditioning, residual and the result code in words."""
@@ -132,19 +145,13 @@ class TensorKoopman:
             f"{self.train.order} cores, ranks {self.ranks}, {self.numbers:,} numbers"
         ]
         if not is_tracing(self.info, self.result):
-            parts.append(
-                f"{int(self.info.count):,} samples, relative residual "
-                f"{float(self.info.residual):.3g}, condition {float(self.info.condition):.3g}, "
-                f"ridge {float(self.info.alpha):.3g}"
-            )
+            parts.append(f"{self.info.words()}, ridge {float(self.info.alpha):.3g}")
             parts.append(f"result: {message(self.result)}")
         if self.info.reason:
             parts.append(f"note: {self.info.reason}")
         return "\n".join(parts)
 
-    def __str__(self) -> str:
-        """As `describe`."""
-        return self.describe()
+    __str__ = describe
 
     def _states(self, x: Any) -> Array:
         listed = not hasattr(x, "dtype")
@@ -202,32 +209,118 @@ def _last(fit: TensorKoopman, x: Array, steps: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames="steps")
 def _simulate(fit: TensorKoopman, x: Array, *, steps: int) -> Array:
+    return _walked(lambda state: _predict(fit, state), x, steps)
+
+
+@pytree
+class KernelInfo:
+    """What a kernel fit says about itself.
+
+    Attributes:
+        condition: estimate for the matrix that was factored, its damping counted in: the samples'
+            kernel matrix, or that of the landmarks.
+        residual: `‖k(x, c) K − y‖ / ‖y‖` on the samples.
+        solved: relative residual of the linear system; that of the iteration for "cg" and
+            "nystrom".
+        alpha: the ridge that was used, absolute.
+        count: samples.
+        landmarks: centres.
+        iterations: of conjugate gradients; 0 for a direct solve.
+        scores: `‖k(x_val, c) K − y_val‖ / ‖y_val‖` for each ridge of a grid, else None.
+        method: "cholesky", "eigh", "cg" or "nystrom" (static).
+        dtype: in which it was solved (static).
+        reason: why that method and dtype, and what was changed on the way (static).
+    """
+
+    condition: Any
+    residual: Any
+    solved: Any
+    alpha: Any
+    count: Any
+    landmarks: Any
+    iterations: Any
+    scores: Any = None
+    method: str = static(default="")
+    dtype: str = static(default="")
+    reason: str = static(default="")
+
+
+@pytree
+class KernelKoopman:
+    """A Koopman matrix over a product dictionary in its kernel form: `y ≈ k(x, c) K`.
+
+    The coefficients over the full dictionary are `Ψ(c)ᵀ K`; they are never formed.
+
+    Attributes:
+        psi: `ProductKernel`, or a `Compose` that ends in one.
+        matrix: `(m, q)`, a row a centre.
+        readout: None, as for any fit onto the state itself.
+        info: `KernelInfo`.
+        result: int32 result code.
+    """
+
+    psi: Any
+    matrix: Any
+    readout: Any
+    info: Any
+    result: Any
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in the centres and the coefficients."""
+        psi = self.psi
+        while isinstance(psi, Compose):
+            psi = psi.then
+        return int(psi.centers.size + self.matrix.size)
+
+    def predict(
+        self, x: Float[Array, "n d"], steps: int = 1, *, batch_size: int | None = None
+    ) -> Float[Array, "n q"]:
+        """The state after so many steps; lifted again before each of them.
+
+        Args:
+            x: `(n, d)`, or `(d,)` for one state.
+            steps: at least 1; more than one needs as many outputs as coordinates.
+            batch_size: rows evaluated at a time; None chooses by size. Kernel values are held for
+                one batch only.
+        """
+        if steps != 1:
+            return self.simulate(x, steps, batch_size=batch_size)[-1]
+        return kernel_times(self.psi, self._states(x), self.matrix, rows=batch_size)
+
+    def simulate(
+        self, x: Float[Array, "n d"], steps: int, *, batch_size: int | None = None
+    ) -> Float[Array, "steps n d"]:
+        """All states on the way, `(steps, n, d)`."""
+        x = self._states(x)
+        steps = check_outputs(x, self.matrix.shape[1], steps)
+        return _simulate_kernel(self.psi, self.matrix, x, steps=steps, rows=batch_size)
+
+    def _states(self, x: Any) -> Array:
+        x = as_numbers("the states", x)
+        if x.ndim not in (1, 2):
+            raise expected("states of shape (n, d) or (d,)", f"shape {x.shape}")
+        self.psi.size(x.shape[-1])
+        return x
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def kernel_times(psi: Any, x: Array, matrix: Array, *, rows: int | None) -> Array:
+    """`psi(x) @ matrix` by blocks of rows, at one or many states; maps may stand in front."""
+    states = x if x.ndim == 2 else x[None]
+    while isinstance(psi, Compose):
+        states, psi = psi.first(states), psi.then
+    out = psi.times(states, matrix, rows=rows)
+    return out if x.ndim == 2 else out[0]
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "rows"))
+def _simulate_kernel(psi: Any, matrix: Array, x: Array, *, steps: int, rows: int | None) -> Array:
+    return _walked(lambda s: kernel_times(psi, s, matrix, rows=rows).astype(x.dtype), x, steps)
+
+
+def _walked(after: Any, x: Array, steps: int) -> Array:
+    """All states on the way; one step may lead elsewhere than to a state."""
     if steps == 1:
-        return _predict(fit, x)[None]
-
-    def step(state: Array, _: None) -> tuple[Array, Array]:
-        after = _predict(fit, state)
-        return after, after
-
-    return jax.lax.scan(step, x, length=steps)[1]
-
-
-@jax.jit
-def _bond_values(cores: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Right-orthogonalise, then go left to right: the R factor met at a bond has its values."""
-    cores = tuple(c.reshape(c.shape[0], -1, c.shape[-1]) for c in cores)
-    dot = functools.partial(jnp.matmul, precision="highest")
-    kept = [cores[-1].reshape(cores[-1].shape[0], -1)]
-    for core in cores[-2::-1]:
-        q, r = jnp.linalg.qr(kept[-1].T)
-        kept[-1] = q.T
-        r0, n, _ = core.shape
-        kept.append(dot(core.reshape(r0 * n, -1), r.T).reshape(r0, -1))
-    kept = kept[::-1]
-    carry = jnp.eye(1, dtype=cores[0].dtype)
-    values = []
-    for core, first in zip(kept[:-1], cores[:-1], strict=True):
-        block = dot(carry, core).reshape(carry.shape[0] * first.shape[1], -1)
-        carry = jnp.linalg.qr(block, mode="r")
-        values.append(jnp.linalg.svd(carry, compute_uv=False))
-    return tuple(values)
+        return after(x)[None]
+    return jax.lax.scan(lambda state, _: (after(state),) * 2, x, length=steps)[1]

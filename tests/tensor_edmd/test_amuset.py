@@ -12,6 +12,7 @@ from koopjax._core import SUCCESS, UNDERDETERMINED
 from koopjax.data.systems import Linear, SlowManifold
 from koopjax.observables import Polynomial1D, Product
 from koopjax.tensor_edmd import amuset
+from tests.tensor_edmd import oracles
 
 PSI = Product.of(Polynomial1D(2), 2)
 TURN = 0.9 * np.array([[np.cos(0.5), np.sin(0.5)], [-np.sin(0.5), np.cos(0.5)]])
@@ -20,6 +21,18 @@ TURN = 0.9 * np.array([[np.cos(0.5), np.sin(0.5)], [-np.sin(0.5), np.cos(0.5)]])
 def snapshots(system, n=300, dtype=jnp.float64):
     with jax.enable_x64(True):
         return system.snapshots(jax.random.key(0), n, dtype=dtype)
+
+
+@functools.cache
+def turning():
+    """A fit that several tests look at, with its snapshots."""
+    x, y = snapshots(Linear(TURN))
+    return x, y, amuset(PSI, x, y)
+
+
+@jax.jit
+def lift(psi, x):
+    return psi(x)
 
 
 def distance(found, known):
@@ -44,8 +57,7 @@ def test_equals_dense_edmd(system, method):
 
 
 def test_complex_pairs_are_kept_and_right():
-    x, y = snapshots(Linear(TURN))
-    fit = amuset(PSI, x, y)
+    x, y, fit = turning()
     pair = 0.9 * np.exp(np.array([0.5j, -0.5j]))
     assert distance(fit.eigenvalues(), pair) < 1e-10
     values = np.asarray(fit.eigenvalues())
@@ -58,11 +70,10 @@ def test_complex_pairs_are_kept_and_right():
 
 
 def test_eigentensors_modes_and_prediction():
-    x, y = snapshots(Linear(TURN))
-    fit = amuset(PSI, x, y)
+    x, y, fit = turning()
     with jax.enable_x64(True):
-        lifted = np.asarray(PSI(x))
-        tensors = np.asarray(fit.eigentensors().to_dense())
+        lifted, tensors = np.asarray(lift(PSI, x)), fit.eigentensors().cores
+    tensors = oracles.dense(tensors)
     np.testing.assert_allclose(lifted @ tensors, fit.eigenfunctions(x), atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(tensors, axis=0), 1, rtol=1e-12)
     np.testing.assert_allclose(
@@ -87,7 +98,7 @@ def test_more_functions_than_samples(method):
     psi = Product.of(Polynomial1D(2), 4)
     fit = amuset(psi, x, y, method=method)
     with jax.enable_x64(True):
-        before, after = (np.asarray(psi(jnp.asarray(s))) for s in (x, y))
+        before, after = (np.asarray(lift(psi, s)) for s in (x, y))
     known = np.linalg.eigvals(after @ np.linalg.pinv(before))
     assert distance(fit.eigenvalues(), known) < 1e-4
     assert int(fit.result) == UNDERDETERMINED

@@ -22,19 +22,10 @@ from koopjax.observables import (
     Trigonometric,
 )
 from koopjax.tensor_edmd import FunctionMajor, mandy
+from tests.tensor_edmd import oracles
+from tests.tensor_edmd.oracles import powers, relative, rows_product
 
 CUBIC = Polynomial1D(3)
-
-
-def powers(x, degree):
-    return [np.stack([x[:, i] ** j for j in range(degree + 1)], 1) for i in range(x.shape[1])]
-
-
-def rows_product(factors):
-    full = np.ones((len(factors[0]), 1))
-    for f in factors:
-        full = (full[:, :, None] * f[:, None, :]).reshape(len(f), -1)
-    return full
 
 
 def snapshots(n, d, q, seed=0, low=-1.0, high=1.0):
@@ -44,16 +35,19 @@ def snapshots(n, d, q, seed=0, low=-1.0, high=1.0):
 
 
 def dense(fit):
-    cores = [np.asarray(core, np.float64) for core in fit.train.cores]
-    out = np.ones((1, 1))
-    for core in cores:
-        out = np.tensordot(out, core.reshape(core.shape[0], -1, core.shape[3]), 1)
-        out = out.reshape(-1, core.shape[3])
-    return out.reshape(fit.train.shape)
+    return oracles.dense(fit.train.cores)
 
 
-def relative(a, b):
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
+@functools.cache
+def fitted():
+    """A fit that several tests look at, with its samples."""
+    x, y = snapshots(200, 3, 2)
+    return x, y, mandy(Product.of(Polynomial1D(2), 3), x, y, rtol=1e-12)
+
+
+def lift(psi, x):
+    with jax.enable_x64(True):
+        return np.asarray(jax.jit(lambda psi, x: psi(x))(psi, x))
 
 
 def fpu(d, n, seed=0):
@@ -65,8 +59,10 @@ def fpu(d, n, seed=0):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_equals_dense_least_squares(dtype):
-    x, y = (a.astype(dtype) for a in snapshots(200, 3, 2))
-    fit = mandy(Product.of(Polynomial1D(2), 3), x, y, rtol=1e-12)
+    x, y, fit = fitted()
+    if dtype == np.float32:
+        x, y = x.astype(dtype), y.astype(dtype)
+        fit = mandy(fit.psi, x, y, rtol=1e-12)
     psi = rows_product(powers(x.astype(np.float64), 2))
     oracle = np.linalg.lstsq(psi, y.astype(np.float64))[0]
     assert relative(dense(fit), oracle) < (1e-5 if dtype == np.float32 else 1e-10)
@@ -88,12 +84,12 @@ def test_minimum_norm_where_functions_outnumber_samples(d):
     assert float(fit.info.residual) < 1e-5
 
 
-@pytest.mark.parametrize("d", [2, 5])
+@pytest.mark.parametrize("d", [4, 5])
 def test_ridge(d):
-    x, y = snapshots(60, d, 1)
-    fit = mandy(Product.of(CUBIC, d), x, y, alpha=0.3, rtol=1e-9 if d == 2 else 1e-7)
+    x, y = snapshots(40, d, 2)
+    fit = mandy(Product.of(CUBIC, d), x, y, alpha=0.3, rtol=1e-9 if d == 4 else 1e-7)
     psi = rows_product(powers(x, 3))
-    oracle = psi.T @ np.linalg.solve(psi @ psi.T + 0.3 * np.eye(60), y)
+    oracle = psi.T @ np.linalg.solve(psi @ psi.T + 0.3 * np.eye(40), y)
     assert relative(dense(fit), oracle) < 1e-6
     assert int(fit.result) == SUCCESS
     np.testing.assert_allclose(float(fit.info.alpha), 0.3)
@@ -103,36 +99,31 @@ def test_ridge(d):
     "factor", [Trigonometric(1), CosSin(1.3), Gaussian1D(np.array([-0.5, 0.5]), 0.7)]
 )
 def test_other_families(factor):
-    x, y = snapshots(150, 3, 1, seed=4)
+    x, y = snapshots(200, 3, 2, seed=4)
     psi = Product.of(factor, 3)
     fit = mandy(psi, x, y, rtol=1e-12)
-    with jax.enable_x64(True):
-        full = np.asarray(psi(jnp.asarray(x)))
-    assert relative(dense(fit), np.linalg.lstsq(full, y)[0]) < 1e-9
+    assert relative(dense(fit), np.linalg.lstsq(lift(psi, x), y)[0]) < 1e-9
 
 
 def test_function_major():
-    x, y = snapshots(300, 3, 2, seed=1)
+    x, y = snapshots(200, 3, 2, seed=1)
     fit = mandy(Product.of(CUBIC, 3), x, y, form="function", rtol=1e-12)
-    one = np.ones((300, 1))
+    one = np.ones((200, 1))
     psi = rows_product([np.concatenate([one, x**k], 1) for k in (1, 2, 3)])
     assert fit.train.row_modes == (4, 4, 4)
     assert relative(dense(fit), np.linalg.lstsq(psi, y)[0]) < 1e-8
-    with jax.enable_x64(True):
-        np.testing.assert_allclose(np.asarray(fit.psi(jnp.asarray(x))), psi, rtol=1e-12)
+    np.testing.assert_allclose(lift(fit.psi, x), psi, rtol=1e-12)
     np.testing.assert_allclose(fit.predict(x[:5]), psi[:5] @ dense(fit), atol=1e-10)
     assert fit.psi.names(3)[:5] == ["1", "x0^3", "x1^3", "x2^3", "x0^2"]
     assert isinstance(fit.psi, FunctionMajor)
 
 
 def test_front_maps_are_part_of_the_dictionary():
-    x, y = snapshots(200, 2, 1, seed=2, low=3.0, high=7.0)
+    x, y = snapshots(300, 2, 2, seed=2, low=3.0, high=7.0)
     front = Standardize.fit(jnp.asarray(x, jnp.float32))
     psi = Compose(front, Product.of(Polynomial1D(2), 2))
     fit = mandy(psi, x, y, rtol=1e-12)
-    with jax.enable_x64(True):
-        full = np.asarray(psi(jnp.asarray(x)))
-    assert relative(dense(fit), np.linalg.lstsq(full, y)[0]) < 1e-9
+    assert relative(dense(fit), np.linalg.lstsq(lift(psi, x), y)[0]) < 1e-9
 
 
 def test_fermi_pasta_ulam_four_masses():
@@ -155,9 +146,9 @@ def test_total_degree_prior():
     assert fit.ranks == (1, 4, 6, 7, 8, 9, 1)
 
 
-@pytest.mark.parametrize("total", [0, 1, 2])
+@pytest.mark.parametrize("total", [0, 2])
 def test_total_degree_equals_least_squares_on_these_functions(total):
-    x, y = snapshots(80, 3, 2, seed=5)
+    x, y = snapshots(200, 3, 2, seed=5)
     fit = mandy(Product.of(Polynomial1D(2), 3), x, y, total_degree=total, rtol=1e-12)
     index = [i for i in itertools.product(range(3), repeat=3) if sum(i) <= total]
     psi = np.stack([np.prod(x ** np.array(i), axis=1) for i in index], 1)
@@ -170,7 +161,7 @@ def test_total_degree_equals_least_squares_on_these_functions(total):
 @settings(max_examples=6, deadline=None)
 @given(rtol=strategies.sampled_from([1e-1, 1e-2, 1e-3]), seed=strategies.integers(0, 9))
 def test_rounding_keeps_its_tolerance(rtol, seed):
-    x, y = snapshots(50, 5, 1, seed=seed)
+    x, y = snapshots(40, 5, 2, seed=seed)
     psi = rows_product(powers(x, 3))
     oracle = np.linalg.pinv(psi) @ y
     fit = mandy(Product.of(CUBIC, 5), x, y, rtol=rtol)
@@ -178,15 +169,15 @@ def test_rounding_keeps_its_tolerance(rtol, seed):
 
 
 def test_max_rank_holds_and_is_said():
-    x, y = snapshots(200, 4, 2)
-    fit = mandy(Product.of(Polynomial1D(2), 4), x, y, max_rank=2, rtol=1e-12)
+    x, y = snapshots(200, 3, 2)
+    fit = mandy(Product.of(Polynomial1D(2), 3), x, y, max_rank=2, rtol=1e-12)
     assert max(fit.ranks) == 2
     assert "ranks limited to 2" in str(fit)
     assert fit.numbers == sum(core.size for core in fit.train.cores)
 
 
 def test_a_dead_coordinate_is_flagged_and_harmless():
-    x, y = snapshots(200, 3, 1)
+    x, y = snapshots(200, 3, 2)
     x[:, 1] = 0.5
     fit = mandy(Product.of(Polynomial1D(2), 3), x, y, rtol=1e-12)
     assert int(fit.result) == RANK_DEFICIENT
@@ -195,8 +186,7 @@ def test_a_dead_coordinate_is_flagged_and_harmless():
 
 
 def test_predicts_as_the_dense_product_and_in_blocks(monkeypatch):
-    x, y = snapshots(200, 3, 2)
-    fit = mandy(Product.of(Polynomial1D(2), 3), x, y, rtol=1e-12)
+    x, _, fit = fitted()
     expected = rows_product(powers(x, 2)) @ dense(fit)
     np.testing.assert_allclose(fit.predict(x), expected, atol=1e-12)
     monkeypatch.setattr("koopjax.tensor_edmd._result._BLOCK_NUMBERS", 1)
@@ -206,7 +196,7 @@ def test_predicts_as_the_dense_product_and_in_blocks(monkeypatch):
 
 
 def test_simulates_by_lifting_again():
-    x, _ = snapshots(100, 2, 1)
+    x, _ = snapshots(300, 2, 1)
     step = lambda s: np.stack([0.9 * s[:, 0], 0.5 * s[:, 1] + 0.1 * s[:, 0] ** 2], 1)
     fit = mandy(Product.of(Polynomial1D(2), 2), x, step(x), rtol=1e-12)
     states = fit.simulate(x[:7], 3)
@@ -215,8 +205,7 @@ def test_simulates_by_lifting_again():
 
 
 def test_singular_values_at_the_bonds():
-    x, y = snapshots(200, 3, 2)
-    fit = mandy(Product.of(Polynomial1D(2), 3), x, y, rtol=1e-12)
+    fit = fitted()[2]
     tensor = dense(fit).reshape(3, 3, 3, 2)
     for k, values in enumerate(fit.singular_values(), start=1):
         oracle = np.linalg.svd(tensor.reshape(3**k, -1), compute_uv=False)
@@ -224,8 +213,8 @@ def test_singular_values_at_the_bonds():
 
 
 def test_the_code_is_told_in_words():
-    x, y = snapshots(20, 3, 1)
-    fit = mandy(Product.of(CUBIC, 3), x, y)
+    x, y = snapshots(40, 4, 2)
+    fit = mandy(Product.of(CUBIC, 4), x, y, rtol=1e-7)
     text = fit.describe()
     assert message(UNDERDETERMINED) in text
     assert str(fit.ranks) in text
@@ -281,8 +270,7 @@ def test_a_problem_too_large_is_refused_before_it_starts():
 
 
 def test_predict_refuses_other_states():
-    x, y = snapshots(50, 2, 1)
-    fit = mandy(Product.of(Polynomial1D(2), 2), x, y)
+    x, _, fit = fitted()
     for bad, words in ((x[:, :1], "coordinates"), (x[:0], "an empty batch"), (x[None], "shape")):
         with pytest.raises(ValueError, match=words):
             fit.predict(bad)

@@ -10,11 +10,12 @@ KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(-1, 1, (60, 2)).astype(np.float32)
 Y = np.stack([X[:, 0] * X[:, 1], 0.5 * X[:, 1]], axis=1)
 PSI = ob.Product.of(ob.Polynomial1D(2), 2)
+START = tt.TTMatrix([np.ones((1, 3, 1, 1)), np.ones((1, 3, 2, 1))])
 CALLS = {
-    "als": lambda: tensor_edmd.als(PSI, X, Y, 2, KEY, init=tensor_edmd.als(PSI, X, Y, 1, KEY)),
+    "als": lambda: tensor_edmd.als(PSI, X, Y, 2, KEY, sweeps=1, init=START),
     "mandy": lambda: tensor_edmd.mandy(PSI, X, Y),
     "kernel": lambda: tensor_edmd.kernel(PSI, X, Y),
-    "ranks": lambda: sweep.ranks(PSI, X, Y, [1, 2], KEY).fit(rank=2),
+    "ranks": lambda: sweep.ranks(PSI, X, Y, [1, 2], KEY, sweeps=1, buckets=(2,)).fit(rank=2),
 }
 
 

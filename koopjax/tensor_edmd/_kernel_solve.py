@@ -1,4 +1,4 @@
-"""Kernel regression where the kernel matrix does not fit: conjugate gradients, landmarks.
+"""Kernel regression: one factorisation where the kernel matrix fits, else conjugate gradients.
 
 All outputs are iterated together, each with its own step lengths, so that one evaluation of a
 block of the kernel serves all of them.
@@ -15,10 +15,103 @@ from jaxtyping import Array, Float
 
 from koopjax._core import matmul
 from koopjax.observables import ProductKernel
-from koopjax.tensor_edmd._kernel_direct import factor, norm, ratio, substitute
 
+# Steps of power iteration; the largest eigenvalue of a positive kernel stands out.
+POWER_STEPS = 10
+# Corrections by the residual after a solve with the factor.
+REFINEMENTS = 2
 # Rows in a block: the block is read while it is in the cache, the product long enough.
 BLOCK = 2**22
+
+
+@jax.jit
+def kernel_matrix(psi: ProductKernel, x: Float[Array, "n d"]) -> Float[Array, "n m"]:
+    """The kernel's values at states, in their dtype."""
+    return psi(x)
+
+
+@jax.jit
+def largest_eigenvalue(k: Float[Array, "m m"]) -> Array:
+    """Of a symmetric matrix without negative eigenvalues, from below, to a few per cent."""
+
+    def step(v: Array, _: None) -> tuple[Array, Array]:
+        w = matmul(k, v)
+        size = jnp.sqrt(jnp.sum(w**2))
+        return w / jnp.where(size > 0, size, 1), size
+
+    start = jnp.full(k.shape[0], k.shape[0] ** -0.5, k.dtype)
+    return jax.lax.scan(step, start, length=POWER_STEPS)[1][-1]
+
+
+@jax.jit
+def factor(k: Float[Array, "m m"], damping: Array) -> Float[Array, "m m"]:
+    """Lower Cholesky factor of `k + damping I`; NaN where that is not positive."""
+    diagonal = jnp.arange(k.shape[0])
+    damped = k.at[diagonal, diagonal].add(jnp.asarray(damping, k.dtype))
+    return jax.lax.linalg.cholesky(damped, symmetrize_input=False)
+
+
+def substitute(lower: Array, b: Array) -> Array:
+    """`(L Lᵀ)⁻¹ b`."""
+    half = solve_triangular(lower, b, lower=True)
+    return solve_triangular(lower, half, lower=True, trans=1)
+
+
+def condition(lower: Float[Array, "m m"], largest: Array) -> Array:
+    """The largest eigenvalue over the smallest pivot: a lower estimate of the condition number."""
+    return largest / jnp.min(jnp.diagonal(lower)) ** 2
+
+
+def norm(a: Array) -> Array:
+    """Frobenius norm."""
+    return jnp.sqrt(jnp.sum(a**2))
+
+
+def ratio(a: Array, b: Array) -> Array:
+    """`‖a‖ / ‖b‖`, with `‖b‖` taken as one where it vanishes."""
+    size = norm(b)
+    return norm(a) / jnp.where(size > 0, size, 1)
+
+
+@jax.jit
+def solve_factored(k: Array, lower: Array, y: Array, alpha: Array) -> tuple[Array, Array]:
+    """`(k + alpha I)⁻¹ y` with refinement, and its relative residual."""
+    alpha = jnp.asarray(alpha, k.dtype)
+    c = substitute(lower, y)
+    rest = y - matmul(k, c) - alpha * c
+    for _ in range(REFINEMENTS):
+        after = c + substitute(lower, rest)
+        rest_after = y - matmul(k, after) - alpha * after
+        # A factor without correct digits would make it worse.
+        better = ratio(rest_after, y) < ratio(rest, y)
+        c, rest = jnp.where(better, after, c), jnp.where(better, rest_after, rest)
+    return c, ratio(rest, y)
+
+
+@jax.jit
+def solve_least_norm(k: Array, y: Array) -> tuple[Array, Array, Array]:
+    """The solution of least norm by eigenvalues, the numerical rank, and the condition over it."""
+    values, vectors = jnp.linalg.eigh(k)
+    cutoff = k.shape[0] * jnp.finfo(k.dtype).eps * values[-1]
+    kept = values > cutoff
+    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+    c = matmul(vectors, inverse[:, None] * matmul(vectors.T, y))
+    rank = jnp.sum(kept)
+    return c, rank, values[-1] * jnp.max(inverse)
+
+
+@jax.jit
+def errors(stacked: Array, y: Array) -> Array:
+    """Relative errors of predictions that stand side by side."""
+    return jnp.stack(
+        [ratio(p - y, y) for p in jnp.split(stacked, stacked.shape[1] // y.shape[1], 1)]
+    )
+
+
+@jax.jit
+def fitted(k: Array, c: Array, y: Array) -> tuple[Array, Array]:
+    """Relative residual on the samples, and how much larger the terms are than the target."""
+    return ratio(matmul(k, c) - y, y), ratio(matmul(jnp.abs(k), jnp.abs(c)), y)
 
 
 def conjugate_gradients(
@@ -28,17 +121,10 @@ def conjugate_gradients(
     tolerance: float,
     most: int,
 ) -> tuple[Array, Array, Array]:
-    """Solve `A x = b` for every column.
+    """`A x = b` for every column: x, the worst relative residual, the number of iterations.
 
-    Args:
-        apply: multiplication by the positive definite `A`.
-        precondition: by an approximate inverse of it.
-        b: right-hand sides.
-        tolerance: of the relative residual; columns below it wait for the others.
-        most: largest number of iterations.
-
-    Returns:
-        Solution, relative residual of the worst column, number of iterations.
+    `apply` multiplies by the positive definite `A`, `precondition` by about its inverse. Columns
+    below the tolerance wait for the others.
     """
     size = jnp.sqrt(jnp.sum(b**2, axis=0))
     size = jnp.where(size > 0, size, 1)
@@ -67,16 +153,10 @@ def conjugate_gradients(
 def over_blocks(
     psi: ProductKernel, x: Array, stored: Array | None, use: Any, start: Any, rows: int | None
 ) -> Any:
-    """A sum over blocks of rows of the kernel, from what is stored or computed again.
+    """A sum over blocks of rows of `psi(x)`, from what is stored or computed again.
 
-    Args:
-        psi: the kernel.
-        x: states `(n, d)`.
-        stored: `psi(x)`, or None.
-        use: from a block, the numbers of its rows and their weights (zero for rows that were seen
-            before) to the block's term.
-        start: what to add the terms to.
-        rows: in a block; None chooses by size.
+    `use` takes a block, the numbers of its rows and their weights (zero for rows that were seen
+    before) to the block's term.
     """
     n, m = x.shape[0], psi.centers.shape[0]
     rows = max(128, BLOCK // m) if rows is None else rows
@@ -103,19 +183,8 @@ def solve_landmarks(
 
     With `k(c, c) = L Lᵀ` and `A Aᵀ = (n/m) Lᵀ L + alpha I`, which stands for the samples by the
     landmarks, `K = L⁻ᵀ A⁻ᵀ β` leaves a system for β that is close to the identity. The normal
-    equations are never formed, so the condition of the kernel is not squared.
-
-    Args:
-        psi: kernel with the landmarks as centres.
-        x: samples.
-        y: targets.
-        stored: `psi(x)`, or None to compute its blocks in every iteration.
-        lower: `L`.
-        square: `Lᵀ L`, which serves all ridges.
-        alpha: ridge.
-        rows: in a block.
-        most: largest number of iterations.
-        tolerance: of the iteration.
+    equations are never formed, so the condition of the kernel is not squared. `stored` is `psi(x)`,
+    or None to compute its blocks in every iteration; `lower` is `L`, `square` is `Lᵀ L`.
 
     Returns:
         `(m, q)` coefficients; relative residual of the iteration, iterations; relative residual
@@ -160,27 +229,13 @@ def solve_landmarks(
 
 @functools.partial(jax.jit, static_argnames=("rows", "most", "tolerance"))
 def solve_iteratively(
-    psi: ProductKernel, x: Array, y: Array, stored: Array | None, chosen: Array, lower: Array,
+    psi: ProductKernel, x: Array, y: Array, stored: Array | None, lower: Array, chosen: Array,
     alpha: Array, *, rows: int | None, most: int, tolerance: float,
 ) -> tuple[Array, ...]:  # fmt: skip
     """`(k(x, x) + alpha I)⁻¹ y` by conjugate gradients, the kernel matrix block by block.
 
-    Preconditioned by the kernel of a few landmarks, `B Bᵀ + alpha I` with `B = k(x, z) L⁻ᵀ`.
-
-    Args:
-        psi: kernel with the samples as centres.
-        x: samples.
-        y: targets.
-        stored: `psi(x)`, or None to compute its blocks in every iteration.
-        chosen: indices of the landmarks.
-        lower: Cholesky factor of their kernel matrix.
-        alpha: ridge, positive.
-        rows: in a block.
-        most: largest number of iterations.
-        tolerance: of the iteration.
-
-    Returns:
-        As `solve_landmarks`, for `(n, q)` coefficients.
+    Preconditioned by the kernel of the samples that are `chosen`, with the Cholesky factor `lower`:
+    by `B Bᵀ + alpha I` with `B = k(x, z) L⁻ᵀ`. Arguments and results as of `solve_landmarks`.
     """
     alpha = jnp.asarray(alpha, x.dtype)
     few = ProductKernel(psi.product, x[chosen], psi.degree, psi.rank)
