@@ -42,8 +42,9 @@ def as_weights(weights: Any, x: Any) -> Any:
     if weights is None:
         return None
     weights = read_weights(weights, x)
+    xp: Any = np if getattr(weights, "is_fully_addressable", True) else jnp
     with jax.ensure_compile_time_eval():
-        if not is_tracing(weights) and not bool(jnp.any(weights > 0)):
+        if not is_tracing(weights) and not bool(xp.any(xp.asarray(weights) > 0)):
             raise expected("finite weights, not negative and not all zero", "zeros alone")
     return weights
 

@@ -241,14 +241,15 @@ def _mixes_rows(structure: Any, shapes: Any, evaluate: Any, d: int, dtype: Any) 
             changed, _ = both(psi, jnp.asarray(other, dtype))
             if is_tracing(together, alone, changed):
                 return False  # it closes over what is being traced
+            seen = (together, alone, changed)
+            together, alone, changed = (np.asarray(a, np.float64) for a in seen)
             rest = np.arange(ROWS) != ROWS // 2
             if _differ(together, alone, ALONE) or _differ(together[rest], changed[rest], AMONG):
                 return True
     return False
 
 
-def _differ(a: Array, b: Array, share: float) -> bool:
-    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+def _differ(x: np.ndarray, y: np.ndarray, share: float) -> bool:
     finite = np.isfinite(x) & np.isfinite(y)
     largest = np.abs(x[finite]).max(initial=0)
     return not np.allclose(x, y, rtol=0, atol=share * largest, equal_nan=True)

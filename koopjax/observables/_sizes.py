@@ -63,7 +63,7 @@ def fits(
 
     Example:
         >>> fits(Monomials(3), 100, 2**30).advice
-        'Monomials(2) with 5,151 observables, or Project to 38 coordinates first'
+        'Monomials(2) with 5,151 observables, or Project to 39 coordinates first'
     """
     check_dictionary("psi", psi)
     memory, rows = as_whole("memory", memory, 0, 2**63), as_whole("rows", rows, 0, 2**63)
