@@ -23,18 +23,11 @@ _FASHION = (
 
 @dataclasses.dataclass(frozen=True)
 class _Known:
-    """A set whose bytes are published.
+    """A set whose bytes are published."""
 
-    Args:
-        digests: role -> SHA-256 of the raw (unpacked) idx file.
-        class_names: one a class.
-        system_folder: where Debian's package puts it, or None.
-        package: the Debian package that puts it there, or None.
-    """
-
-    digests: dict[str, str]
+    digests: dict[str, str]  # role -> SHA-256 of the raw (unpacked) idx file
     class_names: tuple[str, ...]
-    system_folder: str | None = None
+    system_folder: str | None = None  # where Debian's package puts it
     package: str | None = None
 
 

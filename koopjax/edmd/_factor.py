@@ -20,17 +20,11 @@ ROUNDINGS = 2
 
 @pytree
 class Spectral:
-    """`Ψx = U diag(s) Vᵀ` with the targets in the basis U, as far as statistics hold them.
+    """`Ψx = U diag(s) Vᵀ` with the targets in the basis U, as far as statistics hold them."""
 
-    Attributes:
-        v: `(p, p)` right singular vectors.
-        s: `(p,)` singular values, falling; zero beyond the numerical rank.
-        c: `(p, q)` coordinates `Uᵀ Ψy`; zero beyond the numerical rank.
-    """
-
-    v: Any
-    s: Any
-    c: Any
+    v: Any  # (p, p), right singular vectors
+    s: Any  # (p,), singular values, falling; zero beyond the numerical rank
+    c: Any  # (p, q), coordinates Uᵀ Ψy; zero beyond the numerical rank
 
 
 @pytree

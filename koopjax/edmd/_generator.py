@@ -44,16 +44,11 @@ class Derivatives:
 
     `(L ψ)(x) = b · ∇ψ + ½ Σ_k σ_kᵀ ∇²ψ σ_k`: a directional derivative for the drift, a second one
     for each column of the diffusion, all forward mode.
-
-    Attributes:
-        psi: the dictionary.
-        d: coordinates (static).
-        noises: columns of the diffusion (static).
     """
 
     psi: Any
-    d: int = static()
-    noises: int = static(default=0)
+    d: int = static()  # coordinates
+    noises: int = static(default=0)  # columns of the diffusion
 
     def size(self, d: int) -> int:
         """As many as the dictionary has on the state alone."""

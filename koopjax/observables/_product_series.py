@@ -198,16 +198,12 @@ def orders_for(product: Any, centers: Any, dtype: Any) -> tuple[int, int]:
 class Exponent:
     """A kernel's exponent as a matrix product: `features(x) · (weights features(c)) + sums`.
 
-    Attributes:
-        parts: `Series`, one a family.
-        origins: for each part `(rank, k)`, what is taken from its features so that large terms do
-            not cancel: their mean over the centres.
-        coordinates: of each part (static).
-        degree: of the series (static).
+    From the features of each part their mean over the centres is taken, its origin, so that large
+    terms do not cancel.
     """
 
-    parts: Any
-    origins: Any
+    parts: Any  # `Series`, one a family
+    origins: Any  # (rank, k) of each
     coordinates: tuple[tuple[int, ...], ...] = static()
     degree: int = static()
 
