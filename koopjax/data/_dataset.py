@@ -124,35 +124,31 @@ def as_images(images: np.ndarray) -> np.ndarray:
     return images[..., None] if images.ndim == 3 else images
 
 
+def _require(holds: bool, where: str, what: str, got: str, advice: str) -> None:
+    if not holds:
+        raise ValueError(f"{where}: {expected(what, got, advice)}")
+
+
 def check_arrays(where: str, arrays: dict[str, np.ndarray]) -> None:
     """Refuse images and labels that do not belong together."""
     for split in ("train", "test"):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-        if x.ndim not in (3, 4) or x.shape[0] == 0:
-            raise ValueError(
-                f"{where}: expected {split} images of shape (n, h, w) or (n, h, w, c) with n > 0, "
-                f"got {x.shape}; try another file"
-            )
-        if y.shape != x.shape[:1]:
-            raise ValueError(
-                f"{where}: expected {x.shape[0]:,} {split} labels, got shape {y.shape}; try the "
-                "label file of the same set"
-            )
-        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-            raise ValueError(
-                f"{where}: expected {split} labels 0, 1, 2, ..., got {y.dtype} from {y.min()}; "
-                "try to number the classes"
-            )
-        if np.issubdtype(x.dtype, np.floating) and not (x.min() >= 0 and x.max() <= 1):
-            raise ValueError(
-                f"{where}: expected float images in [0, 1], got {x.min()} to {x.max()}; try "
-                "uint8, or to divide by the largest value"
-            )
-    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
-        raise ValueError(
-            f"{where}: expected test images of shape {arrays['x_train'].shape[1:]} like the "
-            f"training images, got {arrays['x_test'].shape[1:]}; try files of one set"
-        )
+        wanted = f"{split} images of shape (n, h, w) or (n, h, w, c) with n > 0"
+        sound = x.ndim in (3, 4) and x.shape[0] > 0
+        _require(sound, where, wanted, f"{x.shape}", "another file")
+        wanted, advice = f"{x.shape[0]:,} {split} labels", "the label file of the same set"
+        _require(y.shape == x.shape[:1], where, wanted, f"shape {y.shape}", advice)
+        sound = np.issubdtype(y.dtype, np.integer) and y.min() >= 0
+        got = f"{y.dtype} from {y.min()}"
+        _require(sound, where, f"{split} labels 0, 1, 2, ...", got, "to number the classes")
+        if np.issubdtype(x.dtype, np.floating):
+            least, most = x.min(), x.max()
+            advice = "uint8, or to divide by the largest value"
+            sound = least >= 0 and most <= 1
+            _require(sound, where, "float images in [0, 1]", f"{least} to {most}", advice)
+    train, test = arrays["x_train"].shape[1:], arrays["x_test"].shape[1:]
+    wanted = f"test images of shape {train} like the training images"
+    _require(train == test, where, wanted, f"{test}", "files of one set")
 
 
 def from_arrays(
@@ -169,11 +165,9 @@ def from_arrays(
     y_test = arrays["y_test"].astype(np.int32)
     if "x_val" in arrays:
         x_val, y_val = as_images(arrays["x_val"]), arrays["y_val"].astype(np.int32)
-    elif len(y) < 2:
-        raise ValueError(
-            f"{source}: expected at least 2 training images, got {len(y)}; try a larger set"
-        )
     else:
+        wanted = "at least 2 training images"
+        _require(len(y) > 1, source, wanted, f"{len(y)}", "a larger set")
         train, val = hold_out(x, y, held_out(len(y)))
         x, x_val, y, y_val = x[train], x[val], y[train], y[val]
     classes = max(len(class_names), int(max(y.max(), y_val.max(), y_test.max())) + 1)

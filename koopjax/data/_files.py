@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import hashlib
+import itertools
 import math
 import os
 import pathlib
@@ -58,7 +59,7 @@ def _raw_bytes(path: pathlib.Path) -> bytes:
         with gzip.open(path, "rb") as file:
             start = file.read(HEAD)
             try:
-                declared = _idx_size(path, start)
+                declared = _idx_header(path, start)[3]
             except ValueError:
                 while file.read(1 << 20):  # where the stream is damaged, that is the reason
                     pass
@@ -72,37 +73,19 @@ def _raw_bytes(path: pathlib.Path) -> bytes:
         )
 
 
-def _decode_idx(path: pathlib.Path, raw: bytes) -> np.ndarray:
-    """The array in the bytes of an idx file, its size checked against its own header."""
-    size = _idx_size(path, raw)
-    start, shape, dtype = _idx_header(path, raw)
-    if len(raw) != size:
-        raise _corrupt(path, f"{size:,} bytes for shape {shape}", f"{len(raw):,}")
-    array = np.frombuffer(raw, dtype, offset=start).reshape(shape)
-    return array.astype(dtype.newbyteorder("="))
-
-
-def _idx_header(path: pathlib.Path, raw: bytes) -> tuple[int, tuple[int, ...], np.dtype]:
-    """Where the values start, the shape, and the type on disk."""
+def _idx_header(path: pathlib.Path, raw: bytes) -> tuple[int, tuple[int, ...], np.dtype, int]:
+    """Where the values start, the shape, the type on disk, and the bytes of a whole file."""
     if len(raw) < 4 or raw[0] or raw[1] or raw[2] not in _IDX_DTYPES:
         raise _corrupt(path, "an idx header (two zero bytes, a type, a rank)", repr(raw[:4]))
-    rank = raw[3]
+    rank, dtype = raw[3], _IDX_DTYPES[raw[2]]
     if rank > RANK_LIMIT:
         raise _corrupt(path, f"at most {RANK_LIMIT} axes", f"{rank}")
     start = 4 + 4 * rank
     if len(raw) < start:
         raise _corrupt(path, f"{start:,} bytes of idx header", f"{len(raw):,}")
-    return start, struct.unpack(f">{rank}I", raw[4:start]), _IDX_DTYPES[raw[2]]
-
-
-def _idx_size(path: pathlib.Path, raw: bytes) -> int:
-    """The bytes that a whole file has by its header."""
-    start, shape, dtype = _idx_header(path, raw)
+    shape = struct.unpack(f">{rank}I", raw[4:start])
     # Python integers: a damaged header may ask for more than int64 counts.
-    size = start + dtype.itemsize
-    for extent in shape:
-        size = start + (size - start) * extent
-    return size
+    return start, shape, dtype, start + dtype.itemsize * math.prod(shape)
 
 
 def read_idx(path: str | os.PathLike) -> np.ndarray:
@@ -123,7 +106,12 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
             the file, the bytes expected and the bytes there.
     """
     path = existing("an idx file", path)
-    return _decode_idx(path, _raw_bytes(path))
+    raw = _raw_bytes(path)
+    start, shape, dtype, size = _idx_header(path, raw)
+    if len(raw) != size:
+        raise _corrupt(path, f"{size:,} bytes for shape {shape}", f"{len(raw):,}")
+    array = np.frombuffer(raw, dtype, offset=start).reshape(shape)
+    return array.astype(dtype.newbyteorder("="))
 
 
 def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
@@ -171,8 +159,7 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     size = path.stat().st_size
     with _damaged(path, size), zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
-        missing = [role for role in _ROLES if role not in names]
-    if missing:
+    if not set(_ROLES) <= set(names):
         raise ValueError(
             f"{path}: expected arrays {', '.join(_ROLES)}, got "
             f"{', '.join(names) or 'none'}; try numpy.savez with those names"
@@ -214,14 +201,9 @@ def _npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def _idx_file(folder: pathlib.Path, role: str) -> pathlib.Path | None:
     """The idx file of one role, in any of the spellings in use, the unpacked one first."""
-    stem = IDX_STEMS[role]
-    for rank in ("idx3", "idx1", "idx4"):
-        for dot in ("-", "."):
-            for end in ("", ".gz"):
-                path = folder / f"{stem}{dot}{rank}-ubyte{end}"
-                if path.is_file():
-                    return path
-    return None
+    spellings = itertools.product(("idx3", "idx1", "idx4"), "-.", ("", ".gz"))
+    names = (f"{IDX_STEMS[role]}{dot}{rank}-ubyte{end}" for rank, dot, end in spellings)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def find_files(folder: pathlib.Path, name: str) -> dict[str, pathlib.Path] | pathlib.Path | None:

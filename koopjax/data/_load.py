@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +11,48 @@ from koopjax._core import as_path, expected
 from koopjax._extras import needed
 from koopjax.data import _files, _tfds
 from koopjax.data._dataset import Dataset, MissingData, from_arrays, stratified
-from koopjax.data._known import KNOWN, owner_of
 
 #: Environment variable that names a folder of datasets.
 ENV_DATA_DIR = "KOOPJAX_DATA_DIR"
+_DIGITS = tuple("0123456789")
+_FASHION = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+    "Ankle boot",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """A set whose bytes are published."""
+
+    digests: dict[str, str]  # role -> SHA-256 of the raw (unpacked) idx file
+    class_names: tuple[str, ...]
+    system_folder: str | None = None  # where Debian's package puts it
+    package: str | None = None
+
+
+KNOWN = {
+    "mnist": _Known(
+        digests={
+            "x_train": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "y_train": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "x_test": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "y_test": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        },
+        class_names=_DIGITS,
+    ),
+    "fashion_mnist": _Known(
+        digests={
+            "x_train": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "y_train": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "x_test": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "y_test": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        },
+        class_names=_FASHION,
+        system_folder="/usr/share/datasets/fashion-mnist",
+        package="dataset-fashion-mnist",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,32 +102,24 @@ def _digits() -> Dataset:
         classes=10,
         shape=(8, 8, 1),
         source="scikit-learn's embedded digits",
-        class_names=tuple("0123456789"),
+        class_names=_DIGITS,
     )
 
 
-def _folders(root: pathlib.Path, name: str) -> list[pathlib.Path]:
-    """Where in `root` the files of a set may lie: a sub-folder of its name, or `root` itself."""
-    spellings = dict.fromkeys((name, name.replace("_", "-"), name.replace("/", "-")))
-    return [root / spelling for spelling in spellings if (root / spelling).is_dir()] + [root]
-
-
-def _locate(root: pathlib.Path, name: str):
+def _locate(root: pathlib.Path, name: str) -> Any:
     """What `root` holds of the set: files, a prepared TFDS folder (a path), or None.
 
-    Files that lie in `root` itself carry no name, so the digest of the training labels says whether
-    they are another known set: Fashion-MNIST's files are spelled like MNIST's.
+    Files may lie in a sub-folder of the set's name, or in `root` itself. There they carry no name,
+    so the digest of the training labels says whether they are another known set: Fashion-MNIST's
+    files are spelled like MNIST's.
     """
-    for folder in _folders(root, name):
+    spellings = dict.fromkeys((name, name.replace("_", "-"), name.replace("/", "-")))
+    folders = [root / spelling for spelling in spellings if (root / spelling).is_dir()]
+    for folder in (*folders, root):
         found = _files.find_files(folder, name)
-        if found is None:
-            continue
-        if folder == root and _holds_another(root, name):
-            continue
-        return found
-    if _tfds.is_prepared(name, root):
-        return root
-    return None
+        if found is not None and not (folder == root and _holds_another(root, name)):
+            return found
+    return root if _tfds.find(name, root) is not None else None
 
 
 def _holds_another(root: pathlib.Path, name: str) -> str | None:
@@ -96,11 +127,12 @@ def _holds_another(root: pathlib.Path, name: str) -> str | None:
     found = _files.find_files(root, name)
     if not isinstance(found, dict):
         return None
-    owner = owner_of(_files.sha256(_files.read_idx(found["y_train"])))
-    return owner if owner != name else None
+    labels = _files.sha256(_files.read_idx(found["y_train"]))
+    others = (other for other, known in KNOWN.items() if known.digests["y_train"] == labels)
+    return next((other for other in others if other != name), None)
 
 
-def _read(name: str, located) -> Dataset:
+def _read(name: str, located: Any) -> Dataset:
     """The dataset from what `_locate` found."""
     if isinstance(located, pathlib.Path) and located.is_dir():
         return _tfds.read(name, located)
@@ -123,21 +155,17 @@ def _roots(data_dir: str | os.PathLike | None) -> list[pathlib.Path]:
     """Folders to look in, in order. A folder that the caller names is the only one."""
     if data_dir is not None:
         return [as_path("a folder of datasets", data_dir).expanduser()]
-    roots = []
     named = os.environ.get(ENV_DATA_DIR)
-    if named:
-        roots.append(pathlib.Path(named).expanduser())
-    roots.append(_tfds.default_dir())
-    return roots
+    own = [pathlib.Path(named).expanduser()] if named else []
+    return [*own, _tfds.default_dir()]
 
 
-def _search(name: str, data_dir: str | os.PathLike | None):
+def _search(name: str, data_dir: str | os.PathLike | None) -> Any:
     """The first source that has the set, as `_locate` gives it, or None."""
     for root in _roots(data_dir):
-        if root.is_dir():
-            located = _locate(root, name)
-            if located is not None:
-                return located
+        located = _locate(root, name) if root.is_dir() else None
+        if located is not None:
+            return located
     system_folder = KNOWN[name].system_folder if name in KNOWN else None
     if data_dir is None and system_folder is not None:
         return _files.find_files(pathlib.Path(system_folder), name)

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import io
 import json
+import math
 import os
 import pathlib
 import sys
@@ -55,63 +56,41 @@ def similar(name: str) -> list[str]:
     return difflib.get_close_matches(name, names, n=3) or ["digits", "mnist", "fashion_mnist"]
 
 
-def _info_of(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What the folder says of itself, where it is the version folder of a prepared set."""
-    path = folder / "dataset_info.json"
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: expected JSON, got {error}; try to prepare the set again"
-        ) from error
-
-
-def _full_name(info: dict[str, Any]) -> str:
-    config = info.get("configName", "")
-    return info.get("name", "") + (f"/{config}" if config else "")
-
-
 def _version_folders(root: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
     """Every prepared set at or below `root`: TFDS's folder, a set's own, or one version's."""
     for depth in ("", "*/", "*/*/", "*/*/*/"):
         for path in sorted(root.glob(f"{depth}dataset_info.json")):
-            info = _info_of(path.parent)
-            if info is not None:
-                yield _full_name(info), path.parent
+            try:
+                info = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}: expected JSON, got {error}; try to prepare the set again"
+                ) from error
+            config = info.get("configName", "")
+            yield info.get("name", "") + (f"/{config}" if config else ""), path.parent
 
 
-def _find(name: str, root: pathlib.Path) -> pathlib.Path | None:
+def find(name: str, root: pathlib.Path) -> pathlib.Path | None:
     """The newest prepared version of a set, or None; without a configuration, any of them."""
-    found = [
-        folder
-        for full, folder in _version_folders(root)
-        if full == name or full.partition("/")[0] == name
-    ]
 
     def version(folder: pathlib.Path) -> tuple[int, ...]:
         parts = folder.name.split(".")
         return tuple(int(part) if part.isdigit() else -1 for part in parts)
 
+    found = [
+        folder for full, folder in _version_folders(root) if name in (full, full.partition("/")[0])
+    ]
     return max(found, key=version, default=None)
 
 
 def prepared(root: pathlib.Path) -> list[str]:
     """Names of the sets that are prepared in a folder."""
-    if not root.is_dir():
-        return []
     return sorted({full for full, _ in _version_folders(root)})
-
-
-def is_prepared(name: str, root: pathlib.Path) -> bool:
-    """Is the set prepared in the folder?"""
-    return root.is_dir() and _find(name, root) is not None
 
 
 def _builder(name: str, root: pathlib.Path) -> Any:
     tfds = _tfds()
-    folder = _find(name, root)
+    folder = find(name, root)
     if folder is None:
         raise MissingData(
             f"dataset {name!r}: expected it prepared in {root}, got "
@@ -212,22 +191,20 @@ def describe(name: str, root: pathlib.Path) -> tuple[tuple[int, ...], int, int, 
     image, label = _features(name, builder)
     shape = tuple(builder.info.features[image].shape)
     counts = {split: info.num_examples for split, info in builder.info.splits.items()}
-    train, test = counts.get("train", 0), counts.get("test", 0)
-    if not test:
-        test = 2 * held_out(train)
-        train -= test
-    val = counts.get("validation", counts.get("val", 0))
-    if not val:
-        val = held_out(train)
-        train -= val
+    train, val, test = (sum(counts.get(name, 0) for name in names) for names in _SPLITS.values())
+    # Test images are held out before validation images, as `read` does.
+    held = 0 if test else 2 * held_out(train)
+    train, test = train - held, test + held
+    held = 0 if val else held_out(train)
+    train, val = train - held, val + held
     # An extent that varies between images counts as one pixel: a lower bound.
-    numbers = (train + val + test) * (int(np.prod([s or 1 for s in shape])) + 1)
+    numbers = (train + val + test) * (math.prod(s or 1 for s in shape) + 1)
     classes = builder.info.features[label].num_classes
     return shape, classes, train, val, test, 4 * numbers, "TFDS's checksums, when prepared"
 
 
 @contextlib.contextmanager
-def _explained(name: str, folder: pathlib.Path):
+def _explained(name: str, folder: pathlib.Path) -> Iterator[None]:
     """Turn what TFDS raises while it prepares a set into one line."""
     try:
         # TFDS reports on standard output, which belongs to the caller's results.
@@ -249,39 +226,30 @@ def _explained(name: str, folder: pathlib.Path):
         ) from error
 
 
-def _png(pixels: np.ndarray) -> io.BytesIO:
-    image = needed("PIL.Image", "data")
-    file = io.BytesIO()
-    image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, format="png")
-    file.seek(0)
-    return file
-
-
-def _examples(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-    for index, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-        yield index, {"image": _png(pixels), "label": int(label)}
-
-
 def _without_tensorflow(name: str, arrays_of: Callable[[Any], dict[str, np.ndarray]]) -> Any:
     """A subclass of TFDS's builder of the set whose reading is `arrays_of(download_manager)`."""
-    tfds = _tfds()
     registered = needed("tensorflow_datasets.core", "data").registered
-
-    base: Any = tfds.builder_cls(name)
+    pillow = needed("PIL.Image", "data")
+    base: Any = _tfds().builder_cls(name)
     with registered.skip_registration():
 
         class Builder(base):
             """TFDS's builder with the reading done by NumPy."""
 
-            def _split_generators(self, dl_manager, *args):
+            def _split_generators(self, dl_manager: Any, *args: Any) -> Any:
                 arrays = arrays_of(dl_manager)
                 return {
-                    "train": self._generate_examples(arrays["x_train"], arrays["y_train"]),
-                    "test": self._generate_examples(arrays["x_test"], arrays["y_test"]),
+                    split: self._generate_examples(arrays[f"x_{split}"], arrays[f"y_{split}"])
+                    for split in ("train", "test")
                 }
 
-            def _generate_examples(self, images, labels):
-                yield from _examples(images if images.ndim == 4 else images[..., None], labels)
+            def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Any:
+                for index, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+                    file = io.BytesIO()
+                    gray = pixels.ndim == 3 and pixels.shape[-1] == 1
+                    pillow.fromarray(pixels[..., 0] if gray else pixels).save(file, format="png")
+                    file.seek(0)
+                    yield index, {"image": file, "label": int(label)}
 
     # TFDS finds these by the file a builder is defined in, which here is not its own.
     Builder.name = name
@@ -290,40 +258,36 @@ def _without_tensorflow(name: str, arrays_of: Callable[[Any], dict[str, np.ndarr
     return Builder
 
 
-def _prepare(name: str, folder: pathlib.Path, arrays_of) -> None:
+def _prepare(name: str, folder: pathlib.Path, arrays_of: Any = None) -> None:
+    """Let TFDS prepare a set, from `arrays_of(download_manager)` or by its own reader."""
     tfds = _tfds()
-    builder = _without_tensorflow(name, arrays_of)(
-        data_dir=os.fspath(folder), file_format="array_record"
-    )
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-    )
+    how: dict[str, Any] = {"data_dir": os.fspath(folder), "file_format": "array_record"}
+    if arrays_of is None:
+        builder = tfds.builder(name, try_gcs=False, **how)
+    else:
+        builder = _without_tensorflow(name, arrays_of)(**how)
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    builder.download_and_prepare(download_config=config)
 
 
 def prepare_download(name: str, folder: pathlib.Path) -> None:
     """Let TFDS fetch a set, check its checksums, and prepare it in `folder`; no tensorflow where
     the set is of the MNIST family."""
-    tfds = _tfds()
     with _explained(name, folder):
-        base: Any = tfds.builder_cls(name.partition("/")[0])
-        if name in ("mnist", "fashion_mnist", "kmnist"):
-            urls = {
-                role: base.URL.rstrip("/") + f"/{stem}-idx{3 if role[0] == 'x' else 1}-ubyte.gz"
-                for role, stem in _files.IDX_STEMS.items()
-            }
+        if name not in ("mnist", "fashion_mnist", "kmnist"):
+            return _prepare(name, folder)
+        url = _tfds().builder_cls(name).URL.rstrip("/")
 
-            def fetch(dl_manager):
-                paths = dl_manager.download(urls)
-                return {role: _files.read_idx(path) for role, path in paths.items()}
+        def fetch(dl_manager: Any) -> dict[str, np.ndarray]:
+            paths = dl_manager.download(
+                {
+                    role: f"{url}/{stem}-idx{3 if role[0] == 'x' else 1}-ubyte.gz"
+                    for role, stem in _files.IDX_STEMS.items()
+                }
+            )
+            return {role: _files.read_idx(path) for role, path in paths.items()}
 
-            _prepare(name, folder, fetch)
-        else:
-            builder = tfds.builder(
-                name, data_dir=os.fspath(folder), file_format="array_record", try_gcs=False
-            )
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-            )
+        _prepare(name, folder, fetch)
 
 
 def prepare_tfds(
@@ -363,7 +327,7 @@ def prepare_tfds(
     arrays = _files.read_found(found)
     with _explained(name, folder):
         _prepare(name, folder, lambda dl_manager: arrays)
-    prepared_folder = _find(name, folder)
+    prepared_folder = find(name, folder)
     if prepared_folder is None:
         raise MissingData(f"prepare_tfds: expected {name} in {folder}, got none; try again")
     return prepared_folder

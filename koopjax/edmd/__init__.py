@@ -14,19 +14,24 @@ from koopjax.edmd._factorisation import (
     Solution as Solution,
     factorise as factorise,
 )
-from koopjax.edmd._fit import fit as fit
-from koopjax.edmd._folds import leave_one_out as leave_one_out, total as total
+from koopjax.edmd._fit import accumulate as accumulate, fit as fit
 from koopjax.edmd._generator import Generator as Generator, generator as generator
 from koopjax.edmd._koopman import Koopman as Koopman
-from koopjax.edmd._regression import accumulate as accumulate
-from koopjax.edmd._solve import low_rank as low_rank, solve as solve, unwrap as unwrap
 from koopjax.edmd._solvers import (
     ReducedRank as ReducedRank,
     Ridge as Ridge,
     Solver as Solver,
     TruncatedSVD as TruncatedSVD,
+    low_rank as low_rank,
+    solve as solve,
+    unwrap as unwrap,
 )
-from koopjax.edmd._statistics import Gram as Gram, RFactor as RFactor
+from koopjax.edmd._statistics import (
+    Gram as Gram,
+    RFactor as RFactor,
+    leave_one_out as leave_one_out,
+    total as total,
+)
 
 __all__ = [
     "CrossValidated",

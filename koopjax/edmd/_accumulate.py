@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,22 +12,26 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from koopjax._core import (
+    as_whole,
+    available_bytes,
     expected,
+    held_leaves,
     is_tracing,
     precise_as,
     promoted,
     pytree,
     static,
 )
-from koopjax.edmd._folds import merge_stacked
 from koopjax.edmd._inputs import batches_of
-from koopjax.edmd._memory import check_memory
-from koopjax.edmd._statistics import Gram, RFactor, Statistics
-from koopjax.observables import Observables, require_rowwise
+from koopjax.edmd._statistics import Gram, RFactor, Statistics, merge_stacked
+from koopjax.observables import Observables, fits, require_rowwise
 
 # Rows in a block hold about this many numbers: large enough for the product to run at full rate,
 # small enough that a block stays a small part of memory.
 BLOCK_NUMBERS = 2**25
+# Square matrices alive at the same time in the solve: statistics, scaled copy, factor, right-hand
+# sides, work space of LAPACK.
+COPIES = 4
 
 
 @pytree
@@ -67,11 +73,7 @@ class Lift:
 def _lifted(psi: Any, x: Any) -> Any:
     """`psi(x)`, of a callable of the user's own as of an `Observables`: each row by itself."""
     if not isinstance(psi, Observables):
-        require_rowwise(psi, _call, x)
-    return psi(x)
-
-
-def _call(psi: Any, x: Any) -> Any:
+        require_rowwise(psi, operator.call, x)
     return psi(x)
 
 
@@ -100,14 +102,13 @@ def _empty(kind: type, lift: Lift, x: Any, y: Any, dtype: Any, folds: int | None
 def _absorb(carry: Any, lift: Lift, x: Any, y: Any, weights: Any, folds: int | None) -> Any:
     """Merge one block of snapshots into the statistics; row i belongs to fold `i mod folds`."""
     psi_x, psi_y = lift(x, y)
-    same = psi_y is psi_x
     if folds is None:
         return carry.update(psi_x, psi_y, weights)
     split = lambda a: jnp.swapaxes(a.reshape(-1, folds, *a.shape[1:]), 0, 1)
-    if same:
-        return jax.vmap(lambda c, a, w: c.update(a, a, w))(carry, split(psi_x), split(weights))
-    update = jax.vmap(lambda c, a, b, w: c.update(a, b, w))
-    return update(carry, split(psi_x), split(psi_y), split(weights))
+    # Of the same observables on both sides, one product serves for all.
+    after = None if psi_y is psi_x else split(psi_y)
+    update = jax.vmap(lambda c, a, b, w: c.update(a, a if b is None else b, w))
+    return update(carry, split(psi_x), after, split(weights))
 
 
 def _scan(
@@ -234,3 +235,65 @@ def from_stream(
     if carry is None:
         raise expected("at least one batch", "an empty stream", "checking how the data are read")
     return carry
+
+
+def planned_bytes(p: int, q: int, kind: type, dtype: Any, rows: int, folds: int | None) -> int:
+    """Bytes of accumulation and solve: statistics, their copies, and one lifted block."""
+    statistics = p * p + p * q + q * q if kind is Gram else (p + q) ** 2
+    numbers = 2 * statistics * (folds or 1) + COPIES * p * (p + q) + 2 * rows * (p + q)
+    return numbers * jnp.dtype(dtype).itemsize
+
+
+def check_memory(
+    lift: Any, x: Any, y: Any, kind: type, dtype: Any, rows: int, folds: int | None, limit: Any
+) -> None:
+    """Refuse a fit of snapshots of shapes `x` and `y` that has no room, naming sizes that have."""
+    p, q = lift.sizes(x[1], y[1])
+    limit = available_bytes() if limit is None else as_whole("memory_limit", limit, 1, 2**63)
+    needed = planned_bytes(p, q, kind, dtype, rows, folds)
+    if needed <= limit:
+        return
+    # The most observables whose plan fits, with targets in the same proportion; by bisection.
+    targets = lambda k: k * q // max(p, 1) + 1
+    plan = lambda k: planned_bytes(k, targets(k), kind, dtype, min(rows, 256), folds)
+    largest, beyond = 0, 2
+    while plan(beyond) <= limit:
+        largest, beyond = beyond, 2 * beyond
+    while beyond - largest > 1:
+        middle = (largest + beyond) // 2
+        largest, beyond = (middle, beyond) if plan(middle) <= limit else (largest, middle)
+    # One square of float32 with that many rows: the advice of `fits` for just that number.
+    ideas = fits(lift.psi, x[1], 4 * largest**2, squares=1).advice
+    raise expected(
+        f"a dictionary whose statistics fit in {limit / 2**30:.3g} GiB",
+        f"{_number(p)} observables before and {_number(q)} after, "
+        f"which need {_gibibytes(needed)} GiB",
+        f"{ideas or 'fewer targets'} (at most {largest:,} observables fit)",
+    )
+
+
+def observed_dtype(lift: Any, x: Any, y: Any, memory_limit: Any = None) -> Any:
+    """The floating dtype in which the observables come out; refuses those that can't fit."""
+    # Before tracing, because a dictionary of absurd size may build its index tables there.
+    check_memory(lift, x.shape, y.shape, Gram, jnp.float32, 1, None, memory_limit)
+    row = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)
+    with precise_as(promoted(x.dtype, y.dtype)):
+        before, after = jax.eval_shape(held_leaves(lift), row(x), row(y))
+    p, q = lift.sizes(x.shape[1], y.shape[1])
+    if before.shape != (1, p) or after.shape != (1, q):
+        raise expected(
+            f"observables of shapes (1, {p}) and (1, {q}) from one sample, as their sizes say",
+            f"{before.shape} and {after.shape}",
+            "correcting size(d) of the dictionary",
+        )
+    return promoted(before.dtype, after.dtype)
+
+
+def _number(n: int) -> str:
+    """A count in full, or its power of ten where digits say nothing (products of dictionaries)."""
+    return f"{n:,}" if n < 10**15 else f"over 10^{int(math.log10(n))}"
+
+
+def _gibibytes(n: int) -> str:
+    # Integers go beyond what a float holds.
+    return f"{n / 2**30:.3g}" if n < 2**80 else _number(n // 2**30)

@@ -22,11 +22,12 @@ from koopjax._core import (
 )
 from koopjax.edmd._factor import is_finite
 from koopjax.edmd._factorisation import Factorisation, Info, Solution, factorised
-from koopjax.edmd._folds import leave_one_out, merge_stacked
 from koopjax.edmd._solvers import Solver, solved
 from koopjax.edmd._statistics import (
     Statistics,
     check_statistics,
+    leave_one_out,
+    merge_stacked,
 )
 
 RULES = ("min", "one_se")

@@ -20,17 +20,11 @@ ROUNDINGS = 2
 
 @pytree
 class Spectral:
-    """`Ψx = U diag(s) Vᵀ` with the targets in the basis U, as far as statistics hold them.
+    """`Ψx = U diag(s) Vᵀ` with the targets in the basis U, as far as statistics hold them."""
 
-    Attributes:
-        v: `(p, p)` right singular vectors.
-        s: `(p,)` singular values, falling; zero beyond the numerical rank.
-        c: `(p, q)` coordinates `Uᵀ Ψy`; zero beyond the numerical rank.
-    """
-
-    v: Any
-    s: Any
-    c: Any
+    v: Any  # (p, p), right singular vectors
+    s: Any  # (p,), singular values, falling; zero beyond the numerical rank
+    c: Any  # (p, q), coordinates Uᵀ Ψy; zero beyond the numerical rank
 
 
 @pytree
@@ -104,6 +98,7 @@ def energy(stats: Statistics) -> Array:
     return jnp.sum(stats.r[:, : stats.p] ** 2)
 
 
+@jax.jit
 def is_finite(stats: Statistics) -> Array:
     """Whether the statistics hold no NaN or infinity."""
     finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(stats)]
@@ -117,24 +112,17 @@ def column_scale(stats: Statistics, alpha: Any = 0.0) -> Array:
     return jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, squares, 1)), 1)
 
 
-def spectral(stats: Statistics, rank: Any = None) -> Spectral:
+def spectral(stats: Statistics) -> Spectral:
     """Singular values, right vectors and target coordinates of Ψx.
-
-    Args:
-        stats: Gram (by eigendecomposition) or R factor (by SVD of its leading block).
-        rank: keep at most so many; None lets the cut decide alone.
 
     Where the observables are less precise than the sums no more are kept than there are
     independent columns.
     """
-    if stats.observed:
-        scaled = singular_values(stats, column_scale(stats))
-        found = count_of(scaled > noise(stats))
-        rank = found if rank is None else jnp.minimum(rank, found)
     s, v, c = _decomposed(stats, jnp.ones(stats.sizes[0], stats.dtype))
     keep = _resolved(stats, s)
-    if rank is not None:
-        keep = keep & first(s.shape[0], rank)
+    if stats.observed:
+        scaled = singular_values(stats, column_scale(stats))
+        keep = keep & first(s.shape[0], count_of(scaled > noise(stats)))
     return Spectral(v, jnp.where(keep, s, 0), jnp.where(keep[:, None], c, 0))
 
 
@@ -160,16 +148,13 @@ def triangle(stats: Statistics, alpha: Any) -> tuple[Array, Array, Array]:
 
     For a Gram matrix T is the Cholesky factor of `D (G + αI) D`; for an R factor the rows `√α I`
     are merged in, so that nothing is squared. NaN where the Cholesky factorisation breaks down.
-
-    Returns:
-        `t` `(p, p)` upper triangular, `rhs` `(p, q)`, `d` `(p,)`.
     """
     g, rhs = blocks_of(stats)
     p = g.shape[0]
     alpha = jnp.asarray(alpha, g.dtype)
     d = column_scale(stats, alpha)
     # Columns that are zero get a one on the diagonal; their right-hand side is zero.
-    dead = (column_scale_dead(stats, alpha)).astype(g.dtype)
+    dead = (~(_column_squares(stats) + alpha > 0)).astype(g.dtype)
     if isinstance(stats, Gram):
         a = d[:, None] * g * d[None, :]
         a = a + jnp.diag(alpha * d * d + dead)
@@ -188,10 +173,8 @@ def least_norm(stats: Statistics, alpha: Any) -> tuple[Array, Array]:
 
     The rank is that of columns scaled to unit norm: units say nothing on which of them depend on
     each other. With `Ψx ≈ U S Vᵀ D⁻¹` on it, `K = D⁻¹V (VᵀD⁻²V + α S⁻²)⁻¹ S⁻¹ UᵀΨy`, whose
-    inverse is taken by QR, so that neither S nor D is squared.
-
-    Returns:
-        K `(p, q)`, and `(p, q)` coordinates of `Ψx K` in the basis U.
+    inverse is taken by QR, so that neither S nor D is squared. The prediction `Ψx K` comes as
+    `(p, q)` coordinates in the basis U.
     """
     d = column_scale(stats)
     s, v, c = _decomposed(stats, d)
@@ -203,11 +186,6 @@ def least_norm(stats: Statistics, alpha: Any) -> tuple[Array, Array]:
     solve = jax.scipy.linalg.solve_triangular
     k = matmul(basis, solve(r, solve(r, inverse[:, None] * c, trans=1)))
     return k, jnp.where(keep, s, 0)[:, None] * matmul(basis.T, k)
-
-
-def column_scale_dead(stats: Statistics, alpha: Any) -> Array:
-    """Columns without any energy, ridge included."""
-    return ~(_column_squares(stats) + alpha > 0)
 
 
 def _column_squares(stats: Statistics) -> Array:
@@ -263,7 +241,7 @@ def independent(stats: Statistics, scaled: Array) -> Array:
 
 def tied(stats: Statistics, scaled: Array) -> Array:
     """Whether columns depend on each other, beyond those that are zero."""
-    dead = count_of(column_scale_dead(stats, 0.0))
+    dead = count_of(~(_column_squares(stats) > 0))
     return independent(stats, scaled) + dead < stats.sizes[0]
 
 

@@ -44,16 +44,11 @@ class Derivatives:
 
     `(L ψ)(x) = b · ∇ψ + ½ Σ_k σ_kᵀ ∇²ψ σ_k`: a directional derivative for the drift, a second one
     for each column of the diffusion, all forward mode.
-
-    Attributes:
-        psi: the dictionary.
-        d: coordinates (static).
-        noises: columns of the diffusion (static).
     """
 
     psi: Any
-    d: int = static()
-    noises: int = static(default=0)
+    d: int = static()  # coordinates
+    noises: int = static(default=0)  # columns of the diffusion
 
     def size(self, d: int) -> int:
         """As many as the dictionary has on the state alone."""
@@ -136,6 +131,12 @@ def _flow(matrix: Array, time: Array) -> Array:
     return (flow / shift).astype(matrix.dtype)
 
 
+@jax.jit
+def _flow_and_code(matrix: Array, time: Array, result: Array) -> tuple[Array, Array]:
+    flow = _flow(matrix, time)
+    return flow, worst(result, jnp.where(jnp.isfinite(flow).all(), SUCCESS, NONFINITE_SOLUTION))
+
+
 def _product(a: Array, b: Array) -> Array:
     """`a @ b` where `b` may have infinities, which zeros in `a` do not meet."""
     lost = jnp.isinf(b)
@@ -185,9 +186,8 @@ class Generator(Spectrum):
         Its result code is `NONFINITE_SOLUTION` where the exponential overflows.
         """
         with precise(self.matrix):
-            matrix = _flow(self.matrix, _instant(time, self.matrix.dtype))
-            code = jnp.where(jnp.isfinite(matrix).all(), SUCCESS, NONFINITE_SOLUTION)
-            code = worst(self.result, code)
+            at = _instant(time, self.matrix.dtype)
+            matrix, code = _flow_and_code(self.matrix, at, self.result)
         return Koopman(self.psi, None, matrix, self.readout, self.info, code)
 
     def predict(self, x: Float[Array, "n d"], time: Any) -> Float[Array, "n d"]:

@@ -21,11 +21,6 @@ from koopjax._core import (
 )
 
 
-def check_batch_size(batch_size: Any) -> int | None:
-    """A batch size as an int; None stays None."""
-    return None if batch_size is None else as_whole("batch_size", batch_size, 1)
-
-
 def read_weights(weights: Any, x: Any) -> Any:
     """Weights `(n,)`, finite and not negative; in float64 where the snapshots `x` are."""
     n, weights = x.shape[0], read_numbers("weights", weights)
@@ -47,10 +42,10 @@ def as_weights(weights: Any, x: Any) -> Any:
     if weights is None:
         return None
     weights = read_weights(weights, x)
+    xp: Any = np if getattr(weights, "is_fully_addressable", True) else jnp
     with jax.ensure_compile_time_eval():
-        silent = not is_tracing(weights) and not bool(jnp.any(weights > 0))
-    if silent:
-        raise expected("finite weights, not negative and not all zero", "zeros alone")
+        if not is_tracing(weights) and not bool(xp.any(xp.asarray(weights) > 0)):
+            raise expected("finite weights, not negative and not all zero", "zeros alone")
     return weights
 
 
@@ -84,12 +79,7 @@ def check_arrays(
 ) -> tuple[Any, Any, Any, bool]:
     """Validated `(x, y, weights)`, and whether y is x with the same dictionary on both sides.
 
-    Args:
-        x: snapshots before.
-        y: snapshots after.
-        weights: of the samples, or None.
-        target: dictionary of the snapshots after, or None.
-        *trees: what else the snapshots meet, see `as_pair`.
+    The trees are what the snapshots meet, see `as_pair`.
     """
     same = y is x and target is None
     x, y = as_pair(x, y, target, *trees)
@@ -145,6 +135,16 @@ def fold_layout(folds: Any, x: Any, y: Any, weights: Any) -> tuple[int | None, A
     return k, x_rows, x_rows if y is x else y[rows], ordered
 
 
+def check_sound(sound: Any, where: str) -> None:
+    """Raise where finite data are known to have given NaN or infinity."""
+    if not is_tracing(sound) and not bool(sound):
+        raise expected(
+            "finite observables on finite data",
+            f"NaN or infinity in the {where}",
+            "cleaning the snapshots, or a Standardize against overflow in the dictionary",
+        )
+
+
 def _unpack(item: Any, trees: tuple[Any, ...]) -> tuple[Any, Any, Any]:
     if not isinstance(item, tuple | list) or len(item) not in (2, 3):
         raise expected(
@@ -157,11 +157,7 @@ def _unpack(item: Any, trees: tuple[Any, ...]) -> tuple[Any, Any, Any]:
 
 
 def peek(pairs: Any, *trees: Any) -> tuple[Iterable, tuple[Any, Any]]:
-    """The first pair of a stream as `as_pair` gives it, and the stream with it put back.
-
-    Raises:
-        ValueError: not an iterable of pairs, or empty.
-    """
+    """The first pair of a stream as `as_pair` gives it, and the stream with it put back."""
     if hasattr(pairs, "shape") or not isinstance(pairs, Iterable):
         raise expected(
             "y beside an array x, or x as an iterable of pairs",
@@ -181,13 +177,8 @@ def batches_of(
 ) -> Iterator[tuple[Any, Any, Any]]:
     """Batches of one size: cut where they are larger, padded by weight zero where smaller.
 
-    One size means one compilation. Padding repeats a row, so every observable stays finite.
-
-    Args:
-        pairs: iterable of `(x, y)` or `(x, y, weights)`.
-        batch_size: rows of a batch; None takes those of the first.
-        quantum: the size is rounded up to a multiple of this (folds, devices).
-        *trees: what the snapshots meet, see `as_pair`.
+    One size means one compilation. Padding repeats a row, so every observable stays finite. The
+    size, that of the first without `batch_size`, is a multiple of `quantum` (folds, devices).
     """
     size = None if batch_size is None else -(-batch_size // quantum) * quantum
     widths = None

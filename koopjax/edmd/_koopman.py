@@ -27,7 +27,7 @@ from koopjax._core import (
     pytree,
 )
 from koopjax.edmd._accumulate import block_rows
-from koopjax.edmd._inputs import batches_of, check_arrays, check_batch_size, peek
+from koopjax.edmd._inputs import batches_of, check_arrays, check_sound, peek
 from koopjax.edmd._statistics import Gram
 
 _eig = jax.jit(eig)
@@ -145,16 +145,13 @@ def _lifted(koopman: Any, x: Array) -> tuple[Array, Array, Any, Any]:
 
 
 @jax.jit
-def _predict(koopman: Any, x: Array, steps: Array) -> Array:
+def _predict(koopman: Any, x: Array, steps: Array | None) -> Array:
+    """After so many steps of a square matrix; None for one of whatever matrix."""
     z, matrix, readout, dtype = _lifted(koopman, x)
-    z = jax.lax.fori_loop(0, steps, lambda _, z: matmul(z, matrix), z)
-    return (z if readout is None else matmul(z, readout)).astype(dtype)
-
-
-@jax.jit
-def _predict_once(koopman: Any, x: Array) -> Array:
-    z, matrix, readout, dtype = _lifted(koopman, x)
-    z = matmul(z, matrix)
+    if steps is None:
+        z = matmul(z, matrix)
+    else:
+        z = jax.lax.fori_loop(0, steps, lambda _, z: matmul(z, matrix), z)
     return (z if readout is None else matmul(z, readout)).astype(dtype)
 
 
@@ -191,6 +188,15 @@ def _residual_sums(
 
     zero = jnp.zeros(values.shape, dtype)
     return jax.lax.scan(step, (zero, zero), batch * jnp.arange(-(-n // batch)))[0]
+
+
+@jax.jit
+def _residuals(error: Array, size: Array, values: Array) -> tuple[Array, Array]:
+    """Residuals from both sums, and whether the data gave finite ones."""
+    sound = jnp.isfinite(error + size).all() | ~jnp.isfinite(values).all()
+    tiny = jnp.finfo(values.real.dtype).tiny
+    # An eigenfunction that vanishes on the data is no evidence for its eigenvalue.
+    return jnp.where(size > tiny, jnp.sqrt(error / jnp.maximum(size, tiny)), jnp.inf), sound
 
 
 @pytree
@@ -236,8 +242,8 @@ class Koopman(Spectrum):
         if not one:
             self._square("prediction over several steps")
         with precise_for(x, self):
-            held, rows = held_leaves(self), jnp.asarray(x)
-            out = _predict_once(held, rows) if one else _predict(held, rows, jnp.int32(steps))
+            count = None if one else jnp.int32(steps)
+            out = _predict(held_leaves(self), jnp.asarray(x), count)
         return leave(out)
 
     def simulate(self, x: Float[Array, "n d"], steps: int) -> Float[Array, "steps n d"]:
@@ -273,7 +279,7 @@ class Koopman(Spectrum):
         Reference: Colbrook & Townsend (2024), Comm. Pure Appl. Math. 77 (ResDMD).
         """
         self._square("residuals")
-        batch_size = check_batch_size(batch_size)
+        batch_size = None if batch_size is None else as_whole("batch_size", batch_size, 1)
         p = self.matrix.shape[0]
         if y is None:
             if weights is not None:
@@ -294,23 +300,16 @@ class Koopman(Spectrum):
         """The residuals of checked batches, in the precision that they were found to need."""
         held, p = held_leaves(self), self.matrix.shape[0]
         values, vectors = held._pairs()
-        error: Any = 0.0
-        size: Any = 0.0
+        error: Any = None
+        size: Any = None
         for x_rows, y_rows, w in batches:
             n = x_rows.shape[0]
             batch = min(batch_size or block_rows(n, 4 * p, Gram, None), n)
             with precise_for(x_rows, self):
                 x_rows, y_rows, w = jnp.asarray(x_rows), jnp.asarray(y_rows), jnp.asarray(w)
                 sums = _residual_sums(held.psi, values, vectors, x_rows, y_rows, w, batch=batch)
-                error, size = error + sums[0], size + sums[1]
+                error, size = sums if error is None else (error + sums[0], size + sums[1])
         with precise(error):
-            sound = jnp.isfinite(error + size).all() | ~jnp.isfinite(values).all()
-            if not is_tracing(sound) and not bool(sound):
-                raise expected(
-                    "finite observables on finite data",
-                    "NaN or infinity in the sums over the data",
-                    "cleaning the snapshots",
-                )
-            tiny = jnp.finfo(values.real.dtype).tiny
-            # An eigenfunction that vanishes on the data is no evidence for its eigenvalue.
-            return jnp.where(size > tiny, jnp.sqrt(error / jnp.maximum(size, tiny)), jnp.inf)
+            residuals, sound = _residuals(error, size, values)
+            check_sound(sound, "sums over the data")
+            return residuals

@@ -35,13 +35,7 @@ def _moments(stats: Statistics) -> tuple[Array, Array]:
 
 
 def decides(stats: Statistics, largest: Array, alpha: Any) -> Array:
-    """Whether a ridge stands out from rounding, so that the solution is unique with it.
-
-    Args:
-        stats: of the lifted snapshots.
-        largest: singular value of Ψx.
-        alpha: ridge, absolute.
-    """
+    """Whether a ridge stands out from rounding, so that the solution is unique with it."""
     return alpha > max(cut(stats), noise(stats) ** 2) * largest**2
 
 
@@ -112,10 +106,7 @@ def shifted_solve(g: Array, alpha: Any, b: Array, observed: str = "") -> Array:
 def truncated(stats: Statistics, parts: Spectral, rank: Any) -> Array:
     """Least squares on the leading `rank` singular vectors of Ψx; `(p, q)`.
 
-    Args:
-        stats: what it is differentiated in.
-        parts: their singular values and vectors, constants to differentiation.
-        rank: how many are kept, of those that are not zero.
+    Differentiated in the statistics; their singular values and vectors `parts` are constants.
     """
     keep = first(parts.s.shape[0], rank) & (parts.s > 0)
     inverse = jnp.where(keep, 1 / jnp.where(keep, parts.s, 1), 0)

@@ -5,21 +5,27 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from koopjax._core import (
+    RESULTS,
+    SUCCESS,
+    as_dtype,
     as_whole,
+    check,
     check_metric,
     check_number,
     expected,
     held_leaves,
     is_tracing,
+    matmul,
     precise,
     pytree,
 )
+from koopjax.edmd._factor import Spectral, first
 from koopjax.edmd._factorisation import Factorisation, Info, Outcome, Solution, factorised
-from koopjax.edmd._held_out import of_any, of_filters, of_ranks
-from koopjax.edmd._statistics import Gram, Statistics, check_whole
+from koopjax.edmd._smooth import root_metric
+from koopjax.edmd._statistics import Gram, Statistics, check_statistics, check_whole
 
 
 class Solver:
@@ -67,18 +73,24 @@ class Solver:
 
     def held_out(self, train: Factorisation, held: Gram, alphas: Array, ranks: Array) -> Array:
         """Relative squared error on held-out statistics at each grid point, `(alphas, ranks)`."""
-        return of_any(self, train, held, alphas, ranks)
+        whole = jnp.trace(held.target_gram)
+
+        def score(alpha: Array, rank: Array) -> Array:
+            k = self.at(alpha, rank).compute(train).value
+            error = whole + jnp.sum(k * (matmul(held.gram, k) - 2 * held.cross))
+            return error / jnp.where(whole > 0, whole, 1)
+
+        ranked = lambda alpha: jax.lax.map(lambda rank: score(alpha, rank), ranks)
+        return jax.lax.map(ranked, alphas)
 
     def solve(self, source: Statistics | Factorisation, dtype: Any = None) -> Solution:
         """What `edmd.solve` gives."""
-        if isinstance(source, Factorisation):
-            self.validate(source.sizes)
-            with precise(source):
-                return _solve(source, held_leaves(self), dtype=dtype)
-        check_whole(source)
+        made = isinstance(source, Factorisation)
+        if not made:
+            check_whole(source)
         self.validate(source.sizes)
         with precise(source):
-            return _compute(source, held_leaves(self), dtype=dtype)
+            return (_solve if made else _compute)(source, held_leaves(self), dtype=dtype)
 
     def low_rank(self, statistics: Statistics) -> tuple[Array, Array]:
         """What `edmd.low_rank` gives."""
@@ -109,12 +121,6 @@ def compute(stats: Statistics, solver: Solver, dtype: Any = None) -> Solution:
 
 _solve = jax.jit(solved, static_argnames="dtype")
 _compute = jax.jit(compute, static_argnames="dtype")
-
-
-def _check_alpha(alpha: Any, relative: Any) -> None:
-    """Raise unless both parts of a ridge are finite and at least 0."""
-    check_number("alpha", alpha)
-    check_number("relative", relative)
 
 
 def _check_rank(rank: Any, largest: int) -> None:
@@ -153,7 +159,8 @@ class Ridge(Solver):
 
     def validate(self, sizes: tuple[int, int]) -> None:
         """Raise unless the ridge is finite and at least 0."""
-        _check_alpha(self.alpha, self.relative)
+        check_number("alpha", self.alpha)
+        check_number("relative", self.relative)
 
     def compute(self, factorisation: Factorisation) -> Outcome:
         """The ridge solution."""
@@ -166,7 +173,7 @@ class Ridge(Solver):
 
     def held_out(self, train: Factorisation, held: Gram, alphas: Array, ranks: Array) -> Array:
         """All ridges from one factorisation."""
-        return of_filters(train.spectral, held, alphas, ranks)
+        return _of_filters(train.spectral, held, alphas, ranks)
 
     def low_rank(self, statistics: Statistics) -> tuple[Array, Array]:
         """All `min(p, q)` ranks."""
@@ -206,7 +213,7 @@ class TruncatedSVD(Solver):
 
     def held_out(self, train: Factorisation, held: Gram, alphas: Array, ranks: Array) -> Array:
         """All ranks from one factorisation."""
-        return of_filters(train.spectral, held, alphas, ranks)
+        return _of_filters(train.spectral, held, alphas, ranks)
 
 
 @pytree
@@ -235,7 +242,8 @@ class ReducedRank(Solver):
 
     def validate(self, sizes: tuple[int, int]) -> None:
         """Raise unless ridge, rank and metric can be met."""
-        _check_alpha(self.alpha, self.relative)
+        check_number("alpha", self.alpha)
+        check_number("relative", self.relative)
         _check_rank(self.rank, self.largest(sizes))
         check_metric("metric", self.metric, sizes[1])
 
@@ -257,7 +265,25 @@ class ReducedRank(Solver):
 
     def held_out(self, train: Factorisation, held: Gram, alphas: Array, ranks: Array) -> Array:
         """All ranks of a ridge from one SVD."""
-        return of_ranks(train.spectral, held, self.metric, alphas, ranks)
+        parts = train.spectral
+        roots = root_metric(self.metric, parts.c.dtype)
+        keep = parts.s > 0
+        measure = (lambda m: m) if roots is None else (lambda m: matmul(m, roots[0]))
+        a = matmul(parts.v.T, matmul(held.gram, parts.v))
+        c, b = measure(parts.c), measure(matmul(parts.v.T, held.cross))
+        target = held.target_gram
+        whole = jnp.trace(target if roots is None else matmul(matmul(roots[0], target), roots[0]))
+
+        def scores(alpha: Array) -> Array:
+            root = jnp.sqrt(jnp.where(keep, parts.s**2 + alpha, 1))
+            w = jnp.linalg.svd((parts.s / root)[:, None] * c, full_matrices=False)[2].T
+            z = matmul((parts.s / root**2)[:, None] * c, w)
+            # The prediction's share along each direction: ranks are partial sums.
+            gain = 2 * jnp.sum(matmul(b, w) * z, axis=0) - jnp.sum(z * matmul(a, z), axis=0)
+            error = whole - jnp.cumsum(gain)[jnp.minimum(ranks, gain.shape[0]) - 1]
+            return error / jnp.where(whole > 0, whole, 1)
+
+        return jax.lax.map(scores, alphas)
 
     def low_rank(self, statistics: Statistics) -> tuple[Array, Array]:
         """The leading columns and rows of all ranks' factors."""
@@ -269,3 +295,96 @@ class ReducedRank(Solver):
         with precise(statistics):
             left, right = _factors(statistics, full)
             return left[:, :rank], right[:rank]
+
+
+def solve(
+    statistics: Statistics | Factorisation, solver: Solver | None = None, *, dtype: Any = None
+) -> Solution:
+    """The Koopman matrix from statistics.
+
+    Args:
+        statistics: `Gram` or `RFactor`, stacked by fold for `CrossValidated`; or what `factorise`
+            made of them, to solve many times.
+        solver: `Ridge` (the default, with no ridge: the solution of least norm), `TruncatedSVD`,
+            `ReducedRank`, `CrossValidated`, or a `Solver` of your own.
+        dtype: in which the value will be used: ILL_CONDITIONED means that rounding in the
+            statistics costs more than half of its digits. None: that of the statistics.
+
+    Returns:
+        Solution: in the dtype of the statistics. The result code is an int32 per vmap lane:
+        RANK_DEFICIENT, ILL_CONDITIONED, UNDERDETERMINED, NONFINITE_DATA, NONFINITE_SOLUTION, or
+        success.
+
+    Numerics:
+        One factorisation, `O(p³)`: Cholesky or QR for `Ridge` and `ReducedRank`, eigenvalues or
+        SVD for `TruncatedSVD`, with singular values for the diagnosis. Differentiable in the
+        statistics and the ridge, by implicit rules that stay finite when Ψ is rank-deficient.
+
+    Raises:
+        ValueError: a rank that can't be had, a metric of another shape, statistics stacked by
+            fold given to a plain solver or the other way round.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from koopjax import edmd
+        >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+        >>> solve(edmd.Gram.from_batch(x, 3 * x)).value.tolist()
+        [[3.0, 0.0], [0.0, 3.0]]
+    """
+    if not isinstance(statistics, Factorisation):
+        check_statistics(statistics)
+    dtype = None if dtype is None else as_dtype("dtype", dtype)
+    return check_solver(solver).solve(statistics, dtype)
+
+
+def unwrap(solution: Any, *, allow: tuple[int, ...] = ()) -> Any:
+    """The value of a solution, or an error with the advice of its result code.
+
+    Args:
+        solution: `Solution`, or `Koopman` (then returned itself); concrete.
+        allow: result codes that pass besides success, such as `RANK_DEFICIENT`.
+
+    Raises:
+        NumericalError: another code than those.
+    """
+    if not hasattr(solution, "result"):
+        raise expected("an edmd.Solution or a fit", type(solution).__name__, "edmd.solve(...)")
+    if not isinstance(allow, tuple | list) or not all(code in RESULTS for code in allow):
+        raise expected(f"result codes from {sorted(RESULTS)} as allow", f"{allow!r:.60}")
+    check(solution.result, allow=(SUCCESS, *allow))
+    return solution.value if isinstance(solution, Solution) else solution
+
+
+def low_rank(
+    statistics: Statistics, solver: Solver
+) -> tuple[Float[Array, "p r"], Float[Array, "r q"]]:
+    """The solution as two thin factors, `K = left @ right`.
+
+    Args:
+        statistics: `Gram` or `RFactor`.
+        solver: `ReducedRank`, its rank a concrete number; or `Ridge` for all min(p, q) ranks.
+
+    Returns:
+        `left` `(p, r)` and `right` `(r, q)`: ordered by their share of the prediction, so that
+        leading columns and rows are the factors of any smaller rank.
+    """
+    check_statistics(statistics)
+    return check_solver(solver).low_rank(statistics)
+
+
+def _of_filters(parts: Spectral, held: Gram, alphas: Array, ranks: Array) -> Array:
+    """Of a ridge or a truncation, `K = V diag(h) c`."""
+    a = matmul(parts.v.T, matmul(held.gram, parts.v))
+    b = matmul(parts.v.T, held.cross)
+    # The error is a quadratic form in h, so a grid point costs p² operations.
+    quadratic = a * matmul(parts.c, parts.c.T)
+    linear = jnp.sum(b * parts.c, axis=1)
+    whole = jnp.trace(held.target_gram)
+
+    def score(alpha: Array, rank: Array) -> Array:
+        used = (parts.s > 0) & first(parts.s.shape[0], rank)
+        h = jnp.where(used, parts.s / jnp.where(used, parts.s**2 + alpha, 1), 0)
+        error = whole - 2 * jnp.dot(h, linear) + jnp.dot(h, matmul(quadratic, h))
+        return error / jnp.where(whole > 0, whole, 1)
+
+    return jax.vmap(lambda alpha: jax.vmap(lambda rank: score(alpha, rank))(ranks))(alphas)

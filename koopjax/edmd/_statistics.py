@@ -1,6 +1,7 @@
 """Sufficient statistics of a least-squares problem, as monoids: Gram matrices and R factors."""
 
 import dataclasses
+import functools
 from typing import Any, Self, TypeAlias
 
 import jax
@@ -46,34 +47,17 @@ def check_statistics(statistics: Any) -> None:
         raise expected("at least one observable on each side", f"sizes {statistics.sizes}")
 
 
-def _check_mergeable(first: Any, second: Any) -> None:
-    check_statistics(first)
-    check_statistics(second)
-    if type(first) is not type(second) or first.sizes != second.sizes:
-        raise expected(
-            f"statistics like {type(first).__name__} of sizes (p, q) = {first.sizes}",
-            f"{type(second).__name__} of sizes {getattr(second, 'sizes', None)}",
-            "accumulating both with the same dictionaries",
-        )
-
-
-def _narrower(first: Any, second: Any) -> str:
-    """The dtype of less precision of two that observables came in."""
-    names = [s.observed for s in (first, second) if s.observed]
-    return max(names, key=lambda name: jnp.finfo(name).eps, default="")
-
-
-def weighted(
-    psi_x: Array, psi_y: Array, weights: Array | None, dtype: Any
+def _weighted(
+    psi_x: Array, psi_y: Array | None, weights: Array | None, dtype: Any
 ) -> tuple[Array, Array, Array]:
     """Rows times the root of their weight, in the dtype of the accumulation, and the sample count.
 
     Rows of weight zero are replaced, not multiplied: padding and samples the user has switched off
     stay out even where an observable overflows.
     """
-    same = psi_y is psi_x
+    same = psi_y is None
     psi_x = psi_x.astype(dtype)
-    psi_y = psi_x if same else psi_y.astype(dtype)
+    psi_y = psi_x if psi_y is None else psi_y.astype(dtype)
     if weights is None:
         return psi_x, psi_y, jnp.asarray(psi_x.shape[0], dtype)
     # A weight of NaN must reach the statistics, so that the result is flagged.
@@ -94,8 +78,21 @@ def check_whole(statistics: Any) -> None:
         )
 
 
+@functools.partial(jax.jit, static_argnames=("kind", "dtype"))
+def _of_batch(psi_x: Array, psi_y: Any, weights: Any, *, kind: Any, dtype: Any) -> Any:
+    return kind._of_rows(*_weighted(psi_x, psi_y, weights, dtype))
+
+
 class _Moments:
-    """What both kinds of statistics do alike with the array that holds their moments."""
+    """What both kinds of statistics do alike; each says how rows, sums and parts are made."""
+
+    count: Any
+    observed: Any
+    _of_rows: Any
+    _sum: Any
+    _scaled: Any
+    _part: Any
+    _stacked: Any  # the array whose leading axis, if it has three, is that of folds
 
     @classmethod
     def from_batch(
@@ -114,16 +111,61 @@ class _Moments:
         """
         psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
         with precise(psi_x, psi_y):
-            dtype = working_dtype(promoted(psi_x.dtype, psi_y.dtype))
-            return cls._of_rows(*weighted(psi_x, psi_y, weights, dtype))
+            dtype = psi_x.dtype if psi_y is None else promoted(psi_x.dtype, psi_y.dtype)
+            return _of_batch(psi_x, psi_y, weights, kind=cls, dtype=working_dtype(dtype))
 
-    @classmethod
-    def _of_rows(cls, rows_x: Array, rows_y: Array, count: Array) -> Self:
-        raise NotImplementedError
+    def update(self, psi_x: Array, psi_y: Array, weights: Array | None = None) -> Self:
+        """The statistic with one more batch merged in."""
+        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
+        with precise(self, psi_x, psi_y):
+            return self._and_batch(psi_x, psi_y, weights)
+
+    def merge(self, other: Self) -> Self:
+        """The statistic of both sets of samples together."""
+        check_statistics(self)
+        check_statistics(other)
+        if type(self) is not type(other) or self.sizes != other.sizes:
+            raise expected(
+                f"statistics like {type(self).__name__} of sizes (p, q) = {self.sizes}",
+                f"{type(other).__name__} of sizes {other.sizes}",
+                "accumulating both with the same dictionaries",
+            )
+        # Of two precisions in which observables came, the lesser.
+        names = [s.observed for s in (self, other) if s.observed]
+        observed = max(names, key=lambda name: jnp.finfo(name).eps, default="")
+        with precise(self, other):
+            merged: Any = self._sum(other)
+        return dataclasses.replace(merged, observed=observed)
+
+    def scale(self, factor: Any) -> Self:
+        """The statistic with all sample weights multiplied by a factor (`count` stays)."""
+        check_number("factor", factor)
+        with precise(self):
+            return self._scaled(as_numbers("factor", factor).astype(self.dtype))
+
+    def select(
+        self,
+        indices: Int[Array | np.ndarray, " s"] | None = None,
+        targets: Int[Array | np.ndarray, " t"] | None = None,
+    ) -> Self:
+        """The statistic of a smaller dictionary, without another pass over the data.
+
+        Args:
+            indices: which observables before to keep, in this order; None keeps all.
+            targets: which observables after to keep; None keeps all.
+        """
+        p, q = self.sizes
+        with precise(self):
+            return self._part(_indices(indices, p), _indices(targets, q))
+
+    @jax.jit
+    def _and_batch(self, psi_x: Array, psi_y: Any, weights: Any) -> Self:
+        return self._sum(self._of_rows(*_weighted(psi_x, psi_y, weights, self.dtype)))
 
     @property
-    def _stacked(self) -> Array:
-        raise NotImplementedError
+    def sizes(self) -> tuple[int, int]:
+        """`(p, q)`: how many observables before and after."""
+        return self._stacked.shape[-2], self._stacked.shape[-1]
 
     @property
     def dtype(self) -> Any:
@@ -173,9 +215,9 @@ class Gram(_Moments):
     @classmethod
     def empty(cls, p: int, q: int, dtype: Any = jnp.float32) -> "Gram":
         """The statistic of no samples, the unit of `merge`."""
-        z, dtype = jnp.zeros, as_dtype("dtype", dtype)
-        p, q = as_whole("p", p, 0), as_whole("q", q, 0)
+        p, q, dtype = as_whole("p", p, 0), as_whole("q", q, 0), as_dtype("dtype", dtype)
         with precise_as(dtype):
+            z = jnp.zeros
             return cls(z((p, p), dtype), z((p, q), dtype), z((q, q), dtype), z((), dtype))
 
     @classmethod
@@ -189,50 +231,21 @@ class Gram(_Moments):
     def _stacked(self) -> Array:
         return self.cross
 
-    def update(self, psi_x: Array, psi_y: Array, weights: Array | None = None) -> "Gram":
-        """The statistic with one more batch merged in."""
-        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
-        with precise(self, psi_x, psi_y):
-            return self.merge(self._of_rows(*weighted(psi_x, psi_y, weights, self.dtype)))
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """`(p, q)`: how many observables before and after."""
-        return self.cross.shape[-2], self.cross.shape[-1]
-
-    def merge(self, other: "Gram") -> "Gram":
-        """The statistic of both sets of samples together."""
-        _check_mergeable(self, other)
-        observed = _narrower(self, other)
+    @jax.jit
+    def _sum(self, other: "Gram") -> "Gram":
         other = dataclasses.replace(other, observed=self.observed)
-        with precise(self, other):
-            merged = jax.tree.map(lambda a, b: a + b, self, other)
-        return dataclasses.replace(merged, observed=observed)
+        return jax.tree.map(lambda a, b: a + b, self, other)
 
-    def scale(self, factor: Any) -> "Gram":
-        """The statistic with all sample weights multiplied by a factor (`count` stays)."""
-        check_number("factor", factor)
-        with precise(self):
-            f = as_numbers("factor", factor).astype(self.dtype)
-            moments = f * self.gram, f * self.cross, f * self.target_gram
-            return Gram(*moments, self.count, self.observed)
+    def _scaled(self, factor: Array) -> "Gram":
+        moments = factor * self.gram, factor * self.cross, factor * self.target_gram
+        return Gram(*moments, self.count, self.observed)
 
-    def select(
-        self, indices: Int[Array, " s"] | None = None, targets: Int[Array, " t"] | None = None
-    ) -> "Gram":
-        """The statistic of a smaller dictionary, without another pass over the data.
-
-        Args:
-            indices: which observables before to keep, in this order; None keeps all.
-            targets: which observables after to keep; None keeps all.
-        """
-        p, q = self.sizes
-        rows, cols = _indices(indices, p), _indices(targets, q)
-        with precise(self):
-            gram = jnp.take(jnp.take(self.gram, rows, -2), rows, -1)
-            cross = jnp.take(jnp.take(self.cross, rows, -2), cols, -1)
-            target = jnp.take(jnp.take(self.target_gram, cols, -2), cols, -1)
-            return Gram(gram, cross, target, self.count, self.observed)
+    @jax.jit
+    def _part(self, rows: Array, cols: Array) -> "Gram":
+        gram = jnp.take(jnp.take(self.gram, rows, -2), rows, -1)
+        cross = jnp.take(jnp.take(self.cross, rows, -2), cols, -1)
+        target = jnp.take(jnp.take(self.target_gram, cols, -2), cols, -1)
+        return Gram(gram, cross, target, self.count, self.observed)
 
     def to_gram(self) -> "Gram":
         """Itself; there so that both kinds of statistics answer alike."""
@@ -283,54 +296,43 @@ class RFactor(_Moments):
     def _stacked(self) -> Array:
         return self.r
 
-    def update(self, psi_x: Array, psi_y: Array, weights: Array | None = None) -> "RFactor":
-        """The statistic with one more batch merged in: one QR of the factor over the new rows."""
-        psi_x, psi_y, weights = _checked(psi_x, psi_y, weights)
-        with precise(self, psi_x, psi_y):
-            rows_x, rows_y, count = weighted(psi_x, psi_y, weights, self.dtype)
-            rows = jnp.concatenate([rows_x, rows_y], axis=1)
-            r = qr_r(jnp.concatenate([self.r, rows]))
-            return dataclasses.replace(self, r=r, count=self.count + count)
+    @jax.jit
+    def _and_batch(self, psi_x: Array, psi_y: Any, weights: Any) -> "RFactor":
+        # One QR of the factor over the new rows, which need none of their own.
+        rows_x, rows_y, count = _weighted(psi_x, psi_y, weights, self.dtype)
+        rows = jnp.concatenate([rows_x, rows_y], axis=1)
+        r = qr_r(jnp.concatenate([self.r, rows]))
+        return dataclasses.replace(self, r=r, count=self.count + count)
 
     @property
     def sizes(self) -> tuple[int, int]:
         """`(p, q)`: how many observables before and after."""
         return self.p, self.r.shape[-1] - self.p
 
-    def merge(self, other: "RFactor") -> "RFactor":
-        """The statistic of both sets of samples together."""
-        _check_mergeable(self, other)
-        with precise(self, other):
-            r = qr_r(jnp.concatenate([self.r, other.r], axis=-2))
-            count = self.count + other.count
-        return RFactor(r, count, self.p, _narrower(self, other))
+    @jax.jit
+    def _sum(self, other: "RFactor") -> "RFactor":
+        r = qr_r(jnp.concatenate([self.r, other.r], axis=-2))
+        return RFactor(r, self.count + other.count, self.p)
 
-    def scale(self, factor: Any) -> "RFactor":
-        """The statistic with all sample weights multiplied by a factor (`count` stays)."""
-        check_number("factor", factor)
-        with precise(self):
-            root = jnp.sqrt(as_numbers("factor", factor).astype(self.dtype))
-            return dataclasses.replace(self, r=root * self.r)
+    def _scaled(self, factor: Array) -> "RFactor":
+        return dataclasses.replace(self, r=jnp.sqrt(factor) * self.r)
 
-    def select(
-        self, indices: Int[Array, " s"] | None = None, targets: Int[Array, " t"] | None = None
-    ) -> "RFactor":
-        """The statistic of a smaller dictionary; arguments as for `Gram.select`."""
-        p, q = self.sizes
-        rows, cols = _indices(indices, p), _indices(targets, q)
-        keep = jnp.concatenate([rows, p + cols])
-        with precise(self):
-            r = qr_r(jnp.take(self.r, keep, axis=-1))
-            r = _square(r, keep.shape[0])
-            return RFactor(r, self.count, rows.shape[0], self.observed)
+    @jax.jit
+    def _part(self, rows: Array, cols: Array) -> "RFactor":
+        keep = jnp.concatenate([rows, self.p + cols])
+        r = _square(qr_r(jnp.take(self.r, keep, axis=-1)), keep.shape[0])
+        return RFactor(r, self.count, rows.shape[0], self.observed)
 
     def to_gram(self) -> Gram:
         """The products `RᵀR`, for what needs second moments only."""
-        p = self.p
         with precise(self):
-            moments = matmul(jnp.swapaxes(self.r, -1, -2), self.r)
-            blocks = moments[..., :p, :p], moments[..., :p, p:], moments[..., p:, p:]
-            return Gram(*blocks, self.count, self.observed)
+            return self._squared()
+
+    @jax.jit
+    def _squared(self) -> Gram:
+        p, moments = self.p, matmul(jnp.swapaxes(self.r, -1, -2), self.r)
+        blocks = moments[..., :p, :p], moments[..., :p, p:], moments[..., p:, p:]
+        return Gram(*blocks, self.count, self.observed)
 
     def of_targets(self, p: int) -> "RFactor":
         """Regress the targets after column `p` on the `p` targets before it."""
@@ -345,7 +347,7 @@ KINDS: dict[str, type] = {"gram": Gram, "rfactor": RFactor}
 
 
 def _checked(psi_x: Any, psi_y: Any, weights: Any) -> tuple[Any, Any, Any]:
-    """A user's batch: floating, of as many rows each; identity is kept."""
+    """A user's batch: floating, of as many rows each; None where both sides are the same."""
     same = psi_y is psi_x
     psi_x = read_numbers("psi_x", psi_x)
     psi_y = psi_x if same else read_numbers("psi_y", psi_y)
@@ -355,6 +357,7 @@ def _checked(psi_x: Any, psi_y: Any, weights: Any) -> tuple[Any, Any, Any]:
             f"shapes {psi_x.shape} and {psi_y.shape}",
             "evaluating both dictionaries on the same samples",
         )
+    psi_y = None if same else psi_y
     return psi_x, psi_y, None if weights is None else read_weights(weights, psi_x)
 
 
@@ -363,14 +366,76 @@ def _square(r: Array, size: int) -> Array:
     return jnp.pad(r, [(0, 0)] * (r.ndim - 2) + [(0, size - r.shape[-2]), (0, 0)])
 
 
-def _indices(indices: Any, size: int) -> Array:
+def _indices(indices: Any, size: int) -> Any:
     if indices is None:
-        return jnp.arange(size)
+        return np.arange(size)
     chosen = as_integers("indices", indices)
     if chosen.ndim != 1:
         raise expected("a vector of integer indices", f"shape {chosen.shape}")
-    if not is_tracing(chosen) and chosen.size:
-        known = np.asarray(chosen)
-        if known.min() < -size or known.max() >= size:
-            raise expected(f"indices below {size}", f"{known.min()} to {known.max()}")
-    return jnp.where(chosen < 0, chosen + size, chosen)
+    if is_tracing(chosen):
+        return jnp.where(chosen < 0, chosen + size, chosen)
+    known = np.asarray(chosen)
+    if known.size and (known.min() < -size or known.max() >= size):
+        raise expected(f"indices below {size}", f"{known.min()} to {known.max()}")
+    return np.where(known < 0, known + size, known)
+
+
+@jax.jit
+def merge_stacked(stacked: Any) -> Any:
+    """Merge statistics stacked along the leading axis, pairwise, as a tree.
+
+    The depth is logarithmic and each level is one batched merge, so it serves for folds and for
+    what an `all_gather` over devices brings together.
+    """
+    if isinstance(stacked, Gram):
+        return jax.tree.map(lambda a: jnp.sum(a, axis=0), stacked)
+    size = stacked.r.shape[0]
+    while size > 1:
+        half = size // 2
+        lower = jax.tree.map(lambda a, h=half: a[:h], stacked)
+        upper = jax.tree.map(lambda a, h=half: a[h : 2 * h], stacked)
+        merged = jax.vmap(lambda a, b: a.merge(b))(lower, upper)
+        rest = jax.tree.map(lambda a, h=half: a[2 * h :], stacked)
+        stacked = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), merged, rest)
+        size = size - half
+    return jax.tree.map(lambda a: a[0], stacked)
+
+
+def _check_stacked(stacked: Any) -> None:
+    check_statistics(stacked)
+    if stacked.folds is None:
+        got = type(stacked).__name__
+        raise expected("statistics stacked by fold", got, "edmd.accumulate(..., folds=5)")
+
+
+def total(stacked: Statistics) -> Statistics:
+    """All folds of stacked statistics merged into one."""
+    _check_stacked(stacked)
+    with precise(stacked):
+        return merge_stacked(stacked)
+
+
+def leave_one_out(stacked: Statistics) -> Statistics:
+    """For each fold the statistics of all the others, stacked alike.
+
+    Gram matrices are subtracted from their sum. R factors can't be taken away stably, so the
+    others are merged: prefixes with suffixes, about three merges a fold.
+    """
+    _check_stacked(stacked)
+    with precise(stacked):
+        return _left_out(stacked)
+
+
+@jax.jit
+def _left_out(stacked: Statistics) -> Statistics:
+    if isinstance(stacked, Gram):
+        return jax.tree.map(lambda a: jnp.sum(a, axis=0)[None] - a, stacked)
+    unit = jax.tree.map(lambda a: jnp.zeros_like(a[0]), stacked)
+
+    def step(carry: RFactor, fold: RFactor) -> tuple[RFactor, RFactor]:
+        return carry.merge(fold), carry
+
+    # Exclusive prefixes and suffixes: what lies before and what lies behind each fold.
+    _, before = jax.lax.scan(step, unit, stacked, length=stacked.folds)
+    _, after = jax.lax.scan(step, unit, stacked, length=stacked.folds, reverse=True)
+    return jax.vmap(lambda a, b: a.merge(b))(before, after)

@@ -17,12 +17,13 @@ for `psi.size(d)` and `psi.names(d)` before there is any data.
 """
 
 from koopjax._core import pytree as pytree, static as static
-from koopjax.observables._affine import Project as Project, Standardize as Standardize
-from koopjax.observables._base import Observables as Observables
+from koopjax.observables._base import (
+    Observables as Observables,
+    require_rowwise as require_rowwise,
+)
 from koopjax.observables._combine import Compose as Compose, Concat as Concat, Select as Select
 from koopjax.observables._functions import Custom as Custom, Neural as Neural
 from koopjax.observables._kernels import GaussianRBF as GaussianRBF, RandomFourier as RandomFourier
-from koopjax.observables._kronecker import Kronecker as Kronecker
 from koopjax.observables._polynomials import (
     Identity as Identity,
     Monomials as Monomials,
@@ -37,7 +38,7 @@ from koopjax.observables._product import (
     Univariate as Univariate,
 )
 from koopjax.observables._product_kernel import ProductKernel as ProductKernel
-from koopjax.observables._rowwise import require_rowwise as require_rowwise
+from koopjax.observables._project import Kronecker as Kronecker, Project as Project
 from koopjax.observables._sizes import (
     Fits as Fits,
     bytes_needed as bytes_needed,
@@ -46,6 +47,7 @@ from koopjax.observables._sizes import (
     largest_degree as largest_degree,
     largest_dimension as largest_dimension,
 )
+from koopjax.observables._standardize import Standardize as Standardize
 
 __all__ = [
     "Compose",

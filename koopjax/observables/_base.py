@@ -4,7 +4,7 @@ import abc
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +26,21 @@ from koopjax._core import (
     promoted,
     read,
 )
-from koopjax.observables._rowwise import require_rowwise
+
+ROWS = 5
+# What rounding may do in the narrowest format where a batch of one is computed another way, and
+# where the same program runs on other neighbours; relative to the largest value.
+ALONE, AMONG = 3e-2, 1e-6
 
 
 class Observables(abc.ABC):
     """A dictionary of observables `psi`: a pytree that maps `(n, d)` to `(n, p)`.
 
     A dictionary of one's own is a class decorated with `koopjax.observables.pytree` that derives
-    from this one and defines `_evaluate`, `size` and `names`.
+    from this one and defines `_evaluate` and `size`, and `names` or the `prefix` of all names.
     """
+
+    prefix: ClassVar[str] = "psi"
 
     def __call__(self, x: Any) -> Float[Array, "*rows p"]:
         """Evaluate all observables.
@@ -66,7 +72,6 @@ class Observables(abc.ABC):
     def size(self, d: int) -> int:
         """Number of observables on `d` coordinates; allocates nothing and checks `d`."""
 
-    @abc.abstractmethod
     def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
         """A readable name for each observable, in the order of the columns.
 
@@ -74,6 +79,8 @@ class Observables(abc.ABC):
             d: number of coordinates.
             inputs: `d` names for the coordinates; `x0`, `x1`, ... if left out.
         """
+        input_names(d, inputs)
+        return [f"{self.prefix}{k}" for k in range(self.size(d))]
 
     @abc.abstractmethod
     def _evaluate(self, x: Float[Array, "n d"]) -> Float[Array, "n p"]:
@@ -84,23 +91,15 @@ class Observables(abc.ABC):
         return jnp.take(self._evaluate(x), indices, axis=1)
 
 
-def _working(psi: Any, dtype: Any) -> Any:
-    """The dtype a dictionary is computed in: at least single, double where it was fitted so."""
-    wide = dtype == np.float64 or is_wide(psi)
-    return np.dtype(np.float64) if wide else promoted(dtype, jnp.float32)
-
-
 @functools.partial(jax.jit, inline=True)
 def _evaluate(psi: Observables, x: Array) -> Array:
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    wide = rows.astype(_working(psi, x.dtype))
-    require_rowwise(psi, _of_rows, wide)
+    # At least single precision, double where the dictionary was fitted so.
+    double = x.dtype == np.float64 or is_wide(psi)
+    wide = rows.astype(np.float64 if double else promoted(x.dtype, jnp.float32))
+    require_rowwise(psi, evaluate, wide)
     out = psi._evaluate(wide)
     return out.astype(x.dtype).reshape(*x.shape[:-1], out.shape[-1])
-
-
-def _of_rows(psi: Observables, x: Array) -> Array:
-    return psi._evaluate(x)
 
 
 def evaluate(psi: Any, x: Array) -> Array:
@@ -151,13 +150,12 @@ def atom(name: str) -> str:
     return f"({name})" if any(sign in name for sign in "*^+ ") else name
 
 
-def check_rows(name: str, x: Any, least: int = 1) -> None:
-    """Raise unless numbers have two axes and at least `least` rows, finite where that is seen."""
+def check_rows(name: str, x: Any) -> None:
+    """Raise unless numbers have two axes and a row at least, finite where that is seen."""
     if x.ndim != 2:
         raise expected(f"{name} of shape (n, d)", f"shape {x.shape}", "one row a sample")
-    if x.shape[0] < least:
-        got = "an empty batch" if x.shape[0] == 0 else f"{x.shape[0]} samples"
-        raise expected(f"at least {least} samples in {name}", got)
+    if x.shape[0] == 0:
+        raise expected(f"at least 1 samples in {name}", "an empty batch")
     check_finite(name, x)
 
 
@@ -186,3 +184,72 @@ def positive(bandwidth: Any) -> Array:
     if not is_tracing(bandwidth) and not np.all(np.asarray(bandwidth) > 0):
         raise expected("a positive bandwidth", f"{bandwidth}")
     return bandwidth
+
+
+def require_rowwise(psi: Any, evaluate: Any, x: Array) -> None:
+    """Raise if a dictionary that holds foreign code gives a state another value in a batch.
+
+    Each state of two small batches is evaluated alone, and next to a changed neighbour. Parameters
+    have stand-ins, so that it works while tracing, and once for each function and shape.
+
+    Args:
+        psi: a pytree.
+        evaluate: `evaluate(psi, rows)`, hashable.
+        x: `(n, d)`, for its width and dtype; may be traced.
+    """
+    if x.shape[1] == 0 or not any(map(_is_foreign, jax.tree.leaves(psi, is_leaf=_is_foreign))):
+        return
+    leaves, structure = jax.tree.flatten(psi)
+    shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    if any(jnp.issubdtype(kind, jax.dtypes.extended) for _, kind in shapes):
+        return  # a random key has no stand-in
+    if _mixes_rows(structure, shapes, evaluate, x.shape[1], jnp.dtype(x.dtype)):
+        raise expected(
+            "a dictionary that gives each state its own observables",
+            "one that gives a state other values in a batch than alone",
+            "a function of one state (d,), with statistics of the data fitted beforehand, as in "
+            "Standardize.fit",
+        )
+
+
+def _is_foreign(node: Any) -> bool:
+    """Code that is not koopjax's own: a function, a network, a class of the user's."""
+    own = type(node).__module__.partition(".")[0] == "koopjax"
+    return getattr(node, "foreign", False) or (callable(node) and not own)
+
+
+@functools.lru_cache(maxsize=256)
+def _mixes_rows(structure: Any, shapes: Any, evaluate: Any, d: int, dtype: Any) -> bool:
+    rng = np.random.default_rng(0)
+
+    def stand_in(shape: tuple[int, ...], kind: Any) -> Array:
+        floating = jnp.issubdtype(kind, jnp.inexact)
+        return jnp.asarray(rng.uniform(0.1, 1, shape) if floating else np.zeros(shape), kind)
+
+    @jax.jit
+    def both(psi: Any, rows: Array) -> tuple[Array, Array]:
+        alone = jax.lax.map(lambda row: evaluate(psi, row[None])[0], rows)
+        return evaluate(psi, rows), alone
+
+    with jax.ensure_compile_time_eval():
+        psi = jax.tree.unflatten(structure, [stand_in(*shape) for shape in shapes])
+        # Of both signs, and positive for functions that are defined there alone.
+        for batch in (rng.normal(size=(ROWS, d)), rng.uniform(0.1, 1, (ROWS, d))):
+            other = batch.copy()
+            other[ROWS // 2] = 1 + 2 * np.abs(batch).max()
+            together, alone = both(psi, jnp.asarray(batch, dtype))
+            changed, _ = both(psi, jnp.asarray(other, dtype))
+            if is_tracing(together, alone, changed):
+                return False  # it closes over what is being traced
+            seen = (together, alone, changed)
+            together, alone, changed = (np.asarray(a, np.float64) for a in seen)
+            rest = np.arange(ROWS) != ROWS // 2
+            if _differ(together, alone, ALONE) or _differ(together[rest], changed[rest], AMONG):
+                return True
+    return False
+
+
+def _differ(x: np.ndarray, y: np.ndarray, share: float) -> bool:
+    finite = np.isfinite(x) & np.isfinite(y)
+    largest = np.abs(x[finite]).max(initial=0)
+    return not np.allclose(x, y, rtol=0, atol=share * largest, equal_nan=True)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from koopjax import forms
 from koopjax._core import Static, check_integer, expected, is_tracing, note, read, static, watched
-from koopjax.observables._base import Observables, input_names
+from koopjax.observables._base import Observables
 
 
 class _Constant:
@@ -68,6 +68,7 @@ class Neural(Observables):
     definition: Any = static()
 
     foreign: ClassVar[bool] = True
+    prefix = "nn"
 
     def __init__(
         self, module: Any = None, *, params: Any = None, rest: Any = None, definition: Any = None
@@ -89,11 +90,6 @@ class Neural(Observables):
         leaves, structure = jax.tree.flatten(self)
         shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)) for a in leaves)
         return _width(structure, shapes, d)
-
-    def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
-        """Names `nn0`, `nn1`, ..."""
-        input_names(d, inputs)
-        return [f"nn{k}" for k in range(self.size(d))]
 
     def _evaluate(self, x: Float[Array, "n d"]) -> Array:
         rest = jax.tree.map(jax.lax.stop_gradient, self.rest)
@@ -183,6 +179,7 @@ class Custom(Observables):
     labels: Any = static(default=None)
 
     foreign: ClassVar[bool] = True
+    prefix = "f"
 
     def __init__(
         self,
@@ -210,33 +207,29 @@ class Custom(Observables):
 
     def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
         """The labels, or `f0`, `f1`, ..."""
-        input_names(d, inputs)
-        size = self.size(d)
+        names = super().names(d, inputs)
         if self.labels is None:
-            return [f"f{k}" for k in range(size)]
-        if len(self.labels) != size:
-            raise expected(f"{size} labels in Custom", f"{len(self.labels)}")
+            return names
+        if len(self.labels) != len(names):
+            raise expected(f"{len(names)} labels in Custom", f"{len(self.labels)}")
         return list(self.labels)
-
-    def _call(self, x: Array) -> Array:
-        return _apply(self.function, self.params, x)
 
     def _evaluate(self, x: Float[Array, "n d"]) -> Array:
         d, size = x.shape[1], self.size(x.shape[1])
         # A batch that can't be mistaken for a number of coordinates or of observables.
         batch = jax.ShapeDtypeStruct((d + size + 3, d), x.dtype)
+        one = jax.ShapeDtypeStruct((d,), x.dtype)
+        apply = functools.partial(_apply, self.function)
         attempts = []
-        for call in (self._call, jax.vmap(self._call)):
+        for call, seen in ((apply, batch), (jax.vmap(apply, (None, 0)), one)):
             try:
-                shape = jax.eval_shape(call, batch).shape
+                shape = jax.eval_shape(call, self.params, batch).shape
             except Exception as error:
                 attempts.append(error)
                 continue
             if shape == (batch.shape[0], size):
-                seen = batch if call == self._call else jax.ShapeDtypeStruct((d,), x.dtype)
-                apply = functools.partial(_apply, self.function)
                 note(Static(self.function), apply, self.params, seen)
-                return call(x)
+                return call(self.params, x)
             attempts.append(
                 expected(
                     f"the function of Custom to map (n, {d}) to (n, {size}) or ({d},) to ({size},)",

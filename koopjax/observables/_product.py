@@ -23,7 +23,6 @@ from koopjax._core import (
 )
 from koopjax.observables._base import (
     Observables,
-    atom,
     evaluate,
     input_names,
     like,
@@ -31,8 +30,12 @@ from koopjax.observables._base import (
     require_axes,
     require_dimension,
 )
-from koopjax.observables._graded import require_addressable
-from koopjax.observables._polynomials import FAMILIES, univariate
+from koopjax.observables._polynomials import (
+    FAMILIES,
+    power_name,
+    require_addressable,
+    univariate,
+)
 
 # Beyond this a full product is refused: 2^27 columns are half a gigabyte a sample.
 MAX_FULL = 2**27
@@ -47,8 +50,22 @@ class Univariate(Observables):
         """All functions at points `t` of any shape, on a new last axis."""
         return self(read_numbers("the points", t)[..., None])
 
-    def _check(self, d: int) -> None:
+    def size(self, d: int = 1) -> int:
+        """The number of functions."""
         require_dimension(type(self).__name__, d, 1)
+        return self._count()
+
+    def names(self, d: int = 1, inputs: Sequence[str] | None = None) -> list[str]:
+        """Names such as `x0^2`, `he2(x0)`, `cos(2s·x0)` or `rbf2(x0)`."""
+        self.size(d)
+        (name,) = input_names(d, inputs)
+        return self._named(name)
+
+    def _count(self) -> int:
+        raise NotImplementedError
+
+    def _named(self, name: str) -> list[str]:
+        raise NotImplementedError
 
 
 @pytree
@@ -67,32 +84,17 @@ class Polynomial1D(Univariate):
     degree: int = static()
     family: str = static(default="monomial")
 
-    def size(self, d: int = 1) -> int:
-        """`degree + 1`."""
-        self._check(d)
+    def _count(self) -> int:
         check_integer("the degree of Polynomial1D", self.degree, 0)
         if self.family not in ("monomial", *FAMILIES):
             raise expected(f"a family in {sorted(['monomial', *FAMILIES])}", repr(self.family))
         return self.degree + 1
 
-    def names(self, d: int = 1, inputs: Sequence[str] | None = None) -> list[str]:
-        """Names such as `x0^2` or `he2(x0)`."""
-        self.size(d)
-        (name,) = input_names(d, inputs)
-        if self.family == "monomial":
-            powers = [f"{atom(name)}^{k}" for k in range(2, self.degree + 1)]
-            return ["1", atom(name), *powers][: self.degree + 1]
-        letter = FAMILIES[self.family]
-        return ["1", *(f"{letter}{k}({name})" for k in range(1, self.degree + 1))]
+    def _named(self, name: str) -> list[str]:
+        return [power_name(self.family, name, k) for k in range(self.degree + 1)]
 
     def _evaluate(self, x: Array) -> Array:
-        t = x[:, 0]
-        if self.family != "monomial":
-            return univariate(t, self.degree, self.family)
-        values = [jnp.ones_like(t)]
-        for _ in range(self.degree):
-            values.append(values[-1] * t)
-        return jnp.stack(values, axis=-1)
+        return univariate(x[:, 0], self.degree, self.family)
 
 
 @pytree
@@ -107,17 +109,12 @@ class Trigonometric(Univariate):
     order: int = static()
     scale: Any = 1.0
 
-    def size(self, d: int = 1) -> int:
-        """`2 order + 1`."""
-        self._check(d)
+    def _count(self) -> int:
         check_integer("the order of Trigonometric", self.order, 0)
         require_axes("the scale of Trigonometric", self.scale, 0)
         return 2 * self.order + 1
 
-    def names(self, d: int = 1, inputs: Sequence[str] | None = None) -> list[str]:
-        """Names such as `cos(2s·x0)`."""
-        self.size(d)
-        (name,) = input_names(d, inputs)
+    def _named(self, name: str) -> list[str]:
         harmonics = range(1, self.order + 1)
         return ["1", *(f"{f}({k}s·{name})" for k in harmonics for f in ("cos", "sin"))]
 
@@ -139,16 +136,11 @@ class CosSin(Univariate):
 
     scale: Any = math.pi / 2
 
-    def size(self, d: int = 1) -> int:
-        """2."""
-        self._check(d)
+    def _count(self) -> int:
         require_axes("the scale of CosSin", self.scale, 0)
         return 2
 
-    def names(self, d: int = 1, inputs: Sequence[str] | None = None) -> list[str]:
-        """`cos(s·x0)` and `sin(s·x0)`."""
-        self.size(d)
-        (name,) = input_names(d, inputs)
+    def _named(self, name: str) -> list[str]:
         return [f"cos(s·{name})", f"sin(s·{name})"]
 
     def _evaluate(self, x: Array) -> Array:
@@ -168,17 +160,13 @@ class Gaussian1D(Univariate):
     centers: Any
     bandwidth: Any = 1.0
 
-    def size(self, d: int = 1) -> int:
-        """Number of centres plus one."""
-        self._check(d)
+    def _count(self) -> int:
         if not isinstance(self.bandwidth, jax.Array):  # those would have to be waited for
             positive(self.bandwidth)
         return require_axes("the centres of Gaussian1D", self.centers, 1)[0] + 1
 
-    def names(self, d: int = 1, inputs: Sequence[str] | None = None) -> list[str]:
-        """Names such as `rbf2(x0)`."""
-        (name,) = input_names(d, inputs)
-        return ["1", *(f"rbf{j}({name})" for j in range(self.size(d) - 1))]
+    def _named(self, name: str) -> list[str]:
+        return ["1", *(f"rbf{j}({name})" for j in range(self._count() - 1))]
 
     def _evaluate(self, x: Array) -> Array:
         centers = like(self.centers, x)

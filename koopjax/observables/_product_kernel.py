@@ -1,6 +1,5 @@
 """The kernel of a product dictionary: inner products with centres, the dictionary never formed."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,7 +20,6 @@ from koopjax._core import (
 )
 from koopjax.observables._base import (
     Observables,
-    input_names,
     like,
     near_rows,
     require_dimension,
@@ -41,8 +39,6 @@ BLOCK = 2**22
 UNROLL = 8
 # Up to so many functions a coordinate their products are summed in that same pass.
 NARROW = 4
-
-
 #: Of the series that stands for a kernel; no interval needs more.
 MOST_DEGREE = 2**16
 
@@ -83,6 +79,7 @@ class ProductKernel(Observables):
     centers: Any
     degree: int = static(default=8)
     rank: int = static(default=5)
+    prefix = "k"
 
     @classmethod
     def fit(
@@ -127,11 +124,6 @@ class ProductKernel(Observables):
         self.product.modes(d)
         return shape[0]
 
-    def names(self, d: int, inputs: Sequence[str] | None = None) -> list[str]:
-        """Names `k0`, `k1`, ..."""
-        input_names(d, inputs)
-        return [f"k{j}" for j in range(self.size(d))]
-
     def times(
         self, x: Float[Array, "n d"], matrix: Float[Array, "m q"], *, rows: int | None = None
     ) -> Float[Array, "n q"]:
@@ -150,47 +142,36 @@ class ProductKernel(Observables):
             wanted = f"a matrix with a row for each of {jnp.shape(self.centers)[0]} centres"
             raise expected(wanted, f"shape {matrix.shape}")
         rows = None if rows is None else as_whole("rows", rows, 1)
-        out = over_rows(self, wide, lambda k, _: matmul(k, matrix), matrix.shape[1], rows)
+        out = over_rows(self, wide, lambda k: matmul(k, matrix), matrix.shape[1], rows)
         return out.astype(x.dtype)
 
     def _evaluate(self, x: Float[Array, "n d"]) -> Array:
-        return over_rows(self, x, lambda k, _: k, jnp.shape(self.centers)[0], None)
+        return over_rows(self, x, lambda k: k, jnp.shape(self.centers)[0], None)
 
     def _columns(self, x: Float[Array, "n d"], indices: Array) -> Array:
         chosen = jnp.take(jnp.asarray(self.centers), indices, axis=0)
         return ProductKernel(self.product, chosen, self.degree, self.rank)._evaluate(x)
 
 
-def block_rows(n: int, m: int) -> int:
-    """Rows in a block of kernel values, all blocks about equally large."""
-    most = max(128, BLOCK // max(m, 1))
-    return -(-n // max(1, -(-n // most)))
-
-
 def over_rows(
     psi: ProductKernel, x: Float[Array, "n d"], use: Any, width: int, rows: int | None
 ) -> Float[Array, "n width"]:
-    """What `use` makes of the kernel's blocks `(rows, m)` and their first row, one below another.
-
-    Args:
-        psi: the kernel.
-        x: states, of at least single precision.
-        use: from a block and the number of its first row to `(rows, width)`.
-        width: columns of the result.
-        rows: in a block; None chooses.
-    """
+    """What `use` makes of the kernel's blocks `(rows, m)`, one below another: `(n, width)`."""
     n = x.shape[0]
     if n == 0:
         return jnp.zeros((0, width), x.dtype)
-    rows = block_rows(n, jnp.shape(psi.centers)[0]) if rows is None else min(rows, n)
+    if rows is None:  # about equally large blocks
+        most = max(128, BLOCK // max(jnp.shape(psi.centers)[0], 1))
+        rows = -(-n // -(-n // most))
+    rows = min(rows, n)
     kernel = kernel_of(psi, like(psi.centers, x))
     if rows >= n:
-        return use(kernel(x), jnp.zeros((), jnp.int32))
+        return use(kernel(x))
 
     def step(out: Array, start: Array) -> tuple[Array, None]:
         # The last block ends with the last row, and repeats rows of the one before.
         start = jnp.minimum(start, n - rows)
-        block = use(kernel(jax.lax.dynamic_slice_in_dim(x, start, rows)), start)
+        block = use(kernel(jax.lax.dynamic_slice_in_dim(x, start, rows)))
         return jax.lax.dynamic_update_slice_in_dim(out, block, start, 0), None
 
     starts = rows * jnp.arange(-(-n // rows))
@@ -198,12 +179,7 @@ def over_rows(
 
 
 def kernel_of(psi: ProductKernel, centers: Float[Array, "m d"]) -> Any:
-    """The function from a block of states to its kernel values; what is the same for all is here.
-
-    Args:
-        psi: the kernel.
-        centers: its centres, in the dtype of the computation.
-    """
+    """The function from a block of states to its kernel values."""
     groups = families(psi.product, centers)
     tables = [(indices, values_of(f, pick(centers, indices).T)) for indices, f in groups]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from koopjax._core import expected, matmul, pytree, static
+from koopjax._core import expected, in_float64, matmul, pytree, static
 from koopjax.observables._base import evaluate, like
 
 # The interval of a series is that of the centres and this share of it on either side.
@@ -37,12 +37,7 @@ def pick(x: Float[Array, "n d"], indices: tuple[int, ...]) -> Float[Array, "n k"
 
 
 def families(product: Any, x: Float[Array, "n d"]) -> list[tuple[tuple[int, ...], Any]]:
-    """The coordinates of one family together: their indices, and the family with stacked leaves.
-
-    Args:
-        product: `Product`.
-        x: states, for the dtype.
-    """
+    """The coordinates of one family together: indices, and the family with stacked leaves."""
     found: dict[Any, list[tuple[int, list[Any]]]] = {}
     for k, factor in enumerate(product.factors):
         leaves, tree = jax.tree.flatten(factor)
@@ -84,24 +79,17 @@ class Series:
     """The logarithms of one family's factors on an interval.
 
     `g_k(s, t) = constant_k + alone_k · (T(s) + T(t)) + Σ_r pivots_kr v_kr(s) v_kr(t)` with
-    `v_kr = vectors_kr · T` and `T = (T_1, ..., T_degree)` at points scaled to [-1, 1].
-
-    Attributes:
-        middle, half: of the interval, `()`.
-        constant: `(k,)`, for each coordinate.
-        alone: `(k, degree)`.
-        vectors: `(k, degree, rank)`.
-        pivots: `(k, rank)`.
-        error: largest coefficient left out, relative to the largest logarithm where that is above
-            one; infinite where a factor is not positive.
+    `v_kr = vectors_kr · T` and `T = (T_1, ..., T_degree)` at points scaled to [-1, 1]. `error` is
+    the largest coefficient left out, relative to the largest logarithm where that is above one;
+    infinite where a factor is not positive.
     """
 
     middle: Any
     half: Any
-    constant: Any
-    alone: Any
-    vectors: Any
-    pivots: Any
+    constant: Any  # (k,), for each coordinate
+    alone: Any  # (k, degree)
+    vectors: Any  # (k, degree, rank)
+    pivots: Any  # (k, rank)
     error: Any
 
     def scaled(self, x: Array) -> Array:
@@ -109,31 +97,19 @@ class Series:
         return (x - self.middle) / self.half
 
 
-def interval(points: Array) -> tuple[Array, Array]:
-    """Middle and half width of the interval for points, with its margin."""
-    low, high = jnp.min(points), jnp.max(points)
-    middle, half = (low + high) / 2, (1 + 2 * MARGIN) * (high - low) / 2
-    fixed = jax.lax.stop_gradient
-    return fixed(middle), fixed(jnp.where(half > 0, half, jnp.ones_like(half)))
-
-
 def coefficients_of(family: Any, points: Float[Array, "n k"], count: int) -> tuple[Array, ...]:
     """Chebyshev coefficients `(k, count, count)` of a family's logarithmic kernels.
 
-    Args:
-        family: with stacked leaves, in which the result is differentiable.
-        points: centres, which give the interval.
-        count: nodes in each argument.
-
-    Returns:
-        The coefficients; the largest logarithm, one at least, or infinity where a factor is not
-        positive; middle and half width of the interval.
+    Then the largest logarithm, one at least, or infinity where a factor is not positive; middle
+    and half width of the interval of the points.
     """
     angles = (np.arange(count) + 0.5) * np.pi / count
     transform = 2 / count * np.cos(np.arange(count)[:, None] * angles[None, :])
     transform[0] /= 2
     transform = jnp.asarray(transform, points.dtype)
-    middle, half = interval(points)
+    low, high = jax.lax.stop_gradient((jnp.min(points), jnp.max(points)))
+    middle, half = (low + high) / 2, (1 + 2 * MARGIN) * (high - low) / 2
+    half = jnp.where(half > 0, half, jnp.ones_like(half))
     nodes = middle + half * jnp.asarray(np.cos(angles), points.dtype)
     values = values_of(family, jnp.broadcast_to(nodes[None, :], (points.shape[1], count)))
     kernels = jnp.einsum("kaf,kbf->kab", values, values, precision="highest")
@@ -161,14 +137,7 @@ def eliminate(rest: Float[Array, "k p p"], rank: int) -> tuple[Array, Array, Arr
 
 
 def series_of(family: Any, points: Float[Array, "n k"], degree: int, rank: int) -> Series:
-    """The series of a family, differentiable in its leaves, with the error that it makes.
-
-    Args:
-        family: with stacked leaves.
-        points: centres, which give the interval.
-        degree: of the series in each argument.
-        rank: number of products of a function of one argument and one of the other.
-    """
+    """The series of a family, differentiable in its leaves, with the error that it makes."""
     c, largest, middle, half = coefficients_of(family, points, degree + 1 + CHECK)
     kept = c[:, 1 : degree + 1, 1 : degree + 1]
     vectors, pivots, rest = eliminate(kept, rank)
@@ -211,17 +180,11 @@ def _errors(product: Any, centers: Array) -> tuple[Array, Array]:
 
 
 def orders_for(product: Any, centers: Any, dtype: Any) -> tuple[int, int]:
-    """The least degree and rank whose series are as good as a dtype; zeros where there are none.
-
-    Args:
-        product: `Product`, concrete.
-        centers: `(m, d)`, concrete.
-        dtype: of the computation.
-    """
+    """The least degree and rank whose series are as good as a dtype; zeros where there are none."""
     values = np.asarray(centers, np.float64)
     # The ends of the interval are all that matters, and their shape that of any centres.
     ends = np.stack([values.min(axis=0), values.max(axis=0)])
-    with jax.enable_x64(True):
+    with in_float64(True):
         errors = _errors(product, jnp.asarray(ends))
     good = [np.flatnonzero(np.asarray(e) <= tolerance(dtype) / 4) for e in errors]
     if not (good[0].size and good[1].size):
@@ -235,16 +198,12 @@ def orders_for(product: Any, centers: Any, dtype: Any) -> tuple[int, int]:
 class Exponent:
     """A kernel's exponent as a matrix product: `features(x) · (weights features(c)) + sums`.
 
-    Attributes:
-        parts: `Series`, one a family.
-        origins: for each part `(rank, k)`, what is taken from its features so that large terms do
-            not cancel: their mean over the centres.
-        coordinates: of each part (static).
-        degree: of the series (static).
+    From the features of each part their mean over the centres is taken, its origin, so that large
+    terms do not cancel.
     """
 
-    parts: Any
-    origins: Any
+    parts: Any  # `Series`, one a family
+    origins: Any  # (rank, k) of each
     coordinates: tuple[tuple[int, ...], ...] = static()
     degree: int = static()
 
@@ -295,14 +254,7 @@ def _mixed(series: Series, x: Float[Array, "n k"], degree: int) -> tuple[list[Ar
 
 
 def exponent_of(groups: Any, centers: Float[Array, "m d"], degree: int, rank: int) -> Exponent:
-    """The exponent of a kernel with its centres.
-
-    Args:
-        groups: as `families` gives them.
-        centers: in the dtype of the computation.
-        degree: of the series.
-        rank: of the series.
-    """
+    """The exponent of a kernel with its centres, of the `families` of its product."""
     picked = [pick(centers, indices) for indices, _ in groups]
     pairs = list(zip(groups, picked, strict=True))
     parts = [series_of(family, x, degree, rank) for (_, family), x in pairs]

@@ -1,5 +1,6 @@
 """How large a dictionary gets, before anything is allocated, and which sizes would fit."""
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -7,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from koopjax._core import as_dtype, as_whole, check_dictionary, is_tracing
-from koopjax.observables._affine import Project
 from koopjax.observables._combine import Compose, Concat, Select
 from koopjax.observables._polynomials import Identity, Monomials, Orthogonal
+from koopjax.observables._project import Project
 
 
 def bytes_needed(psi: Any, n: int, d: int, dtype: Any = jnp.float32) -> int:
@@ -62,7 +63,7 @@ def fits(
 
     Example:
         >>> fits(Monomials(3), 100, 2**30).advice
-        'Monomials(2) with 5,151 observables, or Project to 38 coordinates first'
+        'Monomials(2) with 5,151 observables, or Project to 39 coordinates first'
     """
     check_dictionary("psi", psi)
     memory, rows = as_whole("memory", memory, 0, 2**63), as_whole("rows", rows, 0, 2**63)
@@ -76,10 +77,10 @@ def fits(
     else:
         largest = budget // max(rows, 1)
     ok = needed <= memory
-    return Fits(ok, size, needed, largest, "" if ok else suggest(psi, d, largest))
+    return Fits(ok, size, needed, largest, "" if ok else _suggest(psi, d, largest))
 
 
-def suggest(psi: Any, d: int, limit: int) -> str:
+def _suggest(psi: Any, d: int, limit: int) -> str:
     """Dictionaries like `psi` with at most `limit` observables, in words."""
     while isinstance(psi, Compose):
         d, psi = psi.first.size(d), psi.then
@@ -99,10 +100,8 @@ def suggest(psi: Any, d: int, limit: int) -> str:
 def largest_degree(d: int, limit: int) -> int:
     """Largest total degree with at most `limit` products of `d` coordinates; -1 if none."""
     d, limit = as_whole("d", d, 1), as_whole("limit", limit, 0, 2**63)
-    degree = -1
-    while math.comb(d + degree + 1, degree + 1) <= limit and degree < 64:
-        degree += 1
-    return degree
+    few = (math.comb(d + degree, degree) <= limit for degree in range(65))
+    return sum(itertools.takewhile(bool, few)) - 1
 
 
 def largest_dimension(degree: int, limit: int) -> int:
@@ -111,10 +110,8 @@ def largest_dimension(degree: int, limit: int) -> int:
     low, high = 0, max(1, limit)
     while low < high:
         middle = (low + high + 1) // 2
-        if math.comb(middle + degree, degree) <= limit:
-            low = middle
-        else:
-            high = middle - 1
+        few = math.comb(middle + degree, degree) <= limit
+        low, high = (middle, high) if few else (low, middle - 1)
     return low
 
 

@@ -68,6 +68,8 @@ def test_scores_are_those_of_refitting(kind, solver, grid, oracle):
     expected = oracle(best, x.astype(float), y.astype(float))
     np.testing.assert_allclose(chosen.value, expected, rtol=1e-6, atol=1e-8)
     assert int(chosen.result) == SUCCESS
+    if kind == "rfactor":
+        return  # the rule sees the scores alone
     # One standard error: the simplest within it.
     simple = edmd.solve(stacked, edmd.CrossValidated(solver, grid, rule="one_se"))
     mean, best_at = scores.mean(0), scores.mean(0).argmin()
@@ -101,19 +103,17 @@ def test_a_grid_over_both_in_a_metric():
 
 def test_fit_chooses_by_itself_and_streams():
     x, y = data(60)
+    stacked = edmd.accumulate(
+        Monomials(1), x, y, target=Identity(), folds=5, accumulate_dtype=jnp.float32
+    )
     for solver in (edmd.Ridge(), edmd.TruncatedSVD(1)):
         method = edmd.CrossValidated(solver)
         whole = edmd.fit(Monomials(1), x, y, solver=method, target=Identity())
         stream = [(x[:30], y[:30]), (x[30:], y[30:])]
         streamed = edmd.fit(Monomials(1), stream, solver=method, target=Identity())
         np.testing.assert_allclose(whole.matrix, streamed.matrix, atol=1e-6)
-        jitted = jax.jit(edmd.solve)(
-            edmd.accumulate(
-                Monomials(1), x, y, target=Identity(), folds=5, accumulate_dtype=jnp.float32
-            ),
-            edmd.CrossValidated(solver, jnp.array([1, 2])),
-        )
-        assert int(jitted.result) == SUCCESS
+        method = edmd.CrossValidated(solver, np.array([1, 2]))
+        assert int(jax.jit(edmd.solve)(stacked, method).result) == SUCCESS
     square = edmd.fit(Monomials(1), x, y, solver=edmd.CrossValidated(edmd.ReducedRank(1)))
     assert square.readout.shape == (5, 4)
 

@@ -181,13 +181,12 @@ def test_strict_promotion_and_nan_checks_break_nothing(statistics):
     """Dependent observables too, where a factorisation is tried that may break down."""
     x = Z.astype(np.float32)[:40]
     same = np.concatenate([x, x[:, :1]], 1)
-    for settings in (jax.numpy_dtype_promotion("strict"), jax.debug_nans(True)):
-        with settings:
-            for solver in SOLVERS:
-                koopman = edmd.fit(
-                    Monomials(1), x, x @ K, target=Identity(), solver=solver, statistics=statistics
-                )
-                assert np.isfinite(koopman.matrix).all()
-            koopman = edmd.fit(Monomials(1), same, same, statistics=statistics)
-            assert np.isfinite(koopman.predict(same, 2)).all()
-            assert np.isfinite(koopman.residuals(same, same)).all()
+    with jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
+        for solver in SOLVERS:
+            koopman = edmd.fit(
+                Monomials(1), x, x @ K, target=Identity(), solver=solver, statistics=statistics
+            )
+            assert np.isfinite(koopman.matrix).all()
+        koopman = edmd.fit(Monomials(1), same, same, statistics=statistics)
+        assert np.isfinite(koopman.predict(same, 2)).all()
+        assert np.isfinite(koopman.residuals(same, same)).all()

@@ -76,19 +76,17 @@ def test_solution_is_the_textbook_one(kind, name):
 
 
 @both
-@every
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name != "relative"])
 def test_jit_vmap_and_dtype(kind, name):
     solver, leaf, values = REGISTRY[name]
     x, y = problem(dtype=np.float32)
     stats = kind.from_batch(x, y)
     of = lambda value: edmd.solve(stats, dataclasses.replace(solver, **{leaf: value}))
-    eager = edmd.solve(stats, solver)
-    assert eager.value.dtype == jnp.float32
-    jitted = jax.jit(edmd.solve)(stats, solver)
-    np.testing.assert_allclose(jitted.value, eager.value, atol=1e-5)
-    lanes = jax.vmap(of)(jnp.asarray(values))
+    lanes = jax.jit(jax.vmap(of))(np.asarray(values, np.float32 if leaf != "rank" else np.int32))
     for i, value in enumerate(values):
-        np.testing.assert_allclose(lanes.value[i], of(value).value, atol=2e-4)
+        eager = of(value).value
+        assert eager.dtype == jnp.float32
+        np.testing.assert_allclose(lanes.value[i], eager, atol=2e-4)
     assert lanes.result.shape == (3,)
 
 
@@ -101,17 +99,21 @@ def test_derivative_is_the_finite_difference(kind, name):
     step = 1e-5
 
     def value(t):
-        k = edmd.solve(kind.from_batch(x + t * dx, y + t * dy), solver).value
-        return jnp.sum(jnp.sin(k)), k
+        return edmd.solve(kind.from_batch(x + t * dx, y + t * dy), solver).value
+
+    @jax.jit
+    def slopes(t):
+        """Forwards, and backwards along the result itself."""
+        _, along = jax.linearize(value, t)
+        slope = along(1.0)
+        return slope, jax.linear_transpose(along, t)(slope)[0]
 
     with jax.enable_x64(True):
-        slope = jax.jit(lambda t: jax.jvp(value, (t,), (1.0,))[1])(0.0)
-        back = jax.jit(jax.grad(lambda t: value(t)[0]))(0.0)
-        run = jax.jit(value)
-        high, low = run(step), run(-step)
-    difference = (np.asarray(high[1]) - np.asarray(low[1])) / (2 * step)
-    np.testing.assert_allclose(slope[1], difference, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(back, slope[0], rtol=1e-8)
+        slope, back = map(np.asarray, slopes(0.0))
+        high, low = value(step), value(-step)
+    difference = (np.asarray(high) - np.asarray(low)) / (2 * step)
+    np.testing.assert_allclose(slope, difference, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(back, np.sum(slope**2), rtol=1e-8)
 
 
 @pytest.mark.parametrize("kind", KINDS)

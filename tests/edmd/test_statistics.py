@@ -30,7 +30,7 @@ def close(a, b, scale=1.0):
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=15, deadline=None)
-@given(sizes=st.tuples(*[st.integers(1, 7)] * 3), seed=st.integers(0, 99))
+@given(sizes=st.permutations([1, 4, 7]), seed=st.integers(0, 99))
 def test_statistics_are_a_monoid(kind, sizes, seed):
     parts = [lifted(seed + i, n) for i, n in enumerate(sizes)]
     a, b, c = (kind.from_batch(x, y) for x, y, _ in parts)
@@ -140,11 +140,12 @@ def test_folds_add_up_and_leave_out(kind, rng):
         others = edmd.leave_one_out(stacked)
         whole = edmd.accumulate(Monomials(1), x, y, statistics=kind)
         np.testing.assert_allclose(moments(edmd.total(stacked)), moments(whole), atol=1e-12)
+        lifted_x, lifted_y = (np.c_[np.ones(23), a.astype(np.float64)] for a in (x, y))
         for fold in range(3):
-            rest = edmd.accumulate(Monomials(1), x[of != fold], y[of != fold], statistics=kind)
+            rest = np.concatenate([lifted_x, lifted_y], axis=1)[of != fold]
             lane = jax.tree.map(lambda a, f=fold: np.asarray(a)[f], others)
             with jax.enable_x64(True):
-                np.testing.assert_allclose(moments(lane), moments(rest), atol=1e-12)
+                np.testing.assert_allclose(moments(lane), rest.T @ rest, atol=1e-12)
 
 
 def test_one_evaluation_where_both_sides_are_the_same(rng):

@@ -11,7 +11,7 @@ D = 4
 
 
 def data(n=40, d=D, seed=0):
-    return jax.random.normal(jax.random.key(seed), (n, d))
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
 
 
 class LinenNet(linen.Module):
@@ -22,9 +22,18 @@ class LinenNet(linen.Module):
         return linen.tanh(linen.Dense(self.width)(x))
 
 
+def kernel_init(key, shape, dtype=np.float32, out_sharding=None):
+    """Without a program for each draw."""
+    return jnp.asarray(np.random.default_rng(shape).normal(size=shape) / shape[0] ** 0.5, dtype)
+
+
+def linear(width, rngs=None):
+    return nnx.Linear(D, width, rngs=rngs or nnx.Rngs(0), kernel_init=kernel_init)
+
+
 def nnx_net():
     rngs = nnx.Rngs(0)
-    return nnx.Sequential(nnx.Linear(D, 5, rngs=rngs), nnx.BatchNorm(5, rngs=rngs), jnp.tanh)
+    return nnx.Sequential(linear(5, rngs), nnx.BatchNorm(5, rngs=rngs), jnp.tanh)
 
 
 def shifted_sine(x):
@@ -39,11 +48,19 @@ def scaled(params, x):
     return x * params[None, :]
 
 
-_key = jax.random.key(1)
+def array(*values):
+    return jnp.asarray(np.array(values, np.float32))
+
+
 _net = LinenNet()
-_standard = ob.Standardize.fit(data(seed=3))
-_project = ob.Project.pca(data(seed=3), 2)
-_rbf = ob.GaussianRBF.fit(data(200), 6, _key)
+_standard = ob.Standardize(*map(jnp.asarray, (data(1, seed=3)[0], 1 + data(1, seed=4)[0] ** 2)))
+_project = ob.Project(jnp.asarray(data(D, 2, seed=5)), jnp.asarray(data(1, seed=6)[0]))
+_rbf = ob.GaussianRBF(jnp.asarray(data(6, seed=1)), jnp.float32(1.5))
+_fourier = ob.RandomFourier(jnp.asarray(data(D, 4, seed=7)), jnp.float32(2.0), 7)
+_mixed = ob.Product(
+    [ob.Trigonometric(1, 0.5), ob.CosSin(), ob.Gaussian1D(array(0, 1)), ob.Monomials(2)]
+)
+_centers = jnp.asarray(data(5, seed=2))
 
 DICTIONARIES = {
     "identity": ob.Identity(),
@@ -51,29 +68,21 @@ DICTIONARIES = {
     "monomials": ob.Monomials(3),
     "hermite": ob.Orthogonal(3),
     "chebyshev": ob.Orthogonal(3, "chebyshev"),
-    "kronecker": ob.Kronecker.fit(data(), (2, D // 2), (2, 1)),
-    "shift": ob.Standardize(jnp.arange(float(D))),
+    "kronecker": ob.Kronecker((jnp.asarray(data(2, 2)), jnp.asarray(data(2, 1)))),
+    "shift": ob.Standardize(array(0, 1, 2, 3)),
     "rbf": _rbf,
-    "rbf_widths": ob.GaussianRBF(_rbf.centers, jnp.linspace(1.0, 3.0, 6)),
-    "fourier": ob.RandomFourier.create(_key, D, 7, 2.0),
+    "rbf_widths": ob.GaussianRBF(_rbf.centers, array(*np.linspace(1, 3, 6))),
+    "fourier": _fourier,
     "product": ob.Product.of(ob.Polynomial1D(2, "hermite"), D),
-    "product_mixed": ob.Product(
-        [ob.Trigonometric(1, 0.5), ob.CosSin(), ob.Gaussian1D(jnp.arange(2.0)), ob.Monomials(2)]
-    ),
-    "product_kernel": ob.ProductKernel(ob.Product.of(ob.CosSin(0.2), D), data(5, seed=2), 5, 3),
-    "product_kernel_mixed": ob.ProductKernel(
-        ob.Product(
-            [ob.Trigonometric(1, 0.5), ob.CosSin(), ob.Gaussian1D(jnp.arange(2.0)), ob.Monomials(2)]
-        ),
-        data(5, seed=2),
-        0,
-    ),
+    "product_mixed": _mixed,
+    "product_kernel": ob.ProductKernel(ob.Product.of(ob.CosSin(0.2), D), _centers, 5, 3),
+    "product_kernel_mixed": ob.ProductKernel(_mixed, _centers, 0),
     "nnx": ob.Neural(nnx_net()),
-    "linen": ob.Neural((_net, _net.init(_key, data()))),
-    "function": ob.Neural((scaled, jnp.arange(1.0, 5.0))),
+    "linen": ob.Neural((_net, jax.jit(_net.init)(jax.random.key(1), data()))),
+    "function": ob.Neural((scaled, array(1, 2, 3, 4))),
     "custom": ob.Custom(shifted_sine, D),
     "custom_single": ob.Custom(one_state, 3, labels=("a", "b", "c")),
-    "custom_params": ob.Custom(scaled, D, params=jnp.ones(D)),
+    "custom_params": ob.Custom(scaled, D, params=array(1, 1, 1, 1)),
     "concat": ob.Concat([ob.Monomials(1), _rbf, ob.Concat(ob.Identity(), ob.Monomials(0))]),
     "standardized": ob.Compose(_standard, ob.Monomials(2)),
     "nested": ob.Compose(
@@ -83,7 +92,7 @@ DICTIONARIES = {
     "select_monomials": ob.Select(ob.Monomials(3), np.array([0, 34, 5, 5])),
     "select_hermite": ob.Select(ob.Orthogonal(3), [34, 1, 0, 17]),
     "select_rbf": ob.Select(_rbf, [5, 0]),
-    "select_fourier": ob.Select(ob.RandomFourier.create(_key, D, 7, 2.0), [6, 0, 3, 4]),
+    "select_fourier": ob.Select(_fourier, [6, 0, 3, 4]),
     "select_product": ob.Select(ob.Product.of(ob.Polynomial1D(2), D), [80, 0, 40]),
     "select_nested": ob.Select(
         ob.Select(ob.Compose(_standard, ob.Monomials(2)), [14, 3, 2]), [2, 0]

@@ -11,9 +11,9 @@ from hypothesis import given, settings, strategies as st
 from numpy.polynomial import chebyshev, hermite_e, legendre
 
 from koopjax import observables as ob
-from koopjax.observables._graded import tuples, unrank
+from koopjax.observables._polynomials import unrank
 
-sizes = st.tuples(st.integers(1, 6), st.integers(0, 5))
+SIZES = [(1, 5), (3, 4), (6, 2), (4, 0)]
 
 
 def index_tuples(d, degree):
@@ -43,20 +43,17 @@ def oracle(x, degree, family=None):
     return np.stack(columns, axis=1)
 
 
-@settings(max_examples=12, deadline=None)
-@given(sizes)
-def test_monomials_are_all_products(size):
-    d, degree = size
+@pytest.mark.parametrize(("d", "degree"), SIZES)
+def test_monomials_are_all_products(d, degree):
     x = np.random.default_rng(d).normal(size=(3, d))
     psi = ob.Monomials(degree)
     assert psi.size(d) == math.comb(d + degree, degree) == len(index_tuples(d, degree))
     np.testing.assert_allclose(psi(x), oracle(x, degree), rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=10, deadline=None)
-@given(sizes, st.sampled_from(["hermite", "legendre", "chebyshev"]))
-def test_orthogonal_are_all_products(size, family):
-    d, degree = size
+@pytest.mark.parametrize(("d", "degree"), SIZES[:3])
+@pytest.mark.parametrize("family", ["hermite", "legendre", "chebyshev"])
+def test_orthogonal_are_all_products(d, degree, family):
     x = np.random.default_rng(d).uniform(-1, 1, size=(3, d))
     psi = ob.Orthogonal(degree, family)
     np.testing.assert_allclose(psi(x), oracle(x, degree, family), rtol=1e-4, atol=1e-4)
@@ -94,8 +91,8 @@ def test_orthonormal_under_the_familys_measure(family):
 
 @pytest.mark.parametrize(("d", "degree"), [(1, 1), (1, 4), (6, 1), (3, 5), (7, 2), (5, 3)])
 def test_unranking_inverts_the_order(d, degree):
-    table = np.array([t + (d,) * (degree - len(t)) for t in tuples(d, degree)])
-    np.testing.assert_array_equal(unrank(jnp.arange(len(table)), d, degree), table)
+    table = np.array([t + (d,) * (degree - len(t)) for t in index_tuples(d, degree)])
+    np.testing.assert_array_equal(unrank(np.arange(len(table)), d, degree), table)
 
 
 @settings(max_examples=20, deadline=None)
@@ -104,7 +101,7 @@ def test_selected_products_are_columns_of_all(indices):
     x = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     for psi in (ob.Monomials(3), ob.Orthogonal(3)):
         chosen = ob.Select(psi, np.array(indices))(x)
-        np.testing.assert_allclose(chosen, psi(x)[:, np.array(indices)], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(chosen, np.asarray(psi(x))[:, indices], rtol=1e-5, atol=1e-6)
 
 
 def test_selection_from_a_dictionary_that_could_not_be_formed():
@@ -142,8 +139,8 @@ def test_unknown_family_is_refused():
 
 
 def test_quadratic_dictionary_of_the_benchmark():
-    x = jax.random.normal(jax.random.key(0), (50, 100))
-    out = ob.Monomials(2)(x)
+    x = np.random.default_rng(0).normal(size=(50, 100)).astype(np.float32)
+    out = np.asarray(ob.Monomials(2)(x))
     rows, cols = np.triu_indices(100)
     assert out.shape == (50, 5151)
-    np.testing.assert_allclose(out[:, 101:], np.asarray(x)[:, rows] * np.asarray(x)[:, cols])
+    np.testing.assert_allclose(out[:, 101:], x[:, rows] * x[:, cols])

@@ -2,19 +2,22 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from koopjax._core import as_dtype, as_key, as_numbers, as_whole, check_number, expected, read
+from koopjax._core import as_numbers, as_whole, check_number, expected, read
 
 MOST_SAMPLES = 1 << 31
-Drift = Callable[[Float[Array, "... d"]], Float[Array, "... d"]]
 
 
-def runge_kutta(drift: Drift, x: Array, dt: Array | float, substeps: int) -> Array:
+def runge_kutta(
+    drift: Callable[[Float[Array, "... d"]], Float[Array, "... d"]],
+    x: Array,
+    dt: Array | float,
+    substeps: int,
+) -> Array:
     """State after a time `dt` by `substeps` classical fourth-order steps; dtype kept.
 
     Args:
@@ -34,7 +37,7 @@ def runge_kutta(drift: Drift, x: Array, dt: Array | float, substeps: int) -> Arr
     h = dt / as_whole("systems.runge_kutta: substeps", substeps, 1)
     _require_alike("systems.runge_kutta: a drift", drift, x)
 
-    def advance(x, _):
+    def advance(x: Array, _: None) -> tuple[Array, None]:
         k1 = drift(x)
         k2 = drift(x + 0.5 * h * k1)
         k3 = drift(x + 0.5 * h * k2)
@@ -42,27 +45,6 @@ def runge_kutta(drift: Drift, x: Array, dt: Array | float, substeps: int) -> Arr
         return x + (h / 6.0) * (k1 + 2.0 * k2 + 2.0 * k3 + k4), None
 
     return jax.lax.scan(advance, x, None, length=substeps)[0]
-
-
-def uniform(
-    system: str, key: Array, n: int, d: int, low: float, high: float, dtype: jnp.dtype | type
-) -> Float[Array, "n d"]:
-    """Initial states, independent and uniform in a box."""
-    n = as_whole(f"systems.{system}: at least one sample, n", n, 1, MOST_SAMPLES)
-    bounds = []
-    for name, bound in (("low", low), ("high", high)):
-        check_number(f"systems.{system}: the bound {name}", bound, -math.inf)
-        bounds.append(as_numbers(f"systems.{system}: the bound {name}", bound))
-    key = as_key(f"systems.{system}", key)
-    return jax.random.uniform(key, (n, d), as_dtype("dtype", dtype), *bounds)
-
-
-def states(system: str, x: Any, d: int) -> Float[Array, "... d"]:
-    """States as a user gives them, each of `d` numbers."""
-    x = as_numbers(f"systems.{system}: states", x)
-    if x.ndim == 0 or x.shape[-1] != d:
-        raise expected(f"systems.{system}: states (..., {d})", f"shape {x.shape}")
-    return x
 
 
 def trajectory(
@@ -75,12 +57,11 @@ def trajectory(
         x: initial state or states.
         steps: static.
     """
-
     x = as_numbers("systems.trajectory: states", x)
     steps = as_whole("systems.trajectory: steps", steps, 0, MOST_SAMPLES)
     _require_alike("systems.trajectory: a step", step, x)
 
-    def advance(x, _):
+    def advance(x: Array, _: None) -> tuple[Array, Array]:
         y = step(x)
         return y, y
 
