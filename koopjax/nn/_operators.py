@@ -320,7 +320,7 @@ def as_parameter(name: str, value: Any, dtype: Any) -> Array:
     if dtype is None:
         return array
     short = on_device(array, as_dtype("param_dtype", dtype))
-    if not is_tracing(array) and bool(jnp.isfinite(array).all()):
+    if not is_tracing(array) and np.isfinite(np.asarray(array)).all():
         check_finite(f"{name} as {short.dtype}", short)
     return short
 

@@ -158,25 +158,28 @@ class Sparse(Operator):
 
     def to_dense(self) -> Float[Array, "p q"]:
         """The matrix `K`."""
-        return self._dense(*(v.get_value() for v in (self.values, self.rows, self.columns)))
-
-    def _dense(self, values: Array, rows: Array, columns: Array) -> Array:
-        # unsigned bytes can't hold the size 256 that the bounds of an index are compared with
-        places = rows.astype(jnp.int32), columns.astype(jnp.int32)
-        return (
-            jnp.zeros(self.shape, values.dtype)
-            .at[places]
-            .set(values, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
-        )
+        entries = (v.get_value() for v in (self.values, self.rows, self.columns))
+        return _placed(*entries, shape=self.shape)
 
     def _map(self, x: Array, values: Array, rows: Array, columns: Array) -> Array:
         (p, q), n = self.shape, math.prod(x.shape[:-1])
         if not self._gathers(n):
-            return jnp.matmul(x, self._dense(values, rows, columns), precision=self.precision)
+            return jnp.matmul(
+                x, _placed(values, rows, columns, shape=self.shape), precision=self.precision
+            )
         gathered = jnp.take(x.reshape(n, p).T, rows.astype(jnp.int32), axis=0, mode="clip")
         products = gathered * values[:, None]
         out = jax.ops.segment_sum(products, columns.astype(jnp.int32), q).T
         return out.reshape(*x.shape[:-1], q)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _placed(values: Array, rows: Array, columns: Array, *, shape: tuple[int, int]) -> Array:
+    """The matrix of stored entries."""
+    # unsigned bytes can't hold the size 256 that the bounds of an index are compared with
+    places = jnp.zeros(shape, values.dtype).at[rows.astype(jnp.int32), columns.astype(jnp.int32)]
+    how: Any = {"indices_are_sorted": True, "unique_indices": True, "mode": "promise_in_bounds"}
+    return places.set(values, **how)
 
 
 class Clustered(Operator):
@@ -293,16 +296,19 @@ class Clustered(Operator):
 
     def to_dense(self) -> Float[Array, "p q"]:
         """The matrix `K`."""
-        return self._dense(self.codebook.get_value(), self.codes.get_value())
-
-    def _dense(self, codebook: Array, codes: Array) -> Array:
-        if self.zero:
-            # a mask costs nothing where writing one number would be an operation of its own
-            codebook = jnp.where(jnp.arange(codebook.shape[0]) == 0, 0, codebook)
-        return jnp.take(codebook, codes.astype(jnp.int32), axis=0, mode="clip")
+        return _looked_up(self.codebook.get_value(), self.codes.get_value(), zero=self.zero)
 
     def _map(self, x: Array, codebook: Array, codes: Array) -> Array:
-        return jnp.matmul(x, self._dense(codebook, codes), precision=self.precision)
+        return jnp.matmul(x, _looked_up(codebook, codes, zero=self.zero), precision=self.precision)
+
+
+@functools.partial(jax.jit, static_argnames="zero")
+def _looked_up(codebook: Array, codes: Array, *, zero: bool) -> Array:
+    """The matrix of a codebook and codes."""
+    if zero:
+        # a mask costs nothing where writing one number would be an operation of its own
+        codebook = jnp.where(jnp.arange(codebook.shape[0]) == 0, 0, codebook)
+    return jnp.take(codebook, codes.astype(jnp.int32), axis=0, mode="clip")
 
 
 class Quantized(Operator):
