@@ -1,5 +1,6 @@
 """The Koopman block as an NNX module: dictionary, then operator."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,11 +8,15 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from koopjax._core import as_dtype, expected
-from koopjax.nn import functional
-from koopjax.nn._dictionary import as_nodes, take_apart
+from koopjax._core import as_array, as_dtype, expected
+from koopjax.nn._dictionary import (
+    as_nodes,
+    check_modes,
+    ends_in_product,
+    product_factors,
+    take_apart,
+)
 from koopjax.nn._operators import Dense, Operator, precision_name
-from koopjax.nn._product import check_modes, ends_in_product
 from koopjax.nn._tt import TT
 from koopjax.nn._variables import is_variable, make_variable, retag, trainable_parts
 
@@ -84,7 +89,7 @@ class KoopmanBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch q"]:
         """`psi(x) K` along the last axis."""
-        return functional.apply_block(self.psi, self.operator, x, dtype=self.dtype)
+        return apply_block(self.psi, self.operator, x, self.dtype)
 
     @property
     def out_features(self) -> int:
@@ -93,4 +98,25 @@ class KoopmanBlock(nnx.Module):
 
     def lift(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch p"]:
         """The observables alone, `psi(x)`."""
-        return functional.apply_block(self.psi, jnp.asarray, x, dtype=self.dtype)
+        return apply_block(self.psi, jnp.asarray, x, self.dtype)
+
+
+def apply_block(psi: Any, operator: Any, x: ArrayLike, dtype: DTypeLike | None) -> Array:
+    """`operator(psi(x))` along the last axis, for any number of batch axes, in a dtype or any.
+
+    Of a product dictionary before an operator that takes its factors no product is formed.
+    """
+    x = as_array("the states", x)
+    x = x if dtype is None else x.astype(dtype)
+    if x.ndim == 0:
+        raise expected("states of shape (..., d)", "a scalar", "x[None]")
+    batch = x.shape[:-1]
+    contracts = getattr(operator, "apply_product", None)
+    if contracts is not None and ends_in_product(psi):
+        flat = x.reshape(math.prod(batch), x.shape[-1])
+        out = contracts(product_factors(psi, flat, dtype))
+        return out.reshape(*batch, out.shape[-1])
+    flat = x if x.ndim <= 2 else x.reshape(-1, x.shape[-1])
+    lifted = psi(flat)
+    out = operator(lifted if dtype is None else lifted.astype(dtype))
+    return out.reshape(*batch, out.shape[-1])

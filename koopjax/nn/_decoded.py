@@ -10,11 +10,9 @@ from flax import nnx
 
 from koopjax._core import expected, is_tracing
 from koopjax.nn._block import KoopmanBlock
-from koopjax.nn._clustered import Clustered
+from koopjax.nn._dictionary import ends_in_product
 from koopjax.nn._operators import Dense, Operator
-from koopjax.nn._product import ends_in_product
-from koopjax.nn._quantized import Quantized
-from koopjax.nn._sparse import Sparse
+from koopjax.nn._stored import Clustered, Quantized, Sparse
 from koopjax.nn._tt import TT
 from koopjax.observables import Compose, Kronecker, Project
 

@@ -1,10 +1,10 @@
 """From a fitted Koopman operator to a layer."""
 
-from functools import partial
+import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
@@ -13,15 +13,15 @@ from koopjax._core import (
     as_flag,
     as_whole,
     expected,
-    has_float64,
     is_tracing,
     matmul,
+    on_device,
+    precise_as,
     read_numbers,
 )
 from koopjax.edmd import Generator
-from koopjax.nn import functional
 from koopjax.nn._block import KoopmanBlock
-from koopjax.nn._operators import Dense, LowRank, check_matrix
+from koopjax.nn._operators import PRECISION, Dense, LowRank, check_matrix
 from koopjax.nn._tt import TT
 from koopjax.tensor_edmd import KernelKoopman, TensorKoopman
 
@@ -35,7 +35,7 @@ def from_koopman(
     trainable: bool | str | tuple[str, ...] = False,
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike | None = None,
-    precision: Any = functional.PRECISION,
+    precision: Any = PRECISION,
 ) -> KoopmanBlock:
     """The layer that a fit predicts with: `block(x) == fit.predict(x, steps)` to rounding.
 
@@ -60,8 +60,8 @@ def from_koopman(
     Returns:
         A block that holds the fit's dictionary and `Dense`, `LowRank` or `TT`.
 
-    Numerics: powers, product and SVD are computed in float64 where the backend has it and nothing
-    is traced, and rounded once to the fit's dtype.
+    Numerics: powers, product and SVD are computed in float64 on the host where nothing is traced,
+    and rounded once to the fit's dtype.
     """
     steps, lifted = as_whole("steps", steps, 1), as_flag("lifted", lifted)
     if isinstance(fit, TensorKoopman):
@@ -71,63 +71,49 @@ def from_koopman(
                 f"steps={steps}, lifted={lifted}",
                 "calling the block several times",
             )
-        operator = TT.from_train(_rounded(fit.train, rank), precision=precision)
-        return KoopmanBlock(
-            fit.psi, operator, trainable=trainable, dtype=dtype, param_dtype=param_dtype
-        )
-    parts = all(hasattr(fit, name) for name in ("psi", "matrix", "readout"))
-    if not parts or isinstance(fit, Generator):
-        raise expected(
-            "a fit such as edmd.Koopman", type(fit).__name__, "edmd.fit, or generator.koopman(time)"
-        )
-    matrix = read_numbers("K", fit.matrix)
-    readout = None if fit.readout is None else read_numbers("the readout", fit.readout)
-    check_matrix("K", matrix)
-    if readout is not None:
-        check_matrix("the readout", readout)
-    # A kernel's columns are outputs, whatever their number; others say so, or are as their shape.
-    same = not isinstance(fit, KernelKoopman) and matrix.shape[0] == matrix.shape[1]
-    if steps > 1 and not getattr(fit, "square", same):
-        raise expected(
-            "a square K to take several steps",
-            f"K of shape {tuple(matrix.shape)} onto another dictionary",
-            "steps=1, or a fit without target",
-        )
-    folded_readout = None if lifted else readout
-    q = matrix.shape[1] if folded_readout is None else folded_readout.shape[1]
-    rank = None if rank is None else as_whole("rank", rank, 1, min(matrix.shape[0], q))
-    kind = matrix.dtype
-    if not is_tracing(matrix, readout) and has_float64():
-        with jax.enable_x64(True):
-            wide = jnp.asarray(matrix, jnp.float64)
-            read = None if folded_readout is None else jnp.asarray(folded_readout, jnp.float64)
-            arrays = tuple(a.astype(kind) for a in _fold(wide, read, steps, rank))
+        train = fit.train
+        if rank is not None and max(train.ranks) > as_whole("rank", rank, 1):
+            train = tt.round(train, max_rank=int(rank))
+        operator = TT.from_train(train, precision=precision)
     else:
-        arrays = _fold(matrix, folded_readout, steps, rank)
-    form = Dense if rank is None else LowRank
-    operator = form(*arrays, param_dtype=param_dtype, precision=precision)
+        arrays = _folded(fit, rank, steps, lifted)
+        form = Dense if rank is None else LowRank
+        operator = form(*arrays, param_dtype=param_dtype, precision=precision)
     return KoopmanBlock(
         fit.psi, operator, trainable=trainable, dtype=dtype, param_dtype=param_dtype
     )
 
 
-def _rounded(train: Any, rank: int | None) -> Any:
-    """A train of at most this rank; the error is that of TT rounding, in the plain norm."""
-    if rank is None:
-        return train
-    rank = as_whole("rank", rank, 1)
-    return train if max(train.ranks) <= rank else tt.round(train, max_rank=rank)
-
-
-@partial(jax.jit, static_argnames=("steps", "rank"))
-def _fold(matrix: Array, readout: Array | None, steps: int, rank: int | None) -> tuple[Array, ...]:
+def _folded(fit: Any, rank: int | None, steps: int, lifted: bool) -> list[Array]:
     """`Kˢ B`, whole or in two factors that share the singular values evenly."""
-    out = matrix
-    for _ in range(steps - 1):
-        out = matmul(out, matrix)
-    out = out if readout is None else matmul(out, readout)
-    if rank is None:
-        return (out,)
-    u, s, vt = jnp.linalg.svd(out, full_matrices=False)
-    root = jnp.sqrt(s[:rank])
-    return u[:, :rank] * root[None, :], root[:, None] * vt[:rank]
+    parts = all(hasattr(fit, name) for name in ("psi", "matrix", "readout"))
+    if not parts or isinstance(fit, Generator):
+        raise expected(
+            "a fit such as edmd.Koopman", type(fit).__name__, "edmd.fit, or generator.koopman(time)"
+        )
+    factors: list[Any] = [read_numbers("K", fit.matrix)] * steps
+    p, q = check_matrix("K", factors[0])
+    # A kernel's columns are outputs, whatever their number; others say so, or are as their shape.
+    same = not isinstance(fit, KernelKoopman) and p == q
+    if steps > 1 and not getattr(fit, "square", same):
+        raise expected(
+            "a square K to take several steps",
+            f"K of shape {(p, q)} onto another dictionary",
+            "steps=1, or a fit without target",
+        )
+    if fit.readout is not None:
+        readout = read_numbers("the readout", fit.readout)
+        check_matrix("the readout", readout)
+        factors += [] if lifted else [readout]
+    rank = None if rank is None else as_whole("rank", rank, 1, min(p, factors[-1].shape[1]))
+    dtype, known = factors[0].dtype, not is_tracing(*factors)
+    # What is known is multiplied on the host, in double precision wherever the model runs.
+    factors = [np.asarray(f).astype(np.float64) for f in factors] if known else factors
+    out = functools.reduce(np.matmul if known else matmul, factors)
+    arrays = [out]
+    if rank is not None:
+        u, s, vt = (np if known else jnp).linalg.svd(out, full_matrices=False)
+        root = s[:rank] ** 0.5
+        arrays = [u[:, :rank] * root[None, :], root[:, None] * vt[:rank]]
+    with precise_as(dtype):
+        return [on_device(a, dtype) for a in arrays]

@@ -1,10 +1,13 @@
-"""Forms of the Koopman matrix in a block: dense and low-rank, as NNX modules."""
+"""Forms of the Koopman matrix in a block: what all share, dense and low-rank, as NNX modules."""
 
+import functools
+import math
 from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
@@ -22,18 +25,23 @@ from koopjax._core import (
     on_device,
     read,
 )
-from koopjax.nn import functional
 from koopjax.nn._variables import Frozen
 
 default_kernel_init = nnx.initializers.lecun_normal()
 default_bias_init = nnx.initializers.zeros_init()
+PRECISION = "highest"  # a fitted K loses its digits in bfloat16 or TF32 products
 PRECISIONS = ("default", "high", "highest")
 
 
 class Operator(nnx.Module):
     """An affine map of the last axis in some stored form; `arrays` names its parameters in order.
 
-    A form says its `widths`, and in `_apply` what it does with its arrays.
+    A form says its `widths`, and in `_map` what it does with its arrays. All forms take
+
+        dtype: dtype to compute in; none promotes input and parameters.
+        param_dtype: dtype to store floating parameters in; none keeps that of the arrays.
+        precision: of the products, as `jax.lax.Precision` takes it; the default keeps every digit
+            on every backend.
 
     Attributes:
         arrays: names of the parameters, the optional bias last.
@@ -47,38 +55,40 @@ class Operator(nnx.Module):
     dtype: Any
     precision: Any
     bias: Any
+    _map: Any
 
-    def _setup(
-        self,
-        values: dict[str, Any],
-        dtype: Any,
-        param_dtype: Any,
-        precision: Any,
-        constants: dict[str, Any] | None = None,
-    ) -> None:
+    def _setup(self, values: dict[str, Any], dtype: Any, param_dtype: Any, precision: Any) -> None:
         for name, value in values.items():
-            array = None if value is None else as_parameter(name, value, param_dtype)
-            setattr(self, name, nnx.data(None) if array is None else nnx.Param(array))
-        for name, value in (constants or {}).items():
-            setattr(self, name, Frozen(jnp.asarray(value)))
+            if name in self.frozen:
+                held = Frozen(jnp.asarray(value))
+            elif value is None:
+                held = nnx.data(None)
+            else:
+                held = nnx.Param(as_parameter(name, value, param_dtype))
+            setattr(self, name, held)
         self.dtype = None if dtype is None else as_dtype("dtype", dtype)
         self.precision = precision_name(precision)
 
-    def _value(self, name: str) -> Any:
-        variable = getattr(self, name)
-        return None if variable is None else variable.get_value()
-
-    def _apply(self, x: Array, *arrays: Any) -> Array:
-        raise NotImplementedError
+    def _promoted(self, inputs: Any) -> tuple[Any, dict[str, Any]]:
+        """Inputs and arrays in the dtype to compute in, places and codes as they are."""
+        held = {name: values_of(getattr(self, name)) for name in self.arrays}
+        free = {name: value for name, value in held.items() if name not in self.frozen}
+        leaves, tree = jax.tree.flatten((inputs, free))
+        leaves = dtypes.promote_dtype(tuple(leaves), dtype=self.dtype)
+        inputs, free = jax.tree.unflatten(tree, leaves)
+        return inputs, {**held, **free}
 
     def __call__(self, x: Float[Array, "*batch p"]) -> Float[Array, "*batch q"]:
         """`x K + b` along the last axis."""
-        free = [name for name in self.arrays if name not in self.frozen]
-        given = (as_parameter("x", x, None), *map(self._value, free))
-        x, *promoted = dtypes.promote_dtype(given, dtype=self.dtype)
-        held = {name: self._value(name) for name in self.frozen}
-        held |= dict(zip(free, promoted, strict=True))
-        return self._apply(x, *(held[name] for name in self.arrays))
+        x, arrays = self._promoted(as_parameter("x", x, None))
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise expected(
+                f"{self.in_features} observables, the rows of the operator",
+                f"an array of shape {x.shape}",
+                "the dictionary and the state that the operator was fitted with",
+            )
+        bias = arrays.pop("bias")
+        return plus(self._map(x, **arrays), bias)
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -106,15 +116,25 @@ class Operator(nnx.Module):
         return 2 * n * p * q
 
 
+def values_of(held: Any) -> Any:
+    """The array of a Variable, those of a list of them, or none."""
+    if isinstance(held, nnx.List):
+        return tuple(variable.get_value() for variable in held)
+    return None if held is None else held.get_value()
+
+
+def plus(out: Array, bias: Array | None) -> Array:
+    """A bias added along the last axis."""
+    return out if bias is None else out + bias.reshape((1,) * (out.ndim - 1) + bias.shape)
+
+
 class Dense(Operator):
     """A dense operator: `x K + b`.
 
     Args:
         matrix: `(p, q)`, acting from the right.
         bias: `(q,)`, or none.
-        dtype: dtype to compute in; none promotes input and parameters.
-        param_dtype: dtype to store in; none keeps that of the arrays.
-        precision: of the product; the default keeps every digit on every backend.
+        dtype, param_dtype, precision: as in `Operator`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -132,7 +152,7 @@ class Dense(Operator):
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike | None = None,
-        precision: Any = functional.PRECISION,
+        precision: Any = PRECISION,
     ):
         check_bias(bias, check_matrix("matrix", matrix)[1])
         self._setup({"matrix": matrix, "bias": bias}, dtype, param_dtype, precision)
@@ -149,7 +169,7 @@ class Dense(Operator):
         bias_init: Any = default_bias_init,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        precision: Any = functional.PRECISION,
+        precision: Any = PRECISION,
     ) -> "Dense":
         """A random operator to train from scratch.
 
@@ -160,9 +180,7 @@ class Dense(Operator):
             use_bias: whether to add a bias.
             kernel_init: initializer of the matrix.
             bias_init: initializer of the bias.
-            dtype: as in the constructor.
-            param_dtype: dtype of the parameters.
-            precision: as in the constructor.
+            dtype, param_dtype, precision: as in `Operator`.
         """
         inits = kernel_init, bias_init
         arrays = _drawn(key, {"p": p, "q": q}, inits, param_dtype, use_bias)
@@ -173,8 +191,8 @@ class Dense(Operator):
         """Of input and output, `(p, q)`."""
         return self.matrix.shape
 
-    def _apply(self, x: Array, *arrays: Any) -> Array:
-        return functional.apply_dense(x, *arrays, precision=self.precision)
+    def _map(self, x: Array, matrix: Array) -> Array:
+        return jnp.matmul(x, matrix, precision=self.precision)
 
 
 class LowRank(Operator):
@@ -184,9 +202,7 @@ class LowRank(Operator):
         left: `(p, r)`.
         right: `(r, q)`.
         bias: `(q,)`, or none.
-        dtype: dtype to compute in; none promotes input and parameters.
-        param_dtype: dtype to store in; none keeps that of the arrays.
-        precision: of the products; the default keeps every digit on every backend.
+        dtype, param_dtype, precision: as in `Operator`.
     """
 
     arrays = ("left", "right", "bias")
@@ -201,7 +217,7 @@ class LowRank(Operator):
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike | None = None,
-        precision: Any = functional.PRECISION,
+        precision: Any = PRECISION,
     ):
         first, then = check_matrix("left", left), check_matrix("right", right)
         if first[1] != then[0]:
@@ -223,7 +239,7 @@ class LowRank(Operator):
         bias_init: Any = default_bias_init,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        precision: Any = functional.PRECISION,
+        precision: Any = PRECISION,
     ) -> "LowRank":
         """A random operator of given rank to train from scratch.
 
@@ -235,9 +251,7 @@ class LowRank(Operator):
             use_bias: whether to add a bias.
             kernel_init: initializer of both factors.
             bias_init: initializer of the bias.
-            dtype: as in the constructor.
-            param_dtype: dtype of the parameters.
-            precision: as in the constructor.
+            dtype, param_dtype, precision: as in `Operator`.
         """
         inits = kernel_init, bias_init
         arrays = _drawn(key, {"p": p, "rank": rank, "q": q}, inits, param_dtype, use_bias)
@@ -254,12 +268,20 @@ class LowRank(Operator):
         return self.left.shape[1]
 
     def flops(self, n: int) -> int:
-        """Operations for `n` samples in the cheaper order."""
-        (p, q), r = self.widths, self.rank
-        return 2 * min(n * r * (p + q), p * q * (n + r))
+        """Operations for `n` samples in the cheaper order, which the shapes decide."""
+        return 2 * min(self._orders(n))
 
-    def _apply(self, x: Array, *arrays: Any) -> Array:
-        return functional.apply_low_rank(x, *arrays, precision=self.precision)
+    def _orders(self, n: int) -> tuple[int, int]:
+        """Multiplications of `(x L) R` and of `x (L R)`."""
+        (p, q), r = self.widths, self.rank
+        return n * r * (p + q), p * q * (n + r)
+
+    def _map(self, x: Array, left: Array, right: Array) -> Array:
+        product = functools.partial(jnp.matmul, precision=self.precision)
+        by_factors, by_product = self._orders(max(1, math.prod(x.shape[:-1])))
+        if by_factors <= by_product:
+            return product(product(x, left), right)
+        return product(x, product(left, right))
 
 
 def _drawn(
@@ -298,7 +320,7 @@ def as_parameter(name: str, value: Any, dtype: Any) -> Array:
     if dtype is None:
         return array
     short = on_device(array, as_dtype("param_dtype", dtype))
-    if not is_tracing(array) and bool(jnp.isfinite(array).all()):
+    if not is_tracing(array) and np.isfinite(np.asarray(array)).all():
         check_finite(f"{name} as {short.dtype}", short)
     return short
 
@@ -321,3 +343,19 @@ def check_bias(bias: ArrayLike | None, q: int) -> None:
     """Raise unless a bias is a vector of width `q`, or none."""
     if bias is not None and read("bias", bias).shape != (q,):
         raise expected(f"a bias of shape ({q},)", f"one of shape {read('bias', bias).shape}")
+
+
+def as_indices(name: str, array: ArrayLike, least: int, most: int) -> Any:
+    """Integers as an array, NumPy's where they are concrete, after a check of kind and range."""
+    array = jnp.asarray(array) if is_tracing(array) else np.asarray(array)
+    if array.size and array.dtype.kind not in "iu":
+        raise expected(f"{name} of integers", f"{array.dtype}")
+    if array.size and not is_tracing(array) and not (least <= array.min() <= array.max() <= most):
+        raise expected(f"{name} from {least} to {most}", f"{array.min()} to {array.max()}")
+    return array
+
+
+def check_concrete(what: str, advice: str, *arrays: Any) -> None:
+    """Raise where the entries of a matrix are to be looked at and can't be."""
+    if is_tracing(*arrays):
+        raise expected(f"a concrete {what}", "a traced one", advice)

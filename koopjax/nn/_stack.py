@@ -9,7 +9,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from koopjax._core import expected
-from koopjax.nn._operators import Operator
+from koopjax.nn._operators import Dense, LowRank, Operator
+from koopjax.nn._stored import Clustered, Quantized, Sparse
+from koopjax.nn._tt import TT
+
+#: The forms of an operator by name.
+OPERATORS: dict[str, type[Operator]] = {
+    "dense": Dense,
+    "low_rank": LowRank,
+    "tt": TT,
+    "sparse": Sparse,
+    "clustered": Clustered,
+    "quantized": Quantized,
+}
 
 ACTIVATIONS: dict[str, Any] = {
     "identity": lambda x: x,

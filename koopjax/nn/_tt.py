@@ -2,25 +2,27 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from koopjax import tt
 from koopjax._core import as_dtype, as_flag, as_whole, check_finite, expected
-from koopjax.nn import functional
 from koopjax.nn._operators import (
+    PRECISION,
     Operator,
     as_parameter,
     check_bias,
     default_bias_init,
+    plus,
     split_key,
+    values_of,
 )
 
 INITS = ("normal", "identity")
@@ -38,9 +40,7 @@ class TT(Operator):
     Args:
         cores: `d` arrays `(r_{k-1}, m_k, n_k, r_k)`, ranks 1 at both ends.
         bias: `(∏ n_k,)`, or none.
-        dtype: dtype to compute in; none promotes input and parameters.
-        param_dtype: dtype to store in; none keeps that of the arrays.
-        precision: of the products; the default keeps every digit on every backend.
+        dtype, param_dtype, precision: as in `Operator`.
         form: order of contraction, one of `tt.FORMS`; `"auto"` takes the one that
             `tt.contraction_order` expects to be fastest for the shapes, while tracing. `nn.tune`
             measures instead and fixes it.
@@ -62,7 +62,7 @@ class TT(Operator):
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike | None = None,
-        precision: Any = functional.PRECISION,
+        precision: Any = PRECISION,
         form: str = "auto",
     ):
         if not isinstance(cores, Sequence):
@@ -102,7 +102,7 @@ class TT(Operator):
         bias_init: Any = default_bias_init,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        precision: Any = functional.PRECISION,
+        precision: Any = PRECISION,
         form: str = "auto",
     ) -> "TT":
         """A random operator to train from scratch.
@@ -118,10 +118,7 @@ class TT(Operator):
                 little noise, and is random in the core with the outputs: for product dictionaries,
                 however long.
             bias_init: initializer of the bias.
-            dtype: as in the constructor.
-            param_dtype: dtype of the parameters.
-            precision: as in the constructor.
-            form: as in the constructor.
+            dtype, param_dtype, precision, form: as in the constructor.
         """
         if init not in INITS:
             raise expected(f"an init among {list(INITS)}", repr(init))
@@ -140,7 +137,7 @@ class TT(Operator):
     @property
     def tt_matrix(self) -> Any:
         """The present cores as a `tt.TTMatrix`."""
-        return tt.TTMatrix(tuple(core.get_value() for core in self.cores))
+        return tt.TTMatrix(values_of(self.cores))
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -165,21 +162,13 @@ class TT(Operator):
             n: samples.
             kind: `"vector"`, or `"product"` for the factors of a product dictionary.
         """
-        rows, columns = self.modes
-        order = tt.contraction_order(self.ranks, rows, columns, n, kind=kind, form=self.form)
-        return order.flops
+        return tt.contraction_order(self.ranks, *self.modes, n, kind=kind, form=self.form).flops
 
-    def _promoted(self, inputs: Sequence[Any]) -> tuple[Any, tuple[Any, ...], Any]:
-        cores = [core.get_value() for core in self.cores]
-        bias = self._value("bias")
-        held = dtypes.promote_dtype((*inputs, *cores, bias), dtype=self.dtype)
-        k = len(inputs)
-        return held[:k], held[k:-1], held[-1]
-
-    def __call__(self, x: Float[Array, "*batch p"]) -> Float[Array, "*batch q"]:
-        """`x M + b` along the last axis."""
-        (x,), cores, bias = self._promoted((as_parameter("x", x, None),))
-        return functional.apply_tt(x, cores, bias, precision=self.precision, form=self.form)
+    def _map(self, x: Array, cores: tuple[Array, ...]) -> Array:
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        how = {"precision": self.precision, "form": self.form}
+        out = tt.apply_matrix(tt.TTMatrix(cores), rows, **how)
+        return out.reshape(*x.shape[:-1], self.out_features)
 
     def apply_product(self, factors: Any) -> Float[Array, "n q"]:
         """`(f_1 ⊗ ... ⊗ f_d) M + b`, contracted factor by factor.
@@ -187,11 +176,9 @@ class TT(Operator):
         Args:
             factors: `d` arrays `(n, m_k)`, or one `(d, n, m)`.
         """
-        several = isinstance(factors, list | tuple)
-        given, cores, bias = self._promoted(factors if several else (factors,))
-        return functional.apply_tt_product(
-            given if several else given[0], cores, bias, precision=self.precision, form=self.form
-        )
+        factors, arrays = self._promoted(factors)
+        train, how = tt.TTMatrix(arrays["cores"]), {"precision": self.precision, "form": self.form}
+        return plus(tt.contract(train, factors, **how), arrays["bias"])
 
 
 def as_modes(side: str, modes: Any) -> tuple[int, ...]:
@@ -216,12 +203,16 @@ def _random_cores(
     cores = []
     for k, one in enumerate(jax.random.split(key, d)):
         shape = (ranks[k], row_modes[k], column_modes[k], ranks[k + 1])
-        noise = jax.random.normal(one, shape, dtype)
-        if init == "normal":
-            cores.append(noise * jnp.asarray(math.exp(logs), dtype))
-        elif k == output:
-            cores.append(noise * jnp.asarray((ranks[k] * ranks[k + 1]) ** -0.5, dtype))
-        else:
-            through = jnp.eye(ranks[k], ranks[k + 1], dtype=dtype)
-            cores.append((NOISE * noise).at[:, 0, :, :].add(through[:, None, :]).astype(dtype))
+        through = init == "identity" and k != output
+        scale = NOISE if through else (ranks[k] * ranks[k + 1]) ** -0.5
+        scale = math.exp(logs) if init == "normal" else scale
+        cores.append(_random_core(one, scale, shape=shape, through=through, dtype=dtype))
     return cores
+
+
+@partial(jax.jit, static_argnames=("shape", "through", "dtype"))
+def _random_core(key: Array, scale: Any, *, shape: Any, through: bool, dtype: Any) -> Array:
+    core = jax.random.normal(key, shape, dtype) * jnp.asarray(scale, dtype)
+    if through:
+        core = core.at[:, 0].add(jnp.eye(shape[0], shape[3], dtype=dtype)[:, None, :])
+    return core

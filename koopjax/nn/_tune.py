@@ -10,10 +10,9 @@ import jax
 from flax import nnx
 
 from koopjax import tt
-from koopjax._core import expected, is_tracing
+from koopjax._core import as_whole, expected, is_tracing
 from koopjax.nn._tt import TT
 
-FIRST_TRIES = ("auto", "chain", "grouped", "dense", "scan", "tree")
 HOPELESS = 20.0  # times the expected seconds of the best: not measured
 
 
@@ -61,8 +60,7 @@ def tune(module: Any, x: Any, *, repeats: int = 30) -> Tuned:
         raise expected("a module with TT operators", type(module).__name__)
     if is_tracing(x, *jax.tree.leaves(nnx.state(module))):
         raise expected("concrete arrays to measure with", "traced ones", "tune outside jit")
-    if isinstance(repeats, bool) or repeats < 1:
-        raise expected("repeats of at least 1", f"{repeats}")
+    repeats = as_whole("repeats", repeats, 1)
     lanes = {form: with_form(module, form) for form in _candidates(module, x)}
     parts = {form: jax.tree.flatten(lane) for form, lane in lanes.items()}
     for leaves, structure in parts.values():
@@ -74,8 +72,7 @@ def tune(module: Any, x: Any, *, repeats: int = 30) -> Tuned:
             jax.block_until_ready(_call(leaves, x, structure=structure))
             times[form].append(time.perf_counter() - start)
     seconds = {form: statistics.median(values) for form, values in times.items()}
-    best = min(seconds, key=lambda form: seconds[form])
-    made = lanes[best]
+    made = lanes[min(seconds, key=lambda form: seconds[form])]
     return Tuned(made, seconds, tuple(op.form for op in tt_operators(made)))
 
 
@@ -98,7 +95,7 @@ def _candidates(module: Any, x: Any) -> list[str]:
     """The forms that trace on this input and are not expected to be hopeless."""
     found: dict[str, float] = {}
     rows = x.size // max(1, x.shape[-1]) if x.ndim else 1
-    for form in FIRST_TRIES:
+    for form in tt.FORMS:
         lane = with_form(module, form)
         try:
             jax.eval_shape(lambda module, x: module(x), lane, x)
@@ -112,10 +109,6 @@ def _candidates(module: Any, x: Any) -> list[str]:
 
 def _expected(operator: TT, rows: int) -> float:
     """Seconds by the model, for a product where the form is for products alone."""
-    row_modes, column_modes = operator.modes
-    single = sum(c > 1 for c in column_modes) <= 1
-    kind = "product" if single else "vector"
-    order = tt.contraction_order(
-        operator.ranks, row_modes, column_modes, rows, kind=kind, form=operator.form
-    )
-    return order.seconds
+    kind = "product" if sum(c > 1 for c in operator.modes[1]) <= 1 else "vector"
+    form = operator.form
+    return tt.contraction_order(operator.ranks, *operator.modes, rows, kind=kind, form=form).seconds

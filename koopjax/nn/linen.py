@@ -1,4 +1,4 @@
-"""Koopman blocks as Linen modules, under the parameter names of the NNX blocks."""
+"""Koopman blocks as Linen modules: the NNX operators on the module's own arrays."""
 
 import math
 from typing import Any
@@ -7,24 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as flax_linen, nnx
-from flax.nnx.nn import dtypes
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from koopjax._core import expected
-from koopjax.nn import functional
-from koopjax.nn._block import KoopmanBlock as NNXBlock
-from koopjax.nn._dictionary import take_apart
+from koopjax.nn._block import KoopmanBlock as NNXBlock, apply_block
+from koopjax.nn._dictionary import check_modes, ends_in_product, take_apart
 from koopjax.nn._from_koopman import from_koopman as nnx_from_koopman
 from koopjax.nn._operators import (
+    PRECISION,
     Dense,
     LowRank,
+    Operator,
     default_bias_init,
     default_kernel_init,
     precision_name,
+    values_of,
 )
-from koopjax.nn._product import check_modes, ends_in_product
-from koopjax.nn._registry import OPERATORS
+from koopjax.nn._stack import OPERATORS
 from koopjax.nn._tt import TT
 from koopjax.nn._variables import is_variable, trainable_parts, unfreeze
 
@@ -32,78 +32,25 @@ __all__ = ["KoopmanBlock", "from_koopman", "from_nnx", "to_nnx"]
 
 
 class Held:
-    """A dictionary as a hashable attribute: its structure, and arrays to start from."""
+    """What is made of arrays as a hashable attribute: a structure, and arrays to start from."""
 
-    def __init__(self, psi: Any):
-        self.structure, leaves = take_apart(psi)
-        self.values = [
-            leaf.get_value() if k else leaf for leaf, k in zip(leaves, self.kinds, strict=True)
-        ]
-
-    @property
-    def kinds(self) -> tuple[Any, ...]:
-        """The Variable class of each leaf, or None for plain arrays."""
-        return self.structure.kinds
+    def __init__(self, structure: Any, arrays: Any, like: Any = None):
+        self.structure = structure
+        self.arrays = arrays
+        self.like = like  # the operator, which computes as the module says
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Held)
-            and self.structure == other.structure
-            and all(
-                a is b or (a.dtype == b.dtype and np.array_equal(a, b))
-                for a, b in zip(self.values, other.values, strict=True)
-            )
-        )
+        if not isinstance(other, Held) or self.structure != other.structure:
+            return False
+        pairs = zip(jax.tree.leaves(self.arrays), jax.tree.leaves(other.arrays), strict=True)
+        return all(a is b or (a.dtype == b.dtype and np.array_equal(a, b)) for a, b in pairs)
 
     def __hash__(self) -> int:
         return hash(self.structure)
 
     def __repr__(self) -> str:
-        return repr(self.structure)
-
-
-class HeldOperator:
-    """A stored operator as a hashable attribute: its structure, and arrays to start from."""
-
-    def __init__(self, operator: Any):
-        # what computes is the module's to say: held operators of equal form are then equal
-        plain = nnx.clone(unfreeze(operator))
-        plain.dtype, plain.precision = None, functional.PRECISION
-        self.definition, self.state = nnx.split(plain)
-        self.name = type(operator).__name__
-        self.values = _arrays(operator)
-        self.constants = tuple(
-            name for name in self.values if not isinstance(getattr(plain, name), nnx.Param)
-        )
-        self.features = operator.out_features
-
-    def build(self, arrays: Any, dtype: Any, precision: Any) -> Any:
-        """The NNX operator on these arrays."""
-        flat = [
-            (path, type(held).from_metadata(arrays[path[0]], held.get_metadata()))
-            for path, held in nnx.to_flat_state(self.state)
-        ]
-        operator = nnx.merge(self.definition, nnx.from_flat_state(flat))
-        operator.dtype = None if dtype is None else jnp.dtype(dtype)
-        operator.precision = precision_name(precision)
-        return operator
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, HeldOperator)
-            and self.definition == other.definition
-            and all(
-                a.dtype == b.dtype and np.array_equal(a, b)
-                for a, b in zip(self.values.values(), other.values.values(), strict=True)
-            )
-        )
-
-    def __hash__(self) -> int:
-        return hash(self.definition)
-
-    def __repr__(self) -> str:
-        shapes = {name: value.shape for name, value in self.values.items()}
-        return f"{self.name}({shapes})"
+        kind = "dictionary" if self.like is None else type(self.like).__name__
+        return f"{kind}({jax.tree.map(jnp.shape, self.arrays)})"
 
 
 class KoopmanBlock(flax_linen.Module):
@@ -145,7 +92,7 @@ class KoopmanBlock(flax_linen.Module):
     trainable: bool | str | tuple[str, ...] = True
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
-    precision: Any = functional.PRECISION
+    precision: Any = PRECISION
     kernel_init: Any = default_kernel_init
     bias_init: Any = default_bias_init
     modes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
@@ -155,68 +102,47 @@ class KoopmanBlock(flax_linen.Module):
     def __post_init__(self) -> None:
         # Linen hashes its attributes, arrays can't be: keep them behind hashable ones
         if not isinstance(self.psi, Held):
-            object.__setattr__(self, "psi", Held(self.psi))
-        if self.stored is not None and not isinstance(self.stored, HeldOperator):
-            object.__setattr__(self, "stored", HeldOperator(self.stored))
+            structure, leaves = take_apart(self.psi)
+            values = [leaf.get_value() if is_variable(leaf) else leaf for leaf in leaves]
+            object.__setattr__(self, "psi", Held(structure, structure.nest(values)))
+        if self.stored is not None and not isinstance(self.stored, Held):
+            # held operators of equal form are equal, whatever computes and trains
+            plain = nnx.clone(unfreeze(self.stored))
+            plain.dtype, plain.precision = None, PRECISION
+            held = Held(nnx.split(plain)[0], _arrays(plain), plain)
+            object.__setattr__(self, "stored", held)
         super().__post_init__()
 
-    def _part(self, name: str, init: Any) -> Any:
-        if name in trainable_parts(self.trainable):
+    def _part(self, name: str, init: Any, trains: bool = True) -> Any:
+        if trains and name in trainable_parts(self.trainable):
             return self.param(name, init)
-        key = self.make_rng("params") if self.is_initializing() else None
+        key = self.make_rng("params") if trains and self.is_initializing() else None
         return self.variable("frozen", name, init, key).value
 
     @flax_linen.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch q"]:
         """`psi(x) K` along the last axis."""
-        held: Held = self.psi
-        structure = held.structure
-        nested = self._part("dictionary", lambda _: structure.nest(held.values))
+        structure = self.psi.structure
+        nested = self._part("dictionary", lambda _: self.psi.arrays)
         psi = structure.build(structure.flat(nested), self.dtype)
-
-        if self.stored is not None:
-            operator = self._held()
+        if self.stored is None:
+            arrays = self._part("operator", lambda key: _arrays(self._fresh(key, psi, x)))
+        elif "operator" in trainable_parts(self.trainable):
+            free, fixed = _divided(self.stored.arrays)
+            arrays = self._part("operator", lambda _: free)
+            arrays = {**arrays, **self._part("operator", lambda _: fixed, trains=False)}
         else:
-            operator = (self._matrix if self.modes is None else self._train)(psi)
-        return functional.apply_block(psi, operator, x, dtype=self.dtype)
+            arrays = self._part("operator", lambda _: self.stored.arrays)
+        operator = _operator(self, arrays)
+        if operator.out_features != self.features:
+            wanted = f"features={operator.out_features}, those of stored"
+            raise expected(wanted, f"{self.features}")
+        if isinstance(operator, TT) and ends_in_product(psi):
+            check_modes(psi, operator.modes[0])
+        return apply_block(psi, operator, x, self.dtype)
 
-    def _held(self) -> Any:
-        """The stored operator; what does not train is among the frozen arrays."""
-        held: HeldOperator = self.stored
-        if self.features != held.features:
-            raise expected(f"features={held.features}, those of stored", f"{self.features}")
-        free = {k: v for k, v in held.values.items() if k not in held.constants}
-        fixed = {k: v for k, v in held.values.items() if k in held.constants}
-        if "operator" in trainable_parts(self.trainable):
-            arrays = self.param("operator", lambda _: free)
-            arrays = {**arrays, **self.variable("frozen", "operator", lambda: fixed).value}
-        else:
-            arrays = self._part("operator", lambda _: {**free, **fixed})
-        return held.build(arrays, self.dtype, self.precision)
-
-    def _matrix(self, psi: Any) -> Any:
-        """The dense or low-rank operator, made when the width of its input is known."""
-        del psi
-
-        def operator(lifted: Array) -> Array:
-            arrays = self._part("operator", lambda key: self._init(key, lifted.shape[-1]))
-            names = ("matrix",) if self.rank is None else ("left", "right")
-            held = (lifted, *(arrays[n] for n in names), arrays.get("bias"))
-            promoted = dtypes.promote_dtype(held, dtype=self.dtype)
-            low_rank = self.rank is not None
-            apply: Any = functional.apply_low_rank if low_rank else functional.apply_dense
-            return apply(*promoted, precision=self.precision)
-
-        return operator
-
-    def _train(self, psi: Any) -> TT:
-        """The TT operator of the NNX blocks on the module's arrays."""
-        if ends_in_product(psi):
-            check_modes(psi, self.modes[0])  # pyright: ignore[reportOptionalSubscript]
-        arrays = self._part("operator", lambda key: self._init(key, 0))
-        return TT(**_given(arrays), dtype=self.dtype, precision=self.precision, form=self.form)
-
-    def _init(self, key: Array, p: int) -> dict[str, Any]:
+    def _fresh(self, key: Array, psi: Any, x: Array) -> Operator:
+        """A random operator behind this dictionary."""
         settings: dict[str, Any] = {
             "use_bias": self.use_bias,
             "bias_init": self.bias_init,
@@ -229,12 +155,14 @@ class KoopmanBlock(flax_linen.Module):
                     f"column modes of product {self.features}, the features, and a rank",
                     f"{columns} and rank {self.rank}",
                 )
-            product = ends_in_product(self.psi.structure.build(self.psi.values))
-            init = "identity" if product else "normal"
-            return _arrays(TT.create(key, rows, columns, self.rank, init=init, **settings))
-        form = (p, self.features) if self.rank is None else (p, self.features, self.rank)
-        create: Any = Dense.create if self.rank is None else LowRank.create
-        return _arrays(create(key, *form, kernel_init=self.kernel_init, **settings))
+            init = "identity" if ends_in_product(psi) else "normal"
+            return TT.create(key, rows, columns, self.rank, init=init, **settings)
+        lift = lambda x: apply_block(psi, jnp.asarray, x, self.dtype)
+        widths = jax.eval_shape(lift, x).shape[-1], self.features
+        settings["kernel_init"] = self.kernel_init
+        if self.rank is None:
+            return Dense.create(key, *widths, **settings)
+        return LowRank.create(key, *widths, self.rank, **settings)  # pyright: ignore[reportArgumentType]
 
 
 def from_nnx(block: NNXBlock) -> tuple[KoopmanBlock, dict[str, Any]]:
@@ -251,17 +179,17 @@ def from_nnx(block: NNXBlock) -> tuple[KoopmanBlock, dict[str, Any]]:
         raise expected("a block on one of nn.OPERATORS", type(operator).__name__)
     structure = block.structure
     held = structure.flat(block.dictionary)
-    values = {"dictionary": structure.nest([v.get_value() for v in held])}
-    values["operator"] = _arrays(operator)
+    dictionary = [v.get_value() for v in held]
+    variables = [v for v in jax.tree.leaves(operator, is_leaf=is_variable) if is_variable(v)]
     parts = tuple(
         name
-        for name, variables in (("dictionary", held), ("operator", _variables(operator)))
-        if any(isinstance(v, nnx.Param) for v in variables)
+        for name, some in (("dictionary", held), ("operator", variables))
+        if any(isinstance(v, nnx.Param) for v in some)
     )
     train = isinstance(operator, TT)
     stored = not isinstance(operator, Dense | LowRank | TT)
     module = KoopmanBlock(
-        psi=structure.build([v.get_value() for v in held]),
+        psi=structure.build(dictionary),
         features=operator.out_features,
         rank=operator.ranks[1:-1] if train else getattr(operator, "rank", None),
         modes=operator.modes if train else None,
@@ -272,15 +200,15 @@ def from_nnx(block: NNXBlock) -> tuple[KoopmanBlock, dict[str, Any]]:
         precision=operator.precision,
         stored=operator if stored else None,
     )
-    variables: dict[str, Any] = {}
-    for name, value in values.items():
-        variables.setdefault("params" if name in parts else "frozen", {})[name] = value
+    arrays = {"dictionary": structure.nest(dictionary), "operator": _arrays(operator)}
+    collections: dict[str, Any] = {}
+    for name, value in arrays.items():
+        collections.setdefault("params" if name in parts else "frozen", {})[name] = value
     if stored and "operator" in parts:
-        arrays, fixed = values["operator"], module.stored.constants
-        variables["params"]["operator"] = {k: v for k, v in arrays.items() if k not in fixed}
-        frozen = variables.setdefault("frozen", {})
-        frozen["operator"] = {k: v for k, v in arrays.items() if k in fixed}
-    return module, variables
+        free, fixed = _divided(arrays["operator"])
+        collections["params"]["operator"] = free
+        collections.setdefault("frozen", {})["operator"] = fixed
+    return module, collections
 
 
 def to_nnx(module: KoopmanBlock, variables: Any) -> NNXBlock:
@@ -294,18 +222,10 @@ def to_nnx(module: KoopmanBlock, variables: Any) -> NNXBlock:
         An `nn.KoopmanBlock` with copies of the arrays under the same names.
     """
     frozen, params = variables.get("frozen", {}), variables.get("params", {})
-    merged = {**frozen, **params}
     structure = module.psi.structure
-    psi = structure.build(structure.flat(merged["dictionary"] if structure.paths else {}))
-    settings: dict[str, Any] = {"dtype": module.dtype, "precision": module.precision}
-    if module.stored is not None:
-        arrays = {**frozen.get("operator", {}), **params.get("operator", {})}
-        operator = module.stored.build(arrays, **settings)
-    else:
-        form: Any = Dense if module.rank is None else LowRank
-        if module.modes is not None:
-            form, settings["form"] = TT, module.form
-        operator = form(**_given(merged["operator"]), **settings)
+    dictionary = {**frozen, **params}["dictionary"] if structure.paths else {}
+    psi = structure.build(structure.flat(dictionary))
+    operator = _operator(module, {**frozen.get("operator", {}), **params.get("operator", {})})
     return NNXBlock(psi, operator, trainable=module.trainable, dtype=module.dtype)
 
 
@@ -323,25 +243,35 @@ def from_koopman(fit: Any, rank: int | None = None, **settings: Any) -> tuple[Ko
     return from_nnx(nnx_from_koopman(fit, rank, **settings))
 
 
-def _variables(operator: Any) -> list[Any]:
-    return [v for v in jax.tree.leaves(operator, is_leaf=is_variable) if is_variable(v)]
-
-
 def _arrays(operator: Any) -> dict[str, Any]:
     """The arrays of an operator by name; those of a list under its numbers."""
-    held = {name: getattr(operator, name) for name in operator.arrays}
+    held = {name: values_of(getattr(operator, name)) for name in operator.arrays}
     return {
-        name: {str(k): core.get_value() for k, core in enumerate(v)}
-        if name == "cores"
-        else v.get_value()
+        name: {str(k): core for k, core in enumerate(v)} if isinstance(v, tuple) else v
         for name, v in held.items()
         if v is not None
     }
 
 
-def _given(arrays: Any) -> dict[str, Any]:
-    """The arguments of an operator's constructor: the reverse of `_arrays`."""
-    return {
-        name: [v[str(k)] for k in range(len(v))] if name == "cores" else v
-        for name, v in arrays.items()
-    }
+def _divided(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays of a stored operator that train, and its indices or codes."""
+    trains = {name: jnp.issubdtype(v.dtype, jnp.inexact) for name, v in arrays.items()}
+    free = {name: v for name, v in arrays.items() if trains[name]}
+    return free, {name: v for name, v in arrays.items() if not trains[name]}
+
+
+def _operator(module: KoopmanBlock, arrays: Any) -> Any:
+    """The NNX operator of a Linen module on its arrays: the reverse of `_arrays`."""
+    settings: dict[str, Any] = {"dtype": module.dtype, "precision": module.precision}
+    if module.stored is not None:
+        operator = nnx.clone(module.stored.like)
+        for name, value in arrays.items():
+            getattr(operator, name).set_value(value)
+        operator.dtype = None if module.dtype is None else jnp.dtype(module.dtype)
+        operator.precision = precision_name(module.precision)
+        return operator
+    if module.modes is None:
+        return (Dense if module.rank is None else LowRank)(**arrays, **settings)
+    cores = arrays["cores"]
+    cores = [cores[str(k)] for k in range(len(cores))]
+    return TT(cores, arrays.get("bias"), form=module.form, **settings)

@@ -1,21 +1,29 @@
-"""Sums, products and inner products of tensor trains, ragged and padded."""
+"""Sums, products, inner products and entries of tensor trains, and products of TT matrices."""
 
 import dataclasses
-import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
-from koopjax._core import expected
-from koopjax.tt._orthogonal import interface_norm
-from koopjax.tt._precision import einsum, precise, real_dtype
-from koopjax.tt._range import balanced, even, lifted, lifts, shift
-from koopjax.tt._support import as_floating
-from koopjax.tt._trains import PaddedTT, T, TensorTrain, as_train, check_same, check_train, like
+from koopjax._core import expected, read, traced
+from koopjax.tt._checks import as_floating
+from koopjax.tt._orthogonal import left_sweep, scaled_norm
+from koopjax.tt._padded import as_padded
+from koopjax.tt._precision import einsum, precise
+from koopjax.tt._range import balanced, even, lifted, shift
+from koopjax.tt._trains import (
+    PaddedTT,
+    T,
+    TensorTrain,
+    TTMatrix,
+    as_train,
+    check_same,
+    check_train,
+    like,
+)
 
 
 def add(a: T, b: T) -> T:
@@ -41,9 +49,7 @@ def add(a: T, b: T) -> T:
     """
     check_same("add", a, b)
     with precise(a, b):
-        if isinstance(a, PaddedTT):
-            return _add_padded(a, b)
-        return like(_add(as_train(a), as_train(b)), a)
+        return _add(a, b)
 
 
 def subtract(a: T, b: T) -> T:
@@ -53,36 +59,28 @@ def subtract(a: T, b: T) -> T:
 
 
 @jax.jit
-def _add(a: TensorTrain, b: TensorTrain) -> TensorTrain:
-    a, b, last = even(a), even(b), a.order - 1
-    if last == 0:
-        return TensorTrain((a.cores[0] + b.cores[0],))
-    cores = []
-    for k, (x, y) in enumerate(zip(a.cores, b.cores, strict=True)):
-        dtype = jnp.result_type(x, y)
-        x, y = x.astype(dtype), y.astype(dtype)
-        if k == 0:
-            cores.append(jnp.concatenate([x, y], axis=2))
-        elif k == last:
-            cores.append(jnp.concatenate([x, y], axis=0))
-        else:
-            cores.append(_block_diagonal(x, y))
-    return TensorTrain(tuple(cores))
+def _add(a: Any, b: Any) -> Any:
+    if isinstance(a, PaddedTT):
+        return _add_padded(even(a), even(b))
+    pairs = list(zip(even(as_train(a)).cores, even(as_train(b)).cores, strict=True))
+    if len(pairs) == 1:
+        return like(TensorTrain((pairs[0][0] + pairs[0][1],)), a)
+    (x, y), *inner, (v, w) = pairs
+    first, last = jnp.concatenate([x, y], axis=2), jnp.concatenate([v, w], axis=0)
+    return like(TensorTrain((first, *(_block_diagonal(*pair) for pair in inner), last)), a)
 
 
 def _block_diagonal(x: Array, y: Array) -> Array:
     """`(r, n, s)` and `(r', n, s')` to `(r + r', n, s + s')`."""
+    dtype = jnp.result_type(x, y)
+    x, y = x.astype(dtype), y.astype(dtype)
     top = jnp.pad(x, ((0, 0), (0, 0), (0, y.shape[2])))
     bottom = jnp.pad(y, ((0, 0), (0, 0), (x.shape[2], 0)))
     return jnp.concatenate([top, bottom], axis=0)
 
 
-@jax.jit
 def _add_padded(a: PaddedTT, b: PaddedTT) -> PaddedTT:
-    a, b, size = even(a), even(b), a.max_rank
-    dtype = jnp.result_type(a.cores, b.cores)
-    x, y = a.cores.astype(dtype), b.cores.astype(dtype)
-    cores = jax.vmap(_block_diagonal)(x, y)
+    size, cores = a.max_rank, jax.vmap(_block_diagonal)(a.cores, b.cores)
     # The two ends are one rank, not two: both blocks of the first core lie in row 0, and both
     # blocks of the last in column 0.
     cores = cores.at[0, 0].add(cores[0, size]).at[0, size].set(0)
@@ -119,9 +117,8 @@ def _scale(a: Any, factor: Any) -> Any:
     factor = jnp.asarray(factor) if isinstance(factor, jax.Array) else factor
     a = even(a)
     if isinstance(a, PaddedTT):
-        dtype = jnp.result_type(a.cores, factor)
-        cores = a.cores.astype(dtype)
-        return PaddedTT(cores.at[0].multiply(factor), a.rank_mask, a.mode_mask)
+        cores = a.cores.astype(jnp.result_type(a.cores, factor))
+        return dataclasses.replace(a, cores=cores.at[0].multiply(factor))
     return type(a)((a.cores[0] * factor, *a.cores[1:]))
 
 
@@ -144,28 +141,22 @@ def hadamard(a: T, b: T) -> T:
     """
     check_same("hadamard", a, b)
     with precise(a, b):
-        if isinstance(a, PaddedTT):
-            return _hadamard_padded(a, b)
-        return like(_hadamard(as_train(a), as_train(b)), a)
+        return _hadamard(a, b)
 
 
 def _kron_cores(x: Array, y: Array) -> Array:
-    r, n, s = x.shape
-    t, _, u = y.shape
-    return einsum("anb,cnd->acnbd", x, y).reshape(r * t, n, s * u)
+    """`(r, n, s)` and `(r', n, s')` to `(r r', n, s s')`."""
+    core = einsum("anb,cnd->acnbd", x, y)
+    return core.reshape(x.shape[0] * y.shape[0], x.shape[1], -1)
 
 
 @jax.jit
-def _hadamard(a: TensorTrain, b: TensorTrain) -> TensorTrain:
-    pairs = zip(even(a).cores, even(b).cores, strict=True)
-    return TensorTrain(tuple(_kron_cores(x, y) for x, y in pairs))
-
-
-@jax.jit
-def _hadamard_padded(a: PaddedTT, b: PaddedTT) -> PaddedTT:
-    rank_mask = jax.vmap(jnp.kron)(a.rank_mask, b.rank_mask.astype(a.rank_mask.dtype))
-    cores = jax.vmap(_kron_cores)(even(a).cores, even(b).cores)
-    return PaddedTT(cores, rank_mask, a.mode_mask)
+def _hadamard(a: Any, b: Any) -> Any:
+    if isinstance(a, PaddedTT):
+        rank_mask = jax.vmap(jnp.kron)(a.rank_mask, b.rank_mask.astype(a.rank_mask.dtype))
+        return PaddedTT(jax.vmap(_kron_cores)(even(a).cores, even(b).cores), rank_mask, a.mode_mask)
+    pairs = zip(even(as_train(a)).cores, even(as_train(b)).cores, strict=True)
+    return like(TensorTrain(tuple(_kron_cores(x, y) for x, y in pairs)), a)
 
 
 def dot(a: T, b: T) -> Shaped[Array, ""]:
@@ -191,32 +182,25 @@ def dot(a: T, b: T) -> Shaped[Array, ""]:
         return _dot(a, b)
 
 
-def _meet(left: Array, x: Array, y: Array) -> Array:
-    """One step of the contraction of two trains from the left."""
-    return einsum("cna,cnb->ab", jnp.conj(x), einsum("cd,dnb->cnb", left, y))
-
-
 @jax.jit
 def _dot(a: Any, b: Any) -> Array:
-    (a, e), (b, f) = balanced(as_train(a)), balanced(as_train(b))
+    (a, e), (b, f) = balanced(as_padded(as_train(a))), balanced(as_padded(as_train(b)))
     value, more = _dot_apart(a, b)
     return shift(value, e + f + more)
 
 
-def _dot_apart(a: Any, b: Any) -> tuple[Array, Array]:
+def _dot_apart(a: PaddedTT, b: PaddedTT) -> tuple[Array, Array]:
     """The inner product of balanced trains as a number and an exponent of two."""
     dtype = jnp.result_type(a.dtype, b.dtype)
-    e = jnp.zeros((), jnp.int32)
-    if isinstance(a, PaddedTT):
-        first = jnp.zeros((a.max_rank, b.max_rank), dtype).at[0, 0].set(1)
-        steps = (a.cores.astype(dtype), b.cores.astype(dtype))
-        step = lambda state, pair: (lifted(_meet(state[0], *pair), state[1]), None)
-        (left, e), _ = jax.lax.scan(step, (first, e), steps)
-        return left[0, 0], e
-    left = jnp.ones((1, 1), dtype)
-    for x, y, due in zip(a.cores, b.cores, lifts(a, b), strict=True):
-        left = _meet(left, x.astype(dtype), y.astype(dtype))
-        left, e = lifted(left, e) if due else (left, e)
+
+    def step(state: Any, pair: Any) -> tuple[Any, None]:
+        (left, e), (x, y) = state, pair
+        left = einsum("cna,cnb->ab", jnp.conj(x), einsum("cd,dnb->cnb", left, y))
+        return lifted(left, e), None
+
+    first = jnp.zeros((a.max_rank, b.max_rank), dtype).at[0, 0].set(1)
+    cores = (a.cores.astype(dtype), b.cores.astype(dtype))
+    (left, e), _ = jax.lax.scan(step, (first, jnp.zeros((), jnp.int32)), cores)
     return left[0, 0], e
 
 
@@ -231,7 +215,7 @@ def norm(a: Any) -> Float[Array, ""]:
         a: any train.
 
     Returns:
-        A real scalar array; infinite where the dtype does not hold the norm, which `log_norm` does.
+        A real scalar array; infinite or zero only where the dtype does not hold the norm.
 
     Example:
         >>> import jax.numpy as jnp
@@ -243,47 +227,18 @@ def norm(a: Any) -> Float[Array, ""]:
         return _norm(a)
 
 
-def log_norm(a: Any) -> Float[Array, ""]:
-    """The natural logarithm of the norm, also where the norm leaves the dtype; `-inf` of zeros.
-
-    Args:
-        a: any train.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> print(f"{log_norm(rank_one([jnp.full(1, 1e30)] * 3)) / jnp.log(10.0):.3f}")
-        90.000
-    """
-    check_train("the train", a)
-    with precise(a):
-        return _log_norm(a)
-
-
 @jax.jit
 def _norm(a: Any) -> Array:
-    return shift(*_norm_apart(a))
-
-
-@jax.jit
-def _log_norm(a: Any) -> Array:
-    value, e = _norm_apart(a)
-    safe = jnp.where(value > 0, value, 1)
-    found = jnp.log(safe) + e.astype(value.dtype) * math.log(2)
-    return jnp.where(value > 0, found, -jnp.inf)
-
-
-def _norm_apart(a: Any) -> tuple[Array, Array]:
-    """The norm as a number and an exponent of two."""
-    a, e = balanced(as_train(a))
+    a, e = balanced(as_padded(as_train(a)))
     value, more = _safe_norm(a)
-    return value, e + more.astype(jnp.int32)
+    return shift(value, e + more.astype(jnp.int32))
 
 
-@functools.partial(jax.custom_jvp)
-def _safe_norm(a: Any) -> tuple[Array, Array]:
+@jax.custom_jvp
+def _safe_norm(a: PaddedTT) -> tuple[Array, Array]:
     """Norm and exponent of a balanced train; the exponent in a dtype that may have a tangent."""
-    value, e = interface_norm(a)
-    return value.astype(real_dtype(a.dtype)), e.astype(jnp.float32)
+    _, r, e, _ = left_sweep(a.cores, a.rank_mask, a.mode_mask)
+    return scaled_norm(r), e.astype(jnp.float32)
 
 
 @_safe_norm.defjvp
@@ -299,3 +254,158 @@ def _safe_norm_jvp(primals: Any, tangents: Any) -> Any:
     safe = jnp.where(value > 0, value, 1)
     moved = shift(jnp.real(slope).astype(value.dtype) / safe, f - 2 * e.astype(jnp.int32))
     return (value, e), (jnp.where(value > 0, moved, 0), jnp.zeros_like(e))
+
+
+def entries(train: TensorTrain, indices: Int[Any, "m d"]) -> Shaped[Array, " m"]:
+    """Single entries of the tensor, many at a time.
+
+    Args:
+        train: `TensorTrain`.
+        indices: integers `(m, d)`, a multi-index a row, none negative.
+
+    Returns:
+        `(m,)`. Costs `2 m Σ r²` operations.
+
+    Raises:
+        ValueError: another shape or dtype; concrete indices outside the modes. Traced indices are
+            clipped to the modes, as everywhere in JAX.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> entries(rank_one([jnp.arange(3.0), jnp.arange(4.0)]), jnp.asarray([[2, 3]])).tolist()
+        [6.0]
+    """
+    check_train("the train", train, TensorTrain)
+    indices = read("the indices", indices)
+    if indices.ndim != 2 or indices.shape[1] != train.order:
+        raise expected(f"indices of shape (m, {train.order})", f"shape {tuple(indices.shape)}")
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise expected("integer indices", f"dtype {indices.dtype}")
+    if not traced(indices) and indices.shape[0]:
+        host = np.asarray(indices)
+        if (host < 0).any() or (host >= np.asarray(train.modes)[None, :]).any():
+            raise expected(
+                f"indices inside modes {train.modes}",
+                f"values from {host.min(axis=0).tolist()} to {host.max(axis=0).tolist()}",
+            )
+    with precise(train):
+        return _entries(train, jnp.asarray(indices))
+
+
+@jax.jit
+def _entries(train: TensorTrain, indices: Array) -> Array:
+    cores, e = even(train).cores, jnp.zeros(len(indices), jnp.int32)
+    left = jnp.take(cores[0][0], indices[:, 0], axis=0, mode="clip")
+    for k, core in enumerate(cores[1:], start=1):
+        left, e = lifted(left, e, axis=1)
+        chosen = jnp.take(core, indices[:, k], axis=1, mode="clip")
+        left = einsum("sa,asb->sb", left, chosen)
+    return shift(left[:, 0], e)
+
+
+def _require_modes(verb: str, first: Any, second: Any) -> None:
+    if first != second:
+        raise expected(f"equal modes to be summed over in {verb}", f"{first} and {second}")
+
+
+def matvec(matrix: TTMatrix, vector: TensorTrain) -> TensorTrain:
+    """A TT matrix times a column vector in TT format, `M v`; ranks multiply.
+
+    `M.to_dense() @ v.to_dense().ravel()` as a train. A Koopman matrix acts on row vectors from the
+    right: that is `vecmat`.
+
+    Args:
+        matrix: `TTMatrix` `(∏ m_k, ∏ n_k)`.
+        vector: `TensorTrain` of modes `n_k`.
+
+    Returns:
+        `TensorTrain` of modes `m_k` and ranks `r_k s_k`; see `round`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> matvec(identity((2, 3)), rank_one([jnp.ones(2), jnp.ones(3)])).modes
+        (2, 3)
+    """
+    check_train("the matrix", matrix, TTMatrix)
+    check_train("the vector", vector, TensorTrain)
+    _require_modes("matvec", matrix.column_modes, vector.modes)
+    with precise(matrix, vector):
+        return _matvec(matrix, vector)
+
+
+def vecmat(vector: TensorTrain, matrix: TTMatrix) -> TensorTrain:
+    """A row vector in TT format times a TT matrix, `v M`: how a Koopman matrix acts.
+
+    Args:
+        vector: `TensorTrain` of modes `m_k`.
+        matrix: `TTMatrix` `(∏ m_k, ∏ n_k)`.
+
+    Returns:
+        `TensorTrain` of modes `n_k` and ranks `r_k s_k`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> vecmat(rank_one([jnp.ones(2), jnp.ones(3)]), identity((2, 3))).modes
+        (2, 3)
+    """
+    check_train("the vector", vector, TensorTrain)
+    check_train("the matrix", matrix, TTMatrix)
+    _require_modes("vecmat", vector.modes, matrix.row_modes)
+    with precise(matrix, vector):
+        return _matvec(_transpose(matrix), vector)
+
+
+@jax.jit
+def _matvec(matrix: TTMatrix, vector: TensorTrain) -> TensorTrain:
+    cores = []
+    for a, v in zip(even(matrix).cores, even(vector).cores, strict=True):
+        core = einsum("amnb,cnd->acmbd", a, v)
+        cores.append(core.reshape(a.shape[0] * v.shape[0], a.shape[1], -1))
+    return TensorTrain(tuple(cores))
+
+
+def matmul(a: TTMatrix, b: TTMatrix) -> TTMatrix:
+    """The product of two TT matrices, `A B`; ranks multiply.
+
+    Args:
+        a: `TTMatrix` `(∏ m_k, ∏ l_k)`.
+        b: `TTMatrix` `(∏ l_k, ∏ n_k)`.
+
+    Example:
+        >>> matmul(identity((2, 3)), identity((2, 3))).ranks
+        (1, 1, 1)
+
+    Reference: Oseledets (2011), section 4.3.
+    """
+    check_train("the first matrix", a, TTMatrix)
+    check_train("the second matrix", b, TTMatrix)
+    _require_modes("matmul", a.column_modes, b.row_modes)
+    with precise(a, b):
+        return _matmul(a, b)
+
+
+@jax.jit
+def _matmul(a: TTMatrix, b: TTMatrix) -> TTMatrix:
+    cores = []
+    for x, y in zip(even(a).cores, even(b).cores, strict=True):
+        core = einsum("amlb,clnd->acmnbd", x, y)
+        cores.append(core.reshape(x.shape[0] * y.shape[0], x.shape[1], y.shape[2], -1))
+    return TTMatrix(tuple(cores))
+
+
+@jax.jit
+def _transpose(matrix: TTMatrix) -> TTMatrix:
+    return TTMatrix(tuple(jnp.swapaxes(core, 1, 2) for core in matrix.cores))
+
+
+def transpose(matrix: TTMatrix) -> TTMatrix:
+    """The transposed matrix, not conjugated; ranks stay.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> transpose(kronecker([jnp.ones((2, 3))])).shape
+        (3, 2)
+    """
+    check_train("the matrix", matrix, TTMatrix)
+    with precise(matrix):
+        return _transpose(matrix)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from koopjax._core import expected
+from koopjax.tt._checks import as_floating, check_precision
 from koopjax.tt._contraction_order import ContractionOrder, Shapes, order_for
 from koopjax.tt._precision import precise
 from koopjax.tt._range import even
-from koopjax.tt._support import as_floating, check_precision
 from koopjax.tt._trains import TTMatrix, check_train
 
 PRECISION = "highest"
@@ -50,8 +50,7 @@ def contract(
         >>> tt.contract(ones, [jnp.ones((5, 2)), jnp.ones((5, 3))]).shape
         (5, 4)
     """
-    check_train("contract", matrix)
-    _require_matrix(matrix)
+    check_train("the matrix", matrix, TTMatrix)
     check_precision(precision)
     stacked = not isinstance(factors, list | tuple)
     if stacked:
@@ -94,8 +93,7 @@ def apply_matrix(
         >>> apply_matrix(eye, jnp.arange(6.0).reshape(1, 6))
         Array([[0., 1., 2., 3., 4., 5.]], dtype=float32)
     """
-    check_train("apply_matrix", matrix)
-    _require_matrix(matrix)
+    check_train("the matrix", matrix, TTMatrix)
     check_precision(precision)
     x = as_floating("the rows", x)
     if x.ndim != 2 or x.shape[1] != matrix.shape[0]:
@@ -106,11 +104,6 @@ def apply_matrix(
     order = order_for(matrix, x.shape[0], kind="vector", form=form)
     with precise(matrix, x):
         return _apply(tuple(matrix.cores), x, order, precision)
-
-
-def _require_matrix(matrix: Any) -> None:
-    if not isinstance(matrix, TTMatrix):
-        raise expected("a TTMatrix", type(matrix).__name__, "tt.matrix_from_dense(array, ...)")
 
 
 def _short(shapes: Any) -> str:

@@ -15,9 +15,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from koopjax._core import as_whole, expected, read
+from koopjax._core import as_whole, expected
+from koopjax.tt._checks import check_modes
 
 STEP = 0.6e-6  # one operation that waits for the one before
 RATE = 60e9  # large products
@@ -68,6 +67,9 @@ class _Cost:
         )
 
 
+_Found = tuple[_Cost, tuple[Group, ...]]
+
+
 def product_cost(rows: int, inner: int, out: int, moved: int = 0, steps: int = 1) -> _Cost:
     """The cost of one product `(rows, inner) @ (inner, out)` by the model above."""
     flops = 2 * rows * inner * out
@@ -82,6 +84,11 @@ class Shapes:
         self.ranks, self.rows, self.columns = tuple(ranks), tuple(rows), tuple(columns)
         self.order = len(self.rows)
         self._merges: dict[Group, tuple[_Cost, int]] = {}
+
+    @functools.cached_property
+    def mirrored(self) -> "Shapes":
+        """The same from right to left."""
+        return Shapes(self.ranks[::-1], self.rows[::-1], self.columns[::-1])
 
     def m(self, i: int, j: int) -> int:
         """Rows of the run of cores `i` to `j - 1`."""
@@ -114,7 +121,8 @@ class Shapes:
         return self._merges[i, j]
 
 
-# Kinds of input: what it costs to apply a run from the left, from the right, and in the middle.
+# Kinds of input: what it costs to apply a run from the left and in the middle; from the right it is
+# the run of the mirrored matrix from the left.
 
 
 def _lifted(s: Shapes, n: int, i: int, j: int) -> _Cost:
@@ -130,19 +138,11 @@ def _product_left(s: Shapes, n: int, i: int, j: int) -> _Cost:
     return product_cost(n * done, inner, out, n * done * inner, 2) + _lifted(s, n, i, j)
 
 
-def _product_right(s: Shapes, n: int, i: int, j: int) -> _Cost:
-    done, out = s.c(j, s.order), s.c(i, j) * s.ranks[i]
-    inner = s.ranks[j] * s.m(i, j)
-    return product_cost(n * done, inner, out, n * done * inner, 2) + _lifted(s, n, i, j)
-
-
 def _product_middle(s: Shapes, n: int, i: int, j: int) -> _Cost:
-    inner, width = s.ranks[i] * s.m(i, j), s.c(i, j) * s.ranks[j]
-    left, right = s.c(0, i), s.c(j, s.order)
-    cost = product_cost(n * left, inner, width, n * left * inner, 2) + _lifted(s, n, i, j)
+    cost = _product_left(s, n, i, j)
     if j == s.order:
         return cost
-    meeting = left * width * right
+    meeting = s.c(0, s.order) * s.ranks[j]
     return cost + _Cost(2 * n * meeting, 1, STEP + MOVE * n * 2 * meeting)
 
 
@@ -154,24 +154,16 @@ def _vector_left(s: Shapes, n: int, i: int, j: int) -> _Cost:
     return product_cost(rows, inner, out, moved)
 
 
-def _vector_right(s: Shapes, n: int, i: int, j: int) -> _Cost:
-    rest, done = s.m(0, i), s.c(j, s.order)
-    inner, out = s.ranks[j] * s.m(i, j), s.c(i, j) * s.ranks[i]
-    rows = n * done * rest
-    moved = rows * (inner + out) if rest > 1 or done > 1 else 0
-    return product_cost(rows, inner, out, moved)
-
-
 def _vector_middle(s: Shapes, n: int, i: int, j: int) -> _Cost:
     """For vectors the last run of either direction; a meeting in the middle gains nothing."""
     if j == s.order:
         return _vector_left(s, n, i, j)
-    return _vector_right(s, n, i, j)
+    return _vector_left(s.mirrored, n, s.order - j, s.order - i)
 
 
 _KINDS = {
-    "product": (_product_left, _product_right, _product_middle),
-    "vector": (_vector_left, _vector_right, _vector_middle),
+    "product": (_product_left, _product_middle),
+    "vector": (_vector_left, _vector_middle),
 }
 
 
@@ -212,17 +204,12 @@ def contraction_order(
         raise expected(f"a form among {list(FORMS)}", repr(form))
     if not isinstance(kind, str) or kind not in _KINDS:
         raise expected(f"a kind among {sorted(_KINDS)}", repr(kind))
-    for name, sizes in (("ranks", ranks), ("row_modes", row_modes), ("column_modes", column_modes)):
-        counts = np.asarray(read(name, sizes))
-        whole = counts.ndim == 1 and counts.size and np.issubdtype(counts.dtype, np.integer)
-        if not whole or counts.min() < 1:
-            raise expected(f"a sequence of whole numbers as {name}", f"{sizes!r:.60}")
-    d = len(row_modes)
-    if len(column_modes) != d or len(ranks) != d + 1:
-        got = f"{len(ranks)}, {d} and {len(column_modes)}"
+    ranks = check_modes(ranks, "ranks")
+    rows, columns = check_modes(row_modes, "row_modes"), check_modes(column_modes, "column_modes")
+    if not len(ranks) - 1 == len(rows) == len(columns):
+        got = f"{len(ranks)}, {len(rows)} and {len(columns)}"
         raise expected("d + 1 ranks, d row modes and d column modes", got)
-    n = max(1, as_whole("n", n, 0))
-    return _decide(tuple(ranks), tuple(row_modes), tuple(column_modes), n, kind, form)
+    return _decide(ranks, rows, columns, max(1, as_whole("n", n, 0)), kind, form)
 
 
 def order_for(matrix: Any, n: int, *, kind: str = "product", form: str = "auto") -> Any:
@@ -287,10 +274,9 @@ def output_core(columns: Sequence[int]) -> int:
 
 def _partition(s: Shapes, n: int, kind: str, form: str) -> ContractionOrder:
     """The best runs and their middle by dynamic programming."""
-    left, right, middle = _KINDS[kind]
-    d = s.order
+    left, middle = _KINDS[kind]
+    d, at = s.order, output_core(s.columns)
     single = sum(c > 1 for c in s.columns) <= 1
-    at = output_core(s.columns)
 
     def allowed(i: int, j: int) -> bool:
         if form == "dense":
@@ -299,47 +285,35 @@ def _partition(s: Shapes, n: int, kind: str, form: str) -> ContractionOrder:
             return j - i == 1
         return j - i == 1 or (j - i <= RUN_MAX and s.size(i, j) <= MERGED_MAX)
 
-    def best(cost: Any, starts: Any) -> tuple[list[Any], list[int]]:
-        """Least costs of prefixes (or, seen from the other end, of suffixes)."""
-        costs: list[Any] = [_Cost()]
-        cuts = [0]
-        for j in range(1, d + 1):
-            found = None
-            for i in range(max(0, j - (d if form == "dense" else RUN_MAX)), j):
-                run = starts(i, j)
-                if costs[i] is None or not allowed(*run):
-                    continue
-                total = costs[i] + cost(s, n, *run) + s.merge(*run)[0]
-                if found is None or total.seconds < found[0].seconds:
-                    found = total, i
-            costs.append(None if found is None else found[0])
-            cuts.append(0 if found is None else found[1])
-        return costs, cuts
+    def least(found: list[_Found]) -> _Found | None:
+        return min(found, key=lambda one: one[0].seconds, default=None)
 
-    prefix, cut_left = best(left, lambda i, j: (i, j))
-    suffix, cut_right = best(right, lambda i, j: (d - j, d - i))
-    choice: Any = None
+    def sides(shapes: Shapes, mirrored: bool) -> list[_Found | None]:
+        """The cheapest way over each prefix, with its runs; seen from the other end, suffixes."""
+        best: list[_Found | None] = [(_Cost(), ())]
+        for j in range(1, d + 1):
+            found = []
+            for i in range(0 if form == "dense" else max(0, j - RUN_MAX), j):
+                run, before = (d - j, d - i) if mirrored else (i, j), best[i]
+                if before is None or not allowed(*run):
+                    continue
+                cost = before[0] + left(shapes, n, i, j) + s.merge(*run)[0]
+                found.append((cost, (*before[1], run)))
+            best.append(least(found))
+        return best
+
+    prefix, suffix, found = sides(s, False), sides(s.mirrored, True), []
     for i in range(d):
         for j in range(i + 1, d + 1):
-            if not allowed(i, j) or prefix[i] is None or suffix[d - j] is None:
+            before, after = prefix[i], suffix[d - j]
+            if not allowed(i, j) or before is None or after is None:
                 continue
             if kind == "vector" and i > 0 and j < d:
                 continue
             if kind == "product" and single and not i <= at < j:
                 continue
-            total = prefix[i] + suffix[d - j] + middle(s, n, i, j) + s.merge(i, j)[0]
-            if choice is None or total.seconds < choice[0].seconds:
-                choice = total, i, j
-    total, i, j = choice
-    before, after = [], []
-    k = i
-    while k > 0:
-        before.append((cut_left[k], k))
-        k = cut_left[k]
-    k = d - j
-    while k > 0:
-        after.append((d - k, d - cut_right[k]))
-        k = cut_right[k]
-    groups = (*reversed(before), (i, j), *after)
+            total = before[0] + after[0] + middle(s, n, i, j) + s.merge(i, j)[0]
+            found.append((total, (*before[1], (i, j), *after[1][::-1]), len(before[1])))
+    total, groups, place = min(found, key=lambda one: one[0].seconds)
     name = "dense" if len(groups) == 1 else "chain" if len(groups) == d else "grouped"
-    return ContractionOrder(name, groups, len(before), total.flops, total.steps, total.seconds)
+    return ContractionOrder(name, groups, place, total.flops, total.steps, total.seconds)

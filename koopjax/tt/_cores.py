@@ -1,10 +1,13 @@
 """Chains of cores written out in full, or cut to what an index selects."""
 
+import functools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from koopjax._core import expected, matmul
@@ -47,48 +50,48 @@ def dense_padded(train: Any) -> Array:
     )
 
 
-def absorb(cores: list[Any]) -> Any:
-    """Cores with three axes kept, matrices multiplied into a neighbour; a scalar if none is kept.
+@functools.partial(jax.jit, static_argnames="slices")
+def part(train: Any, places: Array, *, slices: tuple[Any, ...]) -> Any:
+    """The cores that an index keeps, cut to its slices; a scalar if it keeps none.
 
-    A matrix goes to the core on its right, or to the last one that is kept.
+    The matrix at an integer's place goes to the core on its right, or to the last one that is kept.
     """
     out: list[Any] = []
-    carry = None
-    for core in cores:
-        if core.ndim == 2:
-            carry = core if carry is None else einsum("ab,bc->ac", carry, core)
+    carry = jnp.ones((1, 1), train.dtype)
+    for core, place, cut in zip(even(train).cores, places, slices, strict=True):
+        if cut is None:
+            carry = matmul(carry, jnp.take(core, place, axis=1, mode="clip"))
         else:
-            out.append(core if carry is None else einsum("ab,bnc->anc", carry, core))
-            carry = None
+            out.append(einsum("ab,bnc->anc", carry, core[:, slice(*cut)]))
+            carry = jnp.eye(core.shape[2], dtype=core.dtype)
     if not out:
-        assert carry is not None
         return carry[0, 0]
-    if carry is not None:
-        out[-1] = einsum("anb,bc->anc", out[-1], carry)
+    out[-1] = einsum("anb,bc->anc", out[-1], carry)
     return tuple(out)
 
 
-def select(cores: Any, index: Any) -> list[Any]:
-    """Each core cut to its part of an index as NumPy's basic indexing takes it."""
+def parsed(modes: Sequence[int], index: Any) -> tuple[np.ndarray, tuple[Any, ...]]:
+    """The place of each integer and the start, stop and step of each slice (None for integers)."""
     parts = list(index) if isinstance(index, tuple) else [index]
     dots = [i for i, part in enumerate(parts) if part is Ellipsis]
-    d = len(cores)
+    d = len(modes)
     if len(dots) > 1 or len(parts) - len(dots) > d:
         raise IndexError(f"expected at most {d} indices and one ellipsis, got {len(parts)}")
     if dots:
         parts[dots[0] : dots[0] + 1] = [slice(None)] * (d - len(parts) + 1)
     parts += [slice(None)] * (d - len(parts))
-    return [_cut(core, part, k) for k, (core, part) in enumerate(zip(cores, parts, strict=True))]
+    pairs = [_parsed(part, n, k) for k, (part, n) in enumerate(zip(parts, modes, strict=True))]
+    places, slices = zip(*pairs, strict=True)
+    return np.asarray(places, np.int32), slices
 
 
-def _cut(core: Any, part: Any, k: int) -> Any:
-    n = core.shape[1]
+def _parsed(part: Any, n: int, k: int) -> tuple[int, Any]:
     if isinstance(part, slice):
         if len(range(*part.indices(n))) == 0:
             raise expected(
                 f"a slice of mode {k} that keeps something of its {n} entries", f"{part}"
             )
-        return core if part == slice(None) else core[:, part]
+        return 0, (part.start, part.stop, part.step)
     try:
         i = operator.index(part)
     except TypeError as error:
@@ -99,4 +102,4 @@ def _cut(core: Any, part: Any, k: int) -> Any:
         ) from error
     if not -n <= i < n:
         raise IndexError(f"expected an index of mode {k} between {-n} and {n - 1}, got {i}")
-    return core[:, i]
+    return i % n, None

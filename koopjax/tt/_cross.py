@@ -26,9 +26,8 @@ from koopjax._core import (
     static,
     traced,
 )
-from koopjax.tt._ranks import as_ranks
+from koopjax.tt._checks import as_ranks, check_modes, check_rtol
 from koopjax.tt._round import Host, round_cores, to_device
-from koopjax.tt._support import check_modes, check_rtol
 from koopjax.tt._trains import TensorTrain, check_core_dtype
 
 SAMPLES = 8  # entries drawn to find a pivot
@@ -61,16 +60,8 @@ class CrossInfo:
 
 
 def maxvol(a: Host, limit: float = 1.05, steps: int = 200) -> tuple[Host, Host]:
-    """Rows of a tall matrix whose square submatrix has a large determinant.
-
-    Args:
-        a: `(m, r)` of full column rank, `m >= r`.
-        limit: a swap must enlarge the volume by this factor.
-        steps: most swaps.
-
-    Returns:
-        `r` row indices, and `a @ inv(a[rows])`, with no entry above `limit` in modulus.
-    """
+    """Rows of a tall matrix whose square submatrix has a large determinant: `r` row indices, and
+    `a @ inv(a[rows])`, with no entry above `limit` in modulus."""
     m, r = a.shape
     rest, rows = a.copy(), np.empty(r, int)
     free = np.ones(m, bool)
@@ -97,18 +88,10 @@ class Spent(Exception):
 
 
 class Sampler:
-    """The function: checked, counted, bounded, and never asked twice for one entry.
-
-    Args:
-        function: as `cross` takes it.
-        batch_size: rows of every call, None for as many as are wanted.
-        limit: rows that the function may be given in all.
-    """
+    """The function: checked, counted, bounded, and never asked twice for one entry."""
 
     def __init__(self, function: Callable[..., Any], batch_size: int | None, limit: int) -> None:
-        self.function = function
-        self.batch_size = batch_size
-        self.limit = limit
+        self.function, self.batch_size, self.limit = function, batch_size, limit
         self.first = limit // (batch_size or 1) * (batch_size or 1)
         self.count = 0
         self.known: dict[bytes, Any] = {}
@@ -169,11 +152,6 @@ def _pairs(first: Host, second: Host) -> Host:
 
 def _digits(n: int) -> Host:
     return np.arange(n, dtype=np.int32)[:, None]
-
-
-def _relative(difference: Host, values: Host) -> float:
-    size, lost = float(np.linalg.norm(values)), float(np.linalg.norm(difference))
-    return lost / size if size else (0.0 if lost == 0 else math.inf)
 
 
 def _independent(a: Host, floor: float, most: int) -> list[int]:
@@ -300,7 +278,9 @@ class _Cross:
         difference = values - evaluate(cores, self.points)
         order = np.argsort(-np.abs(difference))[:2]
         bad = np.abs(difference[order]) > self.rtol * float(np.sqrt(np.mean(np.abs(values) ** 2)))
-        return _relative(difference, values), self.points[order[bad]]
+        size, lost = float(np.linalg.norm(values)), float(np.linalg.norm(difference))
+        relative = lost / size if size else (0.0 if lost == 0 else math.inf)
+        return relative, self.points[order[bad]]
 
 
 def cross(

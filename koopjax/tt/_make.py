@@ -11,10 +11,9 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax._core import as_key, check_finite, expected, precise_as
+from koopjax.tt._checks import as_floating, as_ranks, check_dtype, check_modes, feasible_ranks
 from koopjax.tt._precision import precise
-from koopjax.tt._ranks import as_ranks, feasible_ranks
-from koopjax.tt._support import as_floating, check_dtype, check_modes
-from koopjax.tt._trains import TensorTrain, TTMatrix
+from koopjax.tt._trains import TensorTrain, TTMatrix, split_modes
 
 
 def _cores_of(one: str, several: str, shape: str, arrays: Any) -> tuple[Array, ...]:
@@ -69,7 +68,7 @@ def identity(modes: Sequence[int], dtype: Any = jnp.float32) -> TTMatrix:
         (6, 6)
     """
     with precise_as(check_dtype(dtype)):
-        return kronecker([jnp.eye(n, dtype=dtype) for n in check_modes(modes)])
+        return kronecker([np.eye(n, dtype=dtype) for n in check_modes(modes)])
 
 
 @functools.partial(jax.jit, static_argnames=("mode", "rank", "dtype"))
@@ -147,12 +146,6 @@ def random_matrix(
     rows, columns = check_modes(row_modes), check_modes(column_modes)
     if len(rows) != len(columns):
         raise expected("as many row as column modes", f"{len(rows)} and {len(columns)}")
-    merged = [m * n for m, n in zip(rows, columns, strict=True)]
-    train = random(key, merged, rank, dtype)
+    train = random(key, [m * n for m, n in zip(rows, columns, strict=True)], rank, dtype)
     with precise(train):
-        return TTMatrix(
-            tuple(
-                c.reshape(c.shape[0], m, n, c.shape[-1])
-                for c, m, n in zip(train.cores, rows, columns, strict=True)
-            )
-        )
+        return TTMatrix(split_modes(train.cores, rows, columns))

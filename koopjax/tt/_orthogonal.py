@@ -1,4 +1,8 @@
-"""Orthogonalised trains: sweeps of QR factorisations towards a centre."""
+"""Orthogonalised trains: sweeps of QR factorisations towards a centre.
+
+Sweeps are loops over cores of one shape, so that they compile as fast for 200 cores as for two: a
+ragged train is padded on the way in and cut on the way out.
+"""
 
 import functools
 from typing import Any
@@ -8,50 +12,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from koopjax._core import as_whole, masked_qr, matmul
-from koopjax.tt._padded import padded, prefix_mask
+from koopjax.tt._padded import as_padded, bounded, cut, prefix_mask
 from koopjax.tt._precision import dagger, einsum, factor_dtype, precise, real_dtype
-from koopjax.tt._range import balanced, lifted, lifts, placed, shift
-from koopjax.tt._trains import PaddedTT, T, TensorTrain, as_train, check_train, like
-
-
-def ragged_qr(a: Array) -> tuple[Array, Array]:
-    """Reduced QR that keeps `min(m, n)` columns and has a derivative for wide matrices too.
-
-    `Q` comes from the first `m` columns of a wide matrix, and `R = Qᴴ A`.
-    """
-    dtype = a.dtype
-    a = a.astype(factor_dtype(dtype))
-    m, n = a.shape
-    if m >= n:
-        q, r = jnp.linalg.qr(a)
-    else:
-        q, r = jnp.linalg.qr(a[:, :m])
-        r = jnp.concatenate([r, matmul(dagger(q), a[:, m:])], axis=1)
-    return q.astype(dtype), r.astype(dtype)
-
-
-def first_kept(mask: Array, count: Any) -> Array:
-    """The mask cut to its first `count` ones."""
-    return mask * (jnp.cumsum(mask) <= count).astype(mask.dtype)
+from koopjax.tt._range import balanced, lifted, placed, shift
+from koopjax.tt._trains import PaddedTT, T, as_train, check_train, like
 
 
 def padded_qr(a: Array, rows: Array, mask: Array) -> tuple[Array, Array, Array]:
     """QR of a padded matrix, of exactly the rank that its masks allow.
 
-    Columns beyond the number of rows in use are not factored but projected, `R = Qᴴ A`: a QR of
-    them would divide by zero in its derivative.
-
-    Args:
-        a: `(m, R)`, zero outside the masks.
-        rows: `(m,)` mask of rows in use.
-        mask: `(R,)` mask of columns in use.
-
-    Returns:
-        `q (m, R)`, `r (R, R)` and the mask of the columns of `q`.
+    `q (m, R)`, `r (R, R)` and the mask of the columns of `q`, from `a (m, R)`.
     """
     dtype = a.dtype
+    # Columns beyond the number of rows in use are not factored but projected, R = Qᴴ A: a QR of
+    # them would divide by zero in its derivative.
     a = a.astype(factor_dtype(dtype))
-    kept = first_kept(mask, jnp.sum(rows))
+    kept = mask * (jnp.cumsum(mask) <= jnp.sum(rows)).astype(mask.dtype)
     q, _ = masked_qr(a, kept)
     q = q * rows.astype(a.dtype)[:, None]
     return q.astype(dtype), matmul(dagger(q), a).astype(dtype), kept
@@ -60,17 +36,8 @@ def padded_qr(a: Array, rows: Array, mask: Array) -> tuple[Array, Array, Array]:
 def left_sweep(
     cores: Array, rank_mask: Array, mode_mask: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Left-orthogonal cores of a padded train.
-
-    Args:
-        cores: `(d, R, N, R)`.
-        rank_mask: `(d + 1, R)`.
-        mode_mask: `(d, N)`.
-
-    Returns:
-        Left-orthogonal `(d, R, N, R)`, the last triangular factor `(R, R)`, the exponent that it
-        is to be multiplied by, and masks `(d + 1, R)`.
-    """
+    """Left-orthogonal cores of a padded train, the last triangular factor `(R, R)` with the power
+    of two that it is to be multiplied by, and masks `(d + 1, R)`."""
     _, size, n, _ = cores.shape
 
     def step(carry: Any, inputs: Any) -> Any:
@@ -129,38 +96,16 @@ def orthogonalize(train: T, center: int) -> T:
         True
     """
     check_train("the train", train)
-    d = train.order
-    center = as_whole("the centre", center, -d, d - 1)
+    center = as_whole("the centre", center, -train.order, train.order - 1) % train.order
     with precise(train):
-        if isinstance(train, PaddedTT):
-            return _orthogonalize_padded(train, center=center % d)
-        return like(_orthogonalize(as_train(train), center=center % d), train)
+        return _orthogonalize(train, center=center)
 
 
 @functools.partial(jax.jit, static_argnames="center")
-def _orthogonalize(train: TensorTrain, *, center: int) -> TensorTrain:
-    train, e = balanced(train)
-    cores, due = list(train.cores), lifts(train)
-    for k in range(center):
-        r, n, s = cores[k].shape
-        q, rest = ragged_qr(cores[k].reshape(r * n, s))
-        cores[k] = q.reshape(r, n, -1)
-        rest, e = lifted(rest, e) if due[k] else (rest, e)
-        cores[k + 1] = einsum("ab,bnc->anc", rest, cores[k + 1])
-    for k in range(len(cores) - 1, center, -1):
-        r, n, s = cores[k].shape
-        q, rest = ragged_qr(cores[k].reshape(r, n * s).T)
-        cores[k] = q.T.reshape(-1, n, s)
-        rest, e = lifted(rest, e) if due[k] else (rest, e)
-        cores[k - 1] = einsum("anb,cb->anc", cores[k - 1], rest)
-    cores[center], e = lifted(cores[center], e)
-    return placed(TensorTrain(tuple(cores)), e, center)
-
-
-@functools.partial(jax.jit, static_argnames="center")
-def _orthogonalize_padded(train: PaddedTT, *, center: int) -> PaddedTT:
-    train, e = balanced(train)
-    cores, ranks, modes = train.cores, train.rank_mask, train.mode_mask
+def _orthogonalize(given: Any, *, center: int) -> Any:
+    train = as_train(given)
+    padded, e = balanced(as_padded(train))
+    cores, ranks, modes = padded.cores, padded.rank_mask, padded.mode_mask
     left, carry, before, left_masks = left_sweep(
         cores[:center], ranks[: center + 1], modes[:center]
     )
@@ -169,8 +114,11 @@ def _orthogonalize_padded(train: PaddedTT, *, center: int) -> PaddedTT:
     )
     middle, e = lifted(einsum("ab,bnc,cd->and", carry, cores[center], back), e + before + behind)
     masks = jnp.concatenate([left_masks, right_masks])
-    out = PaddedTT(jnp.concatenate([left, middle[None], right]), masks, modes)
-    return placed(out, e, center)
+    out = placed(PaddedTT(jnp.concatenate([left, middle[None], right]), masks, modes), e, center)
+    if isinstance(train, PaddedTT):
+        return out
+    ranks = bounded(train.ranks, train.modes, center, center + 1)
+    return like(cut(out, ranks, train.modes), given)
 
 
 def scaled_norm(a: Array) -> Array:
@@ -178,19 +126,6 @@ def scaled_norm(a: Array) -> Array:
     top = jnp.max(jnp.abs(a))
     safe = jnp.where(top > 0, top, 1)
     return top * jnp.sqrt(jnp.sum(jnp.abs(a / safe.astype(a.dtype)) ** 2))
-
-
-def interface_norm(train: Any) -> tuple[Array, Array]:
-    """The norm as that of the last triangular factor of a sweep, and its exponent."""
-    if isinstance(train, PaddedTT):
-        _, r, e, _ = left_sweep(train.cores, train.rank_mask, train.mode_mask)
-        return scaled_norm(r), e
-    rest, e = jnp.ones((1, 1), train.dtype), jnp.zeros((), jnp.int32)
-    for core, due in zip(train.cores, lifts(train), strict=True):
-        r, n, s = core.shape
-        _, rest = ragged_qr(matmul(rest, core.reshape(r, n * s)).reshape(-1, s))
-        rest, e = lifted(rest, e) if due else (rest, e)
-    return scaled_norm(rest), e
 
 
 def singular_values(train: Any) -> tuple[Float[Array, " r"], ...] | Float[Array, "d_minus_1 R"]:
@@ -214,32 +149,13 @@ def singular_values(train: Any) -> tuple[Float[Array, " r"], ...] | Float[Array,
     """
     check_train("the train", train)
     with precise(train):
-        if isinstance(train, PaddedTT):
-            return _singular_values(train)
-        plain = as_train(train)
-        values = _singular_values(padded(plain, rank=max(plain.ranks), mode=max(plain.modes)))
-        sizes = allowed_ranks(plain)[1:-1]
-        return _rows(values, sizes=sizes)
-
-
-@functools.partial(jax.jit, static_argnames="sizes")
-def _rows(values: Array, *, sizes: tuple[int, ...]) -> tuple[Array, ...]:
-    return tuple(values[k, :r] for k, r in enumerate(sizes))
-
-
-def allowed_ranks(train: TensorTrain) -> tuple[int, ...]:
-    """The ranks after exact orthogonalisation from both sides: what shapes alone allow."""
-    ranks, modes = list(train.ranks), train.modes
-    for k, n in enumerate(modes):
-        ranks[k + 1] = min(ranks[k + 1], ranks[k] * n)
-    for k in range(len(modes) - 1, -1, -1):
-        ranks[k] = min(ranks[k], ranks[k + 1] * modes[k])
-    return tuple(ranks)
+        return _singular_values(train)
 
 
 @jax.jit
-def _singular_values(train: PaddedTT) -> Array:
-    train, e = balanced(train)
+def _singular_values(train: Any) -> Any:
+    given = as_train(train)
+    train, e = balanced(as_padded(given))
     right, first, more, masks = right_sweep(train.cores, train.rank_mask, train.mode_mask)
     size, n = right.shape[1:3]
     dtype = right.dtype
@@ -258,4 +174,8 @@ def _singular_values(train: PaddedTT) -> Array:
     modes = train.mode_mask.astype(masks.dtype)
     start = (first, jnp.sum(masks[0]))
     _, values = jax.lax.scan(step, start, (right[:-1], masks[1:-1], modes[:-1]))
-    return shift(values, e + more)
+    values = shift(values, e + more)
+    if isinstance(given, PaddedTT):
+        return values
+    sizes = bounded(given.ranks, given.modes, given.order, 0)[1:-1]
+    return tuple(values[k, :r] for k, r in enumerate(sizes))

@@ -21,25 +21,43 @@ def prefix_mask(count: Any, size: int, dtype: Any) -> Array:
     return (places < count[..., None]).astype(dtype)
 
 
-def pad_cores(cores: Sequence[Any], rank: int, mode: int) -> Array:
-    """Ragged cores as one array `(d, R, N, R)`, filled up with zeros."""
-    dtype = floating_dtype(*cores)
-    padded = []
-    for core in cores:
-        r, n, s = core.shape
-        widths = ((0, rank - r), (0, mode - n), (0, rank - s))
-        padded.append(jnp.pad(jnp.asarray(core, dtype), widths))
-    return jnp.stack(padded)
-
-
 @functools.partial(jax.jit, static_argnames=("rank", "mode"))
 def padded(train: TensorTrain, *, rank: int, mode: int) -> PaddedTT:
     """`pad` without its checks."""
-    cores = pad_cores(train.cores, rank, mode)
-    real = real_dtype(cores.dtype)
-    ranks = jnp.asarray(train.ranks, jnp.int32)
-    modes = jnp.asarray(train.modes, jnp.int32)
-    return PaddedTT(cores, prefix_mask(ranks, rank, real), prefix_mask(modes, mode, real))
+    dtype, cores = floating_dtype(*train.cores), []
+    for core in train.cores:
+        r, n, s = core.shape
+        widths = ((0, rank - r), (0, mode - n), (0, rank - s))
+        cores.append(jnp.pad(jnp.asarray(core, dtype), widths))
+    real = real_dtype(dtype)
+    ranks = prefix_mask(np.asarray(train.ranks), rank, real)
+    return PaddedTT(jnp.stack(cores), ranks, prefix_mask(np.asarray(train.modes), mode, real))
+
+
+def as_padded(train: Any) -> PaddedTT:
+    """A ragged train in the least padding; a padded one as it is."""
+    if isinstance(train, PaddedTT):
+        return train
+    return padded(train, rank=max(train.ranks), mode=max(train.modes))
+
+
+def cut(train: PaddedTT, ranks: Sequence[int], modes: Sequence[int]) -> TensorTrain:
+    """The leading blocks of padded cores, whose ranks and modes are known: inside jit."""
+    blocks = zip(train.cores, ranks[:-1], modes, ranks[1:], strict=True)
+    return TensorTrain(tuple(core[:r, :n, :s] for core, r, n, s in blocks))
+
+
+def bounded(ranks: Sequence[int], modes: Sequence[int], left: int, right: int) -> tuple[int, ...]:
+    """Ranks after exact sweeps from the left over `left` cores and from the right down to `right`.
+
+    A QR of `(r n, s)` leaves at most `r n` columns.
+    """
+    out = list(ranks)
+    for k in range(left):
+        out[k + 1] = min(out[k + 1], out[k] * modes[k])
+    for k in range(len(modes) - 1, right - 1, -1):
+        out[k] = min(out[k], out[k + 1] * modes[k])
+    return tuple(out)
 
 
 def pad(train: Any, rank: int, mode: int | None = None) -> PaddedTT:
@@ -59,9 +77,7 @@ def pad(train: Any, rank: int, mode: int | None = None) -> PaddedTT:
         >>> pad(TensorTrain([jnp.ones((1, 2, 3)), jnp.ones((3, 4, 1))]), 5).ranks
         (1, 3, 1)
     """
-    if not isinstance(train, TensorTrain):
-        raise expected("a TensorTrain to pad", type(train).__name__, "tt.from_dense(array)")
-    check_train("the train", train)
+    check_train("the train to pad", train, TensorTrain)
     rank = as_whole("the padded rank", rank, 1)
     mode = max(train.modes) if mode is None else as_whole("the padded mode", mode, 1)
     if rank < max(train.ranks) or mode < max(train.modes):
@@ -86,15 +102,13 @@ def unpad(train: PaddedTT) -> TensorTrain:
         >>> unpad(pad(TensorTrain([jnp.ones((1, 2, 1))] * 2), 4)).ranks
         (1, 1, 1)
     """
-    if not isinstance(train, PaddedTT):
-        raise expected("a PaddedTT", type(train).__name__)
+    check_train("the train to unpad", train, PaddedTT)
     if traced(train.rank_mask, train.mode_mask):
         raise expected(
             "concrete masks, which give unpad its shapes",
             "traced ones",
             "unpad outside jit and vmap, or staying with the padded train inside",
         )
-    check_train("the train", train)
     keep = [np.flatnonzero(row) for row in np.asarray(train.rank_mask)]
     kept_modes = [np.flatnonzero(row) for row in np.asarray(train.mode_mask)]
     with precise(train):

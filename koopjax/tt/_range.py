@@ -7,7 +7,6 @@ nothing. All works on arrays of JAX inside jit and on those of NumPy on the host
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -70,32 +69,12 @@ def shift(a: Any, e: Any) -> Any:
 
 
 def lifted(a: Any, e: Any, axis: Any = None) -> tuple[Any, Any]:
-    """`(b, f)` with `b 2^f = a 2^e` and the largest entry of `b` of order 1.
-
-    Args:
-        a: array.
-        e: exponent, one for all, or of the shape that is left without `axis`.
-        axis: over which entries share an exponent; all by default.
-    """
+    """`(b, f)` with `b 2^f = a 2^e` and the largest entry of `b` of order 1, over some axes."""
     xp, info = _of(a), jnp.finfo(a.dtype)
     k = _exponent(_top(a, axis))
     k = xp.where(k > NONE, xp.clip(k, 1 - info.maxexp, -info.minexp), 0)
     inner = k if axis is None else xp.expand_dims(k, axis)
     return (shift(a, -inner) if xp is np else a * _power(-inner, real_dtype(a.dtype))), e + k
-
-
-def lifts(*trains: Any) -> list[bool]:
-    """Core by core whether a product running through balanced cores is to be `lifted` behind it.
-
-    Entries grow by no more than `r n` a core, so that it takes many cores to come near the end of
-    the range: each lift is a kernel to compile.
-    """
-    bits, found = 0.0, []
-    for cores in zip(*(train.cores for train in trains), strict=True):
-        bits += sum(math.log2(core.size / min(core.shape[0], core.shape[-1])) for core in cores)
-        found.append(3 * bits > jnp.finfo(cores[0].dtype).maxexp)
-        bits = 0.0 if found[-1] else bits
-    return found
 
 
 def _next(e: Any, size: Any) -> Any:
@@ -175,11 +154,7 @@ def _cores_of(train: Any) -> Any:
 
 
 def balanced(train: Any) -> tuple[Any, Int[Any, ""]]:
-    """`(B, e)` with `A = 2^e B` and no entry of a core of `B` above 1.
-
-    Args:
-        train: a train of any kind, or a sequence of cores.
-    """
+    """`(B, e)` with `A = 2^e B` and no entry of a core of `B` above 1; of a train, or of cores."""
     cores = _cores_of(train)
     columns = _columns(cores)
     return _rebuilt(train, _shifted(cores, _changes(columns))), columns[-1, 0]
@@ -198,12 +173,7 @@ def placed(train: Any, e: Any, center: int, dtype: Any = None) -> Any:
     """`2^e A` with the exponent in the core `center`, as far as the dtype reaches.
 
     What it does not hold goes to the others in equal parts, which are orthonormal up to that then.
-
-    Args:
-        train: a train of any kind, or a sequence of cores; of order 1 at `center`.
-        e: exponent.
-        center: index of the core.
-        dtype: that the cores will have; their own by default.
+    The dtype is that which the cores will have, their own by default.
     """
     cores = _cores_of(train)
     xp, d = (_of(cores[0]), len(cores))

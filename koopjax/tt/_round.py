@@ -13,11 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from koopjax._core import as_whole, check_finite, expected, on_device, precise_as, traced
+from koopjax.tt._checks import (
+    RoundInfo,
+    as_floating,
+    as_ranks,
+    check_modes,
+    check_rtol,
+    feasible_ranks,
+    was_clipped,
+)
 from koopjax.tt._padded import pad, unpad
 from koopjax.tt._range import balanced, lifted, placed
-from koopjax.tt._ranks import RoundInfo, as_ranks, feasible_ranks, was_clipped
-from koopjax.tt._support import as_floating, check_modes, check_rtol
-from koopjax.tt._trains import PaddedTT, T, TensorTrain, TTMatrix, as_train, check_train, like
+from koopjax.tt._trains import (
+    PaddedTT,
+    T,
+    TensorTrain,
+    TTMatrix,
+    as_train,
+    check_train,
+    split_modes,
+)
 
 Host = np.ndarray
 
@@ -80,19 +95,6 @@ def to_device(cores: Sequence[Host], dtype: Any) -> tuple[Any, ...]:
         return tuple(on_device(core, dtype) for core in cores)
 
 
-def _info(budget: Budget, ranks: Sequence[int], modes: Sequence[int], max_rank: Any) -> RoundInfo:
-    feasible = feasible_ranks(modes)
-    wanted = _ranks_of(max_rank, len(modes))
-    clipped = wanted is not None and was_clipped(max_rank, wanted, feasible)
-    return RoundInfo(
-        budget.error, np.asarray(ranks, np.int32), np.asarray(feasible), np.asarray(clipped)
-    )
-
-
-def _ranks_of(max_rank: Any, d: int) -> tuple[int, ...] | None:
-    return None if max_rank is None else as_ranks(d, max_rank)
-
-
 def _require_concrete(verb: str, *trees: Any) -> None:
     if traced(*trees):
         raise expected(
@@ -130,14 +132,12 @@ def from_dense(
     Reference: Oseledets (2011), algorithm 1 and theorem 2.2.
     """
     _require_concrete("from_dense", a)
-    rtol = check_rtol(rtol)
     a = as_floating("the tensor", a)
     check_finite("the tensor", a)
     modes = check_modes(a.shape)
-    wanted = _ranks_of(max_rank, len(modes))
-    cores, budget = round_cores([wide(a).reshape(1, -1, 1)], rtol, wanted, a.dtype, [modes])
+    cores, info = rounded([wide(a).reshape(1, -1, 1)], rtol, max_rank, a.dtype, [modes])
     train = TensorTrain(to_device(cores, a.dtype))
-    return (train, _info(budget, train.ranks, modes, max_rank)) if return_info else train
+    return (train, info) if return_info else train
 
 
 def matrix_from_dense(
@@ -168,7 +168,6 @@ def matrix_from_dense(
         (1, 1, 1)
     """
     _require_concrete("matrix_from_dense", a)
-    rtol = check_rtol(rtol)
     rows, columns = check_modes(row_modes), check_modes(column_modes)
     a = as_floating("the matrix", a)
     check_finite("the matrix", a)
@@ -183,14 +182,9 @@ def matrix_from_dense(
     order = [axis for k in range(d) for axis in (k, d + k)]
     merged = tuple(m * n for m, n in zip(rows, columns, strict=True))
     tensor = wide(a).reshape(*rows, *columns).transpose(order).reshape(merged)
-    wanted = _ranks_of(max_rank, d)
-    cores, budget = round_cores([tensor.reshape(1, -1, 1)], rtol, wanted, a.dtype, [merged])
-    split = [
-        core.reshape(core.shape[0], m, n, core.shape[2])
-        for core, m, n in zip(cores, rows, columns, strict=True)
-    ]
-    matrix = TTMatrix(to_device(split, a.dtype))
-    return (matrix, _info(budget, matrix.ranks, merged, max_rank)) if return_info else matrix
+    cores, info = rounded([tensor.reshape(1, -1, 1)], rtol, max_rank, a.dtype, [merged])
+    matrix = TTMatrix(to_device(split_modes(cores, rows, columns), a.dtype))
+    return (matrix, info) if return_info else matrix
 
 
 def right_orthogonal(cores: Sequence[Host]) -> tuple[list[Host], Any]:
@@ -212,12 +206,8 @@ def round_cores(
 ) -> tuple[list[Host], Budget]:
     """Rounding of host cores: QR from the right, SVD from the left.
 
-    Args:
-        cores: `(r, n, s)` each; a single one is a tensor as a whole.
-        rtol: relative tolerance.
-        wanted: bounds on the ranks of all bonds of the result, or None.
-        dtype: that the cores will have.
-        modes: for each core the modes that it is split into; as they are by default.
+    `modes` says for each core the modes that it is split into; a single core `(1, n, 1)` is a
+    tensor as a whole. `dtype` is that which the cores will have.
     """
     modes = [[core.shape[1]] for core in cores] if modes is None else modes
     whole, e = right_orthogonal(cores)
@@ -237,6 +227,19 @@ def round_cores(
             rest = values[:rank, None] * vh[:rank]
         carry = rest
     return list(placed(out, e, bonds, dtype)), budget
+
+
+def rounded(
+    host: Sequence[Host], rtol: float, max_rank: Any, dtype: Any, modes: Any = None
+) -> tuple[list[Host], RoundInfo]:
+    """`round_cores` with a user's settings, and what was lost."""
+    sizes = [n for one in modes for n in one] if modes else [core.shape[1] for core in host]
+    wanted = None if max_rank is None else as_ranks(len(sizes), max_rank)
+    cores, budget = round_cores(host, check_rtol(rtol), wanted, dtype, modes)
+    ranks = np.asarray([*(len(core) for core in cores), 1], np.int32)
+    most = feasible_ranks(sizes)
+    clipped = wanted is not None and was_clipped(max_rank, wanted, most)
+    return cores, RoundInfo(budget.error, ranks, np.asarray(most), np.asarray(clipped))
 
 
 def round(train: T, rtol: float = 0.0, max_rank: Any = None, *, return_info: bool = False) -> Any:
@@ -266,42 +269,29 @@ def round(train: T, rtol: float = 0.0, max_rank: Any = None, *, return_info: boo
     Reference: Oseledets (2011), algorithm 2.
     """
     _require_concrete("round", train)
-    rtol = check_rtol(rtol)
     check_train("the train", train)
-    wanted = _ranks_of(max_rank, train.order)
     plain = unpad(train) if isinstance(train, PaddedTT) else as_train(train)
-    host = [wide(core) for core in plain.cores]
-    cores, budget = round_cores(host, rtol, wanted, plain.dtype)
-    rounded = TensorTrain(to_device(cores, plain.dtype))
-    info = _info(budget, rounded.ranks, plain.modes, max_rank)
+    cores, info = rounded([wide(core) for core in plain.cores], rtol, max_rank, plain.dtype)
+    if isinstance(train, TTMatrix):
+        cores = split_modes(cores, train.row_modes, train.column_modes)
+    out = (TTMatrix if isinstance(train, TTMatrix) else TensorTrain)(to_device(cores, plain.dtype))
     if isinstance(train, PaddedTT):
-        out = pad(rounded, train.max_rank, int(train.mode_mask.shape[1]))
-    else:
-        out = like(rounded, train)
+        out = pad(out, train.max_rank, int(train.mode_mask.shape[1]))
     return (out, info) if return_info else out
 
 
-def _digits(n: int, base: int) -> int | None:
-    """How many digits to the base index `n` values, or None if it is no power of it."""
-    count, size = 0, 1
-    while size < n:
-        size, count = size * base, count + 1
-    return count if size == n else None
-
-
-def _sizes(row: int, column: int, base: int) -> list[tuple[int, int]]:
+def _sizes(row: int, column: int, base: int) -> tuple[list[int], list[int]]:
     """Row and column sizes of the cores that one mode is split into."""
-    counts = [_digits(row, base), _digits(column, base)]
-    if None in counts or (counts[0] != counts[1] and 0 not in counts):
+    counts = [next(k for k in range(size) if base**k >= size) for size in (row, column)]
+    powers = all(base**k == size for k, size in zip(counts, (row, column), strict=True))
+    if not powers or (counts[0] != counts[1] and 0 not in counts):
         raise expected(
             f"modes that are powers of {base} (rows and columns of one power, or one of them 1)",
             f"a mode of {row}" + (f" x {column}" if column != 1 else ""),
             "another base, or padding the mode with zeros",
         )
-    length = max(counts[0] or 0, counts[1] or 0, 1)
-    rows = [base if counts[0] else 1] * length
-    columns = [base if counts[1] else 1] * length
-    return list(zip(rows, columns, strict=True))
+    length = max(*counts, 1)
+    return [base if counts[0] else 1] * length, [base if counts[1] else 1] * length
 
 
 def quantize(train: T, base: int = 2, rtol: float = 0.0) -> T:
@@ -328,26 +318,20 @@ def quantize(train: T, base: int = 2, rtol: float = 0.0) -> T:
         (1, 1, 1, 1)
     """
     _require_concrete("quantize", train)
-    rtol = check_rtol(rtol)
-    check_train("the train", train)
-    if not isinstance(train, TensorTrain | TTMatrix):
-        raise expected("a TensorTrain or TTMatrix", type(train).__name__, "tt.unpad")
+    check_train("the train", train, TensorTrain, TTMatrix)
     base = as_whole("the base", base, 2)
     matrix = isinstance(train, TTMatrix)
-    shapes = [core.shape if matrix else (*core.shape[:2], 1, core.shape[2]) for core in train.cores]
-    groups = [_sizes(shape[1], shape[2], base) for shape in shapes]
-    joined = []
-    for core, (r, m, n, s), sizes in zip(train.cores, shapes, groups, strict=True):
+    joined, rows, columns, merged = [], [], [], []
+    for core in train.cores:
+        r, m, *one, s = core.shape
+        some, others = _sizes(m, one[0] if matrix else 1, base)
         # Digits of row and column interleaved, so that each new core has one of both.
-        rows, columns = zip(*sizes, strict=True)
-        order = [axis for j in range(len(sizes)) for axis in (1 + j, 1 + len(sizes) + j)]
-        digits = wide(core).reshape(r, *rows, *columns, s)
-        joined.append(digits.transpose(0, *order, -1).reshape(r, m * n, s))
-    merged = [[m * n for m, n in sizes] for sizes in groups]
-    cores, _ = round_cores(joined, rtol, None, train.dtype, merged)
-    kind, flat = type(train), [pair for sizes in groups for pair in sizes]
-    split = [
-        core.reshape(len(core), *(pair if matrix else pair[:1]), core.shape[-1])
-        for core, pair in zip(cores, flat, strict=True)
-    ]
-    return kind(to_device(split, train.dtype))
+        order = [axis for j in range(len(some)) for axis in (1 + j, 1 + len(some) + j)]
+        digits = wide(core).reshape(r, *some, *others, s)
+        joined.append(digits.transpose(0, *order, -1).reshape(r, -1, s))
+        merged.append([m * n for m, n in zip(some, others, strict=True)])
+        rows, columns = [*rows, *some], [*columns, *others]
+    cores, _ = rounded(joined, rtol, None, train.dtype, merged)
+    cores = split_modes(cores, rows, columns) if matrix else cores
+    kind: Any = type(train)
+    return kind(to_device(cores, train.dtype))

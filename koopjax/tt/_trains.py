@@ -1,7 +1,7 @@
 """Tensor trains and TT matrices with exact ranks, and padded ones, as pytrees of cores."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -10,9 +10,8 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from koopjax._core import expected, pytree, read, read_numbers, traced
-from koopjax.tt._cores import absorb, dense, dense_matrix, dense_padded, select
+from koopjax.tt._cores import dense, dense_matrix, dense_padded, parsed, part
 from koopjax.tt._precision import floating_dtype, precise
-from koopjax.tt._range import even
 
 
 def _check_cores(kind: str, cores: tuple[Any, ...], ndim: int) -> None:
@@ -128,10 +127,23 @@ class TensorTrain(_Train):
             return dense(self)
 
     def __getitem__(self, index: Any) -> Any:
-        """A part of the tensor, as `slice_` takes it: `train[1, :, 2:4]`."""
+        """The part of the tensor that an index selects, as in NumPy: `train[1, :, 2:4]`.
+
+        Args:
+            index: an integer, a slice, `...`, or a tuple of them; integers drop their mode. Static.
+
+        Returns:
+            `TensorTrain` of the modes that are left; a scalar array where none is.
+
+        Raises:
+            IndexError: an integer outside its mode, or too many indices.
+            ValueError: an empty slice, or an index of another kind.
+        """
         check_train("the train", self)
+        places, slices = parsed(self.modes, index)
         with precise(self):
-            return train_of(select(even(self).cores, index))
+            left = part(self, places, slices=slices)
+        return TensorTrain(left) if isinstance(left, tuple) else left
 
 
 @pytree
@@ -279,12 +291,6 @@ class PaddedTT:
 T = TypeVar("T", TensorTrain, TTMatrix, PaddedTT)
 
 
-def train_of(cores: Iterable[Any]) -> Any:
-    """What is left where some cores have become matrices: a `TensorTrain`, or a scalar."""
-    left = absorb(list(cores))
-    return TensorTrain(left) if isinstance(left, tuple) else left
-
-
 @jax.jit
 def _finite_on_device(leaves: list[Any]) -> Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
@@ -303,17 +309,18 @@ def _on_host(array: jax.Array) -> bool:
     return all(device.platform == "cpu" for device in array.devices())
 
 
-def check_train(name: str, train: Any) -> None:
+def check_train(name: str, train: Any, *kinds: type) -> None:
     """Raise unless this is a train whose cores chain and, where they can be looked at, are finite.
 
-    Ranks and modes of zero, ranks that do not meet and NaN are all refused here.
+    Ranks and modes of zero, ranks that do not meet and NaN are all refused here. Any kind of train
+    will do, where none is named.
     """
-    if not isinstance(train, TensorTrain | TTMatrix | PaddedTT):
-        raise expected(
-            f"a TensorTrain, TTMatrix or PaddedTT as {name}",
-            type(train).__name__,
-            "tt.from_dense(array), tt.matrix_from_dense(array, row_modes, column_modes)",
-        )
+    kinds = kinds or (TensorTrain, TTMatrix, PaddedTT)
+    if not isinstance(train, kinds):
+        named = " or ".join(kind.__name__ for kind in kinds)
+        advice = "tt.from_dense(array), tt.matrix_from_dense(array, row_modes, column_modes)"
+        advice = "tt.unpad(train)" if isinstance(train, PaddedTT) else advice
+        raise expected(f"a {named} as {name}", type(train).__name__, advice)
     train.validate()
     cores = list(train.cores) if isinstance(train.cores, tuple) else [train.cores]
     if traced(cores):
@@ -357,14 +364,14 @@ def as_train(train: Any) -> TensorTrain:
     return train
 
 
-def like(train: TensorTrain, original: T) -> T:
+def split_modes(cores: Any, rows: Sequence[int], columns: Sequence[int]) -> tuple[Any, ...]:
+    """Cores `(r, m n, s)` as those of a matrix, `(r, m, n, s)`."""
+    triples = zip(cores, rows, columns, strict=True)
+    return tuple(c.reshape(c.shape[0], m, n, c.shape[-1]) for c, m, n in triples)
+
+
+def like(train: Any, original: T) -> T:
     """The inverse of `as_train`: merged modes split as in the original."""
-    if isinstance(original, TTMatrix):
-        shapes = zip(original.row_modes, original.column_modes, strict=True)
-        return TTMatrix(
-            tuple(
-                c.reshape(c.shape[0], m, n, c.shape[-1])
-                for c, (m, n) in zip(train.cores, shapes, strict=True)
-            )
-        )
-    return train  # pyright: ignore[reportReturnType]
+    if not isinstance(original, TTMatrix):
+        return train
+    return TTMatrix(split_modes(train.cores, original.row_modes, original.column_modes))

@@ -7,34 +7,36 @@ factors are constants: with right-orthogonal interfaces `Q` held fixed, `F = W Q
 derivative of the original interface `W` that the singular vectors see.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from koopjax._core import as_whole, expected, matmul, read, traced
-from koopjax.tt._orthogonal import allowed_ranks, flip, left_sweep, ragged_qr, scaled_norm
-from koopjax.tt._padded import prefix_mask
+from koopjax.tt._checks import (
+    MOST_SIZE,
+    RoundInfo,
+    as_ranks,
+    feasible_ranks,
+    requested,
+    was_clipped,
+)
+from koopjax.tt._orthogonal import flip, left_sweep, scaled_norm
+from koopjax.tt._padded import as_padded, bounded, cut, prefix_mask
 from koopjax.tt._precision import dagger, einsum, factor_dtype, precise, real_dtype
-from koopjax.tt._range import balanced, lifted, lifts, placed
-from koopjax.tt._ranks import RoundInfo, as_ranks, feasible_ranks, requested, was_clipped
-from koopjax.tt._trains import PaddedTT, T, TensorTrain, as_train, check_train, like
+from koopjax.tt._range import balanced, lifted, placed
+from koopjax.tt._trains import PaddedTT, T, as_train, check_train, like
 
 
 @jax.custom_jvp
 def kept_basis(x: Array, keep: Array) -> tuple[Array, Array]:
     """The left singular vectors of `x` that a mask keeps, and all singular values.
 
-    Args:
-        x: `(m, r)`.
-        keep: `(min(m, r),)`: 1 for the vectors kept, by descending singular value.
-
-    Returns:
-        `(m, min(m, r))` with zero columns for what is cut, and `(min(m, r),)`. The derivative of
-        the basis is the part that leaves its span; that of the values is the usual one.
+    Zero columns stand for what is cut. The derivative of the basis is the part that leaves its
+    span; that of the values is the usual one.
     """
     u, s, _ = jnp.linalg.svd(x, full_matrices=False)
     return u * keep.astype(x.dtype)[None, :], s
@@ -108,26 +110,23 @@ def truncate(train: T, rank: Any, *, max_rank: int | None = None, return_info: b
     """
     check_train("the train", train)
     rank = rank if isinstance(rank, jax.Array) else read("the rank", rank)
-    concrete = not isinstance(rank, jax.Array) or not traced(rank)
-    ranks = as_ranks(train.order, rank) if concrete else ()
-    if not isinstance(train, PaddedTT):
-        if not concrete:
-            raise expected(
-                "whole numbers as ranks of a ragged train",
-                "traced ones",
-                "tt.pad(train, R), whose ranks are masks",
-            )
-        if max_rank is not None:
-            raise expected("max_rank with a PaddedTT", f"a {type(train).__name__}", "rank alone")
-        with precise(train):
-            plain = as_train(train)
-            asked = int(rank) if np.ndim(rank) == 0 else None
-            cut, info = _truncate(plain, ranks=ranks, asked=asked)
-            out = like(cut, train)
-    else:
+    known = not isinstance(rank, jax.Array) or not traced(rank)
+    ranks = as_ranks(train.order, rank) if known else None
+    if isinstance(train, PaddedTT):
         size = train.max_rank if max_rank is None else as_whole("max_rank", max_rank, 1)
-        with precise(train):
-            out, info = _truncate_padded(train, jnp.asarray(rank), size=min(size, train.max_rank))
+        size, ranks = min(size, train.max_rank), None
+    elif ranks is None:
+        raise expected(
+            "whole numbers as ranks of a ragged train",
+            "traced ones",
+            "tt.pad(train, R), whose ranks are masks",
+        )
+    elif max_rank is not None:
+        raise expected("max_rank with a PaddedTT", f"a {type(train).__name__}", "rank alone")
+    else:
+        size = min(max(ranks), max(train.ranks))
+    with precise(train):
+        out, info = _truncate(train, jnp.asarray(rank), size=size, ranks=ranks)
     return (out, info) if return_info else out
 
 
@@ -140,50 +139,6 @@ def _lost(total: Array, cut: Array) -> Array:
     share = (cut / jnp.where(total > 0, total, 1)) ** 2
     before = jnp.cumprod(jnp.concatenate([jnp.ones_like(share[:1]), 1 - share[:-1]]))
     return jnp.sqrt(jnp.sum(share * before))
-
-
-@functools.partial(jax.jit, static_argnames=("ranks", "asked"))
-def _truncate(train: TensorTrain, *, ranks: tuple[int, ...], asked: int | None) -> Any:
-    train, e = balanced(train)
-    cores, d, due = train.cores, train.order, lifts(train)
-    # Interfaces up to their scale, which no basis depends on.
-    interfaces: list[Any] = [None] * d + [jnp.ones((1, 1), train.dtype)]
-    rest, mixed = interfaces[d], interfaces[d]
-    for k in range(d - 1, 0, -1):
-        r, n, s = cores[k].shape
-        held = jax.lax.stop_gradient(einsum("anb,bc->anc", cores[k], rest)).reshape(r, -1)
-        q, r_t = ragged_qr(held.T)
-        rest = jax.lax.stop_gradient(r_t.T)
-        rest, _ = lifted(rest, 0) if due[k] else (rest, 0)
-        q = jax.lax.stop_gradient(q.T.reshape(q.shape[1], n, -1))
-        mixed = einsum("anb,bc,dnc->ad", cores[k], mixed, jnp.conj(q))
-        mixed, _ = lifted(mixed, 0) if due[k] else (mixed, 0)
-        interfaces[k] = mixed
-    left = jnp.ones((1, 1), train.dtype)
-    out, lost, totals = [], [], []
-    most = allowed_ranks(train)
-    for k in range(d - 1):
-        n = cores[k].shape[1]
-        a = einsum("ab,bnc->anc", left, cores[k]).reshape(left.shape[0] * n, -1)
-        small = min(a.shape[0], interfaces[k + 1].shape[1])
-        rank = min(ranks[k + 1], most[k + 1], small)
-        keep = jnp.asarray([i < rank for i in range(small)])
-        u, s = basis(a, interfaces[k + 1], keep)
-        u = u[:, :rank]
-        totals.append(scaled_norm(s))
-        lost.append(scaled_norm(s[rank:]) if rank < small else jnp.zeros_like(totals[-1]))
-        out.append(u.reshape(-1, n, rank))
-        left = matmul(dagger(u), a)
-        left, e = lifted(left, e) if due[k] else (left, e)
-    last, e = lifted(einsum("ab,bnc->anc", left, cores[-1]), e)
-    done = placed(TensorTrain((*out, last)), e, d - 1)
-    feasible = feasible_ranks(train.modes)
-    clipped = was_clipped(asked if asked is not None else ranks, ranks, feasible)
-    real = real_dtype(train.dtype)
-    error = _lost(jnp.asarray(totals, real), jnp.asarray(lost, real))
-    return done, RoundInfo(
-        error, jnp.asarray(done.ranks), jnp.asarray(feasible), jnp.asarray(clipped)
-    )
 
 
 def feasible_counts(modes: Array, size: int) -> Array:
@@ -215,9 +170,11 @@ def _mixed_interfaces(train: PaddedTT) -> Array:
     return jnp.concatenate([mixed, last[None]])
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def _truncate_padded(train: PaddedTT, rank: Array, *, size: int) -> Any:
-    train, e = balanced(train)
+@functools.partial(jax.jit, static_argnames=("size", "ranks"))
+def _truncate(given: Any, rank: Array, *, size: int, ranks: tuple[int, ...] | None) -> Any:
+    """The train cut to `rank` in padded cores of rank `size`; a ragged one has `ranks` besides."""
+    plain = as_train(given)
+    train, e = balanced(as_padded(plain))
     cores, d, full = train.cores, train.order, train.max_rank
     n = cores.shape[2]
     real = train.rank_mask.dtype
@@ -247,25 +204,30 @@ def _truncate_padded(train: PaddedTT, rank: Array, *, size: int) -> Any:
         # Vectors of zero singular values may point into the padding: they carry nothing.
         rows = (prefix_mask(count, size, real)[:, None] * mode[None, :]).reshape(-1)
         u = u * rows.astype(u.dtype)[:, None]
-        cut = scaled_norm(s * (1 - prefix_mask(new, thin, s.dtype)))
-        outputs = (u.reshape(size, n, size), new, cut, scaled_norm(s))
+        gone = scaled_norm(s * (1 - prefix_mask(new, thin, s.dtype)))
+        outputs = (u.reshape(size, n, size), new, gone, scaled_norm(s))
         return (*lifted(matmul(dagger(u), a), e), new), outputs
 
     start = (jnp.zeros((size, full), cores.dtype).at[0, 0].set(1), e, one)
     inputs = (cores[:-1], interfaces[1:-1], targets, train.mode_mask[:-1].astype(real))
-    (left, e, _), (out, ranks, cut, total) = jax.lax.scan(step, start, inputs)
+    (left, e, _), (out, counts, lost, total) = jax.lax.scan(step, start, inputs)
     last, e = lifted(einsum("ab,bnc->anc", left, cores[-1])[:, :, :size], e)
-    ranks = jnp.concatenate([one[None], ranks, one[None]])
+    counts = jnp.concatenate([one[None], counts, one[None]])
     done = PaddedTT(
-        jnp.concatenate([out, last[None]]), prefix_mask(ranks, size, real), train.mode_mask
+        jnp.concatenate([out, last[None]]), prefix_mask(counts, size, real), train.mode_mask
     )
     done = placed(done, e, d - 1)
-    asked = _asked(d, rank)[1:-1]
+    asked = requested(d, rank, jnp.iinfo(jnp.int32).max)[1:-1]
     beyond = asked > (jnp.max(most[1:-1], initial=1) if rank.ndim == 0 else most[1:-1])
     clipped = jnp.any(beyond)
-    return done, RoundInfo(_lost(total, cut), ranks, most, clipped)
-
-
-def _asked(d: int, rank: Array) -> Array:
-    """What was asked for before it was cut to the padding."""
-    return requested(d, rank, jnp.iinfo(jnp.int32).max)
+    info = RoundInfo(_lost(total, lost), counts, most, clipped)
+    if ranks is None:
+        return done, info
+    # The same again in numbers, which shapes are made from and which no padding bounds.
+    feasible = feasible_ranks(plain.modes)
+    clipped = was_clipped(max(ranks) if rank.ndim == 0 else ranks, ranks, feasible)
+    feasible = jnp.asarray([min(r, MOST_SIZE) for r in feasible])
+    info = dataclasses.replace(info, feasible=feasible, clipped=jnp.asarray(clipped))
+    own = bounded(plain.ranks, plain.modes, 0, 0)
+    ranks = bounded([min(pair) for pair in zip(own, ranks, strict=True)], plain.modes, d, d)
+    return like(cut(done, ranks, plain.modes), given), info

@@ -109,16 +109,6 @@ for _name in ("freeze", "unfreeze", "decoded"):
          weight=0.3)
 verb("nn.with_form", nn.with_form, {"module": thing(lambda: nn.TT.create(
      jax.random.key(0), (2, 2), (2, 2), 2)), "form": text("auto")}, weight=0.3)
-for _name, _needed in (
-    ("apply_dense", {"matrix": array(MATRIX)}),
-    ("apply_low_rank", {"left": array(MATRIX[:, :2]), "right": array(MATRIX[:2])}),
-    ("apply_clustered", {"codebook": array(BIAS[:4]),
-                         "codes": array(np.arange(20).reshape(4, 5) % 4)}),
-    ("apply_quantized", {"codes": array((np.arange(20).reshape(4, 5) - 9).astype(np.int8)),
-                         "scale": array(np.float32([[0.1]]))}),
-):
-    verb(f"nn.functional.{_name}", getattr(nn.functional, _name), {"x": array(INPUT), **_needed},
-         {"bias": array(BIAS)}, weight=0.5)
 verb("nn.Dense.__call__", lambda x: nn.Dense(MATRIX)(x), {"x": array(INPUT)}, weight=0.5)
 verb("nn.KoopmanBlock.__call__", lambda x: nn.from_koopman(koopman())(x), {"x": array(X)},
      weight=0.5)

@@ -56,7 +56,7 @@ FOUND = [
     ("nn.Clustered.from_dense", "weights", "no samples"),
     ("nn.Dense.create", "use_bias", "one for each"), ("nn.Stack", "activations", "an object"),
     ("nn.Stack", "operators", "a random key"), ("nn.from_koopman", "lifted", "one for each"),
-    ("nn.functional.apply_quantized", "scale", "no samples"),
+    ("nn.Quantized", "scale", "no samples"),
     ("observables.CosSin", "scale", "None"), ("observables.Custom", "labels", "a random key"),
     ("observables.Custom.__call__", "x", "no columns"),
     ("observables.GaussianRBF", "bandwidth", "a dictionary of observables"),

@@ -110,15 +110,11 @@ verb("tt.vecmat", tt.vecmat, {"vector": TRAIN, "matrix": thing(lambda: tt.random
 verb("tt.matmul", tt.matmul, {"a": MATRIX, "b": thing(lambda: tt.random_matrix(
      jax.random.key(0), (3, 2), (2, 2), 2))})
 verb("tt.transpose", tt.transpose, {"matrix": MATRIX}, weight=0.5)
-verb("tt.diagonal", tt.diagonal, {"matrix": thing(lambda: tt.random_matrix(
-     jax.random.key(0), (2, 2), (2, 2), 2))}, weight=0.5)
-verb("tt.diagonal_matrix", tt.diagonal_matrix, {"vector": TRAIN}, weight=0.5)
 verb("tt.entries", tt.entries, {"train": TRAIN, "indices": array(np.array([[0, 1, 1], [1, 2, 0]]))},
      wanted=lambda train, indices: dense(train)[tuple(indices.astype(int).T)]
          if np.all(indices == np.round(indices)) else None)
-verb("tt.slice_", tt.slice_, {"train": TRAIN, "index": sequence(0, 1, slice(None))}, weight=0.5)
-verb("tt.contract_modes", lambda train, mode, vector: tt.contract_modes(train, {mode: vector}),
-     {"train": TRAIN, "mode": number(1), "vector": array(X[0])})
+verb("tt.TensorTrain.__getitem__", lambda index: train()[index],
+     {"index": sequence(0, 1, slice(None))}, weight=0.5)
 verb("tt.apply_matrix", tt.apply_matrix, {"matrix": MATRIX, "x": array(np.tile(X, 2))},
      {"form": text("auto"), "precision": text("highest")})
 verb("tt.contract", tt.contract, {"matrix": MATRIX, "factors": sequence(X[:, :2], X)},
@@ -127,8 +123,6 @@ verb("tt.contraction_order", tt.contraction_order,
      {"ranks": sequence(1, 2, 1), "row_modes": sequence(2, 3), "column_modes": sequence(3, 2),
       "n": number(10)}, {"kind": text("product"), "form": text("auto")}, weight=0.5)
 verb("tt.kronecker", tt.kronecker, {"matrices": sequence(X[:2], X[:3])}, weight=0.5)
-verb("tt.kronecker_factors", tt.kronecker_factors, {"matrix": MATRIX}, {"rtol": number(1e-6)},
-     weight=0.5)
 verb("tt.clip_ranks", tt.clip_ranks, {"modes": sequence(2, 3, 2), "rank": number(4)}, weight=0.5)
 verb("tt.feasible_ranks", tt.feasible_ranks, {"modes": sequence(2, 3, 2)}, weight=0.3)
 verb("tt.pad", tt.pad, {"train": TRAIN, "rank": number(3)}, {"mode": number(3)}, weight=0.5)

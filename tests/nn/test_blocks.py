@@ -1,5 +1,7 @@
 """Koopman blocks in NNX: shapes, training by parts, transformations, dtypes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +11,21 @@ from flax import nnx
 
 from koopjax import nn, observables
 
-X = jax.random.normal(jax.random.key(0), (7, 3))
+X = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
 
 
+@functools.cache
 def make_psi():
     return observables.Concat(
         observables.Compose(observables.Standardize.fit(X), observables.Monomials(2)),
         observables.GaussianRBF.fit(X, 4, jax.random.key(1)),
     )
+
+
+@jax.jit
+def run(module, *inputs):
+    """What a module gives for several inputs, in one program."""
+    return [module(x) for x in inputs]
 
 
 def operators(p, q=2):
@@ -30,23 +39,27 @@ def operators(p, q=2):
     }
 
 
+def host(variable, dtype=None):
+    return np.asarray(variable.get_value(), dtype)
+
+
 def oracle(block, x):
     """The block in float64 NumPy from its dictionary's values."""
     lifted = np.asarray(block.psi(x), np.float64)
     op = block.operator
     if isinstance(op, nn.LowRank):
-        matrix = np.asarray(op.left[...], np.float64) @ np.asarray(op.right[...], np.float64)
+        matrix = host(op.left, np.float64) @ np.asarray(op.right.get_value(), np.float64)
     else:
-        matrix = np.asarray(op.matrix[...], np.float64)
+        matrix = host(op.matrix, np.float64)
     out = lifted @ matrix
-    return out if op.bias is None else out + np.asarray(op.bias[...], np.float64)[None, :]
+    return out if op.bias is None else out + host(op.bias, np.float64)[None, :]
 
 
 @pytest.mark.parametrize("form", ["dense", "dense_bias", "low_rank"])
 def test_a_block_is_dictionary_then_operator(form):
     psi = make_psi()
     block = nn.KoopmanBlock(psi, operators(psi.size(3))[form])
-    np.testing.assert_allclose(block(X), oracle(block, X), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(block, X)[0], oracle(block, X), rtol=1e-5, atol=1e-5)
     assert block.out_features == 2
     np.testing.assert_array_equal(block.lift(X), psi(X))
 
@@ -55,12 +68,11 @@ def test_a_block_is_dictionary_then_operator(form):
 def test_any_number_of_batch_axes(form):
     psi = make_psi()
     block = nn.KoopmanBlock(psi, operators(psi.size(3))[form])
-    whole = block(X)
-    np.testing.assert_allclose(block(X[0]), whole[0], rtol=1e-5, atol=1e-6)
-    stacked = jnp.stack([X, X, 2 * X])
-    assert block(stacked).shape == (3, 7, 2)
-    np.testing.assert_allclose(block(stacked)[1], whole, rtol=1e-5, atol=1e-6)
-    assert block(X[:0]).shape == (0, 2)
+    whole, one, several, none = run(block, X, X[0], np.stack([X, X, 2 * X]), X[:0])
+    np.testing.assert_allclose(one, whole[0], rtol=1e-5, atol=1e-6)
+    assert several.shape == (3, 7, 2)
+    np.testing.assert_allclose(several[1], whole, rtol=1e-5, atol=1e-6)
+    assert none.shape == (0, 2)
     with pytest.raises(ValueError, match=r"got a scalar; try x\[None\]"):
         block(1.0)
 
@@ -127,7 +139,7 @@ def test_the_operator_that_was_given_stays_as_it_is():
     assert isinstance(frozen.operator.matrix, nn.Frozen)
     assert isinstance(nn.freeze(thawed).operator.matrix, nn.Frozen)
     train(thawed)
-    np.testing.assert_array_equal(frozen.operator.matrix[...], np.eye(3))
+    np.testing.assert_array_equal(frozen.operator.matrix.get_value(), np.eye(3))
 
 
 def test_a_neural_dictionary_trains_but_its_running_statistics_do_not_decay():
@@ -168,17 +180,22 @@ def test_transformations(form):
     psi = make_psi()
     block = nn.KoopmanBlock(psi, operators(psi.size(3))[form])
     expect = block(X)
-    np.testing.assert_allclose(nnx.jit(lambda b, x: b(x))(block, X), expect, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(jax.jit(lambda b, x: b(x))(block, X), expect, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(block)(X), expect, rtol=1e-5, atol=1e-6)
     graph, state = nnx.split(block)
-    np.testing.assert_array_equal(nnx.merge(graph, state)(X), expect)
     assert hash(graph) == hash(nnx.split(nnx.clone(block))[0])
-    grads = nnx.grad(lambda b: jnp.sum(b(X) ** 2))(block)
-    assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(grads["operator"]))
-    batch = jax.tree.map(lambda *a: jnp.stack(a), state, jax.tree.map(lambda a: 2 * a, state))
-    lanes = jax.vmap(lambda s: nnx.merge(graph, s)(X))(batch)
-    np.testing.assert_allclose(lanes[0], expect, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(nnx.merge(graph, state)(X), expect)
+
+    @jax.jit
+    def everything(state, x):
+        made = nnx.merge(graph, state)
+        lanes = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), state)
+        both = jax.vmap(lambda s: nnx.merge(graph, s)(x))(lanes)
+        slope = jax.grad(lambda s: jnp.sum(nnx.merge(graph, s)(x) ** 2))(state)
+        return (made(x), jax.vmap(made)(x), both[0]), slope
+
+    found, grads = everything(state, X)
+    for out in (*found, nnx.jit(lambda b, x: b(x))(block, X)):
+        np.testing.assert_allclose(out, expect, rtol=1e-5, atol=1e-6)
+    assert all(np.any(np.asarray(g) != 0) for g in jax.tree.leaves(grads["operator"]))
 
 
 def test_no_second_compilation():
@@ -214,16 +231,14 @@ def test_dtypes_follow_the_conventions_of_flax_layers():
 
 
 def test_the_cheaper_order_of_contraction_is_taken():
-    order = nn.functional.low_rank_order
-    for n, p, q, r in [(1, 50, 60, 2), (1000, 50, 60, 2), (1000, 50, 10, 10), (1, 50, 10, 10)]:
-        cheap = "factors" if n * r * (p + q) <= p * q * (n + r) else "product"
-        assert order(n, p, q, r) == cheap
-    left, right = jnp.ones((50, 10)), jnp.ones((10, 10))
+    operator = nn.LowRank(np.ones((50, 10), np.float32), np.ones((10, 10), np.float32))
+    few = nn.LowRank(np.ones((50, 2), np.float32), np.ones((2, 10), np.float32))
     x = jax.ShapeDtypeStruct((1000, 50), jnp.float32)
-    text = str(jax.make_jaxpr(nn.functional.apply_low_rank)(x, left, right))
-    assert "f32[50,10] = dot_general" in text  # L R first, then one product with the batch
-    few = str(jax.make_jaxpr(nn.functional.apply_low_rank)(x, left[:, :2], right[:2]))
-    assert "f32[1000,2] = dot_general" in few
+    # L R first, then one product with the batch; or one factor after the other.
+    for made, inner in ((operator, "f32[50,10]"), (few, "f32[1000,2]")):
+        assert f"{inner} = dot_general" in str(jax.make_jaxpr(lambda m, x: m(x))(made, x))
+        (p, q), r, n = made.widths, made.rank, 1000
+        assert made.flops(n) == 2 * min(n * r * (p + q), p * q * (n + r))
 
 
 def test_a_stack_is_a_perceptron():
@@ -232,9 +247,7 @@ def test_a_stack_is_a_perceptron():
     last = nn.Dense.create(keys[1], 6, 2)
     stack = nn.Stack([first, last], ("relu",))
     hidden = np.maximum(np.asarray(first(X)), 0)
-    np.testing.assert_allclose(
-        stack(X), hidden @ np.asarray(last.matrix[...]), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(stack(X), hidden @ host(last.matrix), rtol=1e-4, atol=1e-5)
     assert stack.activations == ("relu", "identity")
     train(stack)
     with pytest.raises(ValueError, match="as many activations"):

@@ -27,7 +27,6 @@ MISTAKES = {
     "vecmat": lambda: tt.vecmat(other, square),
     "matmul": lambda: tt.matmul(square, tt.identity((3, 2))),
     "matvec of a matrix": lambda: tt.matvec(square, square),
-    "diagonal of a rectangle": lambda: tt.diagonal(tt.kronecker([jnp.ones((2, 3))])),
     "matrix modes": lambda: tt.matrix_from_dense(np.eye(6), (2, 2), (2, 3)),
     "matrix mode counts": lambda: tt.matrix_from_dense(np.eye(6), (2, 3), (6,)),
     "rank 0 of a random train": lambda: tt.random(jax.random.key(0), (2, 3), 0),
@@ -103,7 +102,6 @@ def test_nan_cores_of_matrices():
         lambda: tt.matvec(bad, ones),
         lambda: tt.matmul(bad, bad),
         lambda: tt.transpose(bad),
-        lambda: tt.kronecker_factors(bad),
         lambda: tt.quantize(tt.scale(spoiled, 1.0)),
     ]
     for call in calls:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from koopjax import tt
+from tests.tt.dense import entries, full
 
 
 def hilbert(i):
@@ -30,7 +31,7 @@ def test_error_is_what_the_tolerance_says(function, modes, rtol):
         train, info = tt.cross(function, modes, jax.random.key(0), rtol=rtol)
         grid = np.indices(modes).reshape(len(modes), -1).T
         want = function(grid)
-        gap = np.asarray(train.to_dense()).ravel() - want
+        gap = full(train).ravel() - want
     assert info.converged
     assert float(info.error) <= rtol
     assert np.linalg.norm(gap) <= 2 * rtol * np.linalg.norm(want)
@@ -44,7 +45,7 @@ def test_few_of_many_entries():
         train, info = tt.cross(hilbert, (4,) * 20, jax.random.key(1), rtol=1e-7)
         rng = np.random.default_rng(0)
         indices = rng.integers(0, 4, (200, 20))
-        got = np.asarray(tt.entries(train, indices))
+        got = entries(train, indices)
     assert info.converged
     assert int(info.evaluations) < 100_000  # of 10^12
     assert np.linalg.norm(got - hilbert(indices)) <= 1e-6 * np.linalg.norm(hilbert(indices))
@@ -97,7 +98,7 @@ def test_no_more_than_max_evaluations_and_no_entry_twice(most, batch_size):
     assert not info.converged
     assert int(info.result) != 0
     assert "max_evaluations" in info.reason
-    assert np.all(np.isfinite(train.to_dense()))
+    assert np.all(np.isfinite(full(train)))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_as_few_evaluations_as_others_take(function, modes, rtol, most):
         train, info = tt.cross(function, modes, jax.random.key(0), rtol=rtol)
         rng = np.random.default_rng(1)
         indices = np.stack([rng.integers(0, n, 500) for n in modes], axis=1)
-        got, want = np.asarray(tt.entries(train, indices)), function(indices)
+        got, want = entries(train, indices), function(indices)
     assert int(info.evaluations) <= most
     assert int(info.result) == 0
     assert np.linalg.norm(got - want) <= 2 * rtol * np.linalg.norm(want)
@@ -128,10 +129,10 @@ def test_small_and_empty_functions():
     assert info.converged
     one, info = tt.cross(lambda i: i[:, 0].astype(np.float32), (5,), jax.random.key(0))
     assert one.dtype == np.float32
-    assert np.array_equal(one.to_dense(), np.arange(5))
+    assert np.array_equal(full(one), np.arange(5))
     assert int(info.evaluations) == 5
     integers, _ = tt.cross(lambda i: i.sum(axis=1), (3, 4), jax.random.key(0))
-    assert np.allclose(integers.to_dense(), np.add.outer(np.arange(3), np.arange(4)), atol=1e-5)
+    assert np.allclose(full(integers), np.add.outer(np.arange(3), np.arange(4)), atol=1e-5)
 
 
 def test_jax_functions():
@@ -168,7 +169,7 @@ def test_float64_outside_x64_stays_float64(function):
     assert info.converged
     assert train.dtype == np.float64
     scale = np.abs(want).max()
-    got = np.asarray(train.to_dense()).ravel()
+    got = full(train).ravel()
     assert np.linalg.norm(got / scale - want / scale) <= 2e-6 * np.linalg.norm(want / scale)
 
 

@@ -1,15 +1,70 @@
-"""Which ranks a tensor can have, and what a rounding says about itself."""
+"""What the verbs ask of arrays, modes, ranks and settings, and which ranks a tensor can have."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from koopjax._core import expected, pytree, read
-from koopjax.tt._support import check_modes
+from koopjax._core import as_numbers, check_number, expected, pytree, read
+from koopjax.tt._precision import precise
+
+#: A mode may have so many places: what an index of 32 bits reaches.
+MOST_SIZE = 2**31 - 1
+
+
+def as_floating(name: str, array: Any) -> Array:
+    """A real or complex floating array; integers become the default float."""
+    listed = not hasattr(array, "dtype")
+    array = read(name, array)
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return as_numbers(name, array)
+    if array.dtype.itemsize < 2:
+        raise expected(f"numbers of 16 bits or more in {name}", f"dtype {array.dtype}")
+    if listed:  # numbers of Python have no digits of their own to keep
+        return jnp.asarray(array)
+    with precise(jax.ShapeDtypeStruct((), array.dtype)):
+        return jnp.asarray(array)
+
+
+def check_modes(modes: Sequence[int], name: str = "modes") -> tuple[int, ...]:
+    """Sizes as a tuple of integers, at least one of them, each at least 1."""
+    given = read(f"the {name}", modes)
+    if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
+        raise expected(f"{name} as a sequence of whole numbers", f"{modes!r:.60}", "(2, 3, 4)")
+    sizes = tuple(int(n) for n in given)
+    if not sizes or min(sizes) < 1 or max(sizes) > MOST_SIZE:
+        raise expected(f"{name}, at least one, each from 1 to {MOST_SIZE}", f"{modes!r:.60}")
+    return sizes
+
+
+def check_rtol(rtol: Any) -> float:
+    """A relative tolerance as a float: finite and not negative."""
+    check_number("rtol", rtol)
+    return float(rtol)
+
+
+def check_dtype(dtype: Any) -> np.dtype:
+    """A real or complex floating dtype."""
+    try:
+        found = np.dtype(dtype)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.inexact):
+        raise expected("a real or complex floating dtype", f"{dtype!r:.60}", "jnp.float32")
+    return found
+
+
+def check_precision(precision: Any) -> None:
+    """Raise unless `jax.lax` knows this precision."""
+    names = {"default", "high", "highest", "fastest", "bfloat16", "bfloat16_3x", "tensorfloat32"}
+    known = isinstance(precision, str) and precision in names | {"float32"}
+    pair = isinstance(precision, tuple) and len(precision) == 2
+    if not (known or pair or precision is None or isinstance(precision, jax.lax.Precision)):
+        raise expected("a precision of JAX", f"{precision!r:.60}", "precision='highest'")
 
 
 @pytree
@@ -98,12 +153,8 @@ def as_ranks(d: int, rank: Any) -> tuple[int, ...]:
     given = np.asarray(read("the rank", rank))
     if given.ndim > 1 or not np.issubdtype(given.dtype, np.integer):
         raise expected("a whole number as rank, or a sequence of them", f"{rank!r}")
-    if given.ndim == 0:
-        ranks = (1, *[int(given)] * (d - 1), 1)
-    elif given.size == d - 1:
-        ranks = (1, *(int(r) for r in given), 1)
-    else:
-        ranks = tuple(int(r) for r in given)
+    inner = [given.item()] * (d - 1) if given.ndim == 0 else given.tolist()
+    ranks = (1, *inner, 1) if len(inner) == d - 1 else tuple(inner)
     if len(ranks) != d + 1 or ranks[0] != 1 or ranks[-1] != 1:
         raise expected(
             f"one rank, or {d - 1} ranks for the bonds of {d} cores", f"{given.tolist()}"
@@ -118,13 +169,7 @@ def requested(d: int, rank: Any, size: int) -> Array:
     rank = jnp.asarray(rank)
     if not jnp.issubdtype(rank.dtype, jnp.integer):
         raise expected("a whole number as rank, or an array of them", f"dtype {rank.dtype}")
-    one = jnp.ones(1, jnp.int32)
-    if rank.ndim == 0:
-        inner = jnp.full(d - 1, rank, jnp.int32)
-    elif rank.shape == (d - 1,):
-        inner = rank.astype(jnp.int32)
-    elif rank.shape == (d + 1,):
-        inner = rank[1:-1].astype(jnp.int32)
-    else:
+    if rank.shape not in {(), (d - 1,), (d + 1,)}:
         raise expected(f"one rank, or {d - 1} of them", f"shape {rank.shape}")
-    return jnp.concatenate([one, jnp.clip(inner, 1, size), one])
+    inner = jnp.broadcast_to(rank if rank.shape != (d + 1,) else rank[1:-1], d - 1)
+    return jnp.pad(jnp.clip(inner.astype(jnp.int32), 1, size), 1, constant_values=1)
