@@ -117,6 +117,13 @@ class Problem:
         """Score a model of any form."""
         return self.score(models.predict(model, self.x_val))
 
+    def improved(self, score: Score, model: Any, stored: Any = None) -> Score | None:
+        """A model's score where it is better and its file fits; `stored` is what the file holds."""
+        again = self.score_model(model)
+        if again > score and export.stored_bytes(model if stored is None else stored) <= self.limit:
+            return again
+        return None
+
     def account(self, score: Score) -> dict[str, Any]:
         """The score as fields of a `Report`."""
         divergence = -score.closeness if self.task == "classification" else None

@@ -7,11 +7,10 @@ import pytest
 from flax import nnx
 
 from koopjax import compress, models
-from koopjax.compress.gram._eliminate import backward
-from koopjax.compress.gram._feedback import feedback, on_codebook
 from koopjax.compress.gram._obs import activation_order
-from koopjax.compress.gram._units import unit_diagonal
-from koopjax.compress.methods._whitened_svd import factor
+from koopjax.compress.gram._select import backward, unit_diagonal
+from koopjax.compress.gram.formats import feedback, on_codebook
+from koopjax.compress.methods._svd import factor
 
 P, Q = 9, 4
 

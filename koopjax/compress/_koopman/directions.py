@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from koopjax import edmd, observables
 from koopjax._core import blocks, matmul, ridge_solve, semidefinite_root
 from koopjax.compress._koopman.block import lift
-from koopjax.compress.gram._eliminate import backward
+from koopjax.compress.gram._select import backward
 
 #: Eigenvalues of the covariance below this share of the largest are damped when whitening.
 FLOOR = 1e-3

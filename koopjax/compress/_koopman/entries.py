@@ -18,8 +18,7 @@ from koopjax._core import (
     read_numbers,
     ridge_solve,
 )
-from koopjax.compress.gram._eliminate import backward, sizes_of
-from koopjax.compress.gram._units import unit_diagonal
+from koopjax.compress.gram._select import backward, sizes_of, unit_diagonal
 
 #: Rows whose products are formed at a time.
 ROWS = 4096

@@ -16,10 +16,10 @@ from koopjax._core import SUCCESS, on_device
 from koopjax.compress._koopman.block import Setting, koopman_block, lift
 from koopjax.compress._koopman.directions import read_from
 from koopjax.compress._koopman.entries import refit_entries, select_entries, softmax_moments
-from koopjax.compress._koopman.formats import quantized
 from koopjax.compress._koopman.span import Span
 from koopjax.compress._problem import Score
-from koopjax.compress.gram._eliminate import backward
+from koopjax.compress.gram._select import backward
+from koopjax.compress.gram.formats import quantized
 
 #: Entries of K that are looked at, at most; choosing among them takes the cube of their number.
 MOST = 1000

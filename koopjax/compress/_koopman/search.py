@@ -20,7 +20,7 @@ from koopjax.compress._koopman.directions import (
 )
 from koopjax.compress._koopman.span import ROWS, Span
 from koopjax.compress._problem import Score
-from koopjax.compress.gram._eliminate import backward
+from koopjax.compress.gram._select import backward
 
 #: Samples an observable in the search, and the least number of them.
 PER_OBSERVABLE, FEWEST = 20, 6_000

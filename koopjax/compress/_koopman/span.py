@@ -16,8 +16,8 @@ from koopjax._core import expected, on_device
 from koopjax.compress._budget import too_small
 from koopjax.compress._koopman.block import least_block, least_bytes
 from koopjax.compress._koopman.directions import axes_of, jacobian_metric, moments
-from koopjax.compress._koopman.formats import quantized
 from koopjax.compress._problem import Problem, Score, check_real, cut, placed, run
+from koopjax.compress.gram.formats import quantized
 
 #: Most samples that the search and the moments look at; the last fit takes all.
 ROWS = 24_000

@@ -9,7 +9,7 @@ from koopjax import export
 from koopjax.compress._problem import Problem, Trial, posed
 from koopjax.compress._result import Compressed
 from koopjax.compress.gram._obs import activation_order, refit, removal_order
-from koopjax.compress.layers._affine import AffineLayers
+from koopjax.compress.layers._layers import AffineLayers
 
 #: Ridges tried in the last refit, relative to the second moment of each of a layer's inputs.
 RIDGES = (1e-4, 1e-3, 1e-2)
