@@ -4,11 +4,6 @@ A budget is the size of the file that `export.save` writes. Every method has one
 returns a model with a report: `METHODS[name](model, calibration, "20x", key=key)`.
 """
 
-from koopjax.compress._budget import (
-    Budget as Budget,
-    BudgetTooSmall as BudgetTooSmall,
-    Inapplicable as Inapplicable,
-)
 from koopjax.compress._koopman.entries import (
     select_entries as select_entries,
     softmax_moments as softmax_moments,
@@ -16,10 +11,15 @@ from koopjax.compress._koopman.entries import (
 from koopjax.compress._koopman.method import koopman as koopman
 from koopjax.compress._koopman.trained import koopman_trained as koopman_trained
 from koopjax.compress._problem import Problem as Problem, Score as Score, posed as posed
-from koopjax.compress._result import Compressed as Compressed, Report as Report
-from koopjax.compress.contest._contest import Rules as Rules
-from koopjax.compress.contest._pareto import pareto as pareto
-from koopjax.compress.contest._points import Pareto as Pareto, Point as Point
+from koopjax.compress._result import (
+    Budget as Budget,
+    BudgetTooSmall as BudgetTooSmall,
+    Compressed as Compressed,
+    Inapplicable as Inapplicable,
+    Report as Report,
+)
+from koopjax.compress.contest._contest import Point as Point, Rules as Rules
+from koopjax.compress.contest._pareto import Pareto as Pareto, pareto as pareto
 from koopjax.compress.gram import formats as koopman_formats
 from koopjax.compress.gram._obs import (
     Removal as Removal,

@@ -12,7 +12,7 @@ import pytest
 from flax import linen, nnx
 
 from koopjax import compress, export, models
-from koopjax.compress._budget import too_small
+from koopjax.compress._result import too_small
 from koopjax.compress.training import _recipes
 
 QUICK = compress.Training(epochs=2, batch_size=64)

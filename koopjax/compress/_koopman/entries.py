@@ -198,12 +198,7 @@ def select_entries(
 def refit_entries(
     hessian: Float[np.ndarray, "p q p q"], cross: Float[np.ndarray, "p q"], mask: np.ndarray
 ) -> Float[np.ndarray, "p q"]:
-    """The solution of `H K = R` whose entries outside a mask are zero.
-
-    Args:
-        hessian, cross: `H` and `R`, as from `softmax_moments`.
-        mask: `(p, q)`.
-    """
+    """The solution of `H K = R`, as from `softmax_moments`, that is zero outside a mask."""
     live = np.flatnonzero(mask)
     h, unit = unit_diagonal(hessian.reshape(cross.size, cross.size)[np.ix_(live, live)])
     out = np.zeros(cross.size)

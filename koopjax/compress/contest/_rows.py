@@ -16,16 +16,10 @@ except ImportError:  # Windows
 class Rows:
     """Rows of several kinds, appended one by one and found again by their fields.
 
-    The first line holds what the contest is; each further line is one row, forced to the disk
-    before the next begins. A last line that was cut off is dropped.
-
-    Args:
-        path: of the file, made where there is none; or None, to keep rows in memory alone.
-        fingerprint: of the contest, plain JSON values.
-
-    Raises:
-        ValueError: a file of another contest, or of another kind, or one that another run is
-            writing to.
+    The first line holds what the contest is, in plain JSON values; each further line is one row,
+    forced to the disk before the next begins. A last line that was cut off is dropped. Without a
+    path rows are kept in memory alone. A file of another contest or kind, or one that another run
+    is writing to, is refused.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, fingerprint: dict[str, Any]):

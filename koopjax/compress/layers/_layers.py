@@ -12,8 +12,8 @@ from jaxtyping import Array
 
 from koopjax import export, models, nn
 from koopjax._core import firsts, has_float64, matmul, on_device, precise_as
-from koopjax.compress._budget import inapplicable
 from koopjax.compress._problem import Problem, cut, span_name
+from koopjax.compress._result import inapplicable
 from koopjax.compress.layers import _taps as taps
 from koopjax.compress.layers._allocation import Rung
 
