@@ -236,8 +236,9 @@ def check_real(model: Any, x: Array, parts: tuple[Any, Any, Any]) -> None:
 
 def run(part: Any, x: Array) -> Array:
     """A part of the model on samples, some thousand at a time."""
-    rows = max(1, min(2000, len(x)))
-    return jnp.concatenate([part(x[i : i + rows]) for i in range(0, len(x), rows)])
+    if len(x) <= 2000:
+        return part(x)
+    return jnp.concatenate([part(x[i : i + 2000]) for i in range(0, len(x), 2000)])
 
 
 def placed(
@@ -322,12 +323,12 @@ def pose(
         task, y = models.read_task(like, labels, task, name=name, score_fn=score_fn)
     if held_out:
         order, held = _split(method, len(x), key)
-        x_val, y_val = x[held], None if y is None else y[held]
+        x_val, y_val = _rows(x, held), None if y is None else _rows(y, held)
     else:
         x_val, y_val = _validation(method, model, x, validation)
         # In random order, as after holding out: methods take the first samples as a sample.
         order = jax.random.permutation(key, len(x))
-    x, y = x[order], None if y is None else y[order]
+    x, y = _rows(x, order), None if y is None else _rows(y, order)
     outputs = models.predict(model, x_val)
     check_finite(f"the original model's outputs ({method})", outputs)
     if score_fn is not None and y_val is None:
@@ -351,6 +352,10 @@ def pose(
     if score_fn is not None:
         _check_score_fn(method, problem, outputs)
     return problem
+
+
+# One program, where indexing by an array compiles one for each step of its own.
+_rows = functools.partial(jnp.take, axis=0)
 
 
 def _split(method: str, n: int, key: Array) -> tuple[Array, Array]:

@@ -53,10 +53,11 @@ def jacobian_metric(
         vectors = jax.random.rademacher(mix, (COTANGENTS, outputs), jnp.float32)
         vectors = vectors / np.sqrt(COTANGENTS)
     else:
-        vectors = jnp.eye(outputs, dtype=jnp.float32)
+        vectors = np.eye(outputs, dtype=np.float32)
+    vectors = np.asarray(vectors)
     if centred:
-        vectors = vectors - jnp.mean(vectors, axis=1, keepdims=True)
-    return np.asarray(_metric(parts, state[rows], vectors), np.float64)
+        vectors = vectors - np.mean(vectors, axis=1, keepdims=True)
+    return np.asarray(_metric(parts, jnp.take(state, rows, axis=0), vectors), np.float64)
 
 
 @jax.jit

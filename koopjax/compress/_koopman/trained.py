@@ -17,7 +17,7 @@ from koopjax.compress._koopman.fit import Fitted, fit, fit_behind
 from koopjax.compress._koopman.method import account
 from koopjax.compress._koopman.search import Tally, best_ridge, search
 from koopjax.compress._koopman.span import ROWS, Span, readings, roomy_span
-from koopjax.compress._problem import Problem, Score, posed
+from koopjax.compress._problem import Problem, Score, posed, run
 from koopjax.compress._result import Compressed
 
 #: Rates of learning tried, relative to the size of each array's entries.
@@ -161,9 +161,7 @@ _observe, _predict = jax.jit(varpro.observe), jax.jit(varpro.predict)
 
 def _teacher(span: Span) -> Array:
     """The original's outputs on the calibration samples."""
-    rows = range(0, len(span.h), 2000)
-    out = jnp.concatenate([span.outputs_of(span.y[i : i + 2000]) for i in rows])
-    return out.astype(jnp.float32)
+    return run(span.outputs_of, span.y).astype(jnp.float32)
 
 
 def _starts(span: Span, tally: Tally) -> list[_Stage]:

@@ -8,7 +8,7 @@ import numpy as np
 from koopjax._core import codebooks
 from koopjax.compress._problem import Problem, posed
 from koopjax.compress._result import Compressed
-from koopjax.compress.layers._allocation import Rung, divided, frontier
+from koopjax.compress.layers._allocation import Ladders, Rung, divided, frontier
 from koopjax.compress.layers._layers import AffineLayers
 
 #: Sizes of codebook that are tried for a layer.
@@ -48,20 +48,16 @@ def kmeans(problem: Problem, at: Any) -> Compressed:
     """
     layers = AffineLayers(problem, at)
     count = range(len(layers.kernels))
-    of_moments = [_rungs(layers, i, "moments") for i in count]
     # In both the smallest form of each layer, so that both say the same smallest budget.
-    uniform = [_rungs(layers, i, "uniform", (2,))[0] for i in count]
-    lowest = [
-        min(low, own[0], key=lambda r: r.size) for low, own in zip(uniform, of_moments, strict=True)
-    ]
+    least = [[_rungs(layers, i, weighting, (2,))[0] for weighting in WEIGHTS] for i in count]
+    lowest = [min(forms, key=lambda rung: rung.size) for forms in least]
+    build = lambda rungs: layers.build([rung.kernel for rung in rungs])
+    # A budget below is refused before any work.
+    Ladders(problem, [[rung] for rung in lowest], build)
 
     def ladders(weighting: str) -> list[list[Rung]]:
-        own = of_moments
-        if weighting == "uniform":
-            own = [_rungs(layers, i, "uniform") for i in count]
-        return [frontier([low, *rungs]) for low, rungs in zip(lowest, own, strict=True)]
+        return [frontier([lowest[i], *_rungs(layers, i, weighting)]) for i in count]
 
-    build = lambda rungs: layers.build([rung.kernel for rung in rungs])
     score, chosen, weighting, tried = divided(
         problem, ((name, ladders(name)) for name in WEIGHTS), 60, build
     )
