@@ -73,7 +73,7 @@ def _metric(parts: tuple[Any, ...], state: Array, vectors: Array) -> Array:
         cotangents = jnp.broadcast_to(cotangents, (len(vectors), *out.shape))
         (slopes,) = jax.vmap(pull)(cotangents)
         slopes = slopes.astype(jnp.float32).reshape(len(vectors), len(h), -1)
-        slopes = (slopes * weight[None, :, None]).reshape(-1, len(total))
+        slopes = (slopes * weight.astype(jnp.float32)[None, :, None]).reshape(-1, len(total))
         return total + matmul(slopes.T, slopes), None
 
     size = int(np.prod(state.shape[1:]))

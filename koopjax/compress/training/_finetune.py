@@ -202,11 +202,6 @@ def train_students(
     states = [_begun(optimizer, student, training.learning_rate) for student in students]
     pairs = zip(students, goals, strict=True)
     plans = [_plan(student, goal, epochs, training.prune_until) for student, goal in pairs]
-
-    def revise(lane: int, epoch: int, params: Any, opt_state: Any) -> Any:
-        plan = plans[lane]
-        return (params, opt_state) if plan is None else plan(epoch, params, opt_state)
-
     common: Any = {
         "epochs": epochs, "batch_size": batch, "epoch_size": size, "optimizer": optimizer,
         "loss": _loss(logits[0].shape[-1], task, float(training.temperature), float(weight)),
@@ -223,15 +218,19 @@ def train_students(
             "a checkpoint for one student alone", f"{len(students)} lanes", "one at a time"
         )
     results = models.train_lanes(
-        students,
-        x,
-        targets,
-        keys=keys,
-        opt_states=states,
-        revise=revise if any(plans) else None,
-        **common,
+        students, x, targets, keys=keys, revise=_by_lane(plans), opt_states=states, **common
     )
     return [result.model for result in results]
+
+
+def _by_lane(plans: Sequence[ToSize | None]) -> Callable[..., Any] | None:
+    """What is done to each lane after an epoch; None where nothing is."""
+
+    def revise(lane: int, epoch: int, params: Any, opt_state: Any) -> Any:
+        plan = plans[lane]
+        return (params, opt_state) if plan is None else plan(epoch, params, opt_state)
+
+    return revise if any(plans) else None
 
 
 def _begun(optimizer: optax.GradientTransformation, student: Any, rate: float) -> Any:
