@@ -4,12 +4,6 @@ A budget is the size of the file that `export.save` writes. Every method has one
 returns a model with a report: `METHODS[name](model, calibration, "20x", key=key)`.
 """
 
-from koopjax.compress._budget import (
-    Budget as Budget,
-    BudgetTooSmall as BudgetTooSmall,
-    Inapplicable as Inapplicable,
-)
-from koopjax.compress._koopman import formats as koopman_formats
 from koopjax.compress._koopman.entries import (
     select_entries as select_entries,
     softmax_moments as softmax_moments,
@@ -17,17 +11,25 @@ from koopjax.compress._koopman.entries import (
 from koopjax.compress._koopman.method import koopman as koopman
 from koopjax.compress._koopman.trained import koopman_trained as koopman_trained
 from koopjax.compress._problem import Problem as Problem, Score as Score, posed as posed
-from koopjax.compress._result import Compressed as Compressed, Report as Report
-from koopjax.compress.contest._contest import Rules as Rules
-from koopjax.compress.contest._pareto import pareto as pareto
-from koopjax.compress.contest._points import Pareto as Pareto, Point as Point
-from koopjax.compress.gram._eliminate import select_observables as select_observables
-from koopjax.compress.gram._forward import select_forward as select_forward
-from koopjax.compress.gram._matrix_curves import matrix_curves as matrix_curves
+from koopjax.compress._result import (
+    Budget as Budget,
+    BudgetTooSmall as BudgetTooSmall,
+    Compressed as Compressed,
+    Inapplicable as Inapplicable,
+    Report as Report,
+)
+from koopjax.compress.contest._contest import Point as Point, Rules as Rules
+from koopjax.compress.contest._pareto import Pareto as Pareto, pareto as pareto
+from koopjax.compress.gram import formats as koopman_formats
 from koopjax.compress.gram._obs import (
     Removal as Removal,
+    matrix_curves as matrix_curves,
     refit as refit,
     removal_order as removal_order,
+)
+from koopjax.compress.gram._select import (
+    select_forward as select_forward,
+    select_observables as select_observables,
 )
 from koopjax.compress.methods._clustering import kmeans as kmeans
 from koopjax.compress.methods._deep_compression import deep_compression as deep_compression
@@ -39,9 +41,8 @@ from koopjax.compress.methods._registry import (
     Method as Method,
 )
 from koopjax.compress.methods._rounding import int4 as int4, int8 as int8
-from koopjax.compress.methods._svd import svd as svd
+from koopjax.compress.methods._svd import svd as svd, whitened_svd as whitened_svd
 from koopjax.compress.methods._tensor_train import tensor_train as tensor_train
-from koopjax.compress.methods._whitened_svd import whitened_svd as whitened_svd
 from koopjax.compress.training._constraint import constrained as constrained
 from koopjax.compress.training._finetune import Training as Training, finetune as finetune
 from koopjax.compress.training._recipes import (

@@ -3,8 +3,9 @@
 import copy
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from koopjax import export, models, surgery
-from koopjax._core import as_array, as_key, check_finite, expected, on_device
-from koopjax.compress._budget import Budget, BudgetTooSmall, too_small
-from koopjax.compress._result import Compressed, finish
+from koopjax._core import SUCCESS, as_array, as_key, check_finite, expected, on_device
+from koopjax.compress._result import Budget, BudgetTooSmall, Compressed, finish, too_small
 
 #: `score_fn(outputs, labels)`, a scalar, larger is better; the same object again compiles nothing.
 ScoreFn = Callable[[Array, Array], Any]
@@ -61,6 +61,7 @@ class Problem:
         original_bytes: size of the original's file.
         limit: bytes that the compressed model may take.
         budget: the budget as asked for.
+        key: for draws.
     """
 
     method: str
@@ -77,6 +78,7 @@ class Problem:
     original_bytes: int
     limit: int
     budget: Budget
+    key: Array
 
     @property
     def measure(self) -> str:
@@ -117,6 +119,13 @@ class Problem:
         """Score a model of any form."""
         return self.score(models.predict(model, self.x_val))
 
+    def improved(self, score: Score, model: Any, stored: Any = None) -> Score | None:
+        """A model's score where it is better and its file fits; `stored` is what the file holds."""
+        again = self.score_model(model)
+        if again > score and export.stored_bytes(model if stored is None else stored) <= self.limit:
+            return again
+        return None
+
     def account(self, score: Score) -> dict[str, Any]:
         """The score as fields of a `Report`."""
         divergence = -score.closeness if self.task == "classification" else None
@@ -127,17 +136,25 @@ class Problem:
 
     def finish(
         self, model: Any, score: Score, *, settings: Mapping[str, Any], why: str, candidates: int,
+        result: int = SUCCESS, advice: tuple[str, ...] = (),
     ) -> Compressed:  # fmt: skip
-        """The answer: a model whose file fits, with its report.
+        """The answer: a model whose file fits, with its report; for the settings see `Report`.
 
-        Args:
-            model: the compressed one.
-            score: of it.
-            settings, why, candidates: see `Report`.
+        `advice` goes before the notes, in place of what the code `result` says.
         """
         return finish(
             model, method=self.method, budget=self.budget, original_bytes=self.original_bytes,
-            settings=dict(settings), why=why, candidates=candidates, **self.account(score),
+            settings=dict(settings), why=why, candidates=candidates, result=result, advice=advice,
+            **self.account(score),
+        )  # fmt: skip
+
+    def untouched(self) -> Compressed:
+        """A copy of the original, where the budget asks for nothing smaller."""
+        form, params, rest = models.form_of(self.model)
+        model = form.merge(*jax.tree.map(copy.copy, (params, rest)))
+        return self.finish(
+            model, self.score_model(model), settings={"unchanged": True}, candidates=0,
+            why=f"the original's {self.original_bytes} bytes are within the budget",
         )  # fmt: skip
 
     def trial(self, model: Any, settings: Mapping[str, Any]) -> "Trial":
@@ -153,10 +170,8 @@ class Problem:
         fitting = [trial for trial in trials if trial.size <= self.limit]
         if not fitting:
             raise self.too_small(min(trial.size for trial in trials))
-        best = max(fitting, key=lambda trial: trial.score)
-        return self.finish(
-            best.model, best.score, settings=best.settings, why=why, candidates=len(trials)
-        )
+        model, _, score, settings = max(fitting, key=lambda trial: trial.score)
+        return self.finish(model, score, settings=settings, why=why, candidates=len(trials))
 
     def too_small(self, smallest: int) -> BudgetTooSmall:
         """The error where the method's smallest form takes so many bytes."""
@@ -178,8 +193,7 @@ class Problem:
         return tuple(found)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Trial:
+class Trial(NamedTuple):
     """One form of a model: its bytes, its score on the validation data, its settings."""
 
     model: Any
@@ -189,12 +203,9 @@ class Trial:
 
 
 def cut(model: Any, x: Array, at: Any) -> tuple[tuple[Any, Any, Any], tuple[str, str]]:
-    """Head, span and tail, and the names of the cuts between them.
+    """Head, span and tail, and the names of the cuts; `at` is a cut to start from, a pair, or None.
 
-    Args:
-        model: the original.
-        x: samples; their shape and dtype alone matter.
-        at: a cut to start from, a pair of cuts, or None for the whole model.
+    Of the samples the shape and dtype alone matter.
     """
     if at is None:
         at = ("input", "output")
@@ -207,11 +218,7 @@ def cut(model: Any, x: Array, at: Any) -> tuple[tuple[Any, Any, Any], tuple[str,
 
 
 def check_real(model: Any, x: Array, parts: tuple[Any, Any, Any]) -> None:
-    """Refuse a span from or to integers, such as tokens, which say nothing as numbers.
-
-    Raises:
-        ValueError: it names the first cut behind which there are real numbers.
-    """
+    """Refuse a span from or to integers, such as tokens, which say nothing as numbers."""
     sample = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
     before = jax.eval_shape(parts[0], sample)
     after = jax.eval_shape(parts[1], before)
@@ -229,22 +236,19 @@ def check_real(model: Any, x: Array, parts: tuple[Any, Any, Any]) -> None:
 
 def run(part: Any, x: Array) -> Array:
     """A part of the model on samples, some thousand at a time."""
-    rows = max(1, min(2000, len(x)))
-    return jnp.concatenate([part(x[i : i + rows]) for i in range(0, len(x), rows)])
+    if len(x) <= 2000:
+        return part(x)
+    return jnp.concatenate([part(x[i : i + 2000]) for i in range(0, len(x), 2000)])
 
 
 def placed(
     model: Any, x: Array, ends: tuple[str, str], block: Any, *, before: Array, rank: int,
     dtype: Any, last: bool,
 ) -> Any:  # fmt: skip
-    """A block as the whole model where it replaces all of it, else spliced into the original.
+    """A float32 block of rows as the whole model where it replaces all of it, else spliced into it.
 
-    Args:
-        model, x, ends: the original, its samples, the names of the span's cuts.
-        block: float32, from rows of states to rows of states.
-        before: states at the first cut.
-        rank, dtype: of the states at the second cut, the axis of samples included.
-        last: the span ends at the model's output.
+    `before` are states at the first cut; rank and dtype are of those at the second, which is the
+    model's output where `last` says so.
     """
     vectors = before.ndim == rank == 2
     # A spliced model hands on the original's dtype where promotion would give another.
@@ -266,41 +270,36 @@ def span_name(path: tuple[Any, ...]) -> str:
 _compare = jax.jit(models.compare, static_argnames=("task", "score_fn"))
 
 
-def untouched(method: str, problem: Problem) -> Compressed:
-    """A copy of the original, where the budget asks for nothing smaller."""
-    form, params, rest = models.form_of(problem.model)
-    model = form.merge(*jax.tree.map(copy.copy, (params, rest)))
-    del method  # the problem knows it
-    return problem.finish(
-        model, problem.score_model(model), settings={"unchanged": True}, candidates=0,
-        why=f"the original's {problem.original_bytes} bytes are within the budget",
-    )  # fmt: skip
-
-
-def posed(solve: Callable[[Problem, Any], Compressed]) -> Callable[..., Compressed]:
+def posed(solve: Callable[..., Compressed]) -> Callable[..., Compressed]:
     """A method from what it does once its problem is posed.
 
     Args:
         solve: `solve(problem, at)` for a `Problem` and a span (None for the whole model) returns
             what `problem.finish` makes; where nothing fits it raises `problem.too_small(bytes)`.
+            Keywords that it has beside these are settings of the method.
 
     Returns:
         A function of the signature that all methods have, under the name and the docstring of
-        `solve`. A budget that the original meets gives a copy of it.
+        `solve`, and with its settings. A budget that the original meets gives a copy of it.
     """
-    name = solve.__name__
+    name, own = solve.__name__, list(inspect.signature(solve).parameters.values())[2:]
 
     def method(
         model: Any, calibration: ArrayLike, budget: Any, *, at: Any = None,
         labels: ArrayLike | None = None, validation: Any = None, key: Array,
-        task: str | None = None, score_fn: ScoreFn | None = None,
+        task: str | None = None, score_fn: ScoreFn | None = None, **settings: Any,
     ) -> Compressed:  # fmt: skip
+        if unknown := settings.keys() - {parameter.name for parameter in own}:
+            raise TypeError(f"{name}() got an unexpected keyword argument {min(unknown)!r}")
         problem = pose(name, model, calibration, budget, labels, validation, key, task, score_fn)
-        return untouched(name, problem) if problem.is_met else solve(problem, at)
+        return problem.untouched() if problem.is_met else solve(problem, at, **settings)
 
     told = ("__module__", "__name__", "__qualname__", "__doc__")
     functools.update_wrapper(method, solve, assigned=told, updated=())
     delattr(method, "__wrapped__")  # or `help` would show the arguments of `solve`
+    *shared, _ = inspect.signature(method).parameters.values()
+    signature = inspect.signature(method).replace(parameters=[*shared, *own])
+    method.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
     return method
 
 
@@ -308,16 +307,7 @@ def pose(
     method: str, model: Any, calibration: Any, budget: Any, labels: Any, validation: Any, key: Any,
     task: str | None = None, score_fn: Any = None,
 ) -> Problem:  # fmt: skip
-    """Check the arguments that all methods share, hold out validation data, run the original.
-
-    Args:
-        method: name for the messages.
-        model, calibration, budget, labels, validation, key, task, score_fn: as for every method in
-            `METHODS`.
-
-    Raises:
-        ValueError: anything wrong with them, in one line.
-    """
+    """Check the arguments that all methods share, hold out validation data, run the original."""
     budget = Budget.parse(budget)
     key = as_key(method, key)
     x = _samples(f"{method}: calibration", calibration, 2)
@@ -333,12 +323,12 @@ def pose(
         task, y = models.read_task(like, labels, task, name=name, score_fn=score_fn)
     if held_out:
         order, held = _split(method, len(x), key)
-        x_val, y_val = x[held], None if y is None else y[held]
+        x_val, y_val = _rows(x, held), None if y is None else _rows(y, held)
     else:
         x_val, y_val = _validation(method, model, x, validation)
         # In random order, as after holding out: methods take the first samples as a sample.
         order = jax.random.permutation(key, len(x))
-    x, y = x[order], None if y is None else y[order]
+    x, y = _rows(x, order), None if y is None else _rows(y, order)
     outputs = models.predict(model, x_val)
     check_finite(f"the original model's outputs ({method})", outputs)
     if score_fn is not None and y_val is None:
@@ -357,11 +347,15 @@ def pose(
     original = export.stored_bytes(model)
     problem = Problem(
         method, model, x, y, x_val, teacher, y_val, task, score_fn, outputs.shape, held_out,
-        original, budget.bytes(original), budget,
+        original, budget.bytes(original), budget, key,
     )  # fmt: skip
     if score_fn is not None:
         _check_score_fn(method, problem, outputs)
     return problem
+
+
+# One program, where indexing by an array compiles one for each step of its own.
+_rows = functools.partial(jnp.take, axis=0)
 
 
 def _split(method: str, n: int, key: Array) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from koopjax import edmd, observables
 from koopjax.compress import select_forward, select_observables
-from koopjax.compress.gram._eliminate import backward
+from koopjax.compress.gram._select import backward
 
 
 def problem(seed, n=60, p=9, q=3):

@@ -22,7 +22,7 @@ KEY = jax.random.key(1)
 def posed(model, x, budget, at=None):
     """The whole of a classifier, or a span of it, within a budget."""
     task = "classification"
-    return span_of(pose("koopman", model, x, budget, None, None, KEY, task), at, KEY)
+    return span_of(pose("koopman", model, x, budget, None, None, KEY, task), at)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,9 @@ def test_short_axes_and_hidden_vectors_are_read_as_they_are(span, network, calib
 def test_slopes_of_what_is_read_are_those_of_the_chain_rule(span):
     read = behind_axes(span, (8, 8), (8, 8))
     back = np.kron(*(np.asarray(a, np.float64) for a in read.reader.factors))
-    metric = jacobian_metric(span.parts, span.raw[:200], 10, span.key, centred=True)
+    metric = jacobian_metric(
+        span.parts, span.raw[:200], 10, jax.random.fold_in(KEY, 1), centred=True
+    )
     np.testing.assert_allclose(
         read.slopes(200), back.T @ metric @ back, atol=1e-4 * np.trace(metric)
     )

@@ -136,7 +136,7 @@ def test_time_bounds_the_search():
 
 def test_fewer_observables_than_ranks_make_a_dense_k(network, calibration):
     problem = pose("koopman", network, calibration, "10x", None, None, KEY)
-    span = span_of(problem, None, KEY)
+    span = span_of(problem, None)
     setting = search(span, span.room, Tally(0.0))[0][1]
     few = dataclasses.replace(setting, columns=setting.columns[:5], rank=7)
     fitted = fit(span, few)

@@ -9,7 +9,7 @@ import pytest
 
 from koopjax import compress, export, models, observables
 from koopjax.compress._koopman import varpro
-from koopjax.compress._koopman.directions import moments
+from koopjax.compress._koopman.span import moments
 
 
 def setup(degree=2, r=3, m=5, n=300):

@@ -10,7 +10,7 @@ from flax import nnx
 
 from koopjax import compress, export, models
 from koopjax.compress._problem import pose
-from koopjax.compress.layers._affine import AffineLayers
+from koopjax.compress.layers._layers import AffineLayers
 from koopjax.compress.training._recipes import one_shot
 
 KEY = jax.random.key(1)

@@ -9,9 +9,9 @@ import pytest
 
 from koopjax import compress, export, tt
 from koopjax._core import semidefinite_root
-from koopjax.compress._budget import too_small
-from koopjax.compress.gram._feedback import best_scale, feedback, on_codebook, on_grid
+from koopjax.compress._result import too_small
 from koopjax.compress.gram._obs import alike
+from koopjax.compress.gram.formats import best_scale, feedback, on_codebook, on_grid
 from koopjax.compress.layers._allocation import Ladders, Rung, frontier
 from koopjax.compress.methods._tensor_train import (
     alternate,

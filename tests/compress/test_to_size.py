@@ -142,7 +142,7 @@ def test_gradients_reach_the_latent_values_straight_through():
     w = {"w": jnp.asarray([[1.0, 2.0]])}
     state = tx.init(w)
     grid = lambda c: type(c)(c.masks, {"w": jnp.asarray(0.5)}, c.latent)
-    w, state = constrain(w, state, grid)
+    w, state = constrain(state, grid)
     seen = []
     for _ in range(4):
         updates, state = tx.update({"w": jnp.ones((1, 2))}, state, w)

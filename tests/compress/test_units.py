@@ -7,11 +7,10 @@ import pytest
 from flax import nnx
 
 from koopjax import compress, models
-from koopjax.compress.gram._eliminate import backward
-from koopjax.compress.gram._feedback import feedback, on_codebook
 from koopjax.compress.gram._obs import activation_order
-from koopjax.compress.gram._units import unit_diagonal
-from koopjax.compress.methods._whitened_svd import factor
+from koopjax.compress.gram._select import backward, unit_diagonal
+from koopjax.compress.gram.formats import feedback, on_codebook
+from koopjax.compress.methods._svd import factor
 
 P, Q = 9, 4
 
@@ -74,10 +73,9 @@ def test_error_feedback_moves_the_rest_by_inputs_of_unit_moment():
 def test_whitened_factors(rank):
     gram, w, units = problem(5)
     scaled, moved = gram * np.outer(units, units), w / units[:, None]
-    bias = np.zeros(Q)
     products = []
     for g, m in ((gram, w), (scaled, moved)):
-        left, right, _ = factor(m[1:], bias, g, g)
+        left, right, _ = factor(m, g, g)
         products.append(left[:, :rank] @ right[:rank])
     np.testing.assert_allclose(products[1] * units[1:, None], products[0], rtol=1e-5, atol=1e-8)
 

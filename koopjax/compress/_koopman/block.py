@@ -16,12 +16,9 @@ class Setting:
     """One choice of everything.
 
     Attributes:
-        directions: the coordinates, before entries are given up.
-        kept: which entries of the state are read.
-        coordinates: how many.
-        degree: of the products.
-        columns: which products are kept.
-        rank: of K.
+        directions: the coordinates, before entries of the state are given up.
+        kept: which of these are read.
+        coordinates: how many, degree: of their products, columns: which of these, rank: of K.
         ridge: relative to the number of samples.
         bits: of an entry of projection and K where they lie on a grid; None for float32.
         entries: of K that are kept; None for all of the kept products.
@@ -47,28 +44,20 @@ class Setting:
     def as_dict(self, d: int) -> dict[str, Any]:
         """For the report."""
         return {
-            "entries": f"{len(self.kept)} of {d}",
-            "coordinates": self.coordinates,
-            "degree": self.degree,
-            "observables": self.observables,
-            "rank": self.rank,
-            "ridge": self.ridge,
-            **({} if self.bits is None else {"bits": self.bits}),
+            "entries": f"{len(self.kept)} of {d}", "coordinates": self.coordinates,
+            "degree": self.degree, "observables": self.observables, "rank": self.rank,
+            "ridge": self.ridge, **({} if self.bits is None else {"bits": self.bits}),
             **({} if self.entries is None else {"entries of K": self.entries}),
-        }
+        }  # fmt: skip
 
 
 def lift(
     matrix: Any, shift: Any, degree: int, columns: Any = None, before: tuple[Any, ...] = ()
 ) -> observables.Compose:
-    """The dictionary of a block: project, take off a shift, form products.
+    """The dictionary of a block: project `(m, r)`, take off a shift, form products (or some).
 
-    Args:
-        matrix: `(m, r)` projection.
-        shift: `(r,)`, taken off the coordinates: behind the product it is so few numbers.
-        degree: of the products.
-        columns: which of them; all without.
-        before: dictionaries that read the state first.
+    The shift `(r,)` is behind the product, where it is so few numbers. The dictionaries `before`
+    read the state first.
     """
     # A scale would say what the projection says already, and fill the file once it is trained.
     coordinates: Any = observables.Compose(
@@ -86,16 +75,7 @@ def lift(
 def koopman_block(
     d: int, reader: Any, setting: Setting, matrix: np.ndarray, shift: Any, k: Any
 ) -> nn.KoopmanBlock:
-    """A Koopman block.
-
-    Args:
-        d: entries of the state, as it is read.
-        reader: dictionary that reads it, or None.
-        setting: the form.
-        matrix: `(m, r)`, a row for each kept entry.
-        shift: `(r,)`, taken off the coordinates.
-        k: `(p, q)`, or its two factors.
-    """
+    """A Koopman block for `d` entries, as the reader gives them; K is `(p, q)` or two factors."""
     before = () if reader is None else (reader,)
     if len(setting.kept) < d:
         before += (observables.Select(observables.Identity(), _small(setting.kept, d)),)
@@ -137,15 +117,9 @@ def index_bytes(count: int, size: int) -> int:
 
 
 def array_bytes(d: int, q: int, m: int, r: int, p: int, total: int, rank: int) -> int:
-    """Bytes of all arrays of a block.
+    """Bytes of all arrays of a block: m of d entries, r coordinates, p of all observables.
 
-    Args:
-        d, q: entries of the states.
-        m: entries kept.
-        r: coordinates.
-        p: observables kept.
-        total: observables of the whole dictionary.
-        rank: of K; `q` for a dense K.
+    A rank of `q` stands for a dense K.
     """
     k = p * rank + (rank * q if rank < q else 0)
     return 4 * (m * r + r + k) + index_bytes(m, d) + index_bytes(p, total)

@@ -1,5 +1,6 @@
 """Few coordinates of a state that matter to what follows, read from few of its entries."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from koopjax import edmd, observables
 from koopjax._core import blocks, matmul, ridge_solve, semidefinite_root
 from koopjax.compress._koopman.block import lift
-from koopjax.compress.gram._eliminate import backward
+from koopjax.compress.gram._select import backward
 
 #: Eigenvalues of the covariance below this share of the largest are damped when whitening.
 FLOOR = 1e-3
@@ -25,12 +26,10 @@ COTANGENTS = 32
 
 
 class Directions(NamedTuple):
-    """Uncorrelated coordinates of unit variance, the most important first.
+    """Uncorrelated coordinates `(h - mean) @ matrix` of unit variance, the most important first.
 
-    Attributes:
-        name: "jacobian" or "koopman", where the metric came from.
-        matrix: `(d, r)`: coordinates are `(h - mean) @ matrix`.
-        importance: `(r,)` mean squared derivative of the outputs along each.
+    `name` says which metric they are from, `importance` the mean squared derivative of the outputs
+    along each.
     """
 
     name: str
@@ -38,30 +37,15 @@ class Directions(NamedTuple):
     importance: np.ndarray
 
 
-def moments(state: Float[Array, "n d"]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean `(d,)` and covariance `(d, d)` of the rows, in one pass, float64 on the host."""
-    stats = edmd.accumulate(observables.Monomials(1), state, state).to_gram()
-    gram = np.asarray(stats.gram, np.float64) / float(stats.count)
-    mean = gram[0, 1:]
-    return mean, gram[1:, 1:] - np.outer(mean, mean)
-
-
 def jacobian_metric(
     parts: tuple[Any, ...], state: Float[Array, "n ..."], outputs: int, key: Array, *,
     centred: bool,
 ) -> Float[np.ndarray, "d d"]:  # fmt: skip
-    """`C = E[Jᵀ P J]` of the model's outputs with respect to the state, `d` entries flattened.
+    """`C = E[Jᵀ P J]` of the outputs of parts run one after another, `d` entries flattened.
 
-    `P` takes out what all outputs have in common where a softmax reads them, which does not see it;
-    else it is the identity.
-
-    Args:
-        parts: callables from the state to the outputs, one after another.
-        state: samples at the cut.
-        outputs: width of the output.
-        key: draws samples and, for many outputs, random combinations of them (their mean squared
-            derivative is unbiased).
-        centred: whether a softmax reads the outputs, several of them.
+    `P` takes out what all outputs have in common where a softmax reads several (`centred`), which
+    does not see it; else it is the identity. Of many outputs random combinations are taken, whose
+    mean squared derivative is unbiased.
     """
     draw, mix = jax.random.split(key)
     rows = jax.random.permutation(draw, state.shape[0])[:JACOBIANS]
@@ -69,32 +53,27 @@ def jacobian_metric(
         vectors = jax.random.rademacher(mix, (COTANGENTS, outputs), jnp.float32)
         vectors = vectors / np.sqrt(COTANGENTS)
     else:
-        vectors = jnp.eye(outputs, dtype=jnp.float32)
+        vectors = np.eye(outputs, dtype=np.float32)
+    vectors = np.asarray(vectors)
     if centred:
-        vectors = vectors - jnp.mean(vectors, axis=1, keepdims=True)
-    return np.asarray(_metric(parts, state[rows], vectors), np.float64)
+        vectors = vectors - np.mean(vectors, axis=1, keepdims=True)
+    return np.asarray(_metric(parts, jnp.take(state, rows, axis=0), vectors), np.float64)
 
 
 @jax.jit
 def _metric(parts: tuple[Any, ...], state: Array, vectors: Array) -> Array:
     cut, weights = blocks(state, min(512, state.shape[0]))
-
-    def through(h: Array) -> Array:
-        for part in parts:
-            h = part(h)
-        return h
+    through = lambda h: functools.reduce(lambda state, part: part(state), parts, h)
 
     def one(total: Array, block: Any) -> tuple[Array, None]:
         h, weight = block
         out, pull = jax.vjp(through, h)
-        shape = (vectors.shape[0],) + (1,) * (out.ndim - 1) + (vectors.shape[1],)
-        cotangents = jnp.broadcast_to(
-            vectors.reshape(shape), (vectors.shape[0], *out.shape)
-        ).astype(out.dtype)
+        shape = (len(vectors), *(1,) * (out.ndim - 1), out.shape[-1])
+        cotangents = vectors.reshape(shape).astype(out.dtype)
+        cotangents = jnp.broadcast_to(cotangents, (len(vectors), *out.shape))
         (slopes,) = jax.vmap(pull)(cotangents)
-        weight = weight.astype(jnp.float32).reshape(1, -1, *(1,) * (h.ndim - 1))
-        slopes = slopes.astype(jnp.float32) * weight
-        slopes = slopes.reshape(-1, total.shape[0])
+        slopes = slopes.astype(jnp.float32).reshape(len(vectors), len(h), -1)
+        slopes = (slopes * weight.astype(jnp.float32)[None, :, None]).reshape(-1, len(total))
         return total + matmul(slopes.T, slopes), None
 
     size = int(np.prod(state.shape[1:]))
@@ -129,11 +108,8 @@ def of_pilot(
     `Σ_c a_c a_cᵀ + H_c H_cᵀ`, in closed form. These directions are the best for a dictionary of
     this kind, where the network's own Jacobians also count what it can't express.
 
-    Args:
-        mean, first: of the state.
-        state, target: `(n, d)` and `(n, q)`.
-        root: `(q, q)` square root of the target's metric.
-        rank: directions wanted; where the pilot has less, the rest are those of `first`.
+    `root` is the square root of the target's metric. Where the pilot has less than `rank`
+    directions, the rest are those of `first`.
     """
     # Five samples an observable are few, but enough for leading directions.
     size = first.matrix.shape[1]
@@ -161,10 +137,7 @@ def of_pilot(
 
 
 def product_factors(r: int, degree: int) -> Int[np.ndarray, "degree p"]:
-    """The factors of the products in `Monomials(degree)` of `r` coordinates, as places in `[1, z]`.
-
-    Products of fewer factors have ones behind them, at place 0.
-    """
+    """The factors of the products in `Monomials(degree)`, as places in `[1, z]`, ones behind."""
     factors = [[i + 1 for i in one] for one in observables.Monomials(degree).factors(r)]
     return np.array([one + [0] * (degree - len(one)) for one in factors]).T
 

@@ -18,8 +18,7 @@ from koopjax._core import (
     read_numbers,
     ridge_solve,
 )
-from koopjax.compress.gram._eliminate import backward, sizes_of
-from koopjax.compress.gram._units import unit_diagonal
+from koopjax.compress.gram._select import backward, sizes_of, unit_diagonal
 
 #: Rows whose products are formed at a time.
 ROWS = 4096
@@ -199,12 +198,7 @@ def select_entries(
 def refit_entries(
     hessian: Float[np.ndarray, "p q p q"], cross: Float[np.ndarray, "p q"], mask: np.ndarray
 ) -> Float[np.ndarray, "p q"]:
-    """The solution of `H K = R` whose entries outside a mask are zero.
-
-    Args:
-        hessian, cross: `H` and `R`, as from `softmax_moments`.
-        mask: `(p, q)`.
-    """
+    """The solution of `H K = R`, as from `softmax_moments`, that is zero outside a mask."""
     live = np.flatnonzero(mask)
     h, unit = unit_diagonal(hessian.reshape(cross.size, cross.size)[np.ix_(live, live)])
     out = np.zeros(cross.size)

@@ -11,15 +11,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from koopjax import edmd, export, observables
+from koopjax import edmd, observables
 from koopjax._core import SUCCESS, on_device
-from koopjax.compress._koopman.block import Setting, koopman_block, lift
+from koopjax.compress._koopman.block import Setting, lift
 from koopjax.compress._koopman.directions import read_from
 from koopjax.compress._koopman.entries import refit_entries, select_entries, softmax_moments
-from koopjax.compress._koopman.formats import quantized
 from koopjax.compress._koopman.span import Span
 from koopjax.compress._problem import Score
-from koopjax.compress.gram._eliminate import backward
+from koopjax.compress.gram._select import backward
+from koopjax.compress.gram.formats import quantized
 
 #: Entries of K that are looked at, at most; choosing among them takes the cube of their number.
 MOST = 1000
@@ -35,11 +35,8 @@ class Fitted(NamedTuple):
     """A block fitted on all samples, and the model with it.
 
     Attributes:
-        span: what it replaces.
         setting: what is left of the choice after observables had to go.
-        model: with the block in it.
-        matrix: `(m, r)` projection of the kept entries.
-        shift: `(r,)` coordinates of the mean.
+        matrix, shift: `(m, r)` projection of the kept entries, and what is taken off behind it.
         clean: the Koopman matrix or its two factors, fitted without the held-out samples.
         score: of the block with `clean`, on the validation samples.
         code: result code of the solve.
@@ -57,19 +54,7 @@ class Fitted(NamedTuple):
     @property
     def over(self) -> int:
         """By how many bytes the file is too large, if above 0."""
-        return bytes_over(self.span, self.model)
-
-
-def bytes_over(span: Span, model: nnx.Module) -> int:
-    """By how many bytes a model's file is too large, if above 0."""
-    return export.stored_bytes(model) - span.problem.limit
-
-
-def with_operator(
-    span: Span, setting: Setting, matrix: np.ndarray, shift: np.ndarray, k: Any
-) -> nnx.Module:
-    """The model with a block of these numbers; see `koopman_block`."""
-    return span.with_block(koopman_block(span.d, span.reader, setting, matrix, shift, k))
+        return self.span.over(self.model)
 
 
 def fit(span: Span, setting: Setting) -> Fitted:
@@ -95,8 +80,8 @@ def fit_behind(span: Span, setting: Setting, matrix: np.ndarray, shift: np.ndarr
     whole = stats.merge(summed(span.h_val, span.y_val)) if held_out else stats
     while True:
         k, code = _solve(whole, setting, span)
-        model = with_operator(span, setting, matrix, shift, k)
-        over = bytes_over(span, model)
+        model = span.fitted(setting, matrix, shift, k)
+        over = span.over(model)
         if over <= 0 or setting.observables <= 2:
             break
         gone = max(1, over * 8 // ((setting.bits or 32) * setting.rank))
@@ -146,10 +131,6 @@ def fit_entries(span: Span, setting: Setting) -> Fitted | None:
 
     All products of the coordinates (the most useful of them where they are many), and of their K
     the entries that the logits' softmax can least do without, the others refitted at every step.
-
-    Args:
-        span: one that ends at logits.
-        setting: what the search found for it in float32.
     """
     if not span.logits:
         return None
@@ -184,9 +165,9 @@ def _of_width(span: Span, setting: Setting, matrix: np.ndarray) -> Fitted | None
             setting, coordinates=matrix.shape[1], columns=columns[live], rank=span.q, entries=size
         )
         k = on_device(k[live], jnp.float32)
-        return with_operator(span, chosen, matrix, shift, k), chosen
+        return span.fitted(chosen, matrix, shift, k), chosen
 
-    size = _largest(sizes, lambda n: bytes_over(span, make(n)[0]) <= 0)
+    size = _largest(sizes, lambda n: span.over(make(n)[0]) <= 0)
     if size is None:
         return None
     model, chosen = make(size)

@@ -8,18 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax import export, surgery
 from koopjax._core import UNDERDETERMINED, as_flag, expected
-from koopjax.compress._budget import BudgetTooSmall, too_small
 from koopjax.compress._koopman.block import least_block
 from koopjax.compress._koopman.fit import Fitted, fit, fit_entries
 from koopjax.compress._koopman.search import Tally, search
 from koopjax.compress._koopman.span import Span, readings, roomy_span, span_of
-from koopjax.compress._problem import Problem, Score, ScoreFn, cut, pose, untouched
-from koopjax.compress._result import Compressed, finish
+from koopjax.compress._problem import Problem, Score, cut, posed
+from koopjax.compress._result import BudgetTooSmall, Compressed
 
 #: Calibration samples an observable below which the result is flagged.
 FEW = 3
@@ -27,21 +25,11 @@ FEW = 3
 BITS, SPARED = (5, 4, 6), 0.5
 
 
+@posed
 def koopman(
-    model: Any,
-    calibration: ArrayLike,
-    budget: Any,
-    *,
-    at: Any = None,
-    labels: ArrayLike | None = None,
-    validation: Any = None,
-    key: Array,
-    task: str | None = None,
-    score_fn: ScoreFn | None = None,
-    bits: str = "float32",
-    seconds: float | None = None,
+    problem: Problem, at: Any, *, bits: str = "float32", seconds: float | None = None,
     search_spans: bool = False,
-) -> Compressed:
+) -> Compressed:  # fmt: skip
     """Replace a span by few coordinates, their products, and a Koopman matrix.
 
     `block(h) = psi(W h[kept] - shift) K`: some entries of the state, or of what directions of its
@@ -102,11 +90,8 @@ def koopman(
     if as_flag("koopman: search_spans", search_spans) and at is not None:
         raise expected("koopman: at or search_spans", "both", "one of them")
     tally = Tally(seconds)
-    problem = pose("koopman", model, calibration, budget, labels, validation, key, task, score_fn)
-    if problem.is_met:
-        return untouched("koopman", problem)
     if isinstance(at, list | tuple) and at and all(map(_is_pair, at)):
-        return _several(problem, at, bits, tally, key)
+        return _several(problem, at, bits, tally)
     made: list[Fitted] = []
     small: BudgetTooSmall | None = None
     for ends in _candidates(problem) if search_spans else [at]:
@@ -114,14 +99,14 @@ def koopman(
             tally.skipped += 1
             continue
         try:
-            span = roomy_span("koopman", problem, ends, key)
+            span = roomy_span(problem, ends)
         except BudgetTooSmall as error:  # another span may leave less of the original in the file
             small = small or error
             continue
         made.append(_best(span, bits, tally))
     if not made:
         raise small or AssertionError("no span was tried")
-    return account("koopman", max(made, key=lambda fitted: fitted.score), tally)
+    return account(max(made, key=lambda fitted: fitted.score), tally)
 
 
 def _best(span: Span, bits: str, tally: Tally) -> Fitted:
@@ -154,44 +139,29 @@ def _best(span: Span, bits: str, tally: Tally) -> Fitted:
     return best
 
 
-def account(
-    method: str, fitted: Fitted, tally: Tally, *, why: str | None = None, **chosen: Any
-) -> Compressed:
-    """The account of a block.
-
-    Args:
-        method, fitted, tally: as they are.
-        why: in place of the sentence on the closed form.
-        chosen: further settings.
-    """
+def account(fitted: Fitted, tally: Tally, why: str = "", **chosen: Any) -> Compressed:
+    """The account of a block, with a sentence in place of that on the closed form."""
     span, setting, problem = fitted.span, fitted.setting, fitted.span.problem
     advice, code = [], fitted.code
-    unused = export.stored_bytes(fitted.model) < 0.8 * problem.limit
-    if setting.observables * FEW > span.count or (unused and setting.limited):
+    unused = -fitted.over > 0.2 * problem.limit
+    if setting.observables * FEW > len(span.h) or (unused and setting.limited):
         code = UNDERDETERMINED
         advice.append(
-            f"{span.count} calibration samples are few: the dictionary was kept to "
+            f"{len(span.h)} calibration samples are few: the dictionary was kept to "
             f"{setting.observables} observables and the ridge set to {setting.ridge:g} of their "
             "number; give more samples, which need no labels"
         )
     if tally.skipped:
         advice.append(f"the time was over with {tally.skipped} passes of the search left out")
-    return finish(
-        fitted.model,
-        method=method,
-        budget=problem.budget,
-        original_bytes=problem.original_bytes,
-        settings={"at": list(span.ends), **span.reading(), **setting.as_dict(span.d), **chosen},
-        why=why
-        or (
-            f"of {tally.tried} settings that fit, the best validation {problem.measure}; "
-            f"directions from the {setting.directions.name} metric"
-        ),
-        candidates=tally.tried,
-        result=code,
-        advice=tuple(advice),
-        **problem.account(fitted.score),
+    settings = {"at": list(span.ends), **span.reading(), **setting.as_dict(span.d), **chosen}
+    why = why or (
+        f"of {tally.tried} settings that fit, the best validation {problem.measure}; "
+        f"directions from the {setting.directions.name} metric"
     )
+    return problem.finish(
+        fitted.model, fitted.score, settings=settings, why=why, candidates=tally.tried,
+        result=code, advice=tuple(advice),
+    )  # fmt: skip
 
 
 def _candidates(problem: Problem) -> list[tuple[str, str]]:
@@ -209,14 +179,8 @@ def _is_pair(one: Any) -> bool:
     return isinstance(one, list | tuple) and len(one) == 2
 
 
-def _several(
-    problem: Problem, pairs: Sequence[Any], bits: str, tally: Tally, key: Array
-) -> Compressed:
-    """A block for each of several spans, each fitted on what those before it deliver.
-
-    Raises:
-        ValueError: spans that overlap; `BudgetTooSmall`.
-    """
+def _several(problem: Problem, pairs: Sequence[Any], bits: str, tally: Tally) -> Compressed:
+    """A block for each of several spans, each fitted on what those before it deliver."""
     model, x = problem.model, problem.x
     sample = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
     places = {c.name: (c.index, c.parameters) for c in surgery.cut_points(model, sample)}
@@ -226,13 +190,13 @@ def _several(
     for (_, b), (c, _) in itertools.pairwise(ends):
         if where(b)[0] > where(c)[0]:
             raise expected("koopman: spans that do not overlap", f"{ends}", "at=[(a, b), (c, d)]")
-    spans = [span_of(problem, names, key) for names in ends]
+    spans = [span_of(problem, names) for names in ends]
     least = sum(span.least for span in spans)
     empty = _spliced(spans, [least_block(span.d, span.q, None) for span in spans])
     base = export.stored_bytes(empty) - least + 12 * len(ends)
     room = problem.limit - base - least
     if room < 0:
-        raise too_small("koopman", problem.limit, base + least, problem.original_bytes)
+        raise problem.too_small(base + least)
     # They share the budget as the spans share the original's parameters.
     weights = [max(1, where(b)[1] - where(a)[1]) for a, b in ends]
     shares = [s.least + room * w // sum(weights) for s, w in zip(spans, weights, strict=True)]
@@ -243,7 +207,7 @@ def _several(
         for names, share in zip(ends, shares, strict=True):
             if names[0] != start:
                 fed.append(cut(model, x, (start, names[0]))[0][1])
-            span = span_of(problem, names, key, fed if made else ())
+            span = span_of(problem, names, fed if made else ())
             # The rest of the original is in this file and must not count, only the block's share,
             # and what the span before could make no use of.
             limit = span.fixed + share + spare
@@ -260,11 +224,10 @@ def _several(
     for number, fitted in enumerate(made):
         span = fitted.span
         settings[f"span {number}"] = span.reading() | fitted.setting.as_dict(span.d)
-    return finish(
-        whole, method="koopman", budget=problem.budget, original_bytes=problem.original_bytes,
-        settings=settings, why=f"each span by the best validation {problem.measure}, in order",
-        candidates=tally.tried, result=max(fitted.code for fitted in made),
-        **problem.account(problem.score_model(whole)),
+    return problem.finish(
+        whole, problem.score_model(whole), settings=settings, candidates=tally.tried,
+        why=f"each span by the best validation {problem.measure}, in order",
+        result=max(fitted.code for fitted in made),
     )  # fmt: skip
 
 

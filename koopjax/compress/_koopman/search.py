@@ -20,7 +20,7 @@ from koopjax.compress._koopman.directions import (
 )
 from koopjax.compress._koopman.span import ROWS, Span
 from koopjax.compress._problem import Score
-from koopjax.compress.gram._eliminate import backward
+from koopjax.compress.gram._select import backward
 
 #: Samples an observable in the search, and the least number of them.
 PER_OBSERVABLE, FEWEST = 20, 6_000
@@ -36,13 +36,9 @@ RANKS = (0.9, 0.8, 0.6)
 
 @dataclasses.dataclass
 class Tally:
-    """What searches have done so far, and the time by which they have to end.
+    """How many settings searches compared so far, and passes that the time was too short for.
 
-    Attributes:
-        seconds: from the start on; without, time never runs out.
-        start: of the monotonic clock.
-        tried: number of settings compared.
-        skipped: number of passes that the time was too short for.
+    Time runs out some `seconds` after the start; without, never.
     """
 
     seconds: float | None = None
@@ -98,11 +94,7 @@ def best_ridge(
 ) -> float:  # fmt: skip
     """The ridge of the best score; the largest of those that tie, since noise favours none.
 
-    Args:
-        span: whose validation samples decide.
-        gram, cross: sums over the samples of a fit, float64.
-        lifted: observables of the validation samples.
-        count: samples of the fit.
+    `gram` and `cross` are sums over `count` samples, `lifted` the validation samples' observables.
     """
     scores = []
     for ridge in RIDGES:
@@ -188,23 +180,18 @@ class _Search:
 
     def _whole(self, m: int, most: int, degree: int, rank: int) -> int:
         """So many coordinates as leave room for all their products."""
-        d, q, whole = self.span.d, self.span.q, 1
-        for r in range(1, most + 1):
-            total = math.comb(r + degree, degree)
-            if array_bytes(d, q, m, r, total, total, rank) <= self.limit:
-                whole = r
-        return whole
+        totals = {r: math.comb(r + degree, degree) for r in range(1, most + 1)}
+        d, q = self.span.d, self.span.q
+        fits = lambda r: array_bytes(d, q, m, r, totals[r], totals[r], rank) <= self.limit
+        return max((r for r in totals if fits(r)), default=1)
 
     def _coordinates(self, m: int, most: int, degree: int, rank: int) -> list[int]:
         """As many as leave room for all their products, and some more of which some must go."""
-        whole = self._whole(m, most, degree, rank)
-        out = {whole}
-        for factor in FACTORS:
-            r = min(most, math.ceil(factor * whole))
-            total = math.comb(r + degree, degree)
-            if most_observables(self.limit, self.span.d, self.span.q, m, r, total, rank) > r:
-                out.add(r)
-        return sorted(out)
+        whole, d, q = self._whole(m, most, degree, rank), self.span.d, self.span.q
+        wider = {min(most, math.ceil(factor * whole)) for factor in FACTORS}
+        total = lambda r: math.comb(r + degree, degree)
+        left = lambda r: most_observables(self.limit, d, q, m, r, total(r), rank)
+        return sorted({whole, *(r for r in wider if left(r) > r)})
 
     def _cut(self, gram: np.ndarray, k: np.ndarray, rank: int) -> np.ndarray:
         """Reduced rank of the prediction in the target's metric."""

@@ -9,15 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from koopjax import export, observables
+from koopjax import edmd, export, observables
 from koopjax._core import expected, on_device
-from koopjax.compress._budget import too_small
-from koopjax.compress._koopman.block import least_block, least_bytes
-from koopjax.compress._koopman.directions import axes_of, jacobian_metric, moments
-from koopjax.compress._koopman.formats import quantized
+from koopjax.compress._koopman.block import Setting, koopman_block, least_block, least_bytes
+from koopjax.compress._koopman.directions import axes_of, jacobian_metric
 from koopjax.compress._problem import Problem, Score, check_real, cut, placed, run
+from koopjax.compress.gram.formats import quantized
 
 #: Most samples that the search and the moments look at; the last fit takes all.
 ROWS = 24_000
@@ -47,7 +46,6 @@ class Span:
         h_val, y_val: the same for validation samples.
         out_shape: of one state at the second cut.
         out_dtype: of the states at the second cut; statistics and fits are in float32.
-        key: for draws.
         reader: dictionary that reads the state at the first cut before anything else does
             (`observables.Kronecker`); `h` and `h_val` are what it reads. None: they are the state.
     """
@@ -62,7 +60,6 @@ class Span:
     y_val: Array
     out_shape: tuple[int, ...]
     out_dtype: Any
-    key: Array
     reader: Any = None
 
     @property
@@ -76,11 +73,6 @@ class Span:
         return self.y.shape[1]
 
     @property
-    def count(self) -> int:
-        """Number of calibration samples."""
-        return self.h.shape[0]
-
-    @property
     def tail(self) -> Any:
         """The part behind, or None where the span ends at the output."""
         return self.parts[1] if len(self.parts) > 1 else None
@@ -90,7 +82,7 @@ class Span:
         """Whether it ends at the outputs of a classifier."""
         return self.tail is None and self.problem.softmax
 
-    @property
+    @functools.cached_property
     def metric(self) -> np.ndarray:
         """Metric on the target: what all logits have in common hardly counts."""
         eye = np.eye(self.q)
@@ -127,7 +119,8 @@ class Span:
     def slopes(self, rows: int) -> np.ndarray:
         """`(d, d)` mean square of the outputs' derivatives with respect to `h`, on some samples."""
         metric = jacobian_metric(
-            self.parts, self.raw[:rows], self.problem.teacher.shape[-1], self.key,
+            self.parts, self.raw[:rows], self.problem.teacher.shape[-1],
+            jax.random.fold_in(self.problem.key, 1),
             centred=self.problem.softmax,
         )  # fmt: skip
         if self.reader is None:
@@ -145,6 +138,14 @@ class Span:
         """How good states at the second cut are, of the validation samples."""
         return self.problem.score(self.outputs_of(y))
 
+    def over(self, model: Any) -> int:
+        """By how many bytes a model's file is too large, if above 0."""
+        return export.stored_bytes(model) - self.problem.limit
+
+    def fitted(self, setting: Setting, matrix: np.ndarray, shift: Any, k: Any) -> nnx.Module:
+        """The model with a block of these numbers; see `koopman_block`."""
+        return self.with_block(koopman_block(self.d, self.reader, setting, matrix, shift, k))
+
     def with_block(self, block: nnx.Module) -> nnx.Module:
         """The whole model with a block in the span's place."""
         return placed(
@@ -153,18 +154,19 @@ class Span:
         )  # fmt: skip
 
 
-def span_of(problem: Problem, at: Any, key: Array, fed: Sequence[Any] = ()) -> Span:
-    """Run the original up to both cuts.
+def moments(state: Float[Array, "n d"]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean `(d,)` and covariance `(d, d)` of the rows, in one pass, float64 on the host."""
+    stats = edmd.accumulate(observables.Monomials(1), state, state).to_gram()
+    gram = np.asarray(stats.gram, np.float64) / float(stats.count)
+    mean = gram[0, 1:]
+    return mean, gram[1:, 1:] - np.outer(mean, mean)
 
-    Args:
-        problem: the model and the data.
-        at: a cut to start from, a pair of cuts, or None for the whole model.
-        key: for draws.
-        fed: what a compressed model runs up to the first cut, one after another, where it is not
-            the original's; the states behind stay those of the original.
 
-    Raises:
-        ValueError: a cut that is unknown, or behind which there are no real numbers.
+def span_of(problem: Problem, at: Any, fed: Sequence[Any] = ()) -> Span:
+    """Run the original up to both cuts; refused where there are no real numbers.
+
+    `fed` are what a compressed model runs up to the first cut, one after another, where that is not
+    the original's; the states behind stay those of the original.
     """
     parts, ends = cut(problem.model, problem.x, at)
     head, span, tail = parts
@@ -183,20 +185,15 @@ def span_of(problem: Problem, at: Any, key: Array, fed: Sequence[Any] = ()) -> S
     return Span(
         problem, ends, (span,) if tail.segment.start == tail.segment.stop else (span, tail),
         raw=h, h=flat(h), y=flat(y), h_val=flat(h_val), y_val=flat(y_val),
-        out_shape=y.shape[1:], out_dtype=y.dtype, key=jax.random.fold_in(key, 1),
+        out_shape=y.shape[1:], out_dtype=y.dtype,
     )  # fmt: skip
 
 
-def roomy_span(method: str, problem: Problem, at: Any, key: Array) -> Span:
-    """`span_of` with room for the smallest block at least.
-
-    Raises:
-        ValueError: as `span_of`; `BudgetTooSmall`.
-    """
-    span = span_of(problem, at, key)
+def roomy_span(problem: Problem, at: Any) -> Span:
+    """`span_of` with room for the smallest block at least, or `BudgetTooSmall`."""
+    span = span_of(problem, at)
     if span.room < span.least:
-        smallest = span.fixed + span.least
-        raise too_small(method, problem.limit, smallest, problem.original_bytes)
+        raise problem.too_small(span.fixed + span.least)
     return span
 
 
@@ -204,11 +201,8 @@ def readings(span: Span, bits: int | None = None) -> Iterator[Span]:
     """A span as it is, and behind Kronecker projections of a few sizes where its state has axes.
 
     A state has axes where it is an array of at least two, or a flat input (784 pixels are 28 x 28);
-    whether that is so of its data is for the validation score to say.
-
-    Args:
-        span: read as it is.
-        bits: of an entry of the directions; float32 without.
+    whether that is so of its data is for the validation score to say. `bits` are those of an entry
+    of the directions; float32 without.
     """
     yield span
     shape = span.raw.shape[1:]
@@ -231,21 +225,12 @@ def readings(span: Span, bits: int | None = None) -> Iterator[Span]:
 def behind_axes(
     span: Span, axes: Sequence[int], ranks: Sequence[int], bits: int | None = None
 ) -> Span:
-    """A span that reads `h (A_1 ⊗ ... ⊗ A_k)` in the place of `h`.
-
-    Args:
-        span: as it is.
-        axes: sizes of the state's axes, the last one fastest.
-        ranks: directions of each.
-        bits: of an entry of the directions; float32 without.
-    """
+    """A span that reads `h (A_1 ⊗ ... ⊗ A_k)` in the place of `h`; the last axis is the fastest."""
     reader = observables.Kronecker.fit(span.h[:READ], axes, ranks)
-    if bits is not None:
-        reader = observables.Kronecker(tuple(_on_grid(a, bits + FINER) for a in reader.factors))
+    if bits is not None:  # small multiples of a step a column
+        forms = [
+            quantized(np.eye(len(a)), np.asarray(a), min(bits + FINER, 8)) for a in reader.factors
+        ]
+        coarse = [on_device(codes * scale, jnp.float32) for codes, scale in forms]
+        reader = observables.Kronecker(tuple(coarse))
     return dataclasses.replace(span, h=reader(span.h), h_val=reader(span.h_val), reader=reader)
-
-
-def _on_grid(factor: Any, bits: int) -> Array:
-    """Directions whose entries are small multiples of a step a column."""
-    codes, scale = quantized(np.eye(len(factor)), np.asarray(factor), min(bits, 8))
-    return on_device(codes * scale, jnp.float32)

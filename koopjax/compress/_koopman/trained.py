@@ -8,17 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from koopjax._core import expected
 from koopjax.compress._koopman import varpro
 from koopjax.compress._koopman.block import Setting
-from koopjax.compress._koopman.fit import Fitted, bytes_over, fit, fit_behind, with_operator
+from koopjax.compress._koopman.fit import Fitted, fit, fit_behind
 from koopjax.compress._koopman.method import account
 from koopjax.compress._koopman.search import Tally, best_ridge, search
 from koopjax.compress._koopman.span import ROWS, Span, readings, roomy_span
-from koopjax.compress._problem import Score, ScoreFn, pose, untouched
+from koopjax.compress._problem import Problem, Score, posed, run
 from koopjax.compress._result import Compressed
 
 #: Rates of learning tried, relative to the size of each array's entries.
@@ -31,23 +30,12 @@ TRIAL = 0.1
 LOOK = 10_000
 
 
+@posed
 def koopman_trained(
-    model: Any,
-    calibration: ArrayLike,
-    budget: Any,
-    *,
-    at: Any = None,
-    labels: ArrayLike | None = None,
-    validation: Any = None,
-    key: Array,
-    task: str | None = None,
-    score_fn: ScoreFn | None = None,
-    steps: int = 100,
-    together: int = 2000,
-    rates: Sequence[float] = RATES,
-    seconds: float | None = None,
+    problem: Problem, at: Any, *, steps: int = 100, together: int = 2000,
+    rates: Sequence[float] = RATES, seconds: float | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
-) -> Compressed:
+) -> Compressed:  # fmt: skip
     """`koopman`, its projection then trained on what the original answers, without labels.
 
     Starts from the closed forms that `koopman` finds. First the projection `W` alone moves, down
@@ -83,15 +71,10 @@ def koopman_trained(
             f"{steps}, {together} and {tuple(rates)}",
         )
     tally = Tally(seconds)
-    problem = pose(
-        "koopman_trained", model, calibration, budget, labels, validation, key, task, score_fn
-    )
-    if problem.is_met:
-        return untouched("koopman_trained", problem)
-    starts = _starts(roomy_span("koopman_trained", problem, at, key), tally)
+    starts = _starts(roomy_span(problem, at), tally)
     made = {"start": starts[0]}
     if (steps or together) and not tally.over():
-        draw = jax.random.split(jax.random.fold_in(key, 2), 3)
+        draw = jax.random.split(jax.random.fold_in(problem.key, 2), 3)
         trial = (max(1, round(TRIAL * (together or steps))), not together)
         start, rate = _choose(starts, rates, *trial, draw[0])
         if steps:
@@ -104,7 +87,7 @@ def koopman_trained(
     name = max(scores, key=lambda n: scores[n])  # the earlier stage where they tie
     shown = ", ".join(f"{n} {score.value:.4f}" for n, score in scores.items())
     why = f"the best validation {problem.measure} of these stages: {shown}"
-    return account("koopman_trained", made[name].fitted, tally, why=why, trained=name)
+    return account(made[name].fitted, tally, why, trained=name)
 
 
 class _Stage(NamedTuple):
@@ -160,8 +143,8 @@ class _Stage(NamedTuple):
         k: list[np.ndarray] = [np.asarray(a) for a in state.operator]
         while True:
             operator = tuple(k) if len(k) > 1 else k[0]
-            model = with_operator(span, setting, matrix, shift, operator)
-            over = bytes_over(span, model)
+            model = span.fitted(setting, matrix, shift, operator)
+            over = span.over(model)
             if over <= 0 or setting.observables <= 2:
                 break
             count = max(1, over // (4 * setting.rank))
@@ -178,9 +161,7 @@ _observe, _predict = jax.jit(varpro.observe), jax.jit(varpro.predict)
 
 def _teacher(span: Span) -> Array:
     """The original's outputs on the calibration samples."""
-    rows = range(0, span.count, 2000)
-    out = jnp.concatenate([span.outputs_of(span.y[i : i + 2000]) for i in rows])
-    return out.astype(jnp.float32)
+    return run(span.outputs_of, span.y).astype(jnp.float32)
 
 
 def _starts(span: Span, tally: Tally) -> list[_Stage]:

@@ -28,14 +28,11 @@ LOOKS = 8
 
 @pytree
 class Frame:
-    """What training holds fixed.
+    """What training holds fixed: moments of the kept entries, the covariance once standardised.
 
-    Attributes:
-        mean, scale: `(m,)` of the kept entries.
-        covariance: `(m, m)` of the entries so standardised.
-        mask: `(m, r)` ones where a coordinate reads an entry.
-        factors: `(degree, r + 1, p)`: observable j is the product over k of `[1, z] @ factors[k]`,
-            a matrix product whose gradient is one, which a gather's isn't.
+    `mask` `(m, r)` has ones where a coordinate reads an entry. Of `factors` `(degree, r + 1, p)`
+    observable j is the product over k of `[1, z] @ factors[k]`, a matrix product whose gradient is
+    one, which a gather's isn't.
     """
 
     mean: Any
@@ -46,12 +43,9 @@ class Frame:
 
 
 class Trained(NamedTuple):
-    """Numbers of a block.
+    """Numbers of a block: directions `(m, r)` in standardised entries, of any scale; the shift.
 
-    Attributes:
-        directions: `(m, r)` in standardised entries, of any scale.
-        shift: `(r,)`.
-        operator: `(k,)` or `(left, right)`: the Koopman matrix as a product.
+    `operator` is `(k,)` or `(left, right)`, the Koopman matrix as a product.
     """
 
     directions: Array
@@ -63,14 +57,9 @@ def frame(
     mean: np.ndarray, covariance: np.ndarray, kept: np.ndarray, columns: np.ndarray, degree: int,
     matrix: np.ndarray,
 ) -> Frame:  # fmt: skip
-    """A frame for some entries and products.
+    """A frame for some entries of a state and products of their coordinates.
 
-    Args:
-        mean, covariance: of the whole state.
-        kept: `(m,)` entries.
-        columns: `(p,)` of `Monomials(degree)` on the coordinates.
-        degree: of the products.
-        matrix: `(m, r)` projection at the start, whose zeros stay.
+    Zeros of the projection `matrix` stay; `columns` are of `Monomials(degree)`.
     """
     covariance = covariance[np.ix_(kept, kept)]
     deviation = np.sqrt(np.maximum(np.diag(covariance), 0))
@@ -85,16 +74,10 @@ def frame(
 
 
 def begin(frame: Frame, matrix: np.ndarray, shift: np.ndarray, k: Any) -> Trained:
-    """The state at the start.
+    """The state at the start, from a projection of the kept entries as they are.
 
     The coordinates are put to unit variance, which the first steps make up for in K where they had
     another.
-
-    Args:
-        frame: as it is.
-        matrix: `(m, r)` projection of the kept entries as they are.
-        shift: `(r,)`, what is taken off behind it.
-        k: `(p, q)`, or two factors.
     """
     held = lambda a: on_device(a, jnp.float32)
     beyond = np.asarray(shift) - np.asarray(frame.mean, np.float64) @ np.asarray(matrix)
@@ -193,44 +176,22 @@ def _sizes(state: Trained) -> Trained:
 
 
 def train(
-    frame: Frame,
-    state: Trained,
-    data: tuple[Array, Array, Array],
-    *,
-    tail: Any,
-    shape: tuple[tuple[int, ...], Any],
-    task: str,
-    steps: int,
-    rate: float,
-    through: bool,
-    look: Callable[[Trained], Any],
-    key: Array,
+    frame: Frame, state: Trained, data: tuple[Array, Array, Array], *, tail: Any,
+    shape: tuple[tuple[int, ...], Any], task: str, steps: int, rate: float, through: bool,
+    look: Callable[[Trained], Any], key: Array,
     progress: Callable[[int, dict[str, float]], None] | None = None,
-) -> tuple[Trained, Any]:
+) -> tuple[Trained, Any]:  # fmt: skip
     """Adam with a cosine schedule on the divergence from the original; the best state looked at.
 
     With `through`, `K = (Ψᵀ Ψ + α I)⁻¹ Ψᵀ Y` is solved on one half of every batch and judged on the
     other, and the projection alone moves (variable projection); else projection and K both do.
 
-    Args:
-        frame, state: from `frame` and `begin`.
-        data: `(n, m)` kept entries, `(n, q)` states at the second cut, `(n, ...)` the original's
-            outputs.
-        tail: part behind the second cut, or None.
-        shape: of one state at the second cut, and its dtype.
-        task: how the output is read, of `models.TASKS`.
-        steps: how many.
-        rate: of learning, relative to the size of each array's entries.
-        through: see above.
-        look: score on the validation data, larger is better.
-        key: draws the batches.
-        progress: called as `progress(step, {"divergence": ...})`.
+    The data are `(n, m)` kept entries, `(n, q)` states at the second cut and the original's
+    outputs; `tail` leads there from the second cut, `shape` is of one state there, and its dtype.
+    The rate is relative to the size of each array's entries, `look` the score on validation data.
 
     Returns:
         The state of the best score among the start and `LOOKS` places, and that score.
-
-    Numerics:
-        Float32; `O(b p²)` a step through the solve with `b` a few thousand, else `O(b p q)`.
 
     Reference: Golub & Pereyra (1973), SIAM J. Numer. Anal. 10, 413 (variable projection).
     """

@@ -17,16 +17,22 @@ from jaxtyping import Array
 
 from koopjax import export, models
 from koopjax._core import Ledger, check_finite
-from koopjax.compress._budget import Budget, BudgetTooSmall, Inapplicable, smallest_of
 from koopjax.compress._problem import Problem, ScoreFn, cut, pose
-from koopjax.compress._result import Compressed
-from koopjax.compress.contest._points import Point
+from koopjax.compress._result import Budget, BudgetTooSmall, Compressed, Inapplicable
 from koopjax.compress.methods._registry import METHODS
 from koopjax.compress.training._finetune import Training
-from koopjax.compress.training._recipe_lanes import finetuned_lanes
-from koopjax.compress.training._recipes import Recipe, candidates, finetuned, recipe
+from koopjax.compress.training._recipes import (
+    Recipe,
+    best_of,
+    candidates,
+    finetuned,
+    finetuned_lanes,
+    recipe,
+)
 
 FLOAT = "fine-tuned"
+#: Of a point, what is None where there is no network.
+MEASURED = ("accuracy", "ratio", "stored_bytes", "parameters")
 Pair = tuple[Array, Array]
 
 
@@ -64,6 +70,41 @@ class Rules:
         return own[method] if method in own else recipe(method)
 
 
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One compressed network of the contest, or why there is none.
+
+    Attributes:
+        track: see `TRACKS`.
+        method, budget, seed: which.
+        family: kind of method; see `Recipe`.
+        accuracy: on the test data, used once; None where the method has no form so small.
+        ratio, stored_bytes, parameters: of the file.
+        original_accuracy: of the network that was compressed.
+        seconds: that the method took.
+        settings: what was chosen.
+        note: why there is no result.
+    """
+
+    track: str
+    method: str
+    budget: str
+    seed: int
+    family: str
+    accuracy: float | None
+    ratio: float | None
+    stored_bytes: int | None
+    parameters: int | None
+    original_accuracy: float
+    seconds: float
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
 class Splits(NamedTuple):
     """Samples and labels; `all` is those to train on with those to choose by."""
 
@@ -86,10 +127,7 @@ class Splits(NamedTuple):
 def networks(model: Any, data: Splits, held: int) -> Callable[[int, bool], Any]:
     """The network of a seed, trained with (True) or without the samples to choose by.
 
-    Args:
-        model: `model(seed, x, y)` trains one; or the one that there is for all seeds.
-        data: to train on.
-        held: how many trained ones are kept.
+    `model(seed, x, y)` trains one, of which so many are held; or it is the one for all seeds.
     """
     if not is_trainer(model):
         return lambda seed, everything: model
@@ -131,16 +169,8 @@ def fingerprint(
 class Contest:
     """A contest on its data; what is finished is in its rows.
 
-    Attributes:
-        network: of a seed, trained with or without the samples to choose by.
-        data: of all networks.
-        at: the span of the Koopman methods.
-        training, rules: of the contest.
-        rows: the ledger.
-        first: the seed whose network variants are chosen on.
-        places: budgets at which they are.
-        together: seeds that are trained at once.
-        keep: called with each new point and its network.
+    Variants are chosen on the network of the `first` seed, at the budgets in `places`; the seeds
+    `together` are trained at once. `keep` is called with each new point and its network.
     """
 
     network: Callable[[int, bool], Any]
@@ -222,28 +252,24 @@ class Contest:
                 return
             made, seconds, note = [None] * len(seeds), 0.0, str(error)
         for seed, original, one in zip(seeds, originals, made, strict=True):
-            report = None if one is None else one.report
+            measured: dict[str, Any] = dict.fromkeys(MEASURED)
+            if one is not None:
+                report = one.report
+                measured = {
+                    "accuracy": self._score(one.model), "parameters": report.parameters,
+                    "ratio": original["stored_bytes"] / report.stored_bytes,
+                    "stored_bytes": report.stored_bytes, "settings": report.as_dict()["settings"],
+                }  # fmt: skip
             point = Point(
                 **at, seed=seed, family=self.rules.recipe(at["method"]).family,
-                accuracy=None if one is None else self._score(one.model),
-                ratio=None if report is None else original["stored_bytes"] / report.stored_bytes,
-                stored_bytes=None if report is None else report.stored_bytes,
-                parameters=None if report is None else report.parameters,
-                original_accuracy=original["accuracy"], seconds=seconds,
-                settings={} if report is None else report.as_dict()["settings"], note=note,
+                original_accuracy=original["accuracy"], seconds=seconds, note=note, **measured,
             )  # fmt: skip
             if self.keep is not None and one is not None:
                 self.keep(point, one)
             self.rows.add("point", point.as_dict())
 
     def variant(self, track: str, method: str, budget: str) -> dict[str, Any]:
-        """The settings chosen on the validation split of the first seed, at the nearest budget.
-
-        Where the method has no form at that budget, they are chosen at the point's own.
-
-        Raises:
-            BudgetTooSmall: it has none there either.
-        """
+        """The settings chosen on the validation split of the first seed, at the nearest budget."""
         return self._variant(track, method, budget, self.places)
 
     def _variant(
@@ -253,7 +279,7 @@ class Contest:
         place = min(places, key=apart)
         try:
             return self._variant_at(track, method, place)
-        except BudgetTooSmall:
+        except BudgetTooSmall:  # at the point's own budget there may be a form
             if place == budget:
                 raise
         return self._variant_at(track, method, budget)
@@ -280,16 +306,14 @@ class Contest:
             how, problem, variants, key, [jax.random.fold_in(key, 0)] * len(variants),
             self._span(how), self.rules.tuning or self.training,
         )  # fmt: skip
-        errors = [one.error for one in tried if one.error is not None]
         scores = [one.score.value if one.error is None else None for one in tried]
         row = {"track": track, "method": method, "budget": place, "settings": None}
         row |= {"tried": variants, "scores": scores}
-        if len(errors) == len(tried):
-            whole = self.account(self.first)["stored_bytes"]
-            error = smallest_of(errors, method, Budget.parse(place).bytes(whole), whole)
+        try:
+            chosen = dict(best_of(tried, problem).settings)
+        except BudgetTooSmall as error:
             self.rows.add("variant", {**row, "note": str(error)})
-            raise error
-        chosen = dict(max(tried, key=lambda one: one.score).settings)
+            raise
         self.rows.add("variant", {**row, "settings": chosen})
         return chosen
 

@@ -2,22 +2,69 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from koopjax._core import Ledger, expected
-from koopjax.compress._budget import Budget
-from koopjax.compress._result import Compressed
-from koopjax.compress.contest._contest import Contest, Rules, Splits, fingerprint, networks
-from koopjax.compress.contest._points import Pareto, Point
+from koopjax.compress._result import Budget, Compressed
+from koopjax.compress.contest._contest import Contest, Point, Rules, Splits, fingerprint, networks
 from koopjax.compress.methods._registry import METHODS
 from koopjax.compress.training._finetune import Training
 from koopjax.compress.training._recipes import RECIPES
 
 #: Tracks: how a method may use the data, and what its file may hold.
 TRACKS = ("one-shot", "label-free", "fine-tuned", "any-bits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pareto:
+    """All points, and what was chosen before the test data were touched.
+
+    Attributes:
+        points: in the order of track, budget, method, seed.
+        variants: by `(track, method, budget)`, the settings chosen on validation data.
+        originals: by seed, accuracy and stored bytes of the networks.
+    """
+
+    points: Sequence[Point]
+    variants: Mapping[tuple[str, str, str], Mapping[str, Any]]
+    originals: Mapping[int, Mapping[str, Any]]
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A row for each track, budget and method: mean and standard deviation over seeds.
+
+        Over those seeds whose network has a form so small; the note says for how many it has none.
+        """
+        rows = []
+        for group in dict.fromkeys((p.track, p.budget, p.method) for p in self.points):
+            same = [p for p in self.points if (p.track, p.budget, p.method) == group]
+            done = [p for p in same if p.accuracy is not None]
+            none = [p for p in same if p.accuracy is None]
+            note = none[0].note if none else ""
+            if none and done:
+                note = f"none for {len(none)} of {len(same)} networks: {note}"
+            values = [p.accuracy for p in done if p.accuracy is not None]
+            lost = [p.original_accuracy - value for p, value in zip(done, values, strict=True)]
+            rows.append(
+                {
+                    "track": group[0], "budget": group[1], "method": group[2],
+                    "family": same[0].family, "seeds": len(done), "accuracy": _mean(values),
+                    "std": statistics.stdev(values) if len(values) > 1 else None,
+                    "lost": _mean(lost), "ratio": _mean([p.ratio for p in done]),
+                    "stored_bytes": _mean([p.stored_bytes for p in done]),
+                    "parameters": _mean([p.parameters for p in done]),
+                    "seconds": _mean([p.seconds for p in done or same]), "note": note,
+                }
+            )  # fmt: skip
+        return rows
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
 
 
 def pareto(

@@ -1,7 +1,7 @@
 """Pruning with the Gram matrix: which entries of a matrix to keep, and what they become."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,17 +10,20 @@ from scipy.linalg import get_lapack_funcs
 
 from koopjax._core import (
     as_integers,
-    check_finite,
-    check_metric,
+    as_number,
     check_number,
     expected,
     read,
-    read_numbers,
     ridge_solve,
 )
-from koopjax.compress.gram._units import unit_diagonal
+from koopjax.compress.gram._select import as_moments, unit_diagonal
 
-#: Share of the remaining entries that go in one stage.
+#: Methods of `matrix_curves`.
+CURVES = ("magnitude", "wanda", "obs")
+#: Share of the remaining entries that go in one stage of OBS, while columns are long and when they
+#: are short, and the number of rows that is between the two.
+COARSE, FINE, SHORT = 0.5, 0.15, 1500
+#: Share of the remaining entries that go in one stage of `removal_order`.
 SHARE = 0.15
 
 
@@ -103,28 +106,12 @@ def removal_order(
     return Removal(rank, np.asarray(kept), np.asarray(errors))
 
 
-def as_moments(gram: Any, name: str, matrix: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A Gram matrix `(p, p)` and a matrix `(p, q)` on the host in float64."""
-    given = (("the Gram matrix", gram), (name, matrix))
-    gram, matrix = (np.asarray(read_numbers(called, a), np.float64) for called, a in given)
-    if matrix.ndim != 2:
-        raise expected(f"{name} of shape (p, q)", f"shape {matrix.shape}")
-    if gram.shape != (len(matrix), len(matrix)):
-        raise expected(f"a Gram matrix of shape {(len(matrix),) * 2}", f"{gram.shape}")
-    # In float32: what sums in it leave below zero is rounding.
-    check_metric("Gram matrix", unit_diagonal(gram)[0].astype(np.float32), len(gram))
-    check_finite(name, matrix)
-    return gram, matrix
-
-
 def _rows(protect: Any, p: int) -> list[int]:
     """Indices of rows that stay."""
-    if not isinstance(protect, Iterable):
-        raise expected(f"indices of {p} rows as protect", f"{protect!r:.60}", "(0,)")
-    rows = list(protect)
-    found = np.asarray(as_integers("protect", rows)) if rows else np.zeros(0, int)
+    rows = list(protect) if isinstance(protect, Iterable) else protect
+    found = np.asarray(as_integers("protect", rows)) if rows != [] else np.zeros(0, int)
     if found.ndim != 1 or (found.size and not (-p <= found.min() <= found.max() < p)):
-        raise expected(f"indices of {p} rows as protect", f"{protect!r:.60}")
+        raise expected(f"indices of {p} rows as protect", f"{protect!r:.60}", "(0,)")
     return found.tolist()
 
 
@@ -203,16 +190,9 @@ def activation_order(
     *,
     group: str = "column",
 ) -> np.ndarray:
-    """Wanda: entries of least `|W_ic| ‖x_i‖` go first.
+    """Wanda: entries of least `|W_ic| ‖x_i‖` go first; integers as `Removal.rank`.
 
-    Args:
-        gram: `(p, p)` second moments of the inputs.
-        matrix: `(p, q)`.
-        protect: rows that stay.
-        group: "column" (every column gives up the same share at any time) or "layer".
-
-    Returns:
-        `(p, q)` integers as `Removal.rank`.
+    In the group "column" every column gives up the same share at any time, else all are compared.
 
     Reference: Sun, Liu, Bair & Kolter (2024), arXiv 2306.11695.
     """
@@ -224,9 +204,102 @@ def activation_order(
     if group == "column":
         place = np.argsort(np.argsort(score, axis=0, kind="stable"), axis=0, kind="stable")
     # By place in the column where columns share alike, then by score.
-    order = np.lexsort((score.ravel(), place.ravel()))
-    rank = np.empty(matrix.size, np.int64)
-    rank[order] = np.arange(matrix.size)
-    rank = rank.reshape(matrix.shape)
+    rank = _ranks(np.lexsort((score.ravel(), place.ravel())), matrix.shape)
     rank[protect] = matrix.size
     return rank
+
+
+def matrix_curves(
+    gram: Float[np.ndarray, "p p"],
+    cross: Float[np.ndarray, "p q"],
+    shares: Sequence[float],
+    *,
+    alpha: float,
+    methods: Sequence[str] = CURVES,
+) -> dict[str, list[Float[np.ndarray, "p q"]]]:
+    """A Koopman matrix with fewer and fewer entries, from one pair of Gram matrices.
+
+    All curves start from the ridge solution `K = (G + α D)⁻¹ C` with `D` the diagonal of `G`.
+    "magnitude" keeps the largest entries, "wanda" in each column those of largest
+    `|K_ic| sqrt(G_ii)`, both as they are. "obs" takes out those whose loss raises the squared
+    error least, `K_ic² / [G_c⁻¹]_ii` with `G_c` the system of the rows left in column `c`, and
+    refits the column, stage by stage.
+
+    Args:
+        gram: `ΨxᵀΨx`, `(p, p)`.
+        cross: `ΨxᵀΨy`, `(p, q)`.
+        shares: of the `p q` entries to keep, each above 0 and at most 1.
+        alpha: ridge relative to each observable's second moment, at least 0.
+        methods: some of `CURVES`.
+
+    Returns:
+        By method, a matrix for each share in the order given, float64.
+
+    Numerics:
+        Float64 on the host. Magnitude and Wanda take one solve; OBS one inverse a column and stage,
+        of the size of what is left there: half of the entries go in a stage while columns are
+        longer than `SHORT`, then 15 in a hundred, so the first few stages take most of the time.
+
+    Raises:
+        ValueError: shapes that do not fit, a share out of range, an unknown method.
+
+    Reference: Hassibi & Stork (1993), NeurIPS 5 (OBS); Sun, Liu, Bair & Kolter (2024),
+        arXiv 2306.11695 (Wanda).
+    """
+    gram, cross = as_moments(gram, "the cross moments", cross)
+    if not cross.size:
+        raise expected("a Gram matrix (p, p) and moments (p, q)", f"{gram.shape}, {cross.shape}")
+    for name, values in (("shares", shares), ("methods", methods)):
+        if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+            raise expected(f"a list of {name}", f"{values!r:.60}")
+    for share in shares:
+        if not 0 < as_number("a share", share) <= 1:
+            raise expected("shares of the entries above 0 and at most 1", f"{share}")
+    if not as_number("alpha", alpha) >= 0:
+        raise expected("a ridge of at least 0", f"{alpha}")
+    unknown = [name for name in methods if name not in CURVES]
+    if unknown:
+        raise expected(f"methods among {', '.join(CURVES)}", f"{unknown[0]!r}")
+    counts = [max(1, round(share * cross.size)) for share in shares]
+    scaled, unit = unit_diagonal(gram)
+    right = cross * unit[:, None]
+    ridge = max(float(alpha), 1e-10)
+    dense = unit[:, None] * ridge_solve(scaled, right, ridge)
+    out: dict[str, list[np.ndarray]] = {}
+    for name in methods:
+        if name == "obs":
+            out[name] = [unit[:, None] * k for k in _surgeon(scaled, right, ridge, counts)]
+            continue
+        if name == "magnitude":
+            rank = _ranks(np.argsort(np.abs(dense), axis=None, kind="stable"), dense.shape)
+        else:
+            rank = activation_order(gram, dense)
+        out[name] = [np.where(rank >= dense.size - count, dense, 0.0) for count in counts]
+    return out
+
+
+def _ranks(order: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The place of each entry in an order of them all."""
+    rank = np.empty(order.size, np.int64)
+    rank[order] = np.arange(order.size)
+    return rank.reshape(shape)
+
+
+def _surgeon(
+    gram: np.ndarray, cross: np.ndarray, alpha: float, counts: Sequence[int]
+) -> list[np.ndarray]:
+    """Optimal brain surgeon by stages, for observables of unit second moment."""
+    mask = np.ones(cross.shape, bool)
+    found: dict[int, np.ndarray] = {}
+    for count in sorted(set(counts), reverse=True):
+        while True:
+            left = int(mask.sum())
+            value, saliency = surgeon_stage(gram, cross, mask, alpha)
+            if left == count:
+                break
+            share = COARSE if left > SHORT * cross.shape[1] else FINE
+            gone = min(left - count, max(1, int(share * left)))
+            live = np.flatnonzero(mask)
+            mask.ravel()[live[np.argpartition(saliency.ravel()[live], gone - 1)[:gone]]] = False
+        found[count] = value
+    return [found[count] for count in counts]

@@ -1,7 +1,8 @@
 """A budget divided over layers: by forms of rising size and falling error, or entry by entry."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,9 @@ STEPS = (6, 3, 1)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rung:
-    """One form of a layer.
+    """One form of a layer: its bytes up to a constant, the error of its output, bias and weights.
 
-    Attributes:
-        size: its bytes in the file, up to a constant of the layer.
-        error: of its output, see `AffineLayers.error`.
-        kernel: `(m + 1, n)`, bias and weights.
-        form: what is stored where that is not the kernel.
-        note: settings, for the report.
+    `form` is what is stored where that is not the kernel, `note` its settings for the report.
     """
 
     size: int
@@ -53,16 +49,10 @@ def lamp(size: np.ndarray) -> np.ndarray:
 
 
 class Ladders:
-    """The rungs of all layers, and the split of the budget among them.
+    """The rungs of all layers, a frontier each, and the split of the budget among them.
 
-    Args:
-        problem: data and budget.
-        rungs: a frontier a layer.
-        build: the model to store, of one rung a layer.
-        probe: a model of equal outputs that is cheap to evaluate; `build` by default.
-
-    Raises:
-        BudgetTooSmall: even the lowest rungs take more.
+    `build` makes the model to store of one rung a layer; `probe`, where it is another, one of equal
+    outputs that is cheap to evaluate. `BudgetTooSmall` is raised where the lowest rungs take more.
     """
 
     def __init__(
@@ -85,13 +75,10 @@ class Ladders:
         """The rungs at a place."""
         return [r[k] for r, k in zip(self.rungs, place, strict=True)]
 
-    def bytes(self, place: Sequence[int]) -> int:
-        """What a place takes."""
-        return self._base + sum(rung.size for rung in self.at(place))
-
     def fits(self, place: Sequence[int]) -> bool:
-        """Whether it is within the budget."""
-        return self.bytes(place) <= self.problem.limit
+        """Whether what a place takes is within the budget."""
+        taken = self._base + sum(rung.size for rung in self.at(place))
+        return taken <= self.problem.limit
 
     def score(self, place: tuple[int, ...]) -> Score:
         """Validation score of a place; each is scored once."""
@@ -100,12 +87,13 @@ class Ladders:
         return self.tried[place]
 
     def best(self, trials: int = TRIALS) -> tuple[Score, list[Rung]]:
-        """The best place found from equal errors and from the least sum of errors.
-
-        Args:
-            trials: at most so many places are scored.
-        """
-        starts = [self.fill(self._alike()), self.fill(self._least_sum())]
+        """The best of so many places, from equal errors and from the least sum of errors."""
+        # The lowest rungs of at most one error for all, and those of least `error + price · size`.
+        alike = lambda rungs, most: next(
+            (k for k, r in enumerate(rungs) if r.error <= most), len(rungs) - 1
+        )
+        cheap = lambda rungs, price: int(np.argmin([r.error + price * r.size for r in rungs]))
+        starts = [self.fill(self._by(pick)) for pick in (alike, cheap)]
         place = self._climb(max(starts, key=self.score), trials)
         while export.stored_bytes(self.build(self.at(place))) > self.problem.limit:
             place = self._down(place)  # sizes add up but for the padding of a coding
@@ -140,25 +128,9 @@ class Ladders:
                 low = middle
         return found
 
-    def _alike(self) -> tuple[int, ...]:
-        """The lowest rungs of at most one error for all layers."""
-
-        def pick(rungs: list[Rung], most: float) -> int:
-            return next((k for k, r in enumerate(rungs) if r.error <= most), len(rungs) - 1)
-
-        return self._by(pick)
-
-    def _least_sum(self) -> tuple[int, ...]:
-        """The rungs of least `error + price · size`."""
-
-        def pick(rungs: list[Rung], price: float) -> int:
-            return int(np.argmin([r.error + price * r.size for r in rungs]))
-
-        return self._by(pick)
-
     def _climb(self, place: tuple[int, ...], trials: int) -> tuple[int, ...]:
         """Give the bytes of one layer to another while that helps."""
-        pairs = [(i, j) for i in range(len(place)) for j in range(len(place)) if i != j]
+        pairs = list(itertools.permutations(range(len(place)), 2))
         for step in STEPS:
             better = True
             while better:
@@ -182,6 +154,19 @@ class Ladders:
         """One rung lower where that costs least."""
         lower = [_replaced(place, i, k - 1) for i, k in enumerate(place) if k]
         return min(lower, key=lambda p: sum(rung.error for rung in self.at(p)))
+
+
+def divided(
+    problem: Problem, ladders: Iterable[tuple[str, list[list[Rung]]]], trials: int,
+    build: Callable[[list[Rung]], Any], probe: Callable[[list[Rung]], Any] | None = None,
+) -> tuple[Score, list[Rung], str, int]:  # fmt: skip
+    """The best split of several named sets of ladders, its name, and how many were tried."""
+    found, tried = [], 0
+    for name, rungs in ladders:
+        one = Ladders(problem, rungs, build, probe)
+        found.append((*one.best(trials), name))
+        tried += len(one.tried)
+    return *max(found, key=lambda best: best[0]), tried
 
 
 def _replaced(place: tuple[int, ...], i: int, k: int) -> tuple[int, ...]:

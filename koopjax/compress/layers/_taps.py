@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from koopjax import models
+from koopjax._core import run_equation
 
 MARK = "koopjax layer "
 #: Parameters of a call that hold the jaxpr which runs on its operands.
@@ -54,11 +55,6 @@ def inputs(model: Any, x: Any) -> dict[int, Array]:
     return {place: jnp.concatenate(several) for place, several in stacked.items()}
 
 
-def _marks(jaxpr: Any) -> bool:
-    """Whether a marked layer is called where `_run` sees it."""
-    return any(_mark_of(e) is not None or _opened(e) is not None for e in jaxpr.eqns)
-
-
 def _mark_of(equation: Any) -> str | None:
     name = str(equation.params.get("name", ""))
     return name if equation.primitive.name == "name" and name.startswith(MARK) else None
@@ -71,7 +67,8 @@ def _opened(equation: Any) -> Any:
         if isinstance(body, jex.Jaxpr) and not body.constvars:
             body = jex.ClosedJaxpr(body, ())
         if isinstance(body, jex.ClosedJaxpr) and len(body.jaxpr.invars) == len(equation.invars):
-            return body if _marks(body.jaxpr) else None
+            marked = any(_mark_of(e) or _opened(e) for e in body.jaxpr.eqns)
+            return body if marked else None
     return None
 
 
@@ -88,7 +85,7 @@ def _run(
             found.setdefault(name, []).extend(operands)
             results = operands
         elif body is None:
-            results = _run_equation(jaxpr, equation, operands)
+            results = run_equation(jaxpr, equation, operands)
         elif equation.primitive.name == "scan":
             results = _scan(body, equation.params, operands, found)
         else:
@@ -114,12 +111,3 @@ def _scan(
     for name, several in seen.items():
         found.setdefault(name, []).extend(several)
     return [*carry, *rows]
-
-
-def _run_equation(source: Any, equation: Any, operands: Sequence[Any]) -> list[Any]:
-    variables = [jex.Var(atom.aval) for atom in equation.invars]
-    alone = source.replace(
-        constvars=(), invars=variables, outvars=equation.outvars,
-        eqns=[equation.replace(invars=variables)], effects=equation.effects,
-    )  # fmt: skip
-    return jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, ()))(*operands)

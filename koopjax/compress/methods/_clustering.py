@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from koopjax import export
 from koopjax._core import codebooks
-from koopjax.compress._problem import Problem, Score, posed
+from koopjax.compress._problem import Problem, posed
 from koopjax.compress._result import Compressed
-from koopjax.compress.layers._affine import AffineLayers
-from koopjax.compress.layers._allocation import Ladders, Rung, frontier
+from koopjax.compress.layers._allocation import Ladders, Rung, divided, frontier
+from koopjax.compress.layers._layers import AffineLayers
 
 #: Sizes of codebook that are tried for a layer.
 SIZES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256)
@@ -49,39 +48,27 @@ def kmeans(problem: Problem, at: Any) -> Compressed:
     """
     layers = AffineLayers(problem, at)
     count = range(len(layers.kernels))
-    of_moments = [_rungs(layers, i, "moments") for i in count]
     # In both the smallest form of each layer, so that both say the same smallest budget.
-    lowest = [
-        min([_rungs(layers, i, "uniform", (2,))[0], of_moments[i][0]], key=_size) for i in count
-    ]
-    best: tuple[Score, list[Rung], str] | None = None
-    tried = 0
-    for weighting in WEIGHTS:
-        found = of_moments
-        if weighting == "uniform":
-            found = [_rungs(layers, i, "uniform") for i in count]
-        rungs = [frontier([low, *own]) for low, own in zip(lowest, found, strict=True)]
-        ladders = Ladders(problem, rungs, lambda r: layers.build([k.kernel for k in r]))
-        score, chosen = ladders.best(60)
-        tried += len(ladders.tried)
-        if best is None or score > best[0]:
-            best = score, chosen, weighting
-    assert best is not None
-    score, chosen, weighting = best
-    kernels = [rung.kernel for rung in chosen]
-    shifted = layers.recentred(kernels)
-    again = problem.score_model(layers.build(shifted))
-    better = again > score and export.stored_bytes(layers.build(shifted)) <= problem.limit
-    score, kernels = (again, shifted) if better else (score, kernels)
+    least = [[_rungs(layers, i, weighting, (2,))[0] for weighting in WEIGHTS] for i in count]
+    lowest = [min(forms, key=lambda rung: rung.size) for forms in least]
+    build = lambda rungs: layers.build([rung.kernel for rung in rungs])
+    # A budget below is refused before any work.
+    Ladders(problem, [[rung] for rung in lowest], build)
+
+    def ladders(weighting: str) -> list[list[Rung]]:
+        return [frontier([lowest[i], *_rungs(layers, i, weighting)]) for i in count]
+
+    score, chosen, weighting, tried = divided(
+        problem, ((name, ladders(name)) for name in WEIGHTS), 60, build
+    )
+    model, shifted = build(chosen), layers.build(layers.recentred([r.kernel for r in chosen]))
+    if (again := problem.improved(score, shifted)) is not None:
+        score, model = again, shifted
     return problem.finish(
-        layers.build(kernels), score, candidates=tried,
+        model, score, candidates=tried,
         settings={**layers.where, "values": [rung.note for rung in chosen], "weights": weighting},
         why=f"of {tried} splits over the layers, the best validation {problem.measure}",
     )  # fmt: skip
-
-
-def _size(rung: Rung) -> int:
-    return rung.size
 
 
 def _rungs(
@@ -98,8 +85,5 @@ def _rungs(
     found = codebooks(weights, sizes, cost, keep_zero=True)
     for size, (book, codes) in zip(sizes, found, strict=True):
         values = book.astype(weights.dtype)[codes]
-        kernel = layers.centred(i, values.astype(np.float64))
-        rungs.append(
-            Rung(export.stored_bytes([values]), layers.error(i, kernel), kernel, note=size)
-        )
+        rungs.append(layers.rung(i, layers.centred(i, values.astype(np.float64)), note=size))
     return frontier(rungs)

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from koopjax import export
 from koopjax._core import codebooks
-from koopjax.compress._problem import Problem, Score, posed
+from koopjax.compress._problem import Problem, posed
 from koopjax.compress._result import Compressed
-from koopjax.compress.gram._feedback import Rounding, feedback, on_codebook, on_grid
 from koopjax.compress.gram._obs import refit, removal_order
-from koopjax.compress.layers._affine import AffineLayers
-from koopjax.compress.layers._allocation import Ladders, Rung, frontier
+from koopjax.compress.gram.formats import Rounding, feedback, on_codebook, on_grid
+from koopjax.compress.layers._allocation import Ladders, Rung, divided, frontier
+from koopjax.compress.layers._layers import AffineLayers
 from koopjax.compress.methods._rounding import aim
 
 #: Shares of a layer's weights that are kept.
@@ -70,24 +69,20 @@ def deep_compression(problem: Problem, at: Any) -> Compressed:
     build = lambda rungs: layers.build([rung.kernel for rung in rungs])
     # With nothing kept at all first, so that a budget below is refused before any work.
     Ladders(problem, [[rung] for rung in lowest], build)
-    found: list[tuple[Score, list[Rung], str]] = []
-    tried = 0
-    for ranking in RANKINGS:
+
+    def ladders(ranking: str) -> list[list[Rung]]:
         made = [_rungs(layers, i, ranking) for i in range(len(lowest))]
-        rungs = [frontier([low, *own]) for low, own in zip(lowest, made, strict=True)]
-        ladders = Ladders(problem, rungs, build)
-        found.append((*ladders.best(80), ranking))
-        tried += len(ladders.tried)
-    score, chosen, ranking = max(found, key=lambda one: one[0])
-    again = _once_more(layers, chosen)
-    tried += 1
+        return [frontier([low, *own]) for low, own in zip(lowest, made, strict=True)]
+
+    score, chosen, ranking, tried = divided(
+        problem, ((name, ladders(name)) for name in RANKINGS), 80, build
+    )
     settings: dict[str, Any] = {"pruning": ranking, "layers": [r.note for r in chosen]}
-    model = build(chosen)
-    if export.stored_bytes(layers.build(again)) <= problem.limit:
-        better = problem.score_model(layers.build(again))
-        if better > score:
-            score, model = better, layers.build(again)
-            settings["inputs"] = "as delivered"
+    model, tried = build(chosen), tried + 1
+    once_more = layers.build(_once_more(layers, chosen))
+    if (again := problem.improved(score, once_more)) is not None:
+        score, model = again, once_more
+        settings["inputs"] = "as delivered"
     return problem.finish(
         model, score, settings={**layers.where, **settings}, candidates=tried,
         why=f"of {tried} splits over layers, shares and values, the best {problem.measure}",
@@ -96,13 +91,7 @@ def deep_compression(problem: Problem, at: Any) -> Compressed:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coding:
-    """How a layer is quantised.
-
-    Attributes:
-        mask: `(m + 1, n)`, the weights that stay and the biases.
-        step: of the grid, or None.
-        book: sorted values, or None.
-    """
+    """How a layer is quantised: the mask of what stays, and the step of a grid or sorted values."""
 
     mask: np.ndarray
     step: float | None = None
@@ -141,12 +130,7 @@ def _nothing(layers: AffineLayers, i: int) -> Rung:
     mask = np.zeros(layers.kernels[i].shape, bool)
     mask[0] = layers.biased[i]
     kernel = layers.centred(i, np.zeros(mask[1:].shape))
-    size = _bytes(layers, i, kernel)
-    return Rung(size, layers.error(i, kernel), kernel, Coding(mask, step=1.0), "0 %")
-
-
-def _bytes(layers: AffineLayers, i: int, kernel: np.ndarray) -> int:
-    return export.stored_bytes([kernel[1:].astype(layers.dtypes[i])])
+    return layers.rung(i, kernel, Coding(mask, step=1.0), "0 %")
 
 
 def _rungs(layers: AffineLayers, i: int, ranking: str) -> list[Rung]:
@@ -169,11 +153,10 @@ def _rungs(layers: AffineLayers, i: int, ranking: str) -> list[Rung]:
         if ranking == "obs" and share < 1:
             kept = refit(gram, gram @ target, mask, alpha=RIDGE)
         drafts += _drafts(layers, i, kept, mask)
-    finish_one = _fed_back if ranking == "obs" else _plain
     # estimates are within a tenth, and what is larger than all of the file is of no use
     drafts = [d for d in frontier(drafts) if d.size < 1.1 * layers.problem.limit]
     drafts = _thinned(drafts, FORMS[ranking])
-    return frontier([finish_one(layers, i, draft) for draft in drafts])
+    return frontier([_finished(layers, i, draft, ranking == "obs") for draft in drafts])
 
 
 def _drafts(layers: AffineLayers, i: int, kept: np.ndarray, mask: np.ndarray) -> list[Rung]:
@@ -203,19 +186,15 @@ def _thinned(rungs: list[Rung], most: int) -> list[Rung]:
     return [rungs[k] for k in places]
 
 
-def _plain(layers: AffineLayers, i: int, draft: Rung) -> Rung:
-    """A draft rounded to the nearest, in its true size."""
+def _finished(layers: AffineLayers, i: int, draft: Rung, fed_back: bool) -> Rung:
+    """A draft rounded with error feedback or to the nearest, in its true size."""
     coding, kept = draft.form, draft.kernel
-    nearest = coding.rounding(layers.dtypes[i])(kept[1:])
-    kernel = layers.centred(i, np.where(coding.mask[1:], nearest, 0.0))
-    return Rung(_bytes(layers, i, kernel), layers.error(i, kernel), kernel, coding, coding.words)
-
-
-def _fed_back(layers: AffineLayers, i: int, draft: Rung) -> Rung:
-    """A draft rounded with error feedback, in its true size."""
-    kernel = _quantised(layers, i, layers.grams[i], draft.kernel, draft.form)
-    size = _bytes(layers, i, kernel)
-    return Rung(size, layers.error(i, kernel), kernel, draft.form, draft.form.words)
+    if fed_back:
+        kernel = _quantised(layers, i, layers.grams[i], kept, coding)
+    else:
+        nearest = coding.rounding(layers.dtypes[i])(kept[1:])
+        kernel = layers.centred(i, np.where(coding.mask[1:], nearest, 0.0))
+    return layers.rung(i, kernel, coding, coding.words)
 
 
 def _quantised(

@@ -9,9 +9,8 @@ import numpy as np
 
 from koopjax import export, models
 from koopjax._core import firsts
-from koopjax.compress._budget import inapplicable
 from koopjax.compress._problem import Problem, Score, cut, posed, span_name
-from koopjax.compress._result import Compressed
+from koopjax.compress._result import Compressed, inapplicable
 from koopjax.compress.layers._allocation import lamp
 
 #: How magnitudes of different arrays compare; "layer" prunes the same share of each.

@@ -1,5 +1,6 @@
 """Pruning of linear layers with their inputs' second moments: Wanda and optimal brain surgeon."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from koopjax import export
 from koopjax.compress._problem import Problem, Trial, posed
 from koopjax.compress._result import Compressed
 from koopjax.compress.gram._obs import activation_order, refit, removal_order
-from koopjax.compress.layers._affine import AffineLayers
+from koopjax.compress.layers._layers import AffineLayers
 
 #: Ridges tried in the last refit, relative to the second moment of each of a layer's inputs.
 RIDGES = (1e-4, 1e-3, 1e-2)
@@ -74,15 +75,12 @@ def obs(problem: Problem, at: Any) -> Compressed:
     Reference: Hassibi & Stork (1993), NeurIPS 5; Frantar & Alistarh (2023), arXiv 2301.00774.
     """
     work = _Work(problem, at)
-    orders, curves = [], []
-    for moment, kernel in zip(work.grams, work.kernels, strict=True):
-        removal = removal_order(moment, kernel, alpha=RIDGES[0], protect=(0,))
-        orders.append(removal.rank)
-        curves.append((removal.kept / kernel.size, removal.error))
-    work.orders, trials = orders, []
-    for shares in work.splits(curves):
-        for ridge in RIDGES:
-            trials.append(work.refitted(shares, ridge))
+    pairs = zip(work.grams, work.kernels, strict=True)
+    removals = [removal_order(g, k, alpha=RIDGES[0], protect=(0,)) for g, k in pairs]
+    work.orders = [removal.rank for removal in removals]
+    curves = [(removal.kept / removal.rank.size, removal.error) for removal in removals]
+    splits = itertools.product(work.splits(curves), RIDGES)
+    trials = [work.refitted(shares, ridge) for shares, ridge in splits]
     why = f"of the splits over the layers and the ridges, the best validation {problem.measure}"
     return problem.best(trials, why)
 
@@ -141,7 +139,7 @@ class _Work(AffineLayers):
         return found
 
     def plain(self, shares: list[float], group: str) -> Trial:
-        """The pruned model with its own weights, scored."""
+        """The pruned model with its own weights, and its settings."""
         pairs = zip(self.kernels, self.masks(shares), strict=True)
         # Not a product with the mask, which would leave minus zeros, and those are stored.
         pruned = [np.where(mask, kernel, 0.0) for kernel, mask in pairs]

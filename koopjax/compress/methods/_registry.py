@@ -12,9 +12,8 @@ from koopjax.compress.methods._deep_compression import deep_compression
 from koopjax.compress.methods._magnitude import magnitude
 from koopjax.compress.methods._pruning import obs, wanda
 from koopjax.compress.methods._rounding import int4, int8
-from koopjax.compress.methods._svd import svd
+from koopjax.compress.methods._svd import svd, whitened_svd
 from koopjax.compress.methods._tensor_train import tensor_train
-from koopjax.compress.methods._whitened_svd import whitened_svd
 
 
 class Method:

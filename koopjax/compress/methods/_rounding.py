@@ -6,9 +6,9 @@ import numpy as np
 
 from koopjax.compress._problem import Problem, posed
 from koopjax.compress._result import Compressed
-from koopjax.compress.gram._feedback import best_scale, feedback, on_grid
 from koopjax.compress.gram._obs import refit
-from koopjax.compress.layers._affine import AffineLayers
+from koopjax.compress.gram.formats import best_scale, feedback, on_grid
+from koopjax.compress.layers._layers import AffineLayers
 
 #: Scales tried with error feedback, relative to the best one without.
 FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)
@@ -72,16 +72,14 @@ def _rounded(most: int, layers: AffineLayers) -> Compressed:
     """The best way of rounding that fits."""
     problem = layers.problem
     ways: list[tuple[dict[str, Any], list[np.ndarray]]] = [
-        ({"rounding": "nearest", "scale": "weights"}, _nearest(layers, most, False)),
-        ({"rounding": "nearest", "scale": "inputs"}, _nearest(layers, most, True)),
+        ({"rounding": "nearest", "scale": scale}, _nearest(layers, most, scale == "inputs"))
+        for scale in ("weights", "inputs")
     ]
     for ridge in RIDGES:
-        settings = {"rounding": "error feedback", "ridge": ridge}
-        ways.append((settings | {"inputs": "original"}, _fed_back(layers, most, ridge, False)))
-        ways.append((settings | {"inputs": "rounded"}, _fed_back(layers, most, ridge, True)))
-    trials = []
-    for settings, kernels in ways:
-        trials.append(problem.trial(layers.build(kernels), {**layers.where, **settings}))
+        for inputs in ("original", "rounded"):
+            settings = {"rounding": "error feedback", "ridge": ridge, "inputs": inputs}
+            ways.append((settings, _fed_back(layers, most, ridge, inputs == "rounded")))
+    trials = [problem.trial(layers.build(kernels), layers.where | how) for how, kernels in ways]
     return problem.best(
         trials, f"of {len(trials)} ways of rounding, the best validation {problem.measure}"
     )
@@ -107,11 +105,7 @@ def _nearest(layers: AffineLayers, most: int, weighted: bool) -> list[np.ndarray
 def _fed_back(layers: AffineLayers, most: int, ridge: float, follow: bool) -> list[np.ndarray]:
     """Every layer with error feedback, at the scale of least error.
 
-    Args:
-        layers: the model's.
-        most: the largest multiple.
-        ridge: of the feedback.
-        follow: aim at the original's output from what the rounded layers before deliver.
+    With `follow` it aims at the original's output from what the rounded layers before deliver.
     """
     out = list(layers.kernels)
     for i in range(len(out)):
@@ -130,16 +124,10 @@ def _fed_back(layers: AffineLayers, most: int, ridge: float, follow: bool) -> li
 def aim(
     layers: AffineLayers, i: int, delivered: list[np.ndarray] | None, ridge: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gram matrix, target and mask of a layer's rounding.
+    """Gram matrix, target and mask of a layer's rounding, the latter two as `[b; W]`.
 
-    Args:
-        layers: the model's.
-        i: the layer.
-        delivered: the layers before it as they have become, or None for the original's.
-        ridge: of the least squares that finds the target.
-
-    Returns:
-        All `[b; W]`: rows of inputs that are always zero, and a missing bias, are masked.
+    Rows of inputs that are always zero, and a missing bias, are masked. Where the layers before it
+    have changed, `delivered` are all of them, and least squares finds the target.
     """
     kernel, gram = layers.kernels[i], layers.grams[i]
     live = np.concatenate([[layers.biased[i]], ~layers.dead(i)])

@@ -1,5 +1,6 @@
 """Tensor trains: linear layers as TT matrices, ranks split over the layers."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -8,13 +9,12 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from koopjax import export, nn, tt
+from koopjax import nn, tt
 from koopjax._core import on_device, ridge_solve, semidefinite_root
-from koopjax.compress._problem import Problem, Score, posed
+from koopjax.compress._problem import Problem, posed
 from koopjax.compress._result import Compressed
-from koopjax.compress.layers._affine import AffineLayers
-from koopjax.compress.layers._allocation import Ladders, Rung, frontier
-from koopjax.compress.layers._layers import with_factors
+from koopjax.compress.layers._allocation import Rung, divided, frontier
+from koopjax.compress.layers._layers import AffineLayers
 
 #: Numbers of cores that are tried for a layer.
 CORES = (2, 3, 4)
@@ -61,24 +61,17 @@ def tensor_train(problem: Problem, at: Any) -> Compressed:
     Reference: Oseledets (2011), SIAM J. Sci. Comput. 33; Novikov, Podoprikhin, Osokin & Vetrov
         (2015), NeurIPS 28.
     """
-    work = _Trains(AffineLayers(problem, at))
-    found: list[tuple[Score, str, list[Rung]]] = []
-    tried = 0
-    for metric in METRICS:
-        ladders = Ladders(problem, work.ladders(metric), work.build, work.probe)
-        score, rungs = ladders.best(60)
-        found.append((score, metric, rungs))
-        tried += len(ladders.tried)
-    score, metric, rungs = max(found, key=lambda one: one[0])
-    for name, change in (("outputs", work.fitted), ("means", work.recentred)):
-        changed = change(rungs)
-        again = problem.score_model(work.probe(changed))
-        tried += 1
-        if again > score and export.stored_bytes(work.build(changed)) <= problem.limit:
+    work = _Trains(problem, at)
+    ladders = ((metric, work.ladders(metric)) for metric in METRICS)
+    score, rungs, metric, tried = divided(problem, ladders, 60, work.stored, work.probe)
+    for name, change in (("outputs", work.fitted), ("means", work.with_biases)):
+        changed, tried = change(rungs), tried + 1
+        again = problem.improved(score, work.probe(changed), work.stored(changed))
+        if again is not None:
             score, rungs, metric = again, changed, f"{metric}, then {name}"
     return problem.finish(
-        work.build(rungs), score, candidates=tried,
-        settings={**work.layers.where, "trains": [rung.note for rung in rungs], "metric": metric},
+        work.stored(rungs), score, candidates=tried,
+        settings={**work.where, "trains": [rung.note for rung in rungs], "metric": metric},
         why=f"of {tried} splits over the layers, the best validation {problem.measure}",
     )  # fmt: skip
 
@@ -124,11 +117,8 @@ def train_of(
 ) -> list[np.ndarray]:
     """Cores of TT-SVD in a Kronecker metric of the rows.
 
-    Args:
-        weights: `(m, n)`.
-        modes: of rows and columns.
-        rank: the largest rank.
-        roots: of the metric, one a row mode, or None for the plain norm.
+    `modes` are of rows and columns; `roots` of the metric, one a row mode, or None for the plain
+    norm.
     """
     rows, columns = modes
     tensor = weights.reshape(*rows, -1)
@@ -153,12 +143,6 @@ def alternate(
 
     The same as `tensor_edmd.approximate` without an output metric, where a core's normal equations
     fall into one small system for all its columns, and nothing is compiled.
-
-    Args:
-        cores: to start from, float64.
-        weights: `(m, n)`.
-        gram: `(m, m)`.
-        sweeps: through all cores.
     """
     cores, cross = list(cores), gram @ weights
     for _ in range(sweeps):
@@ -194,21 +178,18 @@ def _frame(cores: Sequence[np.ndarray]) -> np.ndarray:
     return whole
 
 
-class _Trains:
+class _Trains(AffineLayers):
     """The forms of every layer, and models of them."""
-
-    def __init__(self, layers: AffineLayers):
-        self.layers = layers
 
     def ladders(self, metric: str) -> list[list[Rung]]:
         """A frontier a layer: trains of all numbers of cores and ranks, and the whole layer."""
-        return [self._ladder(i, metric) for i in range(len(self.layers.kernels))]
+        return [self._ladder(i, metric) for i in range(len(self.kernels))]
 
     def _ladder(self, i: int, metric: str) -> list[Rung]:
-        whole = self.layers.kernels[i]
+        whole = self.kernels[i]
         top = Rung(self._size(i, [whole[1:]]), 0.0, whole, note="dense")
         rungs = [top]
-        wide = self.layers.dtypes[i] == np.float64
+        wide = self.dtypes[i] == np.float64
         weights = whole[1:].astype(np.float64 if wide else np.float32)
         covariance = self._covariance(i)
         for count in CORES:
@@ -228,53 +209,49 @@ class _Trains:
         return frontier(rungs)
 
     def _covariance(self, i: int) -> np.ndarray:
-        gram = self.layers.grams[i]
+        gram = self.grams[i]
         return gram[1:, 1:] - np.outer(gram[0, 1:], gram[0, 1:])
 
     def _rung(self, i: int, cores: list[np.ndarray]) -> Rung:
-        dtype = self.layers.dtypes[i]
+        dtype = self.dtypes[i]
         cores = [core.astype(dtype) for core in cores]
-        kernel = self.layers.centred(i, dense([core.astype(np.float64) for core in cores]))
+        kernel = self.centred(i, dense([core.astype(np.float64) for core in cores]))
         shapes = [f"{core.shape[1]}x{core.shape[2]}" for core in cores]
         note = {"modes": " ".join(shapes), "ranks": [core.shape[-1] for core in cores[:-1]]}
-        return Rung(self._size(i, cores), self.layers.error(i, kernel), kernel, cores, note)
+        return Rung(self._size(i, cores), self.error(i, kernel), kernel, cores, note)
 
     def _size(self, i: int, arrays: Sequence[np.ndarray]) -> int:
         """Bytes in the file, with a few for the modes and the rank of each array."""
-        return sum(self.layers.dtypes[i].itemsize * a.size + 5 for a in arrays)
+        return sum(self.dtypes[i].itemsize * a.size + 5 for a in arrays)
 
-    def _operator(self, i: int, kernel: np.ndarray, cores: Any) -> nn.Operator:
-        dtype, biased = self.layers.dtypes[i], self.layers.biased[i]
-        bias = on_device(kernel[0], dtype) if biased else None
-        if cores is None:
-            return nn.Dense(on_device(kernel[1:], dtype), bias)
-        return nn.TT([on_device(core, dtype) for core in cores], bias)
-
-    def build(self, rungs: list[Rung]) -> nnx.Module:
+    def stored(self, rungs: list[Rung]) -> nnx.Module:
         """The model to store."""
-        made = [self._operator(i, rung.kernel, rung.form) for i, rung in enumerate(rungs)]
-        return with_factors(self.layers.twin, self.layers.paths, made)
+        operators: list[nn.Operator] = []
+        for rung, dtype, biased in zip(rungs, self.dtypes, self.biased, strict=True):
+            cast = lambda a, dtype=dtype: on_device(a, dtype)
+            bias = cast(rung.kernel[0]) if biased else None
+            operators.append(
+                nn.Dense(cast(rung.kernel[1:]), bias) if rung.form is None
+                else nn.TT([cast(core) for core in rung.form], bias)
+            )  # fmt: skip
+        return self.replaced(operators)
 
     def probe(self, rungs: list[Rung]) -> nnx.Module:
         """The model with the trains multiplied out."""
-        return self.layers.build([rung.kernel for rung in rungs])
+        return self.build([rung.kernel for rung in rungs])
 
     def fitted(self, rungs: list[Rung]) -> list[Rung]:
         """The same trains, fitted to the layers' outputs on the inputs."""
-        return [
-            rung if rung.form is None else self._rung(i, self._swept(i, rung.form))
-            for i, rung in enumerate(rungs)
-        ]
+        out = list(rungs)
+        for i, rung in enumerate(rungs):
+            if rung.form is not None:
+                start = [core.astype(np.float64) for core in rung.form]
+                cores = alternate(start, self.kernels[i][1:], self._covariance(i))
+                out[i] = self._rung(i, cores)
+        return out
 
-    def _swept(self, i: int, cores: Any) -> list[np.ndarray]:
-        start = [core.astype(np.float64) for core in cores]
-        return alternate(start, self.layers.kernels[i][1:], self._covariance(i))
-
-    def recentred(self, rungs: list[Rung]) -> list[Rung]:
+    def with_biases(self, rungs: list[Rung]) -> list[Rung]:
         """The same trains with biases for what the layers before them deliver."""
-        kernels = self.layers.recentred([rung.kernel for rung in rungs])
+        kernels = self.recentred([rung.kernel for rung in rungs])
         pairs = zip(rungs, kernels, strict=True)
-        return [
-            Rung(r.size, r.error, r.kernel if r.form is None else k, r.form, r.note)
-            for r, k in pairs
-        ]
+        return [r if r.form is None else dataclasses.replace(r, kernel=k) for r, k in pairs]

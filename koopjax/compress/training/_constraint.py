@@ -12,12 +12,10 @@ from koopjax._core import expected, pytree
 
 @pytree
 class Constraint:
-    """State of `constrained`: leaves that one may change between epochs.
+    """State of `constrained`: for each parameter, leaves that one may change between epochs.
 
-    Attributes:
-        masks: for each parameter, which entries may differ from zero.
-        steps: for each parameter, the spacing of the grid that its entries lie on; 0 for none.
-        latent: the real numbers behind entries on a grid.
+    Masks of the entries that may differ from zero, the step of the grid that they lie on (0 for
+    none), and the latent real numbers behind them.
     """
 
     masks: Any
@@ -99,27 +97,23 @@ def on_grid(values: jax.Array, step: jax.Array) -> jax.Array:
     return jnp.where(step > 0, jnp.where(whole == 0, 0, step * whole), values).astype(values.dtype)
 
 
+_is_constraint = lambda node: isinstance(node, Constraint)
+
+
 def constraint_of(opt_state: Any) -> Constraint:
     """The one `Constraint` within an optimizer's state."""
-    found = [s for s in jax.tree.leaves(opt_state, is_leaf=_is) if _is(s)]
+    leaves = jax.tree.leaves(opt_state, is_leaf=_is_constraint)
+    found = [leaf for leaf in leaves if _is_constraint(leaf)]
     if len(found) != 1:
         raise expected("one constrained() in the optimizer", f"{len(found)}")
     return found[0]
 
 
-def with_constraint(opt_state: Any, new: Constraint) -> Any:
-    """The optimizer's state with another constraint."""
-    return jax.tree.map(lambda s: new if _is(s) else s, opt_state, is_leaf=_is)
-
-
-def constrain(params: Any, opt_state: Any, change: Callable[[Constraint], Constraint]) -> Any:
+def constrain(opt_state: Any, change: Callable[[Constraint], Constraint]) -> Any:
     """Parameters and optimizer state under a changed constraint, which holds at once."""
-    del params  # the latent values stand behind them
     new = change(constraint_of(opt_state))
     latent = jax.tree.map(lambda v, m: jnp.where(m, v, 0).astype(v.dtype), new.latent, new.masks)
     new = Constraint(new.masks, new.steps, latent)
-    return jax.tree.map(on_grid, latent, new.steps), with_constraint(opt_state, new)
-
-
-def _is(node: Any) -> bool:
-    return isinstance(node, Constraint)
+    held = lambda s: new if _is_constraint(s) else s
+    state = jax.tree.map(held, opt_state, is_leaf=_is_constraint)
+    return jax.tree.map(on_grid, latent, new.steps), state

@@ -15,9 +15,8 @@ from jaxtyping import Array, Float
 
 from koopjax import export, models
 from koopjax._core import as_array, as_key, as_number, check_finite, expected, on_device
-from koopjax.compress._budget import Budget
 from koopjax.compress._problem import ScoreFn, pose
-from koopjax.compress._result import Compressed, count_tied, finish
+from koopjax.compress._result import Budget, Compressed, count_tied, finish
 from koopjax.compress.training._constraint import at_rate, constrained, with_rate
 from koopjax.compress.training._to_size import Goal, ToSize
 
@@ -166,31 +165,15 @@ def finetune(
 
 
 def train_students(
-    students: Sequence[Any],
-    calibration: ArrayLike,
-    *,
-    teachers: Sequence[Any],
-    labels: ArrayLike | None,
-    keys: Sequence[Array],
-    training: Training,
-    goals: Sequence[Goal],
-    task: str | None = None,
-    progress: Callable[[int, Any], None] | None = None,
-    checkpoint: str | os.PathLike | None = None,
-    resume: bool = True,
-) -> list[Any]:
+    students: Sequence[Any], calibration: ArrayLike, *, teachers: Sequence[Any],
+    labels: ArrayLike | None, keys: Sequence[Array], training: Training, goals: Sequence[Goal],
+    task: str | None = None, progress: Callable[[int, Any], None] | None = None,
+    checkpoint: str | os.PathLike | None = None, resume: bool = True,
+) -> list[Any]:  # fmt: skip
     """Train students of one structure at once, as lanes of one vmapped scan (one alone: as it is).
 
-    Args:
-        students: models of one structure, such as one for each seed and budget.
-        calibration, labels: shared by all.
-        teachers: one a student: a model or its outputs; the same object is run once.
-        keys, goals: one a student.
-        task, training: shared.
-        progress, checkpoint, resume: as in `finetune`; checkpoints of one student alone.
-
-    Returns:
-        The trained models, in order.
+    There is one teacher (a model, or its outputs; the same object is run once), key and goal a
+    student; checkpoints are of one student alone.
     """
     training.check()
     for key in keys:
@@ -242,14 +225,12 @@ def train_students(
 
 def _by_lane(plans: Sequence[ToSize | None]) -> Callable[..., Any] | None:
     """What is done to each lane after an epoch; None where nothing is."""
-    if not any(plans):
-        return None
 
     def revise(lane: int, epoch: int, params: Any, opt_state: Any) -> Any:
         plan = plans[lane]
         return (params, opt_state) if plan is None else plan(epoch, params, opt_state)
 
-    return revise
+    return revise if any(plans) else None
 
 
 def _begun(optimizer: optax.GradientTransformation, student: Any, rate: float) -> Any:
@@ -355,13 +336,9 @@ def _judge(
     given: Compressed, teacher: Any, calibration: Any, x_val: Any, y_val: Any, key: Array,
     task: str, score_fn: Any,
 ) -> Callable[[Any], dict[str, Any]] | None:  # fmt: skip
-    """What scores a model on validation samples as the methods do; None where there are none.
+    """What gives a model's score on validation samples as fields of a `Report`; None without any.
 
-    Returns:
-        A function from the model to the fields of a `Report` about its score.
-
-    Raises:
-        ValueError: data that do not fit; samples on which the teacher's outputs are not known.
+    Refused where the teacher's outputs on these samples are wanted and not known.
     """
     if x_val is None:
         return None

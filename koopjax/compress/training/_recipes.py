@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
@@ -14,10 +15,9 @@ from jaxtyping import Array
 
 from koopjax import export, models, nn
 from koopjax._core import expected
-from koopjax.compress._budget import Budget, BudgetTooSmall, smallest_of, too_small
-from koopjax.compress._problem import Problem, Score, ScoreFn, pose, untouched
-from koopjax.compress._result import Compressed
-from koopjax.compress.layers._layers import as_nnx, get, linear_paths, with_factors
+from koopjax.compress._problem import Problem, Score, ScoreFn, pose
+from koopjax.compress._result import Budget, BudgetTooSmall, Compressed, smallest_of, too_small
+from koopjax.compress.layers._layers import as_nnx, bias_of, get, linear_paths, with_factors
 from koopjax.compress.methods._registry import METHODS
 from koopjax.compress.training._finetune import Training, train_students
 from koopjax.compress.training._students import koopman_student, small_student
@@ -75,27 +75,18 @@ def _small_exact(
 ) -> nnx.Module:
     """The widest perceptron of a shape that the budget allows, nothing pruned.
 
-    Args:
-        problem: model, data and limit.
-        key: draws the weights.
-        bottleneck: width of the ReLU layers over that of a linear layer before them; None for no
-            such layer.
-        depth: number of ReLU layers.
+    A linear layer is followed by ReLU layers of `bottleneck` times its width; with None there is no
+    such layer.
     """
-    sizes = (problem.x.shape[-1], problem.teacher.shape[-1])
-
-    def widths(width: int) -> list[int]:
-        if bottleneck is None:
-            return [width] * depth
-        return [width, *[max(1, round(bottleneck * width))] * depth]
+    sizes, narrow = (problem.x.shape[-1], problem.teacher.shape[-1]), bottleneck is not None
+    hidden = lambda width: max(1, round(bottleneck * width)) if narrow else width
+    widths = lambda width: [width] * narrow + [hidden(width)] * depth
 
     def numbers(width: int) -> int:
-        between = widths(width)
-        layers = pairwise([sizes[0], *between, sizes[1]])
-        biases = sum(between[bottleneck is not None :]) + sizes[1]
-        return sum(p * q for p, q in layers) + biases
+        layers = list(pairwise([sizes[0], *widths(width), sizes[1]]))
+        return sum(p * q for p, q in layers) + sum(q for _, q in layers[narrow:])
 
-    linear = [True] * (bottleneck is not None) + [False] * depth
+    linear = [True] * narrow + [False] * depth
     make = lambda width: small_student(
         problem.model, problem.x, widths=widths(width), linear=linear, key=key
     )
@@ -150,18 +141,13 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of a method.
-
-    Raises:
-        ValueError: an unknown name.
-    """
+    """The recipe of a method of the library."""
     if name in RECIPES:
         return RECIPES[name]
-    if name in METHODS:
-        method = METHODS[name]
-        return Recipe(method.family, None, None, _grid(_ALL, {}), method.any_bits)
-    known = ", ".join(sorted({*RECIPES, *METHODS}))
-    raise expected(f"a method among {known}", repr(name))
+    if name not in METHODS:
+        raise expected(f"a method among {', '.join(sorted({*RECIPES, *METHODS}))}", repr(name))
+    method = METHODS[name]
+    return Recipe(method.family, None, None, _grid(_ALL, {}), method.any_bits)
 
 
 def finetuned(
@@ -209,7 +195,7 @@ def finetuned(
     how = recipe(name) if how is None else how
     problem = pose(name, model, calibration, budget, labels, validation, key, task, score_fn)
     if problem.is_met:
-        return untouched(name, problem)
+        return problem.untouched()
     variants = how.variants if variant is None else (variant,)
     if watch.get("checkpoint") is not None and len(variants) > 1:
         raise expected("a variant with a checkpoint", "several variants", "variant=...")
@@ -217,22 +203,14 @@ def finetuned(
         variants = [{**one, "value_bits": value_bits} for one in variants]
     keys = [jax.random.fold_in(key, number) for number in range(len(variants))]
     tried = candidates(how, problem, variants, key, keys, at, training, **watch)
-    fitting = [one for one in tried if one.error is None]
-    if not fitting:
-        errors = [one.error for one in tried if one.error is not None]
-        raise smallest_of(errors, name, problem.limit, problem.original_bytes)
-    best = max(fitting, key=lambda one: one.score)
-    return finished(problem, best, training, len(variants))
+    return finished(problem, best_of(tried, problem), training, len(variants))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidate:
     """A variant of a method on a problem: the trained student and its score, or why there is none.
 
-    Attributes:
-        settings: of the variant, with its `value_bits` where values are quantised.
-        model, score: of the student.
-        error: where the variant has no form so small.
+    Its settings have `value_bits` where values are quantised.
     """
 
     settings: Mapping[str, Any]
@@ -247,21 +225,16 @@ def candidates(
 ) -> list[Candidate]:  # fmt: skip
     """Variants of a method, each trained; those that differ in how they train share their start.
 
-    Args:
-        how, problem, variants: which.
-        key, keys: of the start, and of each variant's training.
-        at: the span of a Koopman method.
-        training: shared settings.
-        watch: `progress`, `checkpoint`.
+    `key` is of the start, `keys` of each variant's training.
     """
     if problem.is_met:  # a variant is as good as another
-        same = untouched(problem.method, problem).model
+        same = problem.untouched().model
         return [Candidate(settings, same, problem.score_model(same)) for settings in variants]
     teacher = models.predict(problem.model, problem.x)
     made: tuple[Any, Any] = None, None
     out: list[Candidate] = []
     for settings, own_key in zip(variants, keys, strict=True):
-        begun = {k: v for k, v in settings.items() if k not in ("learning_rate", "saliency")}
+        begun = _of_start(settings)
         try:
             if made[0] != begun:
                 made = begun, start(how, problem, settings, key, at)
@@ -275,6 +248,19 @@ def candidates(
         else:
             out.append(Candidate(settings, tuned, problem.score_model(tuned)))
     return out
+
+
+def best_of(tried: Sequence[Candidate], problem: Problem) -> Candidate:
+    """The best candidate; where there is none, the error of that which needs least."""
+    errors = [one.error for one in tried if one.error is not None]
+    if len(errors) == len(tried):
+        raise smallest_of(errors, problem.method, problem.limit, problem.original_bytes)
+    return max(tried, key=lambda one: one.score)
+
+
+def _of_start(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a variant's settings its student is made by."""
+    return {k: v for k, v in settings.items() if k not in ("learning_rate", "saliency")}
 
 
 def goal_of(how: Recipe, problem: Problem, settings: Mapping[str, Any]) -> Goal:
@@ -305,16 +291,14 @@ def start(
     One that has its size from the start gets as much room as float32 takes for the numbers that the
     file will hold in few bits, their places included.
     """
-    own = dict(settings)
+    own = _of_start(settings)
     bits = own.pop("value_bits", None)
     if bits is not None and how.saliency is None:
         room = min(int(problem.limit * 32 / (bits + PLACE)), problem.original_bytes)
         problem = dataclasses.replace(problem, limit=room, budget=Budget(size=room))
-    own = {k: v for k, v in own.items() if k not in ("learning_rate", "saliency")}
     if how.start is None:
         if own:
-            name = problem.method
-            raise expected(f"variants of {name} that set learning_rate alone", f"{own}")
+            raise expected(f"variants of {problem.method} that set learning_rate alone", f"{own}")
         return one_shot(problem.method, problem, key, at)
     if at is not None and how.start is _koopman:
         own.setdefault("at", at)
@@ -327,10 +311,11 @@ def one_shot(name: str, problem: Problem, key: Array, at: Any = None) -> Any:
     Weights on a grid or of few values come as `nn.Quantized` and `nn.Clustered`, so that they stay
     so while the scale or the values train.
     """
-    validation = problem.x_val if problem.y_val is None else (problem.x_val, problem.y_val)
-
-    if problem.y_val is not None and problem.score_fn is None:  # rows are positions in a problem
-        validation = problem.x_val, problem.y_val.reshape(problem.shape[:-1])
+    validation, y_val = problem.x_val, problem.y_val
+    if y_val is not None:
+        if problem.score_fn is None:  # rows are positions in a problem
+            y_val = y_val.reshape(problem.shape[:-1])
+        validation = problem.x_val, y_val
 
     def made(budget: Any) -> Any:
         return METHODS[name](
@@ -363,7 +348,7 @@ def _sharing(model: Any) -> nnx.Module:
     for path in paths:
         layer = get(twin, path)
         kernel = np.asarray(layer.kernel.get_value())
-        bias = None if layer.bias is None else layer.bias.get_value()
+        bias = bias_of(layer)
         step = _step(kernel)
         if step is None:
             size = len(np.unique(kernel))
@@ -392,3 +377,40 @@ def with_variant(training: Training | None, settings: Mapping[str, Any]) -> Trai
     if "learning_rate" not in settings:
         return training
     return dataclasses.replace(training, learning_rate=settings["learning_rate"])
+
+
+def finetuned_lanes(
+    how: Recipe, problems: Sequence[Problem], calibration: Array, labels: Array | None, *,
+    variant: Mapping[str, Any], keys: Sequence[Array], at: Any, training: Training,
+) -> list[Compressed]:  # fmt: skip
+    """`finetuned` of several networks by one variant of a method, trained together.
+
+    All lanes see the samples in one order, and have validation data, so that the samples are the
+    same for all. Students of different structure (such as layers cut to ranks of their own) are
+    trained one after another.
+    """
+    students = [
+        start(how, problem, variant, key, at)
+        for problem, key in zip(problems, keys, strict=True)
+    ]  # fmt: skip
+    groups = [range(len(students))] if _alike(students) else [[k] for k in range(len(students))]
+    tuned: list[Any] = []
+    for group in groups:
+        tuned += train_students(
+            [students[k] for k in group], calibration, labels=labels, task=problems[0].task,
+            teachers=[models.predict(problems[k].model, calibration) for k in group],
+            keys=[jax.random.fold_in(keys[k], 0) for k in group],
+            goals=[goal_of(how, problems[k], variant) for k in group],
+            training=with_variant(training, variant),
+        )  # fmt: skip
+    return [
+        finished(problem, Candidate(variant, model, problem.score_model(model)), training, 1)
+        for problem, model in zip(problems, tuned, strict=True)
+    ]
+
+
+def _alike(students: Sequence[Any]) -> bool:
+    """Whether all have one structure, so that they can be stacked."""
+    formed = [models.form_of(student) for student in students]
+    shapes = [jax.tree.map(jnp.shape, arrays) for _, *arrays in formed]
+    return all(f[0] == formed[0][0] and s == shapes[0] for f, s in zip(formed, shapes, strict=True))

@@ -12,16 +12,16 @@ from jaxtyping import Array
 
 from koopjax import edmd, models, nn, observables, surgery
 from koopjax._core import as_array, as_key, as_whole, expected, matmul, on_device, ridge_solve
-from koopjax.compress._budget import inapplicable
 from koopjax.compress._koopman.block import lift
 from koopjax.compress._koopman.directions import (
     active,
     axes_of,
     jacobian_metric,
-    moments,
     of_pilot,
 )
+from koopjax.compress._koopman.span import moments
 from koopjax.compress._problem import check_real, cut, placed, run
+from koopjax.compress._result import inapplicable
 
 #: Samples that a start is fitted to; training takes all.
 ROWS = 20_000

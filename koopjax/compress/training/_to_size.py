@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from koopjax._core import as_number, expected
-from koopjax.compress._budget import too_small
+from koopjax.compress._result import too_small
 from koopjax.compress.layers._allocation import lamp
 from koopjax.compress.training._constraint import Constraint, constrain, constraint_of, on_grid
 
@@ -57,9 +57,7 @@ class Goal:
         if self.limit is not None and self.density is not None:
             raise expected("finetune: a budget or a density", "both")
         if self.density is not None and not 0 < as_number("finetune: density", self.density) <= 1:
-            raise expected(
-                "finetune: a density above 0, at most 1", f"{self.density}", "None to prune no more"
-            )
+            raise expected("finetune: a density above 0, at most 1", f"{self.density}", "None")
         if self.value_bits is not None and (
             self.limit is None or not 1 <= as_number("finetune: value_bits", self.value_bits) <= 32
         ):
@@ -84,7 +82,6 @@ class ToSize:
     Attributes:
         epochs: of the whole run.
         measure: bytes of the file with these parameters.
-        goal: a size.
         until: share of the epochs in which entries go.
 
     Raises:
@@ -107,7 +104,7 @@ class ToSize:
         if epoch > last or (epoch == self.epochs and epoch != last):
             return self._hold(epoch, params, opt_state)
         scores = self.scores(params, opt_state)
-        live = [np.asarray(m) for m in jax.tree.leaves(constraint_of(opt_state).masks)]
+        live = _live(opt_state)
         first = sum(s.size for s in scores if s is not None)
         final = self.final_count(params, scores)
         if epoch < last or self.goal.limit is None:
@@ -153,11 +150,12 @@ class ToSize:
         total = sum(s.size for s in scores if s is not None)
         if self.goal.limit is None:
             return max(1, round((self.goal.density or 1.0) * total))
-        leaves = zip(jax.tree.leaves(params), scores, strict=True)
-        width = max((leaf.dtype.itemsize for leaf, s in leaves if s is not None), default=4)
+        leaves = jax.tree.leaves(params)
+        pruned = [leaf for leaf, s in zip(leaves, scores, strict=True) if s is not None]
+        width = max((leaf.dtype.itemsize for leaf in pruned), default=4)
         value = 8 * width if self.goal.value_bits is None else self.goal.value_bits
-        empty = [None if s is None else np.zeros(s.shape, bool) for s in scores]
-        least = self.measure(_masked(params, empty))
+        none = [np.full(p.shape, s is None) for p, s in zip(leaves, scores, strict=True)]
+        least = self.measure(_masked(params, none))
         if least > self.goal.limit:
             raise too_small("finetune", self.goal.limit, least)
         room = 8 * (self.goal.limit - least)
@@ -221,14 +219,14 @@ class ToSize:
             stored = self.measure(jax.tree.map(on_grid, latent, like(middle)))
             low, high = (low, middle) if stored <= AIM * self.goal.limit else (middle, high)
         change = lambda c: Constraint(c.masks, like(high), c.latent)
-        return constrain(params, opt_state, change)
+        return constrain(opt_state, change)
 
     def _hold(self, epoch: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
         """After the pruning: keep a quantised file within its limit."""
         if self.goal.limit is None or self.goal.value_bits is None:
             return params, opt_state
         # Off their grid by a rounding of the optimizer's addition.
-        params, opt_state = constrain(params, opt_state, lambda c: c)
+        params, opt_state = constrain(opt_state, lambda c: c)
         stored = self.measure(params)
         if epoch <= SETTLED * self.epochs and not 0.96 < stored / self.goal.limit <= 0.995:
             steps = constraint_of(opt_state).steps
@@ -236,14 +234,18 @@ class ToSize:
         if epoch < self.epochs or stored <= self.goal.limit:
             return params, opt_state
         scores = self.scores(params, opt_state)
-        live = [np.asarray(m) for m in jax.tree.leaves(constraint_of(opt_state).masks)]
+        live = _live(opt_state)
         count = sum(int(np.count_nonzero(np.asarray(p))) for p in jax.tree.leaves(params))
-        masks = live
+        masks: list[Any] = live
         while stored > self.goal.limit and count > 1:
             count -= max(1, count * (stored - self.goal.limit) // self.goal.limit)
             masks = _keep(scores, live, count)
             stored = self.measure(_masked(params, masks))
         return _with_masks(params, opt_state, masks)
+
+
+def _live(opt_state: Any) -> list[np.ndarray]:
+    return [np.asarray(mask) for mask in jax.tree.leaves(constraint_of(opt_state).masks)]
 
 
 def _entropy(share: float) -> float:
@@ -254,28 +256,23 @@ def _entropy(share: float) -> float:
 
 
 def _keep(scores: list[Any], live: list[np.ndarray], count: int) -> list[Any]:
-    """Masks of the entries of largest score among those that live; None for whole leaves."""
+    """Masks of the entries of largest score among those that live; whole leaves keep theirs."""
     held = [np.where(m, s, -1.0) for s, m in zip(scores, live, strict=True) if s is not None]
     flat = np.concatenate([h.ravel() for h in held]) if held else np.zeros(0)
     count = min(max(count, 1), len(flat))
     if not len(flat):
         return list(live)
     edge = max(float(np.partition(flat, len(flat) - count)[len(flat) - count]), 0.0)
-    return [None if s is None else m & (s >= edge) for s, m in zip(scores, live, strict=True)]
+    return [m if s is None else m & (s >= edge) for s, m in zip(scores, live, strict=True)]
 
 
 def _masked(params: Any, masks: list[Any]) -> Any:
     """Parameters with what is dead as plain zeros."""
     leaves, tree = jax.tree.flatten(params)
     pairs = zip(leaves, masks, strict=True)
-    return jax.tree.unflatten(tree, [p if m is None else jnp.where(m, p, 0) for p, m in pairs])
+    return jax.tree.unflatten(tree, [jnp.where(m, p, 0) for p, m in pairs])
 
 
 def _with_masks(params: Any, opt_state: Any, masks: list[Any]) -> tuple[Any, Any]:
-    def change(c: Constraint) -> Constraint:
-        held, tree = jax.tree.flatten(c.masks)
-        pairs = zip(held, masks, strict=True)
-        new = [old if m is None else jnp.asarray(m) for old, m in pairs]
-        return Constraint(jax.tree.unflatten(tree, new), c.steps, c.latent)
-
-    return constrain(params, opt_state, change)
+    tree = jax.tree.unflatten(jax.tree.structure(params), [jnp.asarray(m) for m in masks])
+    return constrain(opt_state, lambda c: Constraint(tree, c.steps, c.latent))
