@@ -69,13 +69,12 @@ def account(made):
     }
 
 
-def one_shot(name, budget):
+@functools.cache
+def one_shot(name):
     held = digits()
-    return account(
-        compress.METHODS[name](
-            network(), held["calibration"], budget, validation=held["validation"],
-            key=jax.random.key(1),
-        )
+    return compress.METHODS[name](
+        network(), held["calibration"], ONE_SHOT[name], validation=held["validation"],
+        key=jax.random.key(1),
     )  # fmt: skip
 
 
@@ -92,9 +91,11 @@ def tuned(name, variant, settings):
 
 
 ONE_SHOT = dict.fromkeys(compress.METHODS, "3x") | {"koopman": "8x"}
+#: `tests/compress/test_methods.py` compares these, and looks at the same networks.
+METHODS = {
+    f"{name} {size}": lambda name=name: account(one_shot(name)) for name, size in ONE_SHOT.items()
+}
 CASES = {
-    **{
-        f"{name} {size}": functools.partial(one_shot, name, size) for name, size in ONE_SHOT.items()
-    },
+    **METHODS,
     **{f"finetuned {name}": functools.partial(tuned, *how) for name, how in FINETUNED.items()},
 }
