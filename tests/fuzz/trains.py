@@ -73,10 +73,10 @@ def both(operation: Any):
 
 for _name, _operation in (
     ("add", np.add), ("subtract", np.subtract), ("hadamard", np.multiply),
-    ("dot", lambda a, b: np.vdot(a, b)), ("kron", None),
+    ("dot", lambda a, b: np.vdot(a, b)),
 ):
     verb(f"tt.{_name}", getattr(tt, _name), {"a": TRAIN, "b": TRAIN_B}, part=close,
-         wanted=both(_operation) if _operation else None)
+         wanted=both(_operation))
 verb("tt.norm", tt.norm, {"a": TRAIN},
      wanted=lambda a: None if one(a) is None else np.linalg.norm(one(a)))
 verb("tt.scale", tt.scale, {"a": TRAIN, "factor": number(2.0)})
