@@ -317,7 +317,12 @@ def _given(opt_state: Any, like: Any) -> Any:
             "models.train: an opt_state of this optimizer for this model", "another structure",
             "the opt_state of a result of the same model and optimizer",
         )  # fmt: skip
-    return jax.tree.map(jnp.copy, opt_state)
+    return _copied(opt_state)
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _lanes(models: Any, keys: Any) -> tuple[list[tuple[Any, Any, Any]], Array]:

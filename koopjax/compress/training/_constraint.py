@@ -111,9 +111,13 @@ def constraint_of(opt_state: Any) -> Constraint:
 
 def constrain(opt_state: Any, change: Callable[[Constraint], Constraint]) -> Any:
     """Parameters and optimizer state under a changed constraint, which holds at once."""
-    new = change(constraint_of(opt_state))
-    latent = jax.tree.map(lambda v, m: jnp.where(m, v, 0).astype(v.dtype), new.latent, new.masks)
-    new = Constraint(new.masks, new.steps, latent)
+    values, new = _applied(change(constraint_of(opt_state)))
     held = lambda s: new if _is_constraint(s) else s
-    state = jax.tree.map(held, opt_state, is_leaf=_is_constraint)
-    return jax.tree.map(on_grid, latent, new.steps), state
+    return values, jax.tree.map(held, opt_state, is_leaf=_is_constraint)
+
+
+@jax.jit
+def _applied(new: Constraint) -> tuple[Any, Constraint]:
+    """Parameters under a constraint, and the constraint with what is dead at zero."""
+    latent = jax.tree.map(lambda v, m: jnp.where(m, v, 0).astype(v.dtype), new.latent, new.masks)
+    return jax.tree.map(on_grid, latent, new.steps), Constraint(new.masks, new.steps, latent)

@@ -236,7 +236,12 @@ def _by_lane(plans: Sequence[ToSize | None]) -> Callable[..., Any] | None:
 def _begun(optimizer: optax.GradientTransformation, student: Any, rate: float) -> Any:
     """The optimizer's first state at this rate, which is a leaf: another is no compilation."""
     params = jax.tree.map(jnp.asarray, models.form_of(student)[1])  # some may be Python's numbers
-    return with_rate(optimizer.init(params), rate)
+    return with_rate(_first_state(optimizer, params), rate)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _first_state(optimizer: optax.GradientTransformation, params: Any) -> Any:
+    return optimizer.init(params)
 
 
 def _plan(student: Any, goal: Goal, epochs: int, until: float) -> ToSize | None:

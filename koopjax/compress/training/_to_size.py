@@ -266,6 +266,7 @@ def _keep(scores: list[Any], live: list[np.ndarray], count: int) -> list[Any]:
     return [m if s is None else m & (s >= edge) for s, m in zip(scores, live, strict=True)]
 
 
+@jax.jit
 def _masked(params: Any, masks: list[Any]) -> Any:
     """Parameters with what is dead as plain zeros."""
     leaves, tree = jax.tree.flatten(params)
@@ -274,5 +275,5 @@ def _masked(params: Any, masks: list[Any]) -> Any:
 
 
 def _with_masks(params: Any, opt_state: Any, masks: list[Any]) -> tuple[Any, Any]:
-    tree = jax.tree.unflatten(jax.tree.structure(params), [jnp.asarray(m) for m in masks])
+    tree = jax.tree.unflatten(jax.tree.structure(params), masks)
     return constrain(opt_state, lambda c: Constraint(tree, c.steps, c.latent))
