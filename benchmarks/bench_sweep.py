@@ -3,7 +3,7 @@
 `python benchmarks/bench_sweep.py` times, by turns in one process,
 
 - all ranks of a reduced-rank regression from one set of statistics against one rank;
-- `sweep.ranks` of tensor trains at ranks 1 to 16 against 16 single fits with exact cores, both
+- `sweep.train_ranks` at tensor-train ranks 1 to 16 against 16 single fits with exact cores, both
   compiled before; lanes one after another ("map") and, with `--vmap`, batched.
 
 The seconds of their compilations are those of the first calls, by JAX's own events (tracing,
@@ -50,7 +50,7 @@ def reduced(given: argparse.Namespace) -> dict:
         stats = statistics(2 * given.observables, given.observables, given.outputs, kind)
         rank = given.outputs // 2
         runs = {
-            "all_ranks": lambda s=stats: sweep.ranks(s, alpha=ALPHA).family.left,
+            "all_ranks": lambda s=stats: sweep.reduced_ranks(s, alpha=ALPHA).family.left,
             "one_rank": lambda s=stats, r=rank: (
                 edmd.solve(s, edmd.ReducedRank(r, None, ALPHA)).value
             ),
@@ -84,7 +84,7 @@ def problem(given: argparse.Namespace) -> tuple:
 def swept(data: tuple, given: argparse.Namespace, lanes: str) -> sweep.TrainTable:
     """All ranks in one call."""
     key = jax.random.key(0)
-    return sweep.ranks(*data, RANKS, key, alpha=ALPHA, sweeps=given.sweeps, lanes=lanes)
+    return sweep.train_ranks(*data, RANKS, key, alpha=ALPHA, sweeps=given.sweeps, lanes=lanes)
 
 
 def single(data: tuple, given: argparse.Namespace, rank: int) -> tensor_edmd.PaddedKoopman:
