@@ -95,6 +95,7 @@ from koopjax._core._settings import (
     check_integer as check_integer,
     check_number as check_number,
 )
+from koopjax._core._text import aligned as aligned, plain as plain
 from koopjax._core._watch import (
     changed as changed,
     digest as digest,

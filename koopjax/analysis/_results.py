@@ -1,13 +1,12 @@
 """The results of ladders and planes: rungs, findings, and the blocks that they stand for."""
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 
 from koopjax import nn, surgery
-from koopjax._core import expected, message, on_device
+from koopjax._core import expected, message, on_device, plain
 from koopjax.analysis import _rows as rows_of
 from koopjax.analysis._spectrum import Spectrum, interaction_spectrum
 from koopjax.analysis._trains import bond_singular_values, truncated
@@ -64,9 +63,7 @@ class Rung:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON can hold them, and the message of the result code."""
-        found = dataclasses.asdict(self)
-        found["condition"] = self.condition if math.isfinite(self.condition) else None
-        return {**found, "message": message(self.result)}
+        return {**plain(vars(self)), "message": message(self.result)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,7 +318,7 @@ class Plane(Replaced):
             "tolerance": self.tolerance,
             "sentence": self.sentence(),
             "least": None if least is None else {"degree": least.degree, "rank": least.rank},
-            "choices": [rows_of.plain(row) for row in chosen],
+            "choices": plain(chosen),
             "nulls": [rung.to_dict() for rung in self.nulls],
             "rows": self._rows(),
         }

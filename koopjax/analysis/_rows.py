@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from koopjax._core import expected, read_numbers
+from koopjax._core import aligned, expected, read_numbers
 
 Row = dict[str, Any]
 
@@ -137,12 +137,7 @@ def table(rows: Sequence[Row]) -> str:
         rank = "full" if row["rank"] is None else str(row["rank"])
         cells = [_cell(row, column) for column in _COLUMNS]
         lines.append([row["dictionary"], rank, row["truncation"], *cells, note])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    pad = lambda line: "  ".join(
-        cell.ljust(w) if i in (0, 2, len(line) - 1) else cell.rjust(w)
-        for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-    )
-    return "\n".join(pad(line).rstrip() for line in lines)
+    return aligned(lines, left=(0, 2, len(lines[0]) - 1))
 
 
 def one_sided(values: Sequence[float]) -> tuple[float, float, float]:
@@ -211,9 +206,3 @@ def _merged(rows: list[Row], accuracies: Sequence[Any]) -> Row:
         losses = [1 - row["agreement"] for row in rows]
     _, lower, upper = one_sided(losses)
     return {**merged, **moments("loss", losses), "loss_lower": lower, "loss_upper": upper}
-
-
-def plain(row: Row) -> Row:
-    """JSON has no infinity: a bound that is none becomes null."""
-    infinite = lambda v: isinstance(v, float) and not math.isfinite(v)
-    return {name: None if infinite(value) else value for name, value in row.items()}

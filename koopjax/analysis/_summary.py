@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from koopjax._core import plain
 from koopjax.analysis import _rows as rows_of
 from koopjax.analysis._results import Ladder, Plane
 
@@ -65,7 +66,7 @@ class Summary:
             "seeds": self.seeds,
             "tolerance": self.tolerance,
             "sentence": self.sentence(),
-            "replaced": [rows_of.plain(row) for row in self.rows],
+            "replaced": plain(self.rows),
         }
 
 
@@ -125,6 +126,6 @@ def summarize_planes(planes: Sequence[Plane | dict[str, Any]]) -> dict[str, Any]
         "seeds": len(dicts),
         "sentence": said,
         "least": None if least is None else {key: least[key] for key in ("degree", "rank")},
-        "nulls": [rows_of.plain(row) for row in nulls],
-        "rows": [rows_of.plain(row) for row in rows],
+        "nulls": plain(nulls),
+        "rows": plain(rows),
     }

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from koopjax._core import as_path, expected, read_json, write_whole
+from koopjax._core import as_path, expected, plain, read_json, write_whole
 
 
 def versions() -> dict[str, str]:
@@ -23,26 +19,6 @@ def versions() -> dict[str, str]:
 
     found = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     return {"koopjax": koopjax.__version__, **found, "python": platform.python_version()}
-
-
-def plain(value: Any) -> Any:
-    """The value in JSON's own types; numbers that JSON lacks (NaN, infinities) become null."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, (str, bool)) or value is None:
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    array = np.asarray(value)
-    if array.dtype == object and array.ndim == 0:
-        raise expected("results of numbers, text, lists and mappings", type(value).__name__)
-    return plain(array.tolist())
 
 
 def to_json(results: Mapping[str, Any]) -> str:

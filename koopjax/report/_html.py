@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from koopjax._core import as_path, expected
+from koopjax._core import as_path, expected, plain
 from koopjax._extras import needed
-from koopjax.report._files import plain, to_json, write_atomically
+from koopjax.report._files import to_json, write_atomically
 
 # The colours that figures use for text, axes, grids and hollow markers become the page's own, so
 # that one picture serves the light, the dark and the printed page.

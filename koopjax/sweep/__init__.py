@@ -7,8 +7,7 @@ value, all else is lanes of one vmap, in chunks that fit a memory limit, with a 
 given.
 """
 
-from koopjax.sweep._grid import digest, grid
-from koopjax.sweep._lanes import bytes_of
+from koopjax.sweep._grid import bytes_of, digest, grid
 from koopjax.sweep._reduced import LowRankTable, reduced_ranks
 from koopjax.sweep._table import Pivot, RankTable, Table
 from koopjax.sweep._trains import TrainTable, ranks, train_ranks

@@ -2,8 +2,6 @@
 
 import dataclasses
 import inspect
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,19 +12,16 @@ import numpy as np
 from koopjax._core import expected
 
 PLAIN = (bool, int, float, str, type(None))
+#: Static names and values, with the values' types so that 2 and 2.0 differ.
+Settings = tuple[tuple[str, Any, type], ...]
 NUMERIC = (int, float, complex, np.ndarray, np.generic, jax.Array)
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One axis of a sweep.
+    """One axis: its values (traced: stacked in arrays), and what the table shows of each.
 
-    Attributes:
-        name: keyword under which the function takes it.
-        cells: what the table shows at each position: a plain value, or the position itself where
-            the value is an array, a key or a tree.
-        values: static: the values; traced: a tree of arrays stacked along a leading axis.
-        static: whether each value is a compilation of its own.
+    A cell is a plain value, or the position where the value is an array, a key or a tree.
     """
 
     name: str
@@ -34,25 +29,14 @@ class Axis:
     values: Any
     static: bool
 
-    def __len__(self) -> int:
-        """How many values there are."""
-        return len(self.cells)
-
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """All points of a sweep.
-
-    Attributes:
-        axes: in the order given.
-        positions: `(points, axes)`, the position on each axis.
-        buckets: places in the table of the points that share a compilation, by static names and
-            values, with the values' types so that 2 and 2.0 differ.
-    """
+    """All points: `(points, axes)` positions, and the points that share each compilation."""
 
     axes: tuple[Axis, ...]
     positions: np.ndarray
-    buckets: dict[tuple[tuple[str, Any, type], ...], list[int]]
+    buckets: dict[Settings, list[int]]
 
     @property
     def stacked(self) -> dict[str, Any]:
@@ -175,7 +159,7 @@ def points_of(axes: Mapping[str, Any], static: Sequence[str], zipped: bool, dtyp
         _static_axis(name, list(values)) if name in static else _traced_axis(name, values, dtype)
         for name, values in axes.items()
     )
-    sizes = [len(axis) for axis in made]
+    sizes = [len(axis.cells) for axis in made]
     if zipped and len(set(sizes)) > 1:
         raise expected(
             "axes of equal length, since zip=True takes them in step",
@@ -185,10 +169,8 @@ def points_of(axes: Mapping[str, Any], static: Sequence[str], zipped: bool, dtyp
     if zipped:
         positions = np.tile(np.arange(sizes[0])[:, None], (1, len(sizes)))
     else:
-        ranges = itertools.product(*(range(size) for size in sizes))
-        flat = np.fromiter(itertools.chain.from_iterable(ranges), np.int64)
-        positions = flat.reshape(math.prod(sizes), len(sizes))
-    buckets: dict[tuple[tuple[str, Any, type], ...], list[int]] = {}
+        positions = np.indices(sizes).reshape(len(sizes), -1).T
+    buckets: dict[Settings, list[int]] = {}
     columns = [k for k, axis in enumerate(made) if axis.static]
     for point, at in enumerate(positions):
         chosen = [(made[k].name, made[k].values[int(at[k])]) for k in columns]

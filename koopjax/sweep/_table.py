@@ -14,7 +14,15 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from koopjax._core import check_number, existing, expected, read_json, write_whole
+from koopjax._core import (
+    aligned,
+    check_number,
+    existing,
+    expected,
+    plain,
+    read_json,
+    write_whole,
+)
 
 SHOWN = 40
 DIRECTIONS = ("minimum", "maximum")
@@ -42,11 +50,6 @@ class Pivot:
     def shape(self) -> tuple[int, int]:
         """Of the values."""
         return len(self.rows), len(self.columns)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null in their place."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _written(text: str, path: str | os.PathLike[str] | None) -> str:
@@ -232,15 +235,9 @@ class Table:
         out: dict[str, Any] = {
             "axes": list(self.axes),
             "columns": list(self.columns),
-            "rows": [{k: _finite(v) for k, v in row.items()} for row in self.rows],
+            "rows": plain(self.rows),
         }
-        if arrays:
-            listed = lambda leaf: jax.tree.map(_finite, np.asarray(leaf).tolist())
-            out["arrays"] = {
-                name: [jax.tree.map(listed, entry) for entry in entries]
-                for name, entries in self.arrays.items()
-            }
-        return out
+        return {**out, "arrays": jax.tree.map(plain, self.arrays)} if arrays else out
 
     def to_json(self, path: str | os.PathLike[str] | None = None, *, arrays: bool = False) -> str:
         """The table as JSON text, written to a file where one is named; returns the text."""
@@ -276,12 +273,7 @@ class Table:
         if len(shown) > SHOWN:
             half = SHOWN // 2
             shown = [*shown[:half], ["..."] * len(names), *shown[-half:]]
-        widths = [max(map(len, column)) for column in zip(names, *shown, strict=True)]
-        lines = [
-            "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
-            for line in (names, *shown)
-        ]
-        return "\n".join(line.rstrip() for line in lines)
+        return aligned([names, *shown])
 
 
 @dataclasses.dataclass(frozen=True)

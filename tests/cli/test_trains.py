@@ -74,7 +74,7 @@ def test_the_same_sweep_again_computes_nothing(swept, monkeypatch):
     def fit(*_, **__):
         raise AssertionError("fitted although the ledger has it")
 
-    monkeypatch.setattr("koopjax.sweep._lanes.Program.__call__", fit)
+    monkeypatch.setattr("koopjax.sweep._grid.Program.__call__", fit)
     again = koopjax(
         "sweep", "--model", model, *SMALL, "--ranks", "1,3", "--out", out, "--json", "-"
     )
