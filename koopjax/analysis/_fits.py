@@ -15,7 +15,6 @@ from koopjax._core import (
     ILL_CONDITIONED,
     NONFINITE_SOLUTION,
     SUCCESS,
-    blocks,
     expected,
     has_float64,
     matmul,
@@ -23,7 +22,7 @@ from koopjax._core import (
     pytree,
     semidefinite_root,
 )
-from koopjax.analysis._scores import evaluate
+from koopjax.analysis._scores import evaluate, in_blocks, run
 from koopjax.analysis._span import Flow, Span
 
 #: Ridges that are tried, in units of the mean squared column norm of the dictionary.
@@ -157,18 +156,13 @@ def _fits_of(psi, stats, size, alphas, columns, metric, dtypes) -> dict[str, Fit
     return fits
 
 
-@jax.jit
-def _lift(psi: Any, x: Array) -> Array:
-    return psi(x)
-
-
 def _is_leading(child: Any, parent: Any, x: Any) -> bool:
     """Whether a dictionary's columns are the first ones of another, as far as samples tell."""
     size = child.size(x.shape[1])
     if size >= parent.size(x.shape[1]):
         return False
     some = np.asarray(x)[:: max(1, x.shape[0] // 16)][:16]
-    first, second = (np.asarray(_lift(psi, some)) for psi in (child, parent))
+    first, second = (np.asarray(run(psi, some)) for psi in (child, parent))
     return np.array_equal(first, second[:, :size])
 
 
@@ -184,21 +178,16 @@ def _sources(psis: Mapping[str, Any], x: Any) -> dict[str, str]:
     return found
 
 
-@jax.jit
-def _merge(first: edmd.Gram, second: edmd.Gram) -> edmd.Gram:
-    return first.merge(second)
+_merge = jax.jit(edmd.Gram.merge)
 
 
-def encode(psi: Any, left: Any, x: Any, batch: int = 4096) -> np.ndarray:
-    """`Ψ(x) L`, a block of samples at a time, so that Ψ never exists whole."""
-    return np.asarray(_encode(psi, left, x, batch=min(batch, x.shape[0])))
+def _coded(psi: Any, left: Array, x: Array) -> Array:
+    return matmul(psi(x), left)
 
 
-@functools.partial(jax.jit, static_argnames="batch")
-def _encode(psi: Any, left: Array, x: Array, *, batch: int) -> Array:
-    cut, _ = blocks(x, batch)
-    rows = jax.lax.map(lambda x: matmul(psi(x), left), cut)
-    return rows.reshape(-1, left.shape[1])[: x.shape[0]]
+def encode(psi: Any, left: Any, x: Any) -> np.ndarray:
+    """`Ψ(x) L`."""
+    return in_blocks(jax.tree_util.Partial(_coded, psi, left), x)
 
 
 @dataclasses.dataclass(frozen=True)

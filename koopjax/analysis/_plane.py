@@ -16,8 +16,9 @@ from koopjax._core import expected, on_device
 from koopjax.analysis._dictionaries import Snapshots, affine, quadratic
 from koopjax.analysis._ladder import ladder_of
 from koopjax.analysis._results import Ladder, Plane, Point
+from koopjax.analysis._scores import in_blocks, run
 from koopjax.analysis._span import Flow, Span, prepare, taken
-from koopjax.analysis._trains import Readout, SpanTrain, coordinates, predictions, product
+from koopjax.analysis._trains import Readout, SpanTrain, coordinates, product
 
 DEGREES = (1, 2, 3)
 RANKS = (1, 2, 4, 8, 12, 16)
@@ -177,12 +178,9 @@ def _pairs(flow: Flow, readout: Readout, most: int | None) -> tuple[Any, Any]:
     n = flow.before.shape[0]
     kept = np.unique(np.linspace(0, n - 1, min(n, most or n)).astype(int))
     before, after = (np.asarray(a)[kept] for a in (flow.before, flow.after))
-    return on_device(before, before.dtype), _encode(readout, after)
-
-
-@jax.jit
-def _encode(readout: Readout, after: Array) -> Array:
-    return readout.encode(after)
+    return on_device(before, before.dtype), run(
+        jax.tree_util.Partial(Readout.encode, readout), after
+    )
 
 
 _r_squared = jax.jit(models.r_squared)
@@ -192,7 +190,7 @@ def _point(
     span: Span, train: SpanTrain, place: tuple[int, int], latent: int, alpha: float, stored: bool
 ) -> Point:
     """A train in the place of the span, measured on the test samples."""
-    rows = predictions(train, span.test.before, span.batch)
+    rows = in_blocks(jax.tree_util.Partial(SpanTrain.predict, train), span.test.before, span.batch)
     scores = span.scores(span.output(rows))
     degree, rank = place
     return Point(

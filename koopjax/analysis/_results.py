@@ -1,7 +1,7 @@
 """The results of ladders and planes: rungs, findings, and the blocks that they stand for."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -85,8 +85,11 @@ class Point(Rung):
     ranks: tuple[int, ...] = ()
 
 
+Kind = TypeVar("Kind", bound=Rung)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Replaced:
+class Replaced(Generic[Kind]):
     """A model with a span that others were measured in the place of."""
 
     original: dict[str, Any]
@@ -100,14 +103,35 @@ class Replaced:
         at = self.span[0], stop or self.span[1]
         return surgery.splice(self.model, self.example, at, block, sample_axes=self.sample_axes)
 
-    def _told(self, rows: list[dict[str, Any]], tolerance: float | None, latent: Any = None) -> str:
-        tolerance = self.tolerance if tolerance is None else tolerance
+    def _measured(self) -> list[Kind]:
+        raise NotImplementedError
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What was measured, as dictionaries."""
+        return [one.to_dict() for one in self._measured()]
+
+    def least(self, tolerance: float | None = None) -> Kind | None:
+        """The rung of fewest numbers within the tolerance; of tensor trains of least degree, rank.
+
+        Nulls count: a span that can be left out needs no dictionary at all. Rungs that map to the
+        output replace more than the span and stay out.
+
+        Args:
+            tolerance: accuracy (agreement without labels) that may be lost; its own if left out.
+        """
+        rows, tolerance = self.rows(), self.tolerance if tolerance is None else tolerance
         least = rows_of.least(rows, self.original, tolerance)
-        return rows_of.sentence(rows, self.original, self.span, tolerance, least, latent)
+        pairs = zip(self._measured(), rows, strict=True)
+        return next((one for one, row in pairs if row is least), None)
+
+    def sentence(self, tolerance: float | None = None) -> str:
+        """The finding in one sentence; argument as for `least`."""
+        tolerance = self.tolerance if tolerance is None else tolerance
+        return rows_of.sentence(self.rows(), self.original, self.span, tolerance)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ladder(Replaced):
+class Ladder(Replaced[Rung]):
     """How much nonlinearity a span needs: every rung, from the nulls to the richest dictionary.
 
     Attributes:
@@ -134,9 +158,8 @@ class Ladder(Replaced):
     labels: Any = dataclasses.field(repr=False)
     fits: dict[str, Any] = dataclasses.field(repr=False)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The rungs as dictionaries."""
-        return [rung.to_dict() for rung in self.rungs]
+    def _measured(self) -> list[Rung]:
+        return self.rungs
 
     def find(self, dictionary: str, rank: int | None = None, truncation: str | None = None) -> Rung:
         """One rung.
@@ -147,25 +170,6 @@ class Ladder(Replaced):
             truncation: "output" if left out and a rank is given.
         """
         return self.rungs[rows_of.find(self.rows(), dictionary, rank, truncation)]
-
-    def least(self, tolerance: float | None = None) -> Rung | None:
-        """The rung of fewest numbers whose accuracy (agreement without labels) stays in tolerance.
-
-        Nulls count: a span that can be left out needs no dictionary at all. Rungs that map to the
-        output replace more than the span and stay out.
-        """
-        tolerance = self.tolerance if tolerance is None else tolerance
-        row = rows_of.least(self.rows(), self.original, tolerance)
-        return None if row is None else self.find(*rows_of.key_of(row))
-
-    def sentence(self, tolerance: float | None = None) -> str:
-        """The finding in one sentence: the least dictionary and rank within the tolerance.
-
-        Args:
-            tolerance: accuracy (or agreement, without labels) that may be lost; the ladder's own
-                if left out.
-        """
-        return self._told(self.rows(), tolerance)
 
     def table(self) -> str:
         """The rungs as text in columns."""
@@ -243,7 +247,7 @@ def make_block(fit: Any, rank: int | None, truncation: str, trainable: Any = Tru
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plane(Replaced):
+class Plane(Replaced[Point]):
     """Accuracy over the plane of degree and tensor-train rank.
 
     Attributes:
@@ -281,27 +285,12 @@ class Plane(Replaced):
             raise expected(f"a (degree, rank) among {known}", f"{(degree, rank)}")
         return self.points[known.index((degree, rank))]
 
-    def _rows(self) -> list[dict[str, Any]]:
-        return [point.to_dict() for point in self.points]
-
-    def least(self, tolerance: float | None = None) -> Point | None:
-        """The least degree with a point within the tolerance, and the least rank at that degree.
-
-        Args:
-            tolerance: accuracy (agreement without labels) that may be lost; the plane's own if
-                left out.
-        """
-        tolerance = self.tolerance if tolerance is None else tolerance
-        row = rows_of.least(self._rows(), self.original, tolerance)
-        return None if row is None else self.find(row["degree"], row["rank"])
-
-    def sentence(self, tolerance: float | None = None) -> str:
-        """The finding in one sentence; argument as for `least`."""
-        return self._told(self._rows(), tolerance, self.latent)
+    def _measured(self) -> list[Point]:
+        return self.points
 
     def table(self) -> str:
         """The rows to compare with and the points, as text in columns."""
-        return rows_of.table([*(rung.to_dict() for rung in self.nulls), *self._rows()])
+        return rows_of.table([*(rung.to_dict() for rung in self.nulls), *self.rows()])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but models and arrays, as JSON can hold it."""
@@ -320,7 +309,7 @@ class Plane(Replaced):
             "least": None if least is None else {"degree": least.degree, "rank": least.rank},
             "choices": plain(chosen),
             "nulls": [rung.to_dict() for rung in self.nulls],
-            "rows": self._rows(),
+            "rows": self.rows(),
         }
 
     def _train(self, degree: int, rank: int) -> Any:

@@ -70,21 +70,10 @@ def least(
 
 
 def sentence(
-    rows: Sequence[Row],
-    original: Row,
-    span: Sequence[str],
-    tolerance: float,
-    found: Row | None,
-    latent: int | None = None,
+    rows: Sequence[Row], original: Row, span: Sequence[str], tolerance: float, measure: str = "loss"
 ) -> str:
-    """The least row in one sentence, or the nearest where none is within the tolerance.
-
-    Args:
-        rows, original, tolerance: as of `least`.
-        span: names of the cuts.
-        found: by `least`.
-        latent: how many latent coordinates tensor trains have.
-    """
+    """The `least` row in one sentence, or the nearest where none is within the tolerance."""
+    found, latent = least(rows, original, tolerance, measure), rows[0].get("latent")
     what = "agreement" if original["accuracy"] is None else "accuracy"
     # For a regression both are R².
     named = what if original.get("task", "classification") == "classification" else _R2[what]

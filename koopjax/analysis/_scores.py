@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from koopjax import models, surgery
-from koopjax._core import as_numbers, as_whole, check_finite, expected, matmul, read
+from koopjax._core import as_numbers, as_whole, blocks, check_finite, expected, matmul, read
 
 _score = jax.jit(models.compare, static_argnames=("task", "score_fn"))
 
@@ -60,6 +60,23 @@ def evaluate(
     task, labels = models.read_task(reference, labels, task, score_fn=score_fn)
     found = _score(output, reference, labels, task=task, score_fn=score_fn)
     return {name: float(value) for name, value in found.items()}
+
+
+@jax.jit
+def run(function: Any, x: Array) -> Array:
+    """`function(x)` of a callable pytree."""
+    return function(x)
+
+
+@functools.partial(jax.jit, static_argnames="batch")
+def _mapped(function: Any, x: Array, *, batch: int) -> Array:
+    rows = jax.lax.map(function, blocks(x, batch)[0])
+    return rows.reshape(-1, rows.shape[-1])[: x.shape[0]]
+
+
+def in_blocks(function: Any, x: Any, batch: int = 4096) -> np.ndarray:
+    """`function(x)` of a callable pytree, a block of samples at a time: Ψ is never whole."""
+    return np.asarray(_mapped(function, x, batch=min(batch, x.shape[0])))
 
 
 def states(rows: Any, shape: tuple[int, ...], sample_axes: Any) -> Array:

@@ -13,23 +13,15 @@ import numpy as np
 from jaxtyping import Array
 
 from koopjax import export, models, surgery
-from koopjax._core import check_finite, check_metric, expected, on_device, pytree
-from koopjax.analysis._scores import METRICS, evaluate, output_metric, states
+from koopjax._core import check_finite, check_metric, expected, on_device
+from koopjax.analysis._scores import METRICS, evaluate, output_metric, run, states
 
 #: Every twelfth training sample chooses the ridge where there are no validation samples.
 HOLD_OUT = 12
 
 
-@pytree
-class Chain:
-    """One part after another, as a callable pytree."""
-
-    first: Any
-    second: Any
-
-    def __call__(self, x: Array) -> Array:
-        """The value behind both."""
-        return self.second(self.first(x))
+def _behind(span: Any, tail: Any, x: Array) -> Array:
+    return tail(span(x))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +141,9 @@ class Span:
         of = lambda tail, rows, shape: output_metric(
             tail, states(rows, shape, self.sample_axes), kind=kind, sample_axes=self.sample_axes
         )
-        before = of(Chain(span, tail), self.train.before, self.train.shapes[0])
+        before = of(
+            jax.tree_util.Partial(_behind, span, tail), self.train.before, self.train.shapes[0]
+        )
         if named:
             return of(tail, self.train.after, self.train.shapes[1]), before
         check_metric("metric", self.metric, self.train.after.shape[1])
@@ -157,7 +151,7 @@ class Span:
 
     def output(self, rows: Any) -> Array:
         """What the tail makes of states after the span, given as rows."""
-        return _apply(self.parts[2], states(rows, self.test.shapes[1], self.sample_axes))
+        return run(self.parts[2], states(rows, self.test.shapes[1], self.sample_axes))
 
     def scores(self, output: Array) -> dict[str, float]:
         """Accuracy, agreement and divergence of outputs for the test samples."""
@@ -178,11 +172,6 @@ class Span:
         at = self.at[0], stop or self.at[1]
         made = surgery.splice(self.model, self.example, at, block, sample_axes=self.sample_axes)
         return export.stored_bytes(made)
-
-
-@jax.jit
-def _apply(part: Any, x: Array) -> Array:
-    return part(x)
 
 
 def prepare(
@@ -245,9 +234,9 @@ def prepare(
         raise expected(f"a metric among {', '.join(map(repr, METRICS))}, or a matrix", repr(metric))
     at = _cuts_of(model, x_train, at)
     parts = surgery.split(model, x_train[:2], at)
-    run = lambda x, name: flow(parts, x, name, sample_axes, batch_size)
-    train, test = run(x_train, "x_train"), run(x_test, "x_test")
-    val = None if x_val is None else run(x_val, "x_val")
+    through = lambda x, name: flow(parts, x, name, sample_axes, batch_size)
+    train, test = through(x_train, "x_train"), through(x_test, "x_test")
+    val = None if x_val is None else through(x_val, "x_val")
     read = functools.partial(models.read_task, score_fn=score_fn)
     labels = None
     if y_test is not None or y_val is None:

@@ -8,6 +8,9 @@ from koopjax._core import plain
 from koopjax.analysis import _rows as rows_of
 from koopjax.analysis._results import Ladder, Plane
 
+#: What is held against the tolerance: the mean loss, or (confident) its upper bound.
+_MEASURES = ("loss", "loss_upper")
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
@@ -45,14 +48,13 @@ class Summary:
             confident: compare the upper 95 % bound of the loss instead of its mean.
         """
         tolerance = self.tolerance if tolerance is None else tolerance
-        measure = "loss_upper" if confident else "loss"
-        return rows_of.least(self.rows, self.original, tolerance, measure)
+        return rows_of.least(self.rows, self.original, tolerance, _MEASURES[confident])
 
     def sentence(self, tolerance: float | None = None, *, confident: bool = False) -> str:
         """The finding over all seeds in one sentence; arguments as for `least`."""
         tolerance = self.tolerance if tolerance is None else tolerance
-        found = self.least(tolerance, confident=confident)
-        return rows_of.sentence(self.rows, self.original, self.span, tolerance, found)
+        measure = _MEASURES[confident]
+        return rows_of.sentence(self.rows, self.original, self.span, tolerance, measure)
 
     def table(self) -> str:
         """The rows as text in columns."""
@@ -117,14 +119,12 @@ def summarize_planes(planes: Sequence[Plane | dict[str, Any]]) -> dict[str, Any]
         for name in ("nulls", "rows")
     )
     least = rows_of.least(rows, original, first["tolerance"])
-    said = rows_of.sentence(
-        rows, original, tuple(first["span"].values()), first["tolerance"], least, first["latent"]
-    )
+    span = tuple(first["span"].values())
     return {
         **first,
         "original": original,
         "seeds": len(dicts),
-        "sentence": said,
+        "sentence": rows_of.sentence(rows, original, span, first["tolerance"]),
         "least": None if least is None else {key: least[key] for key in ("degree", "rank")},
         "nulls": plain(nulls),
         "rows": plain(rows),

@@ -1,7 +1,6 @@
 """Tensor trains in the place of a span: latent coordinates, targets, blocks, bonds."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from koopjax import nn, observables, tt
-from koopjax._core import blocks, expected, matmul, on_device, pytree, semidefinite_root
+from koopjax._core import expected, matmul, on_device, pytree, semidefinite_root
 from koopjax.analysis._dictionaries import Snapshots, leading
 from koopjax.analysis._spectrum import second_moment_roots
 
@@ -112,18 +111,6 @@ def product(front: Any, latent: int, degree: int, family: str) -> Any:
     """All products of one polynomial a latent coordinate."""
     factor = observables.Polynomial1D(degree, family)
     return observables.Compose(front, observables.Product.of(factor, latent))
-
-
-def predictions(train: SpanTrain, x: Any, batch: int = 4096) -> np.ndarray:
-    """States after the span for many samples, a block at a time."""
-    return np.asarray(_predict(train, x, batch=min(batch, x.shape[0])))
-
-
-@functools.partial(jax.jit, static_argnames="batch")
-def _predict(train: SpanTrain, x: Array, *, batch: int) -> Array:
-    cut, _ = blocks(x, batch)
-    rows = jax.lax.map(train.predict, cut)
-    return rows.reshape(-1, rows.shape[-1])[: x.shape[0]]
 
 
 def truncated(train: SpanTrain, rank: int, x: Any) -> SpanTrain:
