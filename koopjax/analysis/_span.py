@@ -26,13 +26,9 @@ def _behind(span: Any, tail: Any, x: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """The values at both cuts and at the output, for some samples.
+    """States at both cuts as rows `(m, d)` and `(m, q)`, and the output `(n, ..., c)`.
 
-    Attributes:
-        before: states at the first cut, as rows `(m, d)`.
-        after: states at the second, as rows `(m, q)`.
-        output: of the model, `(n, ..., c)`.
-        shapes: of one state at each cut.
+    `shapes` are those of one state at each cut.
     """
 
     before: Any

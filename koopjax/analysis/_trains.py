@@ -21,11 +21,8 @@ FAMILIES = ("hermite", "legendre", "chebyshev")
 class Readout:
     """From the coordinates that the output depends on back to the state: `t B + b`.
 
-    Attributes:
-        code: `(q, c)`, the coordinates are `(y - bias) @ code`; squared errors in them are squared
-            errors of the state in the metric.
-        matrix: `(c, q)`.
-        bias: `(q,)`.
+    The coordinates are `(y - bias) @ code`; squared errors in them are squared errors of the state
+    in the metric.
     """
 
     code: Any
@@ -38,12 +35,6 @@ class Readout:
 
         With the covariance `S` of the states, `M = L Lᵀ` and `Lᵀ S L = U Λ Uᵀ` the code is `L U`
         and the way back the regression of the state on it, `Λ⁻¹ Uᵀ Lᵀ S`.
-
-        Args:
-            y: `(n, q)` states.
-            metric: `(q, q)`.
-            most: largest number of coordinates.
-            share: of the variance that may be left out.
         """
         states = np.asarray(y, np.float64)
         bias = states.mean(axis=0)
@@ -73,7 +64,7 @@ class SpanTrain:
 
     Attributes:
         fit: `TensorKoopman` from states before the span to coordinates after it.
-        readout: `Readout`.
+        readout: from these to states after it.
     """
 
     fit: Any

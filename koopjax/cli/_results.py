@@ -20,17 +20,10 @@ Results = dict[str, Any]
 
 
 class Work:
-    """Networks, their data, and what a command makes of them.
+    """Networks, their data (`full` with images, `data` as they take it), and what becomes of them.
 
-    Attributes:
-        given: the shared options.
-        stage: begins a stage of the progress.
-        full: the dataset with its images.
-        data: the same as the networks take it.
-        how: the recipe; None for a network that was given.
-        nets: the networks.
-        results: what is written in the end.
-        shown: what is printed in the end.
+    `stage` begins a stage of the progress, `how` is the recipe (None for a network that was given);
+    `results` are written in the end, `shown` is printed.
     """
 
     def __init__(self, given: Given, stage: Any, full: Any, data: Any, how: Any, nets: Any) -> None:
@@ -98,8 +91,7 @@ class Work:
     def finish(self, alone: bool = False) -> None:
         """Write results.json, report.html with pictures, and what is printed.
 
-        Args:
-            alone: replace what other commands wrote there, instead of keeping it.
+        What other commands wrote there is kept, unless this one stands `alone`.
         """
         from koopjax import plot, report
 

@@ -84,16 +84,6 @@ class Layout:
         return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
-def layout_of(first: tuple[int, ...], second: tuple[int, ...], n: int) -> Layout:
-    """How a shape depends on the batch, from its values for `n` samples and for one more."""
-    if len(first) == len(second):
-        for axis, (a, b) in enumerate(zip(first, second, strict=True)):
-            if b > a:
-                shape = (*first[:axis], -1, *first[axis + 1 :])
-                return Layout(axis, b - a, a - (b - a) * n, shape)
-    return Layout(None, 1, 0, first)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Traced:
     """A model with its arrays, traced at the given input and at one sample more.
@@ -116,7 +106,11 @@ class Traced:
         known = self.second is not None and (name == "input" or self.second.cut(name) is not None)
         second = self.second if known else None
         other = first if second is None else tuple(second.variable(name).aval.shape)
-        return layout_of(first, other, self.shape[0])
+        for axis, (a, b) in enumerate(zip(first, other, strict=False)):
+            if b > a and len(first) == len(other):
+                shape = (*first[:axis], -1, *first[axis + 1 :])
+                return Layout(axis, b - a, a - (b - a) * self.shape[0], shape)
+        return Layout(None, 1, 0, first)
 
 
 def traced(model: Any, x: Any, unroll: bool = False) -> Traced:

@@ -72,46 +72,41 @@ class Flat:
     outputs: tuple[Any, ...]
 
 
-class _Constants:
-    """Arrays that the traced function closes over, each once."""
+#: Arrays that the traced function closes over, each once: the variable and the value, by its id.
+_Constants = dict[int, tuple[Any, Any]]
 
-    def __init__(self) -> None:
-        self.variables: list[Any] = []
-        self.values: list[Any] = []
-        self._by_id: dict[int, Any] = {}
 
-    def variable(self, value: Any, aval: Any) -> Any:
-        if id(value) not in self._by_id:
-            self._by_id[id(value)] = jex.Var(aval)
-            self.variables.append(self._by_id[id(value)])
-            self.values.append(value)
-        return self._by_id[id(value)]
+def _constant(constants: _Constants, value: Any, aval: Any) -> Any:
+    """The variable of an array that is closed over."""
+    return constants.setdefault(id(value), (jex.Var(aval), value))[0]
 
 
 def flatten(closed: Any) -> Flat:
     """Rename a closed jaxpr's variables apart and open its calls."""
-    constants = _Constants()
+    constants: _Constants = {}
     inputs = tuple(jex.Var(v.aval) for v in closed.jaxpr.invars)
-    names = dict(zip(closed.jaxpr.invars, inputs, strict=True))
-    _bind_constants(closed, names, constants)
-    nodes, outputs = _walk(closed.jaxpr, names, constants)
-    variables, values = tuple(constants.variables), tuple(constants.values)
-    return Flat(closed.jaxpr, inputs, variables, values, nodes, outputs)
-
-
-def _bind_constants(closed: Any, names: dict[Any, Any], constants: _Constants) -> None:
-    for variable, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
-        names[variable] = constants.variable(value, variable.aval)
+    nodes, outputs = _walk(closed, inputs, constants)
+    pairs = constants.values()
+    return Flat(
+        closed.jaxpr, inputs, tuple(v for v, _ in pairs), tuple(a for _, a in pairs), nodes, outputs
+    )
 
 
 def _walk(
-    jaxpr: Any, names: dict[Any, Any], constants: _Constants
+    closed: Any, operands: Sequence[Any], constants: _Constants
 ) -> tuple[tuple[Node, ...], tuple[Any, ...]]:
+    """The nodes of a jaxpr over the caller's variables, and its results."""
+    jaxpr = closed.jaxpr
+    # A literal operand keeps its place in the call but reads as itself inside.
+    names = dict(zip(jaxpr.invars, operands, strict=True))
+    for variable, value in zip(jaxpr.constvars, closed.consts, strict=True):
+        names[variable] = _constant(constants, value, variable.aval)
+
     def read(atom: Any) -> Any:
         if not isinstance(atom, jex.Literal):
             return names[atom]
         if getattr(atom.val, "ndim", 0) > 0:  # an array kept in the text of the jaxpr
-            return constants.variable(atom.val, atom.aval)
+            return _constant(constants, atom.val, atom.aval)
         return atom
 
     nodes = []
@@ -131,10 +126,7 @@ def _walk(
 def _open(
     equation: Any, inner: Any, operands: list[Any], names: dict[Any, Any], constants: _Constants
 ) -> Node:
-    scope = dict(zip(inner.jaxpr.invars, operands, strict=True))
-    # A literal operand keeps its place in the call but reads as itself inside.
-    _bind_constants(inner, scope, constants)
-    nodes, values = _walk(inner.jaxpr, scope, constants)
+    nodes, values = _walk(inner, operands, constants)
     defined = frozenset().union(*(node.defined for node in nodes))
     results, taken = [], set()
     for variable, value in zip(equation.outvars, values, strict=True):

@@ -45,7 +45,7 @@ class Naming:
             if aval.shape and jnp.issubdtype(aval.dtype, jnp.inexact):
                 self._register(f"constants.{position}", variable, counted=False)
         self._layers = _layers(self._shapes)
-        self._atomic: dict[int, bool] = {}
+        self._atomic: set[int] = set()
         for node in flat.nodes:
             self._visit(node, None)
 
@@ -69,10 +69,10 @@ class Naming:
             return tag or bool(self.consumed(equation))
         own = _label(equation)
         opened = [self._visit(inner, own) for inner in node.inner]
-        self._atomic[id(node)] = not any(opened) and own is not None
-        if self._atomic[id(node)]:
-            for variable in equation.outvars:  # the outermost call is visited last, and wins
-                self._labels[variable] = str(own)
+        if own is not None and not any(opened):
+            self._atomic.add(id(node))
+            # The outermost call is visited last, and wins.
+            self._labels.update(dict.fromkeys(equation.outvars, own))
         return any(opened)
 
     def _propagate(self, equation: Any) -> None:
@@ -81,12 +81,11 @@ class Naming:
             return
         uses = frozenset().union(*(self._uses.get(v, frozenset()) for v in operands))
         uses = _sliced(equation, uses, self._shapes)
-        for variable in equation.outvars:
-            self._uses[variable] = uses
+        self._uses.update(dict.fromkeys(equation.outvars, uses))
 
     def is_atomic(self, node: Node) -> bool:
         """Whether a call consumes no parameter and holds no tag, so that it counts as one step."""
-        return self._atomic.get(id(node), False)
+        return id(node) in self._atomic
 
     def consumed(self, equation: Any) -> frozenset[Use]:
         """Parameters that an equation on the data reads, directly or by what is made of them."""

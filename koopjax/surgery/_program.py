@@ -62,7 +62,6 @@ class Program:
     def __init__(self, definition: Definition, closed: Any):
         flat = flatten(closed)
         self._flat: Flat = flat
-        self.paths = definition.paths
         # Of NumPy's a copy, since the caller may change his in place.
         self.constants = tuple(
             value if isinstance(value, jax.Array) else np.array(value) for value in flat.constants
@@ -71,9 +70,6 @@ class Program:
         self.input = flat.inputs[-1]
         self.output = flat.outputs[0]
         self._segments: dict[tuple[str, str], Any] = {}
-        self._analyse(definition)
-
-    def _analyse(self, definition: Definition) -> None:
         dependent, equations = _data_dependent(self._flat, self.input, self.output)
         if self.output not in dependent or self.output is self.input:
             raise expected(
@@ -113,20 +109,20 @@ class Program:
         A closed jaxpr of (leaves used, constants used, value at `start`), the positions of those
         leaves among the model's, and of those constants among `constants`.
         """
-        if (start, stop) not in self._segments:
-            self._segments[start, stop] = self._cut_out(self.variable(start), self.variable(stop))
-        return self._segments[start, stop]
-
-    def _cut_out(self, start: Any, stop: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
-        equations, needed = _between(self._flat.nodes, start, stop)
+        if (start, stop) in self._segments:
+            return self._segments[start, stop]
+        first, last = self.variable(start), self.variable(stop)
+        equations, needed = _between(self._flat.nodes, first, last)
         leaves = tuple(i for i, v in enumerate(self.leaves) if v in needed)
         constants = tuple(i for i, v in enumerate(self._flat.constant_variables) if v in needed)
         inputs = [self.leaves[i] for i in leaves]
         inputs += [self._flat.constant_variables[i] for i in constants]
-        missing = needed.difference(inputs, [start])
+        missing = needed.difference(inputs, [first])
         if missing:
             raise expected("a later cut after an earlier one", "the reverse", "at=(earlier, later)")
-        return make_jaxpr(self._flat.source, [*inputs, start], stop, equations), leaves, constants
+        closed = make_jaxpr(self._flat.source, [*inputs, first], last, equations)
+        self._segments[start, stop] = closed, leaves, constants
+        return closed, leaves, constants
 
 
 def _data_dependent(flat: Flat, x: Any, output: Any) -> tuple[set[Any], list[Any]]:

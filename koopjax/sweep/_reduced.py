@@ -31,13 +31,8 @@ Statistics = edmd.Gram | edmd.RFactor
 class Family:
     """The fits of every rank at one ridge (a leading axis stacks several).
 
-    Attributes:
-        left: `(p, k)`, right: `(k, q)`, with `k = min(p, q)`: leading columns and rows are the
-            factors of any smaller rank.
-        error: `(k,)` relative error of each rank on the samples of the statistics.
-        held: `(k,)` the same on the validation statistics; NaN without.
-        condition: of the observables.
-        result: int32 result code.
+    Leading columns of `left`, `(p, k)`, and rows of `right`, `(k, q)`, with `k = min(p, q)` are the
+    factors of any smaller rank; `error` and `held` (validation, NaN without) are of each rank.
     """
 
     left: Any
