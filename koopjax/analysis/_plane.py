@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -205,8 +205,7 @@ def _point(
     )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class _Found:
+class _Found(NamedTuple):
     """One fit, its ridge relative to the number of samples, its error on validation samples."""
 
     fit: Any

@@ -1,8 +1,7 @@
 """Doubled trains: variances of a tensor train's interactions, in float64 on the host."""
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,42 +20,27 @@ def output_core(cores: Sequence[np.ndarray]) -> int:
     return max(range(len(cores)), key=lambda k: cores[k].shape[2])
 
 
-@dataclasses.dataclass(frozen=True)
-class Chain:
+class Chain(NamedTuple):
     """Each core contracted with the mean of its functions, and with roots of their covariance.
 
-    Attributes:
-        still: `(q, r, s)` for each coordinate: the core at `m_k`.
-        moving: `(ρ q, r, s)`: the core at each column of `U_k`, `U_k U_kᵀ = C_k`.
+    `still`, `(q, r, s)` for each coordinate, is the core at `m_k`; `moving`, `(ρ q, r, s)`, the core
+    at each column of `U_k`, with `U_k U_kᵀ = C_k`.
     """
 
     still: list[np.ndarray]
     moving: list[np.ndarray]
 
-    @classmethod
-    def of(
-        cls,
-        cores: Sequence[np.ndarray],
-        means: Sequence[np.ndarray],
-        covariances: Sequence[np.ndarray],
-        root: np.ndarray | None,
-    ) -> "Chain":
-        """From TT-matrix cores `(r, m, q, s)`; the core with outputs takes the metric's root."""
-        out = output_core(cores)
-        still, moving = [], []
-        for k, (core, mean, covariance) in enumerate(zip(cores, means, covariances, strict=True)):
-            if k == out and root is not None:
-                core = np.einsum("rmqs,qp->rmps", core, root)
-            u = root_of(covariance)
-            still.append(np.einsum("rmqs,m->qrs", core, mean))
-            moved = np.einsum("rmqs,mu->uqrs", core, u)
-            moving.append(moved.reshape(-1, *moved.shape[2:]))
-        return cls(still, moving)
 
-    @property
-    def order(self) -> int:
-        """Number of coordinates."""
-        return len(self.still)
+def chain_of(cores: Any, means: Any, covariances: Any, root: np.ndarray | None) -> Chain:
+    """From TT-matrix cores `(r, m, q, s)`; the core with outputs takes the metric's root."""
+    out, made = output_core(cores), Chain([], [])
+    for k, (core, mean, covariance) in enumerate(zip(cores, means, covariances, strict=True)):
+        if k == out and root is not None:
+            core = np.einsum("rmqs,qp->rmps", core, root)
+        moved = np.einsum("rmqs,mu->uqrs", core, root_of(covariance))
+        made.still.append(np.einsum("rmqs,m->qrs", core, mean))
+        made.moving.append(moved.reshape(-1, *moved.shape[2:]))
+    return made
 
 
 def _left(cores: np.ndarray, doubled: np.ndarray) -> np.ndarray:
@@ -111,7 +95,7 @@ def outputs_of(chain: Chain, out: int) -> tuple[np.ndarray, np.ndarray]:
         return np.sum(np.matmul(np.matmul(left, cores), right) * cores, axis=(-2, -1))
 
     rest, varied = side(range(out), _left)
-    still_right, varied_right = side(range(chain.order - 1, out, -1), _right)
+    still_right, varied_right = side(range(len(chain.still) - 1, out, -1), _right)
     right = still_right + varied_right
     still = chain.still[out]
     moving = chain.moving[out].reshape(-1, *still.shape)
@@ -134,10 +118,11 @@ def pairs_of(chain: Chain) -> np.ndarray:
     """Variance of the interaction of exactly two coordinates, `(d, d)`, zero on the diagonal."""
     left, right = _sweeps(chain, False)
     ends = [_right(w, b) for w, b in zip(chain.moving, right, strict=True)]
-    found = np.zeros((chain.order, chain.order))
-    for i in range(chain.order):
+    count = len(chain.still)
+    found = np.zeros((count, count))
+    for i in range(count):
         state = _left(chain.moving[i], left[i])
-        for j in range(i + 1, chain.order):
+        for j in range(i + 1, count):
             found[i, j] = found[j, i] = np.sum(state * ends[j])
             state = _left(chain.still[j], state)
     return found

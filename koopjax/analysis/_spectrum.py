@@ -26,7 +26,7 @@ from koopjax._core import (
 )
 from koopjax.analysis._rows import moments
 from koopjax.analysis._sobol import (
-    Chain,
+    chain_of,
     orders_of,
     output_core,
     outputs_of,
@@ -184,12 +184,12 @@ def interaction_spectrum(
     means = [mean[:m] for mean, m in zip(means, modes, strict=True)]
     covariances = [c[:m, :m] for c, m in zip(covariances, modes, strict=True)]
     out = output_core(cores)
-    constant, varied = outputs_of(Chain.of(cores, means, covariances, None), out)
+    constant, varied = outputs_of(chain_of(cores, means, covariances, None), out)
     rounding = ROUNDINGS * float(jnp.finfo(fit.train.dtype).eps)
     # Written so that NaN stays, and is flagged below.
     still = varied <= rounding**2 * (constant + varied)
     cores[out] = np.where(still[:, None], 0.0, cores[out])
-    chain = Chain.of(cores, means, covariances, root)
+    chain = chain_of(cores, means, covariances, root)
     by_order = orders_of(chain, min(max_order, len(modes)))
     variance = float(by_order.sum())
     scale = 1 / variance if variance > 0 else 0.0

@@ -41,15 +41,17 @@ class UserError(click.ClickException):
 
 
 @contextlib.contextmanager
-def mistakes(option: str | None = None) -> Iterator[None]:
+def mistakes(option: str | None = None, about: str = "") -> Iterator[None]:
     """Errors that the library raises about its input become the user's, under an option's name.
 
-    To be held around a call that checks what the user gave, not around computations: an error
-    inside those is ours and keeps its traceback.
+    To be held around a call that checks what the user gave; around computations only `about` what
+    their message names: any other error inside those is ours and keeps its traceback.
     """
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
+        if about not in str(error):
+            raise
         prefix = f"{option}: " if option else ""
         raise UserError(f"{prefix}{error}") from error
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from koopjax.cli import _networks as networks
-from koopjax.cli._app import UserError, names_from
+from koopjax.cli import _console as show, _networks as networks
+from koopjax.cli._app import UserError, mistakes, names_from
 from koopjax.cli._results import Work
 
 #: Tracks in the order of `compress.pareto`, spelled out so that --help imports nothing heavy.
@@ -108,16 +108,12 @@ def _run(job: Work, methods, budgets, at, epochs) -> tuple[Any, dict[tuple[Any, 
             name = f"{point.track} {point.budget} {point.method} seed {point.seed}: {figure}"
             advance(offset + done, name)
 
-        try:
+        with mistakes("--out", about="ledger"):
             part = compress.pareto(
                 nets[0].model if how is None else network, data, names, budgets, list(by_seed),
                 at=at, tracks=(track,), training=settings, tuning=tuning, ledger=ledger,
                 keep=keep, progress=show_point,
             )  # fmt: skip
-        except ValueError as error:
-            if "ledger" not in str(error):
-                raise
-            raise UserError(f"--out: {error}") from error
         points += part.points
         variants |= part.variants
         originals |= part.originals
@@ -236,5 +232,4 @@ def _times(row: Mapping[str, Any]) -> float:
 
 
 def _figure(row: Mapping[str, Any]) -> str:
-    spread = f" ± {row['std']:.4f}" if row["std"] else ""
-    return f"{row['accuracy']:.4f}{spread}"
+    return show.plus_minus({"accuracy": row["accuracy"], "accuracy_std": row["std"]})

@@ -204,7 +204,6 @@ def add_plane(work: Work, ladders: Sequence[Any] | None, **settings: Any) -> Non
     """A plane for each network, and what their tensor trains are made of.
 
     The spectrum is that of the least point within the tolerance, of the last one where none is.
-    A memory limit that is too small is the user's mistake.
     """
     from koopjax import analysis
 
@@ -218,12 +217,8 @@ def add_plane(work: Work, ladders: Sequence[Any] | None, **settings: Any) -> Non
             ledger=work.given.out / LEDGER / f"seed-{network.seed}", **own, **settings,
         )  # fmt: skip
 
-    try:
+    with mistakes("--memory-limit", about="memory limit"):
         planes = work.each("sweeping degrees and ranks", 1.0, plane)
-    except ValueError as error:
-        if "memory limit" not in str(error):
-            raise
-        raise UserError(f"--memory-limit: {error}") from error
     results["plane"] = found = analysis.summarize_planes(planes)
     least = found["least"] or {k: found["rows"][-1][k] for k in ("degree", "rank")}
     place = least["degree"], least["rank"]
