@@ -23,8 +23,8 @@ def output_core(cores: Sequence[np.ndarray]) -> int:
 class Chain(NamedTuple):
     """Each core contracted with the mean of its functions, and with roots of their covariance.
 
-    `still`, `(q, r, s)` for each coordinate, is the core at `m_k`; `moving`, `(ρ q, r, s)`, the core
-    at each column of `U_k`, with `U_k U_kᵀ = C_k`.
+    For each coordinate `still`, `(q, r, s)`, is the core at `m_k`, and `moving`, `(ρ q, r, s)`, the
+    core at each column of `U_k`, with `U_k U_kᵀ = C_k`.
     """
 
     still: list[np.ndarray]

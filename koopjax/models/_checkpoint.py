@@ -136,10 +136,7 @@ class Keeper:
         """Around what orbax reads: whatever it says of damaged files, in one line."""
         try:
             yield
-        except (
-            ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError,
-            ValueError,
-        ) as error:  # fmt: skip
+        except Exception as error:
             why = " ".join(str(error).split())[:200]
             raise expected(
                 f"a whole checkpoint in {self.folder}",

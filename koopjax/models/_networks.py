@@ -146,12 +146,8 @@ class CNN(Example):
             [nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in itertools.pairwise(widths)]
         )
         self.norms = nnx.List([nnx.BatchNorm(b, momentum=0.9, rngs=rngs) for b in channels])
-        self.layers = nnx.List(
-            [
-                nnx.Linear(height * width * channels[-1], hidden, rngs=rngs),
-                nnx.Linear(hidden, classes, rngs=rngs),
-            ]
-        )
+        widths = (height * width * channels[-1], hidden, classes)
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
         """Logits of images."""
@@ -240,12 +236,7 @@ class ViT(Example):
 
 
 #: Name -> class; each has `.config`, from which `build` makes it anew.
-REGISTRY: dict[str, Any] = {
-    "mlp": MLP,
-    "cnn": CNN,
-    "residual_mlp": ResidualMLP,
-    "vit": ViT,
-}
+REGISTRY: dict[str, Any] = {"mlp": MLP, "cnn": CNN, "residual_mlp": ResidualMLP, "vit": ViT}
 
 
 def build(name: str, config: Mapping[str, Any], rngs: nnx.Rngs) -> nnx.Module:

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from koopjax._core import as_path, expected, plain, read_json, write_whole
+from koopjax._core import as_path, existing, expected, plain, read_json, write_whole
 
 
 def versions() -> dict[str, str]:
@@ -67,14 +67,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     source = as_path("results", path)
     if source.is_dir():
         source = source / "results.json"
-    if not source.is_file():
-        raise FileNotFoundError(
-            f"expected a results.json, got {source} which does not exist, try koopjax demo first"
-        )
-    results = read_json("results", source)
+    results = read_json("results", existing("a results.json", source, "koopjax demo first"))
     if not isinstance(results, dict) or "original" not in results or "dataset" not in results:
-        raise ValueError(
-            f"expected the fields dataset and original in {source}, got another file, "
-            "try a results.json written by koopjax demo, analyze or compress"
+        raise expected(
+            f"the fields dataset and original in {source}",
+            "another file",
+            "a results.json written by koopjax demo, analyze or compress",
         )
     return results

@@ -12,7 +12,7 @@ from flax import nnx
 
 from koopjax import compress, data, export, models
 from koopjax.cli import main
-from koopjax.cli._contest import sentence
+from koopjax.cli._compress import contest_sentence
 from koopjax.cli._results import merged
 
 
@@ -181,7 +181,7 @@ def test_the_sentence_names_the_best_of_both_kinds_whoever_wins():
         row("one-shot", "30x", "obs", 0.8), row("one-shot", "30x", "magnitude", 0.75),
         row("one-shot", "90x", "obs", None), row("any-bits", "90x", "obs", None),
     ]  # fmt: skip
-    assert sentence(rows) == (
+    assert contest_sentence(rows) == (
         "One-shot at 30x: obs keeps 0.8000 ± 0.0100, the best Koopman method, koopman, "
         "0.7000 ± 0.0100. Any-bits: no method has a form so small."
     )

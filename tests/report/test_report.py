@@ -148,7 +148,7 @@ def test_save_writes_both_files(results, tmp_path):
 @pytest.mark.parametrize(
     ("content", "error", "match"),
     [
-        (None, FileNotFoundError, "which does not exist, try koopjax demo"),
+        (None, FileNotFoundError, "got nothing there; try koopjax demo"),
         ("{", ValueError, "expected JSON"),
         ('{"dataset": 1}', ValueError, "expected the fields dataset and original"),
         ("[]", ValueError, "expected the fields"),
