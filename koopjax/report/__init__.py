@@ -29,7 +29,6 @@ Fields of the results (all but the first five may be absent; unknown ones are ke
 =====================  =============================================================================
 """
 
-from koopjax.report._files import load, to_json, versions, write_atomically
-from koopjax.report._html import render, save, write
+from koopjax.report._report import load, render, save, to_json, versions, write, write_atomically
 
 __all__ = ["load", "render", "save", "to_json", "versions", "write", "write_atomically"]

@@ -1,10 +1,9 @@
 """Cut a model, take it apart, record what flows through a span, put another block in its place."""
 
 from koopjax.forms import Constant
-from koopjax.surgery._capture import capture
+from koopjax.surgery._capture import capture, check_rows, from_rows, to_rows
 from koopjax.surgery._cuts import CutPoint, cut_points, find, middle
 from koopjax.surgery._parts import Part, apply, split
-from koopjax.surgery._rows import check_rows, from_rows, to_rows
 from koopjax.surgery._splice import Positionwise, Spliced, Stage, splice
 
 __all__ = [

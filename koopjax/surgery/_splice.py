@@ -9,10 +9,10 @@ from flax import nnx
 from koopjax import nn
 from koopjax._core import as_array, expected, on_device
 from koopjax.forms import Constant, define
+from koopjax.surgery._capture import SampleAxes, check_axes, from_rows, to_rows
 from koopjax.surgery._cuts import Layout, locate_pair, traced
 from koopjax.surgery._parts import Part, Segment, parts, per_sample, run
 from koopjax.surgery._program import is_floating
-from koopjax.surgery._rows import SampleAxes, check_axes, from_rows, to_rows
 
 _PLACES = ("head", "block", "tail")
 
