@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
