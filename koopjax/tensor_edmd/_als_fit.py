@@ -38,9 +38,10 @@ def fit_padded(
     rank = jnp.asarray(rank).astype(jnp.int32)
     alpha, rtol = jnp.asarray(alpha).astype(wide), jnp.asarray(rtol).astype(wide)
     # Without a ridge the units of the functions are free, so that no products of them underflow.
-    largest = _largest_values(psi, x.astype(narrow))
+    values = stacked_factors(psi, x.astype(narrow))
+    largest = _largest(values)
     units = jnp.where(alpha > 0, 1, _units(largest))
-    problem = _problem(fitter, units, rank, key, alpha, rtol, size)
+    problem = _problem(fitter, values, units, rank, key, alpha, rtol, size)
     given = None if given is None else _in_units(given, units)
     swept = run(problem, given, size=size, settings=fitter.settings, wide=wide)
     best, hardest, d = swept.best, swept.hardest, len(units)
@@ -48,7 +49,8 @@ def fit_padded(
         core=best.core * units[best.position][None, :, None, None],
         cores=best.cores * units[:, None, :, None],
     )
-    exact = jnp.where(alpha > 0, 0, _largest_values(psi, x.astype(wide)))
+    exact = largest if narrow == wide else _largest(stacked_factors(psi, x.astype(wide)))
+    exact = jnp.where(alpha > 0, 0, exact)
     rounded = _rounded_away(fitter.y, largest, exact, stored) | _out_of_range(best, stored)
     targets, root = problem.targets, problem.metric
     finite = jnp.all(jnp.isfinite(problem.factors[0])) & jnp.all(jnp.isfinite(targets[0]))
@@ -93,19 +95,25 @@ def _in_blocks(array: Array, block: int) -> Array:
 
 
 def _problem(
-    fitter: Any, units: Array, rank: Array, key: Any, alpha: Array, rtol: Array, size: int
+    fitter: Any,
+    values: Array,
+    units: Array,
+    rank: Array,
+    key: Any,
+    alpha: Array,
+    rtol: Array,
+    size: int,
 ) -> Problem:
     """Samples in blocks, bounds on the ranks, and numbers to start from."""
     settings, wide, modes = fitter.settings, fitter.wide, fitter.modes
     narrow, block, d, n = settings.dtype, settings.batch_size, len(modes), max(modes)
-    sets = [(fitter.x, fitter.y)]
+    sets = [(values, fitter.y)]
     if fitter.x_val is not None:
-        sets.append((fitter.x_val, fitter.y_val))
+        sets.append((stacked_factors(fitter.psi, fitter.x_val.astype(narrow)), fitter.y_val))
     factors, targets = [], []
     for a, b in sets:
-        rows = min(block, len(a))
-        values = stacked_factors(fitter.psi, a.astype(narrow))
-        factors.append(_in_blocks(values, rows) * units[:, None, None, :])
+        rows = min(block, len(b))
+        factors.append(_in_blocks(a, rows) * units[:, None, None, :])
         targets.append(_in_blocks(b.astype(narrow), rows))
     limits, one = jnp.asarray(feasible(modes, size), jnp.int32), jnp.ones(1, jnp.int32)
     inner = jnp.broadcast_to(rank, (d - 1,)) if rank.ndim == 0 else rank
@@ -137,9 +145,9 @@ def distance(y: Array) -> Array:
     return jnp.max(jnp.where(varies, mean / jnp.where(varies, spread, 1), 0))
 
 
-def _largest_values(psi: Any, x: Array) -> Array:
+def _largest(values: Array) -> Array:
     """The largest value of every function, `(d, n)`."""
-    return jnp.max(jnp.abs(jax.lax.stop_gradient(stacked_factors(psi, x))), axis=1)
+    return jnp.max(jnp.abs(jax.lax.stop_gradient(values)), axis=1)
 
 
 def _units(largest: Array) -> Array:

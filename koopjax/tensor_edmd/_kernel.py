@@ -225,7 +225,7 @@ def _result(
         code = max(code, ILL_CONDITIONED)
         notes = (*notes, f"predictions cancel terms {float(found.terms):.1g} times the target")
     with precise_as(dtype):
-        finite = bool(jnp.all(jnp.isfinite(found.matrix)))
+        finite = bool(np.isfinite(np.asarray(found.matrix)).all())
     code = code if finite else NONFINITE_SOLUTION
     names = ("condition", "residual", "solved", "alpha")
     info = KernelInfo(
@@ -287,7 +287,7 @@ class _Problem:
                 raise expected(
                     "a random key for the preconditioner", "none", "key=jax.random.key(0)"
                 )
-            chosen = jax.random.choice(self.key, n, (min(PRECONDITIONER, n),), replace=False)
+            chosen = solver.drawn(self.key, n, min(PRECONDITIONER, n))
             points = self.z[chosen]
         k = solver.kernel_matrix(dataclasses.replace(self.part, centers=points), points)
         largest = float(solver.largest_eigenvalue(k))
@@ -352,7 +352,7 @@ def _damped(k: Array, alpha: float, least: float) -> tuple[Array, float, int, tu
     lower = k
     for _ in range(ATTEMPTS):
         lower = solver.factor(k, jnp.asarray(used, k.dtype))
-        if bool(jnp.isfinite(jnp.sum(jnp.diagonal(lower)))):
+        if bool(solver.sound(lower)):
             if used == alpha:
                 return lower, used, SUCCESS, ()
             code = RANK_DEFICIENT if alpha == 0 else ILL_CONDITIONED

@@ -4,12 +4,12 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
 from koopjax._core import as_numbers, available_bytes, check_finite, expected, is_tracing
 from koopjax.tensor_edmd._dictionary import through
+from koopjax.tensor_edmd._kernel_solve import drawn
 
 METHODS = ("auto", "cholesky", "cg", "nystrom")
 # Kernel matrix, the damped copy, its factor.
@@ -118,4 +118,4 @@ def landmarks_of(front: Any, x: Any, z: Array, centers: Any, plan: Plan, key: An
         return z
     if key is None:
         raise expected("a random key to draw landmarks with", "none", "key=jax.random.key(0)")
-    return z[jax.random.choice(key, len(z), (plan.landmarks,), replace=False)]
+    return z[drawn(key, len(z), plan.landmarks)]

@@ -57,6 +57,13 @@ def substitute(lower: Array, b: Array) -> Array:
     return solve_triangular(lower, half, lower=True, trans=1)
 
 
+@jax.jit
+def sound(lower: Array) -> Array:
+    """Whether a Cholesky factor has pivots: it is NaN from the first one that is not positive."""
+    return jnp.isfinite(jnp.sum(jnp.diagonal(lower)))
+
+
+@jax.jit
 def condition(lower: Float[Array, "m m"], largest: Array) -> Array:
     """The largest eigenvalue over the smallest pivot: a lower estimate of the condition number."""
     return largest / jnp.min(jnp.diagonal(lower)) ** 2
@@ -172,6 +179,12 @@ def over_blocks(
         return jax.tree.map(jnp.add, total, use(block, numbers, weights)), None
 
     return jax.lax.scan(step, start, rows * jnp.arange(-(-n // rows)))[0]
+
+
+@functools.partial(jax.jit, static_argnames=("n", "count"))
+def drawn(key: Array, n: int, count: int) -> Array:
+    """So many of `n` indices, each at most once."""
+    return jax.random.choice(key, n, (count,), replace=False)
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "most", "tolerance"))

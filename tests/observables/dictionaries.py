@@ -6,6 +6,7 @@ import numpy as np
 from flax import linen, nnx
 
 from koopjax import observables as ob
+from tests.nets import linen_filled
 
 D = 4
 
@@ -24,7 +25,8 @@ class LinenNet(linen.Module):
 
 def kernel_init(key, shape, dtype=np.float32, out_sharding=None):
     """Without a program for each draw."""
-    return jnp.asarray(np.random.default_rng(shape).normal(size=shape) / shape[0] ** 0.5, dtype)
+    numbers = np.random.default_rng(shape).normal(size=shape) / shape[0] ** 0.5
+    return jax.device_put(numbers.astype(dtype))
 
 
 def linear(width, rngs=None):
@@ -49,18 +51,18 @@ def scaled(params, x):
 
 
 def array(*values):
-    return jnp.asarray(np.array(values, np.float32))
+    return jax.device_put(np.array(values, np.float32))
 
 
 _net = LinenNet()
-_standard = ob.Standardize(*map(jnp.asarray, (data(1, seed=3)[0], 1 + data(1, seed=4)[0] ** 2)))
-_project = ob.Project(jnp.asarray(data(D, 2, seed=5)), jnp.asarray(data(1, seed=6)[0]))
-_rbf = ob.GaussianRBF(jnp.asarray(data(6, seed=1)), jnp.float32(1.5))
-_fourier = ob.RandomFourier(jnp.asarray(data(D, 4, seed=7)), jnp.float32(2.0), 7)
+_standard = ob.Standardize(*map(jax.device_put, (data(1, seed=3)[0], 1 + data(1, seed=4)[0] ** 2)))
+_project = ob.Project(jax.device_put(data(D, 2, seed=5)), jax.device_put(data(1, seed=6)[0]))
+_rbf = ob.GaussianRBF(jax.device_put(data(6, seed=1)), np.float32(1.5))
+_fourier = ob.RandomFourier(jax.device_put(data(D, 4, seed=7)), np.float32(2.0), 7)
 _mixed = ob.Product(
     [ob.Trigonometric(1, 0.5), ob.CosSin(), ob.Gaussian1D(array(0, 1)), ob.Monomials(2)]
 )
-_centers = jnp.asarray(data(5, seed=2))
+_centers = jax.device_put(data(5, seed=2))
 
 DICTIONARIES = {
     "identity": ob.Identity(),
@@ -68,7 +70,7 @@ DICTIONARIES = {
     "monomials": ob.Monomials(3),
     "hermite": ob.Orthogonal(3),
     "chebyshev": ob.Orthogonal(3, "chebyshev"),
-    "kronecker": ob.Kronecker((jnp.asarray(data(2, 2)), jnp.asarray(data(2, 1)))),
+    "kronecker": ob.Kronecker((jax.device_put(data(2, 2)), jax.device_put(data(2, 1)))),
     "shift": ob.Standardize(array(0, 1, 2, 3)),
     "rbf": _rbf,
     "rbf_widths": ob.GaussianRBF(_rbf.centers, array(*np.linspace(1, 3, 6))),
@@ -78,7 +80,7 @@ DICTIONARIES = {
     "product_kernel": ob.ProductKernel(ob.Product.of(ob.CosSin(0.2), D), _centers, 5, 3),
     "product_kernel_mixed": ob.ProductKernel(_mixed, _centers, 0),
     "nnx": ob.Neural(nnx_net()),
-    "linen": ob.Neural((_net, jax.jit(_net.init)(jax.random.key(1), data()))),
+    "linen": ob.Neural((_net, linen_filled(_net, data()))),
     "function": ob.Neural((scaled, array(1, 2, 3, 4))),
     "custom": ob.Custom(shifted_sine, D),
     "custom_single": ob.Custom(one_state, 3, labels=("a", "b", "c")),

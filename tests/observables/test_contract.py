@@ -93,7 +93,9 @@ def test_gradients_reach_the_leaves(name):
 def test_rebuilt_dictionary_is_the_same_and_is_not_traced_again(name):
     psi, first, _, _ = looked_at(name)
     leaves, structure = jax.tree.flatten(psi)
-    rebuilt = lambda: jax.tree.unflatten(structure, [jnp.array(leaf) for leaf in leaves])
+    rebuilt = lambda: jax.tree.unflatten(
+        structure, [jax.device_put(np.array(leaf)) for leaf in leaves]
+    )
     again = rebuilt()
     assert jax.tree.structure(again) == structure
     before = _base._evaluate._cache_size()

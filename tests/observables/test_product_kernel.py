@@ -50,7 +50,7 @@ def dense(product, x, c):
     return np.prod([a @ b.T for a, b in pairs], axis=0)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["mixed", "positive"]), st.sampled_from([0, 7]))
 def test_values_are_inner_products_of_the_dictionary(seed, which, degree):
     product = MIXED if which == "mixed" else POSITIVE

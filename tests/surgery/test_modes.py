@@ -9,8 +9,9 @@ import pytest
 from flax import linen, nnx
 
 from koopjax import models, surgery
+from tests.nets import filled, linen_filled, normal
 
-X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)), jnp.float32)
+X = jax.device_put(normal(5, 4))
 VERBS = {
     "cut_points": lambda model: surgery.cut_points(model, X),
     "predict": lambda model: models.predict(model, X),
@@ -32,6 +33,10 @@ class Net(nnx.Module):
 
     def __call__(self, x, phase="train", **options):
         return self.call(self, x, phase == "train" and options.get("fit", True))
+
+
+def net_of(call):
+    return filled(lambda: Net(call))
 
 
 def dropped(net, x, training):
@@ -77,7 +82,7 @@ class LinenNet(linen.Module):
 
 
 def variables(layer):
-    return LinenNet(layer, on=False).init(jax.random.key(0), X)
+    return linen_filled(LinenNet(layer, on=False), X)
 
 
 def masked(p, x, keep=False):
@@ -87,18 +92,18 @@ def masked(p, x, keep=False):
 
 P = np.ones((4, 2), np.float32)
 TRAINING = {
-    "dropout": Net(dropped),
-    "batch statistics": Net(normed),
-    "statistics under scan": Net(statistics_under_scan),
+    "dropout": net_of(dropped),
+    "batch statistics": net_of(normed),
+    "statistics under scan": net_of(statistics_under_scan),
     "linen dropout": (LinenNet("drop"), variables("drop")),
     "linen batch statistics": (LinenNet("norm"), variables("norm")),
     "a mask from one key": (masked, P),
 }
 BOUND = {
-    "dropout": functools.partial(Net(dropped), phase="test"),
-    "options": functools.partial(Net(dropped), fit=False),
-    "batch statistics": functools.partial(Net(normed), phase="test"),
-    "statistics under scan": functools.partial(Net(statistics_under_scan), phase="test"),
+    "dropout": functools.partial(net_of(dropped), phase="test"),
+    "options": functools.partial(net_of(dropped), fit=False),
+    "batch statistics": functools.partial(net_of(normed), phase="test"),
+    "statistics under scan": functools.partial(net_of(statistics_under_scan), phase="test"),
     "linen": (functools.partial(LinenNet("norm"), phase="test"), variables("norm")),
     "linen attribute": (LinenNet("drop", on=False), variables("drop")),
     "function": (functools.partial(masked, keep=True), P),

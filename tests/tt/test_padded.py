@@ -12,7 +12,7 @@ from koopjax import tt
 from tests.tt.dense import full
 
 MODES = (3, 4, 4)
-property_based = settings(max_examples=15, deadline=None)
+property_based = settings(max_examples=5, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
 
 

@@ -10,8 +10,8 @@ import pytest
 from koopjax import tt
 from tests.tt.dense import assert_close, full
 
-MODES, RANKS, ORDER = (3,) * 6, (1, 2, 2, 2, 2, 2, 1), 6
-FAR = np.array([1e25, 1e15, 1e-30, 1e-5, 1e-10, 1e5])
+MODES, RANKS, ORDER = (3,) * 4, (1, 2, 2, 2, 1), 4
+FAR = np.array([1e25, 1e10, 1e-5, 1e-30])
 
 
 def plain(seed, dtype=np.float64):
@@ -27,14 +27,14 @@ def far(cores, dtype=np.float32):
     """The same tensor with cores far apart, and with a bond whose two ranks are far apart."""
     cores = [core * factor for core, factor in zip(cores, FAR, strict=True)]
     gauge = np.array([1e15, 1e-15])
-    cores[3], cores[4] = cores[3] * gauge, cores[4] / gauge[:, None, None]
+    cores[1], cores[2] = cores[1] * gauge, cores[2] / gauge[:, None, None]
     return tt.TensorTrain([jnp.asarray(core, dtype) for core in cores])
 
 
 @jax.jit
 def verbs(a, b):
     """Every verb, in one program."""
-    cut, info = tt.truncate(a, (2,) * 5, return_info=True)
+    cut, info = tt.truncate(a, (2,) * 3, return_info=True)
     trains = {
         "add": tt.add(a, b),
         "hadamard": tt.hadamard(a, b),
@@ -42,7 +42,7 @@ def verbs(a, b):
         "turned": tt.orthogonalize(a, 2),
         "cut": cut,
     }
-    values = tt.singular_values(a)[2]
+    values = tt.singular_values(a)[1]
     return trains, tt.norm(a), tt.dot(a, b), values, info.error
 
 
@@ -61,7 +61,7 @@ def test_verbs_on_trains_far_from_one(kind):
     ):  # fmt: skip
         assert_close(wide(found[name]), want, 1e-5)
     assert float(error) < 1e-5
-    assert_close(values[:2], np.linalg.svd(x.reshape(27, 27), compute_uv=False)[:2], 1e-5)
+    assert_close(values[:2], np.linalg.svd(x.reshape(9, 9), compute_uv=False)[:2], 1e-5)
 
 
 def wide(train):
@@ -95,7 +95,7 @@ def test_parts_and_products_far_from_one():
 def test_float64_beyond_its_squares():
     cores = plain(3)
     with jax.enable_x64(True):
-        factors = [1e200, 1e150, 1e-200, 1e-150, 1e-100, 1e100]
+        factors = [1e200, 1e150, 1e-200, 1e-150]
         train = tt.TensorTrain([jnp.asarray(c * f) for c, f in zip(cores, factors, strict=True)])
         x = full(cores)
         for found in (train, tt.round(train, 1e-12), tt.truncate(train, 2)):
