@@ -18,13 +18,6 @@ FEWER = [
     pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
     for name in compress.METHODS
 ]
-network = pytest.fixture(golden_compress.network)
-
-
-@pytest.fixture
-def calibration():
-    """Unlabelled samples."""
-    return golden_compress.digits()["calibration"]
 
 
 @pytest.fixture(params=compress.METHODS)
