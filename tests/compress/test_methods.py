@@ -161,7 +161,7 @@ def test_bad_labels_and_validation(network, calibration):
 def test_labels_and_validation_decide_the_measure(network, calibration):
     labels = golden_compress.digits()["labels"]
     for given, measure in (({}, "agreement"), ({"labels": labels}, "accuracy")):
-        made = compress.magnitude(
+        made = compress.svd(
             network, calibration, "3x", key=jax.random.key(0), task="classification", **given
         )
         assert made.report.measure == measure

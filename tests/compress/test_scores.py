@@ -119,7 +119,7 @@ def test_a_budget_that_the_original_meets_returns_it(name):
 @pytest.mark.parametrize("name", ["svd", "whitened_svd", "magnitude", "int8"])
 def test_every_budget_gives_a_file_that_fits_or_the_smallest(name):
     model = nets.filled(lambda: models.MLP((5, 9, 9, 3), rngs=nnx.Rngs(2)))
-    for ratio in (1.01, 1.4, 2.1, 3.6):
+    for ratio in (1.01, 1.7, 3.6):
         with contextlib.suppress(compress.BudgetTooSmall):
             report = compress.METHODS[name](model, X, f"{ratio}x", key=KEY).report
             assert report.stored_bytes <= report.budget_bytes
