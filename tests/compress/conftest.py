@@ -1,11 +1,9 @@
-"""One small trained network for the whole room."""
+"""The network of the goldens, which is trained already, for the whole room."""
 
-import jax
-import numpy as np
 import pytest
-from flax import nnx
 
-from koopjax import data, models
+from koopjax import data
+from tests.goldens import golden_compress
 
 
 @pytest.fixture(scope="session")
@@ -15,16 +13,12 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def network(digits):
-    """A trained 64-40-40-10 network."""
-    model = models.MLP((64, 40, 40, 10), rngs=nnx.Rngs(0))
-    return models.train(
-        model, digits.x_train, digits.y_train, key=jax.random.key(0), epochs=40, batch_size=64,
-        learning_rate=3e-3,
-    ).model  # fmt: skip
+def network():
+    """A trained 64-24-24-10 network."""
+    return golden_compress.network()
 
 
 @pytest.fixture(scope="session")
-def calibration(digits):
-    """Unlabelled samples."""
-    return np.asarray(digits.x_train)
+def calibration():
+    """Four hundred unlabelled samples."""
+    return golden_compress.digits()["calibration"]

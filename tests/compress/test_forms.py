@@ -13,6 +13,7 @@ from koopjax import compress, export, models, nn
 from koopjax.compress.layers import _taps as taps
 from koopjax.compress.layers._layers import get, input_moments, linear_paths, marked
 from koopjax.compress.training._finetune import UNTIED
+from tests import nets
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(240, 5)).astype(np.float32)
@@ -24,8 +25,6 @@ class Dropping(nnx.Module):
         rngs = nnx.Rngs(seed)
         self.a, self.b = nnx.Linear(5, 14, rngs=rngs), nnx.Linear(14, 3, rngs=rngs)
         self.norm, self.drop = nnx.BatchNorm(14, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
-        self.norm.mean.set_value(jax.random.normal(KEY, (14,)) / 4)
-        self.norm.var.set_value(1 + jax.random.uniform(KEY, (14,)))
 
     def __call__(self, x):
         return self.b(self.drop(jax.nn.relu(self.norm(self.a(x)))))
@@ -33,7 +32,7 @@ class Dropping(nnx.Module):
 
 @pytest.mark.parametrize("name", CONVENTIONAL)
 def test_every_method_takes_a_model_with_dropout(name):
-    model = Dropping(0)
+    model = nets.filled(lambda: Dropping(0))
     made = compress.METHODS[name](model, X, "1.2x", task="classification", key=KEY)
     assert made.report.ratio >= 1.2
     assert made.report.score > 0.5
@@ -46,7 +45,9 @@ def test_every_method_takes_a_model_with_dropout(name):
 
 @pytest.mark.slow
 def test_koopman_takes_it_too():
-    made = compress.koopman(Dropping(0), X, "1.5x", task="classification", key=KEY)
+    made = compress.koopman(
+        nets.filled(lambda: Dropping(0)), X, "1.5x", task="classification", key=KEY
+    )
     assert made.report.ratio >= 1.5
     assert made.report.score > 0.8
 
@@ -57,7 +58,7 @@ def roomy(compressed):
 
 
 def test_fine_tuning_trains_with_dropout_and_is_scored_without():
-    model = Dropping(0)
+    model = nets.filled(lambda: Dropping(0))
     made = roomy(compress.magnitude(model, X, "1.2x", task="classification", key=KEY))
     with jax.numpy_rank_promotion("allow"):
         tuned = compress.finetune(made, X, teacher=model, key=KEY, epochs=2, batch_size=40, x_val=X)
@@ -86,14 +87,14 @@ SEQUENCES = np.random.default_rng(1).normal(size=(90, 5, 4)).astype(np.float32)
 def test_methods_for_layers_take_a_recurrent_network(name):
     with jax.numpy_rank_promotion("allow"):  # of the cell's biases
         made = compress.METHODS[name](
-            Recurrent(0), SEQUENCES, "1.3x", task="classification", key=KEY
+            nets.filled(lambda: Recurrent(0)), SEQUENCES, "1.3x", task="classification", key=KEY
         )
     assert made.report.ratio >= 1.3
     assert made.report.score > 0.5
 
 
 def test_inputs_of_layers_in_a_scan_are_those_of_every_step():
-    model = Recurrent(0)
+    model = nets.filled(lambda: Recurrent(0))
     cell = model.cells.cell
     paths = linear_paths(model)
     assert paths == [("cells", "cell", "dense_h"), ("cells", "cell", "dense_i"), ("out",)]
@@ -177,7 +178,7 @@ def test_tied_kernels_are_pruned_as_one_or_left_whole(tie):
 
 
 def test_fine_tuning_says_what_it_unties():
-    w = jax.random.normal(KEY, (5, 5))
+    w = jnp.asarray(nets.normal(5, 5))
     net = (lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"].T, {"a": w, "b": w})
     made = compress.magnitude(net, X, "1.2x", key=KEY)
     assert made.model[1]["a"] is made.model[1]["b"]
@@ -209,7 +210,7 @@ def test_kernels_that_are_no_matrix_of_their_own():
 
 
 def test_a_pair_with_functions_among_its_parameters():
-    params = {"act": jnp.tanh, "times": 2, "scale": 0.5, "w": jax.random.normal(KEY, (5, 5))}
+    params = {"act": jnp.tanh, "times": 2, "scale": 0.5, "w": jnp.asarray(nets.normal(5, 5))}
 
     def net(p, x):
         for _ in range(p["times"]):

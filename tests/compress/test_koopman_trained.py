@@ -86,7 +86,7 @@ def test_training_finds_the_plane_or_keeps_the_start(through, rate):
 def made(network, calibration):
     steps = []
     out = compress.koopman_trained(
-        network, calibration, "20x", key=jax.random.key(0), steps=20, together=200,
+        network, calibration, "8x", key=jax.random.key(0), steps=20, together=200,
         progress=lambda step, metrics: steps.append((step, metrics["divergence"])),
     )  # fmt: skip
     return out, steps

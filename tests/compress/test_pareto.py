@@ -13,9 +13,13 @@ from flax import linen, nnx
 
 from koopjax import compress, export, models
 from koopjax.compress._result import too_small
-from koopjax.compress.training import _recipes
+from tests import nets
+from tests.goldens import golden_compress
 
-QUICK = compress.Training(epochs=2, batch_size=64)
+# `koopjax.compress` has recipes of its own
+recipes = importlib.import_module("koopjax.compress.training._recipes")
+
+QUICK = compress.Training(epochs=1, batch_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +33,30 @@ def small(digits):
     return SimpleNamespace(**parts)
 
 
-def network(seed, x, y):
-    model = models.MLP((64, 16, 10), rngs=nnx.Rngs(seed))
-    return models.train(model, x, y, key=jax.random.key(seed), epochs=2, batch_size=64).model
+def trained(seed, x, y):
+    """In place of training: the goldens' network, a little moved."""
+    del x, y
+    model = nnx.clone(golden_compress.network())
+    move = lambda a: jax.device_put(np.asarray(a) + 0.02 * nets.normal(*a.shape, seed=seed))
+    nnx.update(model, jax.tree.map(move, nnx.state(model)))
+    return model
+
+
+@compress.posed
+def narrow(problem: compress.Problem, at=None) -> compress.Compressed:
+    """In place of a method that searches: the widest of three small networks that fits."""
+    widths = (2, 4, 8)
+    made = [nets.filled(lambda w=w: models.MLP((64, w, 10), rngs=nnx.Rngs(0))) for w in widths]
+    trials = [
+        problem.trial(model, {"width": w, "at": at}) for model, w in zip(made, widths, strict=True)
+    ]
+    return problem.best(trials, "of three widths the best")
 
 
 @pytest.fixture(autouse=True)
-def few_variants(monkeypatch):
-    """Two variants of one structure, so that little is compiled."""
+def cheap_methods(monkeypatch):
+    """A method that searches nothing; two variants of one structure, so that little is compiled."""
+    monkeypatch.setitem(compress.METHODS, "narrow", compress.Method(narrow, "small network"))
     for name in ("magnitude", "small_network"):
         own = compress.RECIPES[name]
         two = tuple({**own.variants[0], "learning_rate": rate} for rate in (1e-3, 1e-2))
@@ -46,8 +66,11 @@ def few_variants(monkeypatch):
 def contest(data, path, seeds=(0,), progress=None, **settings):
     chosen = {"methods": ["small_network", "magnitude"], "budgets": ["2x"], **settings}
     return compress.pareto(
-        network, data, seeds=seeds, training=QUICK, ledger=path, progress=progress, **chosen
+        trained, data, seeds=seeds, training=QUICK, ledger=path, progress=progress, **chosen
     )
+
+
+ONE_SHOT = {"methods": ["narrow"], "tracks": ["one-shot"]}
 
 
 @pytest.mark.slow
@@ -76,7 +99,7 @@ def test_an_interrupted_contest_goes_on_with_nothing_lost(small, tmp_path):
     def stop(done, total, point):
         raise KeyboardInterrupt
 
-    settings = {"methods": ["magnitude"], "budgets": ["2x", "4x"], "tracks": ["one-shot"]}
+    settings = {"budgets": ["4x", "8x"], **ONE_SHOT}
     with pytest.raises(KeyboardInterrupt):
         contest(small, path, progress=stop, **settings)
     before = path.read_text()
@@ -92,11 +115,11 @@ def test_an_interrupted_contest_goes_on_with_nothing_lost(small, tmp_path):
 
 def test_every_recipe_may_try_as_many_variants():
     names = {*compress.RECIPES, *compress.METHODS} - {"magnitude", "small_network"}  # see above
-    assert {len(_recipes.recipe(name).variants) for name in names} == {4}
+    assert {len(recipes.recipe(name).variants) for name in names} == {4}
 
 
 def test_the_summary_has_mean_and_deviation_over_seeds(small):
-    result = contest(small, None, seeds=(0, 1), methods=["magnitude"], tracks=["one-shot"])
+    result = contest(small, None, seeds=(0, 1), **ONE_SHOT)
     (row,) = result.summary()
     values = [p.accuracy for p in result.points]
     assert row["seeds"] == 2
@@ -107,7 +130,7 @@ def test_the_summary_has_mean_and_deviation_over_seeds(small):
 
 
 def test_a_budget_that_no_form_fits_is_a_row_with_a_note(small):
-    result = contest(small, None, budgets=["500x"], methods=["magnitude"], tracks=["one-shot"])
+    result = contest(small, None, budgets=["500x"], **ONE_SHOT)
     (row,) = result.summary()
     assert row["accuracy"] is None
     assert "at least" in row["note"]
@@ -138,59 +161,11 @@ def test_wrong_settings_are_one_clear_error_before_anything_runs(small, wrong, w
 
 def test_another_contest_is_not_mixed_in(small, tmp_path):
     path = tmp_path / "contest.jsonl"
-    settings = {"methods": ["magnitude"], "tracks": ["one-shot"]}
-    contest(small, path, **settings)
+    contest(small, path, **ONE_SHOT)
     other = SimpleNamespace(**{**vars(small), "x_train": small.x_train[:200],
                                "y_train": small.y_train[:200]})  # fmt: skip
     with pytest.raises(ValueError, match="other data"):
-        contest(other, path, **settings)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "koopman",
-        "fisher",
-        *(
-            pytest.param(n, marks=pytest.mark.slow)
-            for n in ("koopman_chain", "small_network_pruned")
-        ),
-    ],
-)
-def test_a_recipe_fills_its_budget_and_comes_back_from_its_file(network_, small, name, tmp_path):
-    sizes = {
-        "koopman": {"coordinates": 6, "factors": (4, 4)},
-        "koopman_chain": {"coordinates": 6, "hidden": (5,)},
-        "small_network_pruned": {"widths": (8, 16), "linear": (True, False)},
-        "fisher": {},
-    }[name]
-    made = compress.finetuned(
-        name, network_, small.x_train, "6x", labels=small.y_train, key=jax.random.key(0),
-        training=QUICK, variant={"learning_rate": 5e-3, **sizes},
-        value_bits=4.0 if name == "koopman" else None,
-    )  # fmt: skip
-    stored = export.save(made.model, tmp_path / "model.koopjax")
-    assert 0.8 * made.report.budget_bytes <= stored <= made.report.budget_bytes
-    loaded = export.load(tmp_path / "model.koopjax")
-    np.testing.assert_array_equal(loaded(small.x_test), made.model(small.x_test))
-
-
-@pytest.fixture(scope="module")
-def network_(small):
-    """A trained network with one hidden layer."""
-    return network(0, small.x_train, small.y_train)
-
-
-def test_students_refuse_what_does_not_fit(network_, small):
-    make = lambda **k: compress.koopman_student(network_, small.x_train, key=jax.random.key(0), **k)
-    with pytest.raises(ValueError, match="hidden states"):
-        make(coordinates=4, hidden=(3, 3, 3))
-    with pytest.raises(ValueError, match="a number for each axis"):
-        make(coordinates=4, factors=(3,))
-    with pytest.raises(ValueError, match="a flag for each width"):
-        compress.small_student(
-            network_, small.x_train, widths=(3, 4), linear=(True,), key=jax.random.key(0)
-        )
+        contest(other, path, **ONE_SHOT)
 
 
 def test_seeds_as_lanes_are_points_of_the_same_contest(small, tmp_path):
@@ -213,36 +188,34 @@ def test_seeds_as_lanes_are_points_of_the_same_contest(small, tmp_path):
     assert [p.as_dict() for p in again.points] == [p.as_dict() for p in together.points]
 
 
-def deeper(seed, x, y):
-    model = models.MLP((64, 8, 16, 10), rngs=nnx.Rngs(seed))
-    return models.train(model, x, y, key=jax.random.key(seed), epochs=2, batch_size=64).model
-
-
-def test_a_span_bounds_what_the_koopman_methods_replace(small, tmp_path):
+def test_a_span_bounds_what_the_koopman_methods_replace(small, tmp_path, monkeypatch):
     path, cut, made = tmp_path / "contest.jsonl", "layers.0/relu", []
+    monkeypatch.setitem(compress.METHODS, "koopman", compress.Method(narrow, "koopman"))
+    own = compress.RECIPES["koopman"]
+    few = dataclasses.replace(own, variants=({"learning_rate": 1e-2, "coordinates": 4},))
 
-    def spanned(ledger, at, tracks, methods=("koopman", "magnitude")):
-        own = compress.RECIPES["koopman"]
-        few = [{"learning_rate": 1e-2, "coordinates": 4}]
+    def spanned(ledger, at, tracks, methods=("koopman", "narrow")):
         return compress.pareto(
-            deeper, small, methods, ["1.2x"], at=at, tracks=[tracks], training=QUICK,
-            recipes={"koopman": dataclasses.replace(own, variants=tuple(few))}, ledger=ledger,
+            trained, small, methods, ["1.2x"], at=at, tracks=[tracks], training=QUICK,
+            recipes={"koopman": few}, ledger=ledger,
             keep=lambda point, compressed: made.append(compressed.model),
         )  # fmt: skip
 
-    point = spanned(path, cut, "one-shot").points[0]
-    assert point.settings["at"][0] == cut
-    assert point.settings["entries"].endswith("of 8")
+    told, untold = spanned(path, cut, "one-shot").points
+    assert (told.settings["at"], untold.settings["at"]) == (cut, None)
     spanned(path, (cut, "output"), "fine-tuned", ["koopman"])
-    pruned, kept = made[1], made[2]
-    assert isinstance(pruned, models.MLP)
     # What lies before the span is still the network's first layer.
-    shapes = sorted(np.shape(array[...]) for array in kept.head.parameters.values())
-    assert shapes == [(8,), (64, 8)]
+    shapes = sorted(np.shape(array[...]) for array in made[-1].head.parameters.values())
+    assert shapes == [(24,), (64, 24)]
     with pytest.raises(ValueError, match="contest"):
         spanned(path, None, "one-shot")
     with pytest.raises(ValueError, match=r"layers\.7"):
-        spanned(None, "layers.7", "one-shot", ["magnitude"])
+        spanned(None, "layers.7", "one-shot", ["narrow"])
+
+
+def student():
+    """One that has its size from the start."""
+    return nets.filled(lambda: models.MLP((64, 4, 10), rngs=nnx.Rngs(0)))
 
 
 def test_variants_that_differ_in_how_they_train_share_where_they_start(small):
@@ -250,7 +223,7 @@ def test_variants_that_differ_in_how_they_train_share_where_they_start(small):
 
     def start(problem, key, **settings):
         made.append(settings)
-        return _recipes._small_exact(problem, key, bottleneck=settings["bottleneck"])
+        return student()
 
     variants = [{"bottleneck": b, "learning_rate": r} for b in (1.0, 2.0) for r in (1e-3, 1e-2)]
     own = compress.Recipe("small network", start, None, tuple(variants))
@@ -259,10 +232,10 @@ def test_variants_that_differ_in_how_they_train_share_where_they_start(small):
     assert len(made) == 3  # and the chosen one, from the network of all samples
 
 
-def test_a_variant_that_is_too_large_leaves_the_others(small, network_):
+def test_a_variant_that_is_too_large_leaves_the_others(small, network):
     def start(problem, key, *, width):
         if width is None:
-            return _recipes._small_exact(problem, key, bottleneck=None)
+            return student()
         raise too_small("mine", problem.limit, 10 * width, problem.original_bytes)
 
     def run(*widths):
@@ -270,7 +243,7 @@ def test_a_variant_that_is_too_large_leaves_the_others(small, network_):
         own = compress.Recipe("small network", start, None, variants)
         (point,) = contest(small, None, methods=["mine"], recipes={"mine": own}).points
         call = functools.partial(
-            compress.finetuned, "mine", network_, small.x_train,
+            compress.finetuned, "mine", network, small.x_train,
             "2x", labels=small.y_train, validation=(small.x_val, small.y_val), how=own,
             training=QUICK, key=jax.random.key(0),
         )  # fmt: skip
@@ -288,26 +261,16 @@ def test_a_variant_that_is_too_large_leaves_the_others(small, network_):
     assert error.value.smallest == 8000
 
 
-def test_too_small_a_budget_names_the_method_and_a_true_ratio(small, network_):
-    with pytest.raises(compress.BudgetTooSmall, match=r"for fisher.*got 20 bytes") as error:
-        compress.finetuned(
-            "fisher", network_, small.x_train, "20B", training=QUICK, key=jax.random.key(0)
-        )
-    ratio = export.stored_bytes(network_) / error.value.smallest
-    assert f"({ratio:.4g}x)" in str(error.value)
-
-
 def test_a_variant_may_name_its_saliency(small, monkeypatch):
-    recipe = importlib.import_module("koopjax.compress.training._recipes")
-    asked, train = [], recipe.train_students
+    asked = []
 
-    def noted(students, *positional, goals, **named):
+    def noted(students, *_, goals, **named):
         asked.append(goals[0].saliency)
-        return train(students, *positional, goals=goals, **named)
+        return students
 
-    monkeypatch.setattr(recipe, "train_students", noted)
+    monkeypatch.setattr(recipes, "train_students", noted)
     own = compress.Recipe(
-        "pruning", lambda problem, key: problem.model, "fisher",
+        "pruning", lambda problem, key: student(), "fisher",
         ({"saliency": "lamp"}, {"saliency": "magnitude"}, {"learning_rate": 1e-3}),
     )  # fmt: skip
     result = contest(small, None, methods=["mine"], recipes={"mine": own})
@@ -315,18 +278,10 @@ def test_a_variant_may_name_its_saliency(small, monkeypatch):
     assert asked == ["lamp", "magnitude", "fisher", settings.get("saliency", "fisher")]
 
 
-def _all(small):
-    return (np.concatenate([small.x_train, small.x_val]),
-            np.concatenate([small.y_train, small.y_val]))  # fmt: skip
-
-
-ONE_SHOT = {"methods": ["magnitude"], "tracks": ["one-shot"]}
-
-
-def test_a_ledger_belongs_to_the_model_that_was_given(small, network_, tmp_path):
-    first, second = network_, models.MLP((64, 16, 10), rngs=nnx.Rngs(1))
+def test_a_ledger_belongs_to_the_model_that_was_given(small, network, tmp_path):
+    first, second = network, trained(1, None, None)
     run = lambda model: compress.pareto(
-        model, small, budgets=["2x"], ledger=tmp_path / "ledger.jsonl", **ONE_SHOT
+        model, small, budgets=["4x"], ledger=tmp_path / "ledger.jsonl", **ONE_SHOT
     )
     assert run(first).points == run(first).points
     with pytest.raises(ValueError, match="other model"):
@@ -336,7 +291,7 @@ def test_a_ledger_belongs_to_the_model_that_was_given(small, network_, tmp_path)
 def test_what_was_made_with_variants_that_are_no_more_is_made_anew(small, tmp_path):
     def run(rate, settings=()):
         own = compress.Recipe(
-            "pruning", lambda problem, key: problem.model, "magnitude",
+            "small network", lambda problem, key: student(), None,
             ({"learning_rate": rate, **dict(settings)},),
         )  # fmt: skip
         made = []
@@ -352,17 +307,22 @@ def test_what_was_made_with_variants_that_are_no_more_is_made_anew(small, tmp_pa
     assert run(1e-2) == (1e-2, 0)
 
 
-def test_a_span_is_nothing_to_conventional_methods(small):
-    model = models.MLP((64, 8, 16, 10), rngs=nnx.Rngs(0))
+def test_a_span_is_nothing_to_conventional_methods(small, network):
+    svd = {"methods": ["svd"], "tracks": ["one-shot"]}
     whole, spanned = (
-        compress.pareto(model, small, budgets=["2x"], at=at, **ONE_SHOT).points[0].as_dict()
+        compress.pareto(network, small, budgets=["2x"], at=at, **svd).points[0].as_dict()
         for at in (None, ("layers.0/relu", "output"))
     )
     assert {**whole, "seconds": 0} == {**spanned, "seconds": 0}
 
 
 def test_settings_are_chosen_at_the_own_budget_where_there_is_no_form_at_the_other(small):
-    own = compress.Recipe("pruning", lambda problem, key: problem.model, "fisher")
+    def start(problem, key):
+        if problem.limit < 1000:
+            raise too_small("mine", problem.limit, 1000, problem.original_bytes)
+        return student()
+
+    own = compress.Recipe("small network", start, None)
     result = contest(small, None, methods=["mine"], recipes={"mine": own}, tune_at=["1000x"])
     assert result.points[0].accuracy is not None
     assert list(result.variants) == [("fine-tuned", "mine", "2x")]
@@ -375,13 +335,12 @@ def test_a_method_that_does_not_take_the_model_is_a_row_with_a_note(small):
             return linen.Dense(10)(linen.relu(linen.Dense(16)(x)))
 
     module = Own()
-    pair = (module, module.init(jax.random.key(0), small.x_train[:1]))
-    methods = ["svd", "magnitude"]
-    result = compress.pareto(pair, small, methods, ["2x"], tracks=["one-shot"])
-    svd, magnitude = result.points
+    pair = (module, nets.linen_filled(module, small.x_train[:1]))
+    result = compress.pareto(pair, small, ["svd", "narrow"], ["2x"], tracks=["one-shot"])
+    svd, other = result.points
     assert svd.accuracy is None
     assert "a Linen Own" in svd.note
-    assert magnitude.accuracy is not None
+    assert other.accuracy is not None
 
 
 def test_nan_in_the_test_data_is_refused(small):
@@ -392,8 +351,8 @@ def test_nan_in_the_test_data_is_refused(small):
 
 def test_the_same_seed_or_budget_twice_counts_once(small, tmp_path):
     path = tmp_path / "ledger.jsonl"
-    result = contest(small, path, seeds=np.asarray([0, 1, 0]), budgets=["2x", "2.0x"], **ONE_SHOT)
-    assert [(p.budget, p.seed) for p in result.points] == [("2x", 0), ("2x", 1)]
+    result = contest(small, path, seeds=np.asarray([0, 1, 0]), budgets=["4x", "4.0x"], **ONE_SHOT)
+    assert [(p.budget, p.seed) for p in result.points] == [("4x", 0), ("4x", 1)]
     assert list(contest(small, path, **ONE_SHOT).originals) == [0]
 
 
@@ -408,26 +367,17 @@ def test_the_summary_says_for_how_many_networks_there_is_no_form():
     assert row["seconds"] == 4.0
 
 
-def test_few_bits_fill_the_file_of_a_method_that_has_its_size_from_the_start(small, network_):
-    size = export.stored_bytes(network_)
-    for bits, spare in ((None, 0.75), (4.0, 0.8)):
-        made = compress.finetuned(
-            "small_network", network_, small.x_train, "3x", training=QUICK,
-            variant={"bottleneck": None, "learning_rate": 1e-2}, value_bits=bits,
-            key=jax.random.key(0),
-        )  # fmt: skip
-        assert spare * size / 3 < made.report.stored_bytes <= size / 3
-
-
-def test_few_bits_give_room_once(small):
+def test_few_bits_give_room_once(small, network, monkeypatch):
     rooms = []
 
     def begin(problem, key):
         rooms.append(problem.limit)
-        return _recipes._small_exact(problem, key, bottleneck=None)
+        return student()
 
     own = compress.Recipe("small network", begin, None)
-    contest(small, None, methods=["mine"], recipes={"mine": own}, tracks=["any-bits"],
-            budgets=["8x"], value_bits=[7.0])  # fmt: skip
-    original = export.stored_bytes(network(0, *_all(small)))
-    assert rooms[-1] == int(original // 8 * 32 / 8)
+    monkeypatch.setattr(recipes, "train_students", lambda students, *_, **how: students)
+    compress.pareto(
+        network, small, ["mine"], ["4x"], tracks=["any-bits"], value_bits=[7.0],
+        recipes={"mine": own}, training=QUICK,
+    )  # fmt: skip
+    assert rooms[-1] == int(export.stored_bytes(network) // 4 * 32 / 8)

@@ -12,6 +12,7 @@ from koopjax import compress, export, models
 from koopjax.compress._problem import pose
 from koopjax.compress.layers._layers import AffineLayers
 from koopjax.compress.training._recipes import one_shot
+from tests import nets
 
 KEY = jax.random.key(1)
 
@@ -24,81 +25,23 @@ def made_by(network, calibration):
     )
 
 
-def accuracy(made, digits):
-    return models.accuracy(made.model, digits.x_test, digits.y_test)
-
-
-def kernels_of(model):
-    return [np.asarray(layer.kernel.get_value()) for layer in model.layers]
-
-
-def test_svd_keeps_the_leading_singular_triples(made_by, network, digits):
-    made = made_by("svd", "3x")
-    for layer, operator in zip(network.layers, made.model.operators, strict=True):
-        w = np.asarray(layer.kernel.get_value(), np.float64)
-        if not hasattr(operator, "left"):
-            np.testing.assert_array_equal(operator.matrix.get_value(), layer.kernel.get_value())
-            continue
-        u, s, vt = np.linalg.svd(w, full_matrices=False)
-        r = operator.left.get_value().shape[1]
-        product = np.asarray(operator.left.get_value() @ operator.right.get_value())
-        np.testing.assert_allclose(product, (u[:, :r] * s[:r]) @ vt[:r], atol=1e-4)
-    # what a whitened SVD is for: it is ahead
-    ahead = made_by("whitened_svd", "3x")
-    assert 0.4 < accuracy(made, digits) < accuracy(ahead, digits)
-
-
-def test_tensor_train_makes_trains_that_still_classify(made_by, digits):
-    made = made_by("tensor_train", "4x")
-    notes = made.report.settings["trains"]
-    assert len(notes) == 3
-    assert any(note != "dense" for note in notes)
-    for note, operator in zip(notes, made.model.operators, strict=True):
-        if note != "dense":
-            assert list(operator.ranks[1:-1]) == note["ranks"]
-    # a null: the same bytes in thin factors of the weights
-    assert accuracy(made, digits) > max(0.7, accuracy(made_by("svd", "4x"), digits))
+def test_deep_compression_beats_pruning_and_codebooks_alone(made_by, digits):
+    names = ("deep_compression", "kmeans", "obs", "magnitude")
+    made = {name: made_by(name, "12x") for name in names}
+    found = {
+        name: models.accuracy(one.model, digits.x_test, digits.y_test) for name, one in made.items()
+    }
+    assert found["deep_compression"] > 0.9
+    assert found["deep_compression"] > found["kmeans"] > found["obs"] > found["magnitude"]
+    kernels = [layer.kernel[...] for layer in made["deep_compression"].model.layers]
+    assert max(np.mean(np.asarray(kernel) == 0) for kernel in kernels) > 0.5
+    report = made["deep_compression"].report
+    assert 0.8 * report.budget_bytes < report.stored_bytes  # where a budget binds, it is filled
 
 
 def test_tensor_train_keeps_small_layers_whole(made_by):
     made = made_by("tensor_train", "1.1x")
     assert "dense" in made.report.settings["trains"]
-
-
-def test_kmeans_leaves_few_values_a_layer(made_by, network, digits):
-    made = made_by("kmeans", "10x")
-    sizes = made.report.settings["values"]
-    for kernel, size in zip(kernels_of(made.model), sizes, strict=True):
-        assert len(np.unique(kernel)) <= size + 1  # and the zero of inputs that never vary
-    original = models.accuracy(network, digits.x_test, digits.y_test)
-    assert accuracy(made, digits) > original - 0.03
-    assert accuracy(made, digits) > accuracy(made_by("obs", "10x"), digits)
-
-
-@pytest.mark.parametrize(("name", "most"), [("int8", 127), ("int4", 7)])
-def test_rounded_weights_are_small_multiples_of_one_scale(name, most, made_by, network, digits):
-    made = made_by(name, "2x")
-    for kernel in kernels_of(made.model):
-        magnitudes = np.unique(np.abs(kernel[kernel != 0]))
-        scale = np.min(np.diff(magnitudes, prepend=0))
-        steps = magnitudes / scale
-        np.testing.assert_allclose(steps, np.rint(steps), atol=0.02)
-        assert steps.max() < most + 0.02
-    original = models.accuracy(network, digits.x_test, digits.y_test)
-    assert accuracy(made, digits) > original - 0.02
-    with pytest.raises(compress.BudgetTooSmall, match=f"for {name}, the smallest form"):
-        made_by(name, "12x")
-
-
-def test_deep_compression_beats_pruning_and_codebooks_alone(made_by, digits):
-    made = {
-        name: made_by(name, "20x") for name in ("deep_compression", "kmeans", "obs", "magnitude")
-    }
-    found = {name: accuracy(one, digits) for name, one in made.items()}
-    assert found["deep_compression"] > 0.8
-    assert found["deep_compression"] > max(found["kmeans"], found["obs"], found["magnitude"])
-    zeros = [np.mean(kernel == 0) for kernel in kernels_of(made["deep_compression"].model)]
-    assert max(zeros) > 0.5
 
 
 def test_deep_compression_reaches_the_file_without_weights(made_by, network):
@@ -120,20 +63,12 @@ def test_codebooks_that_train_name_a_budget_above_the_one_refused():
     assert 240 < caught.value.smallest < 300
 
 
-def test_inputs_that_are_always_zero_get_no_weights(made_by, calibration):
-    dead = np.flatnonzero(~np.any(calibration, axis=0))
-    assert dead.size
-    for name in ("int4", "deep_compression"):
-        made = made_by(name, "7x" if name == "int4" else "20x")
-        assert not np.any(kernels_of(made.model)[0][dead])
-
-
 class Biasless(nnx.Module):
     """A network that koopjax does not know, one layer of it without a bias."""
 
     def __init__(self, rngs):
-        self.first = nnx.Linear(64, 20, use_bias=False, rngs=rngs)
-        self.second = nnx.Linear(20, 10, rngs=rngs)
+        self.first = nnx.Linear(16, 12, use_bias=False, rngs=rngs)
+        self.second = nnx.Linear(12, 4, rngs=rngs)
 
     def __call__(self, x):
         return self.second(nnx.relu(self.first(x)))
@@ -143,16 +78,15 @@ NAMES = ["svd", "tensor_train", "kmeans", "int8", "int4", "deep_compression"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_layer_without_a_bias_and_a_model_without_a_name(name, calibration, tmp_path):
-    model = Biasless(nnx.Rngs(0))
-    made = compress.METHODS[name](model, calibration[:600], "2x", task="classification", key=KEY)
-    x = calibration[:40]
+def test_a_layer_without_a_bias_and_a_model_without_a_name(name, tmp_path):
+    model, x = nets.filled(lambda: Biasless(nnx.Rngs(0))), nets.normal(160, 16)
+    made = compress.METHODS[name](model, x, "1.5x", task="classification", key=KEY)
     export.save(made.model, tmp_path / "m")
     again = export.load(tmp_path / "m", model=made.model)
     np.testing.assert_array_equal(again(x), made.model(x))
     if name not in ("svd", "tensor_train"):
         assert made.model.first.bias is None
-        layers = AffineLayers(pose("x", model, calibration[:600], "2x", None, None, KEY), None)
+        layers = AffineLayers(pose("x", model, x, "2x", None, None, KEY), None)
         assert not np.any(layers.kernels[0][0])
     agreement = np.mean(np.argmax(made.model(x), 1) == np.argmax(model(x), 1))
     assert agreement > 0.5

@@ -10,6 +10,7 @@ from flax import nnx
 
 from koopjax import compress, export, models
 from koopjax.compress._problem import pose
+from tests import nets
 
 KEY = jax.random.key(2)
 X = np.random.default_rng(7).normal(size=(240, 5)).astype(np.float32)
@@ -17,8 +18,7 @@ X = np.random.default_rng(7).normal(size=(240, 5)).astype(np.float32)
 
 def net(outputs):
     """A small network of function and parameters, its outputs far from zero."""
-    keys = jax.random.split(jax.random.key(outputs), 2)
-    p = [jax.random.normal(keys[0], (5, 12)), jax.random.normal(keys[1], (12, outputs))]
+    p = [jnp.asarray(nets.normal(*shape, seed=outputs)) for shape in ((5, 12), (12, outputs))]
     return (lambda p, x: jnp.tanh(x @ p[0]) @ p[1] + 3.0, p)
 
 
@@ -106,7 +106,7 @@ def test_units_do_not_decide():
 
 @pytest.mark.parametrize("name", compress.METHODS)
 def test_a_budget_that_the_original_meets_returns_it(name):
-    model = models.MLP((5, 6, 3), rngs=nnx.Rngs(1))
+    model = nets.filled(lambda: models.MLP((5, 6, 3), rngs=nnx.Rngs(1)))
     size = export.stored_bytes(model)
     made = compress.METHODS[name](model, X, size, key=KEY)
     np.testing.assert_array_equal(models.predict(made.model, X), models.predict(model, X))
@@ -118,15 +118,15 @@ def test_a_budget_that_the_original_meets_returns_it(name):
 
 @pytest.mark.parametrize("name", ["svd", "whitened_svd", "magnitude", "int8"])
 def test_every_budget_gives_a_file_that_fits_or_the_smallest(name):
-    model = models.MLP((5, 9, 9, 3), rngs=nnx.Rngs(2))
-    for ratio in (1.01, 1.15, 1.4, 1.7, 2.1, 2.5, 2.9, 3.6):
+    model = nets.filled(lambda: models.MLP((5, 9, 9, 3), rngs=nnx.Rngs(2)))
+    for ratio in (1.01, 1.7, 3.6):
         with contextlib.suppress(compress.BudgetTooSmall):
             report = compress.METHODS[name](model, X, f"{ratio}x", key=KEY).report
             assert report.stored_bytes <= report.budget_bytes
 
 
 def test_tokens_are_no_numbers():
-    p = [jax.random.normal(KEY, shape) for shape in ((30, 6), (6, 80), (80, 2))]
+    p = [jnp.asarray(nets.normal(*shape)) for shape in ((30, 6), (6, 80), (80, 2))]
     model = (lambda p, x: jnp.tanh(p[0][x].sum(1) @ p[1]) @ p[2], p)
     x = np.random.default_rng(0).integers(0, 30, (90, 4))
     with pytest.raises(ValueError, match="at='") as caught:
@@ -158,6 +158,7 @@ def test_a_regression_is_distilled_by_squared_error():
     tuned = compress.finetune(
         student, X, teacher=teacher, key=KEY, epochs=40, batch_size=40, learning_rate=1e-2
     )
-    error = lambda m: float(jnp.mean((models.predict(m, X) - models.predict(teacher, X)) ** 2))
+    answers = lambda m: np.asarray(models.predict(m, X))
+    error = lambda m: np.mean((answers(m) - answers(teacher)) ** 2)
     # A softmax does not see the shift that both outputs share: distilled, it would stay.
     assert error(tuned) < 0.02 * error(student)

@@ -11,6 +11,7 @@ from koopjax.compress.gram._obs import activation_order
 from koopjax.compress.gram._select import backward, unit_diagonal
 from koopjax.compress.gram.formats import feedback, on_codebook
 from koopjax.compress.methods._svd import factor
+from tests import nets
 
 P, Q = 9, 4
 
@@ -84,8 +85,8 @@ def test_whitened_factors(rank):
 def perceptron():
     """A network and its inputs, one of them always zero, twice: as they are and in other units."""
     rng = np.random.default_rng(7)
-    model = models.MLP((10, 16, 16, 3), rngs=nnx.Rngs(1))
-    x = (rng.normal(size=(400, 10)) @ rng.normal(size=(10, 10))).astype(np.float32)
+    model = nets.filled(lambda: models.MLP((10, 12, 12, 3), rngs=nnx.Rngs(1)))
+    x = (rng.normal(size=(300, 10)) @ rng.normal(size=(10, 10))).astype(np.float32)
     x[:, 4] = 0
     units = 2.0 ** rng.integers(-7, 8, 10).astype(np.float32)
     moved = nnx.clone(model)

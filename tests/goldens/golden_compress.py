@@ -78,24 +78,23 @@ def one_shot(name):
     )  # fmt: skip
 
 
-def tuned(name, variant, settings):
+@functools.cache
+def tuned(case):
     held = digits()
+    name, variant, settings = FINETUNED[case]
     given = {"labels": held["labels"], **settings}
-    return account(
-        compress.finetuned(
-            name, network(), held["calibration"], "3x", validation=held["validation"],
-            key=jax.random.key(1), variant=variant,
-            training=compress.Training(epochs=2, batch_size=50), **given,
-        )
+    return compress.finetuned(
+        name, network(), held["calibration"], "3x", validation=held["validation"],
+        key=jax.random.key(1), variant=variant,
+        training=compress.Training(epochs=2, batch_size=50), **given,
     )  # fmt: skip
 
 
 ONE_SHOT = dict.fromkeys(compress.METHODS, "3x") | {"koopman": "8x"}
-#: `tests/compress/test_methods.py` compares these, and looks at the same networks.
-METHODS = {
-    f"{name} {size}": lambda name=name: account(one_shot(name)) for name, size in ONE_SHOT.items()
-}
+#: `test_methods.py` and `test_recipes.py` of `tests/compress` compare these, and look at the same
+#: networks.
 CASES = {
-    **METHODS,
-    **{f"finetuned {name}": functools.partial(tuned, *how) for name, how in FINETUNED.items()},
-}
+    **{f"{name} {size}": lambda name=name: account(one_shot(name))
+       for name, size in ONE_SHOT.items()},
+    **{f"finetuned {name}": lambda name=name: account(tuned(name)) for name in FINETUNED},
+}  # fmt: skip

@@ -82,12 +82,14 @@ def begin(frame: Frame, matrix: np.ndarray, shift: np.ndarray, k: Any) -> Traine
     held = lambda a: on_device(a, jnp.float32)
     beyond = np.asarray(shift) - np.asarray(frame.mean, np.float64) @ np.asarray(matrix)
     operator = tuple(map(held, k if isinstance(k, tuple) else (k,)))
-    return Trained(held(matrix) * frame.scale[:, None], held(beyond), operator)
+    # On the host: each product of other shapes would be compiled.
+    directions = np.asarray(matrix, np.float32) * np.asarray(frame.scale)[:, None]
+    return Trained(held(directions), held(beyond), operator)
 
 
 def projection(frame: Frame, state: Trained) -> tuple[np.ndarray, np.ndarray]:
     """`(m, r)` matrix for the kept entries as they are, and `(r,)` what is taken off behind it."""
-    matrix = np.asarray(_unit(frame, state.directions) / frame.scale[:, None], np.float64)
+    matrix = np.asarray(_matrix(frame, state.directions), np.float64)
     return matrix, np.asarray(frame.mean, np.float64) @ matrix + np.asarray(state.shift)
 
 
@@ -96,6 +98,11 @@ def _unit(frame: Frame, directions: Array) -> Array:
     rows = directions * frame.mask
     variance = jnp.sum(rows * matmul(frame.covariance, rows), axis=0)
     return rows / jnp.sqrt(jnp.maximum(variance, 1e-12))[None]
+
+
+@jax.jit
+def _matrix(frame: Frame, directions: Array) -> Array:
+    return _unit(frame, directions) / frame.scale[:, None]
 
 
 def observe(frame: Frame, state: Trained, h: Float[Array, "n m"]) -> Float[Array, "n p"]:
@@ -130,10 +137,11 @@ def batch_rows(n: int, p: int, through: bool) -> int:
 
 @functools.partial(jax.jit, static_argnames=("through", "rows", "shape", "task"))
 def _steps(
-    carry: Any, frame: Frame, tail: Any, data: tuple[Array, Array, Array], keys: Array,
+    carry: Any, frame: Frame, tail: Any, data: tuple[Array, Array, Array], key: Array,
     rates: Array, *, through: bool, rows: int, shape: Any, task: str,
 ) -> Any:  # fmt: skip
     h, y, teacher = data
+    keys = jax.random.split(key, len(rates))
     adam = optax.scale_by_adam()
 
     def outputs(states: Array) -> Array:
@@ -169,6 +177,9 @@ def _steps(
     return jax.lax.scan(step, carry, (keys, rates))
 
 
+_begin_adam = jax.jit(optax.scale_by_adam().init)
+
+
 def _sizes(state: Trained) -> Trained:
     """Typical sizes of the entries of each array; coordinates have unit variance."""
     size = lambda a: jax.lax.stop_gradient(jnp.sqrt(jnp.mean(a**2)) + 1e-8)
@@ -196,16 +207,15 @@ def train(
     Reference: Golub & Pereyra (1973), SIAM J. Numer. Anal. 10, 413 (variable projection).
     """
     best, score = state, look(state)
-    inner = optax.scale_by_adam().init(state)
+    inner = _begin_adam(state)
     rows = batch_rows(len(data[0]), frame.factors.shape[2], through)
     schedule = np.asarray(rate * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / max(steps, 1))))
     chunk = max(1, -(-steps // LOOKS))
     for first in range(0, steps, chunk):
         rates = on_device(schedule[first : first + chunk], jnp.float32)
-        keys = jax.random.split(jax.random.fold_in(key, first), len(rates))
         (state, inner), values = _steps(
-            (state, inner), frame, tail, data, keys, rates, through=through, rows=rows,
-            shape=shape, task=task,
+            (state, inner), frame, tail, data, jax.random.fold_in(key, first), rates,
+            through=through, rows=rows, shape=shape, task=task,
         )  # fmt: skip
         now = look(state)
         if now > score:
