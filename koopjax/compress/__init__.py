@@ -4,7 +4,7 @@ A budget is the size of the file that `export.save` writes. Every method has one
 returns a model with a report: `METHODS[name](model, calibration, "20x", key=key)`.
 """
 
-from koopjax.compress._koopman.entries import (
+from koopjax.compress._koopman.fit import (
     select_entries as select_entries,
     softmax_moments as softmax_moments,
 )
@@ -31,19 +31,16 @@ from koopjax.compress.gram._select import (
     select_forward as select_forward,
     select_observables as select_observables,
 )
-from koopjax.compress.methods._clustering import kmeans as kmeans
 from koopjax.compress.methods._deep_compression import deep_compression as deep_compression
-from koopjax.compress.methods._magnitude import magnitude as magnitude
-from koopjax.compress.methods._pruning import obs as obs, wanda as wanda
+from koopjax.compress.methods._few_values import int4 as int4, int8 as int8, kmeans as kmeans
+from koopjax.compress.methods._pruning import magnitude as magnitude, obs as obs, wanda as wanda
 from koopjax.compress.methods._registry import (
     ANY_BITS as ANY_BITS,
     METHODS as METHODS,
     Method as Method,
 )
-from koopjax.compress.methods._rounding import int4 as int4, int8 as int8
 from koopjax.compress.methods._svd import svd as svd, whitened_svd as whitened_svd
 from koopjax.compress.methods._tensor_train import tensor_train as tensor_train
-from koopjax.compress.training._constraint import constrained as constrained
 from koopjax.compress.training._finetune import Training as Training, finetune as finetune
 from koopjax.compress.training._recipes import (
     RECIPES as RECIPES,
@@ -54,6 +51,7 @@ from koopjax.compress.training._students import (
     koopman_student as koopman_student,
     small_student as small_student,
 )
+from koopjax.compress.training._to_size import constrained as constrained
 
 __all__ = [
     "ANY_BITS",

@@ -203,10 +203,7 @@ class Trial(NamedTuple):
 
 
 def cut(model: Any, x: Array, at: Any) -> tuple[tuple[Any, Any, Any], tuple[str, str]]:
-    """Head, span and tail, and the names of the cuts; `at` is a cut to start from, a pair, or None.
-
-    Of the samples the shape and dtype alone matter.
-    """
+    """Head, span and tail, and the names of the cuts; `at` is where to start, a pair, or None."""
     if at is None:
         at = ("input", "output")
     elif isinstance(at, str | int | surgery.CutPoint):
@@ -247,8 +244,7 @@ def placed(
 ) -> Any:  # fmt: skip
     """A float32 block of rows as the whole model where it replaces all of it, else spliced into it.
 
-    `before` are states at the first cut; rank and dtype are of those at the second, which is the
-    model's output where `last` says so.
+    `before` are states at the first cut; rank and dtype are of those at the second.
     """
     vectors = before.ndim == rank == 2
     # A spliced model hands on the original's dtype where promotion would give another.
@@ -258,13 +254,6 @@ def placed(
     sample = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
     axes = None if vectors else "flatten"
     return surgery.splice(model, sample, ends, block, sample_axes=axes)
-
-
-def span_name(path: tuple[Any, ...]) -> str:
-    """The name that a part's parameters give to the array at a path of a model."""
-    keys = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path]
-    # A spliced model's own dictionaries of arrays are no level of the name.
-    return ".".join(str(k) for k in keys if k != "parameters" or len(keys) == 1)
 
 
 _compare = jax.jit(models.compare, static_argnames=("task", "score_fn"))

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -123,14 +122,6 @@ def too_small(
     return error
 
 
-def smallest_of(
-    errors: Sequence[BudgetTooSmall], name: str, limit: int, original_bytes: int
-) -> BudgetTooSmall:
-    """The error of all variants, by that which needs least."""
-    known = [error.smallest for error in errors if error.smallest is not None]
-    return too_small(name, limit, min(known), original_bytes) if known else errors[0]
-
-
 @dataclasses.dataclass(frozen=True)
 class Report:
     """The account of a compression.
@@ -207,10 +198,7 @@ def finish(
     model: Any, *, method: str, budget: Budget, original_bytes: int, result: int = SUCCESS,
     notes: tuple[str, ...] = (), advice: tuple[str, ...] = (), **account: Any,
 ) -> Compressed:  # fmt: skip
-    """Measure the file, make sure that it fits, and write the report.
-
-    `advice`, in place of what `result` says, goes before the notes.
-    """
+    """Measure the file, make sure that it fits, and write the report."""
     limit, stored = budget.bytes(original_bytes), export.stored_bytes(model)
     if stored > limit:  # a fault of the method's search, never of the user's
         raise AssertionError(f"{method} made a file of {stored} bytes for a budget of {limit}")
@@ -222,6 +210,13 @@ def finish(
         notes=(*advice, *notes), **account,
     )  # fmt: skip
     return Compressed(model, report)
+
+
+def entropy(share: float) -> float:
+    """Bits an entry of a mask with this share of ones."""
+    if share <= 0 or share >= 1:
+        return 0.0
+    return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
 
 
 def count_nonzero(model: Any) -> int:

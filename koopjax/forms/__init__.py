@@ -4,7 +4,7 @@ The only room that asks what kind a model is. A kind is one file, a subclass of 
 says what it takes, how it comes apart and how it is called, and one entry of `KINDS`.
 """
 
-from koopjax.forms._definition import Call, Constant, Definition, named_leaves, spell
+from koopjax.forms._definition import Call, Constant, Definition, joined, named_leaves, spell
 from koopjax.forms._inference import ModeError
 from koopjax.forms._kinds import KINDS, Opened, define, form_of, opened
 
@@ -17,6 +17,7 @@ __all__ = [
     "Opened",
     "define",
     "form_of",
+    "joined",
     "named_leaves",
     "opened",
     "spell",

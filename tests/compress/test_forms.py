@@ -10,8 +10,13 @@ import pytest
 from flax import nnx
 
 from koopjax import compress, export, models, nn
-from koopjax.compress.layers import _taps as taps
-from koopjax.compress.layers._layers import get, input_moments, linear_paths, marked
+from koopjax.compress.layers._layers import (
+    get,
+    input_moments,
+    inputs_of,
+    linear_paths,
+    marked,
+)
 from koopjax.compress.training._finetune import UNTIED
 from tests import nets
 
@@ -134,7 +139,7 @@ class Calls(nnx.Module):
 def test_inputs_of_layers_wherever_they_are_called():
     model, x = Calls(), jnp.asarray(X[:4, :3])
     paths = [("twice",), ("deep",), ("maybe",), ("never",)]
-    found = taps.inputs(marked(model, paths), x)
+    found = inputs_of(marked(model, paths), x)
     assert sorted(found) == [0, 1]
     first = model.twice(x)
     np.testing.assert_allclose(found[0], jnp.concatenate([x, first]), atol=1e-6)

@@ -11,8 +11,13 @@ from flax import nnx
 
 from koopjax import compress, export, models, nn, observables, surgery
 from koopjax._core import UNDERDETERMINED
-from koopjax.compress._koopman.block import array_bytes, least_bytes, most_observables
-from koopjax.compress._koopman.directions import active, jacobian_metric
+from koopjax.compress._koopman.block import (
+    active,
+    array_bytes,
+    jacobian_metric,
+    least_bytes,
+    most_observables,
+)
 from koopjax.compress._koopman.span import moments
 from tests import nets
 

@@ -9,9 +9,8 @@ import pytest
 from flax import nnx
 
 from koopjax import compress, export, models, observables
-from koopjax.compress._koopman.directions import jacobian_metric, product_factors, products
-from koopjax.compress._koopman.entries import refit_entries
-from koopjax.compress._koopman.fit import fit, fit_entries
+from koopjax.compress._koopman.block import jacobian_metric, product_factors, products
+from koopjax.compress._koopman.fit import fit, fit_entries, refit_entries
 from koopjax.compress._koopman.search import Tally, search
 from koopjax.compress._koopman.span import behind_axes, readings, span_of
 from koopjax.compress._problem import pose

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from koopjax import compress, export, models, observables
-from koopjax.compress._koopman import varpro
+from koopjax.compress._koopman import trained as varpro
 from koopjax.compress._koopman.span import moments
 
 
@@ -17,9 +17,11 @@ def setup(degree=2, r=3, m=5, n=300):
     h = random.normal(size=(n, m)) @ random.normal(size=(m, m)) + 2
     columns = np.array([0, 2, 3, 5, 9] if degree == 2 else [0, 1, 7, 12, 19])
     mean, covariance = moments(jnp.asarray(h, jnp.float32))
-    frame = varpro.frame(mean, covariance, np.arange(m), columns, degree, np.ones((m, r)))
     matrix = random.normal(size=(m, r))
-    state = varpro.begin(frame, matrix, h.mean(0) @ matrix, np.ones((len(columns), 2)))
+    frame, state = varpro.begin(
+        mean, covariance, np.arange(m), columns, degree, matrix, h.mean(0) @ matrix,
+        np.ones((len(columns), 2)),
+    )  # fmt: skip
     return h, columns, frame, state
 
 
@@ -58,9 +60,11 @@ def test_training_finds_the_plane_or_keeps_the_start(through, rate):
     z = h[:, :2] + 0.3 * h[:, 2:4]
     y = np.stack([z[:, 0] * z[:, 1], -z[:, 0]], axis=1).astype(np.float32)
     mean, covariance = moments(jnp.asarray(h))
-    frame = varpro.frame(mean, covariance, np.arange(6), np.arange(6), 2, np.ones((6, 2)))
     start = np.eye(6, 2) + 0.4 * random.normal(size=(6, 2))
-    state = varpro.begin(frame, start, mean @ start, 0.1 * random.normal(size=(6, 2)))
+    k = 0.1 * random.normal(size=(6, 2))
+    frame, state = varpro.begin(
+        mean, covariance, np.arange(6), np.arange(6), 2, start, mean @ start, k
+    )
     data = tuple(map(jnp.asarray, (h, y, y)))
 
     def look(now):

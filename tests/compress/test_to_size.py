@@ -8,8 +8,7 @@ import pytest
 
 from koopjax import compress, export
 from koopjax.compress.layers._allocation import lamp
-from koopjax.compress.training._constraint import constrain, constraint_of, on_grid
-from koopjax.compress.training._to_size import Goal, ToSize
+from koopjax.compress.training._to_size import Goal, ToSize, constrain, constraint_of, on_grid
 
 PARAMS = {
     "w": jnp.asarray(np.random.default_rng(0).normal(size=(20, 15)), jnp.float32),

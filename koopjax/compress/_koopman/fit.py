@@ -2,24 +2,34 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from koopjax import edmd, observables
-from koopjax._core import SUCCESS, on_device
-from koopjax.compress._koopman.block import Setting, lift
-from koopjax.compress._koopman.directions import read_from
-from koopjax.compress._koopman.entries import refit_entries, select_entries, softmax_moments
+from koopjax._core import (
+    SUCCESS,
+    as_number,
+    as_numbers,
+    check_finite,
+    expected,
+    matmul,
+    on_device,
+    read_numbers,
+    ridge_solve,
+)
+from koopjax.compress._koopman.block import Setting, lift, read_from
 from koopjax.compress._koopman.span import Span
 from koopjax.compress._problem import Score
-from koopjax.compress.gram._select import backward
+from koopjax.compress.gram._select import backward, sizes_of, unit_diagonal
 from koopjax.compress.gram.formats import quantized
+from koopjax.compress.layers._allocation import largest
 
 #: Entries of K that are looked at, at most; choosing among them takes the cube of their number.
 MOST = 1000
@@ -29,27 +39,25 @@ WIDER = (1.0, 1.3)
 SHARES = np.arange(0.6, 1.0, 0.02)
 #: Of the entries or observables left, what goes in one step.
 SHARE = 0.05
+#: Rows whose products are formed at a time.
+BLOCK_ROWS = 4096
+#: The inverse is formed anew when this share of the entries is left, since downdates lose digits.
+ANEW = 0.75
+#: Ridge of the fits, relative to each diagonal entry.
+ALPHA = 1e-4
 
 
 class Fitted(NamedTuple):
-    """A block fitted on all samples, and the model with it.
-
-    Attributes:
-        setting: what is left of the choice after observables had to go.
-        matrix, shift: `(m, r)` projection of the kept entries, and what is taken off behind it.
-        clean: the Koopman matrix or its two factors, fitted without the held-out samples.
-        score: of the block with `clean`, on the validation samples.
-        code: result code of the solve.
-    """
+    """A block fitted on all samples, and the model with it."""
 
     span: Span
-    setting: Setting
+    setting: Setting  # what is left of the choice after observables had to go
     model: nnx.Module
-    matrix: np.ndarray
-    shift: np.ndarray
-    clean: Any
-    score: Score
-    code: int
+    matrix: np.ndarray  # (m, r), projection of the kept entries
+    shift: np.ndarray  # what is taken off behind it
+    clean: Any  # K or its two factors, fitted without the held-out samples
+    score: Score  # of the block with these, on the validation samples
+    code: int  # of the solve
 
     @property
     def over(self) -> int:
@@ -58,10 +66,7 @@ class Fitted(NamedTuple):
 
 
 def fit(span: Span, setting: Setting) -> Fitted:
-    """Fit on all samples, held-out ones included, and give up observables until the file fits.
-
-    The score is that of a fit without the held-out samples.
-    """
+    """Fit on all samples, held-out ones included, and give up observables until the file fits."""
     kept, (mean, covariance) = setting.kept, span.moments
     matrix = read_from(covariance, setting.directions, kept)[kept, : setting.coordinates]
     if setting.bits is not None:  # K is fitted to what the coarser projection reads
@@ -127,11 +132,7 @@ def _least_squares(stats: Any, setting: Setting, span: Span) -> tuple[Any, int]:
 
 
 def fit_entries(span: Span, setting: Setting) -> Fitted | None:
-    """The best block of a found projection whose K has lost entries; None where there is none.
-
-    All products of the coordinates (the most useful of them where they are many), and of their K
-    the entries that the logits' softmax can least do without, the others refitted at every step.
-    """
+    """The best block of a found projection whose K has lost entries; None where there is none."""
     if not span.logits:
         return None
     read = read_from(span.moments[1], setting.directions, setting.kept)[setting.kept]
@@ -167,9 +168,10 @@ def _of_width(span: Span, setting: Setting, matrix: np.ndarray) -> Fitted | None
         k = on_device(k[live], jnp.float32)
         return span.fitted(chosen, matrix, shift, k), chosen
 
-    size = _largest(sizes, lambda n: span.over(make(n)[0]) <= 0)
-    if size is None:
+    fits = lambda count: span.over(make(sizes[count - 1])[0]) <= 0
+    if not (count := largest(0, len(sizes), fits, 1)):
         return None
+    size = sizes[count - 1]
     model, chosen = make(size)
     score = span.score(np.asarray(lifted(span.h_val)) @ clean[size])
     live = np.any(clean[size] != 0, axis=1)
@@ -196,10 +198,176 @@ def _useful(span: Span, setting: Setting, psi: Any) -> np.ndarray:
     return backward(gram, cross, [count], alpha, (0,), SHARE)[count][0]
 
 
-def _largest(sizes: list[int], fits: Callable[[int], bool]) -> int | None:
-    """The largest of rising sizes that fits, by bisection."""
-    low, high = 0, len(sizes)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if fits(sizes[middle]) else (low, middle)
-    return sizes[low - 1] if low else None
+def softmax_moments(
+    psi_x: Float[ArrayLike, "n p"],
+    logits: Float[ArrayLike, "n q"],
+    *,
+    temperature: float = 3.0,
+    floor: float = 0.03,
+    certain: float = 0.98,
+) -> tuple[Float[np.ndarray, "p q p q"], Float[np.ndarray, "p q"]]:
+    """Moments of the least squares `min Σ (K'ψ − t)ᵀ W (K'ψ − t)` with the softmax's own metric.
+
+    `W_n = F(π_n) + ε M`, where `π = softmax(t / T)` for the logits `t` of sample `n`,
+    `F(π) = diag(π) − π πᵀ` is the second derivative of the softmax's divergence (Fisher's metric)
+    and `M = I − 1 1ᵀ / q` takes out what all logits have in common. So errors count where they
+    could change the answer. The moments are `H[i, a, j, b] = Σ ψ_i ψ_j W[a, b]` and
+    `R[i, a] = Σ ψ_i (W t)_a`; `K` solves `H K = R`, up to the same number in all columns of a row,
+    which changes no softmax.
+
+    Args:
+        psi_x: observables.
+        logits: of the original network.
+        temperature: `T`, above 0; the higher, the more samples count.
+        floor: `ε`, what every sample counts at least, above 0.
+        certain: samples whose largest `π` is above count by the floor alone.
+
+    Returns:
+        `H` and `R`, float64.
+
+    Numerics:
+        Products of float32, summed in float64 every `BLOCK_ROWS` samples; `n p² q²` operations and
+        about `12 p² q²` bytes.
+
+    Raises:
+        ValueError: shapes that do not fit or settings out of range.
+
+    Reference: Martens (2020), JMLR 21(146) (Fisher and Gauss-Newton matrices of the softmax).
+    """
+    x, t = (
+        as_numbers(name, a).astype(jnp.float32)
+        for name, a in (("psi_x", psi_x), ("logits", logits))
+    )
+    if x.ndim != 2 or t.ndim != 2 or len(x) != len(t) or len(x) == 0 or t.shape[1] < 2:
+        raise expected("observables (n, p) and logits (n, q), q > 1", f"{x.shape} and {t.shape}")
+    as_number("certain", certain)
+    if not (as_number("temperature", temperature) > 0 and as_number("floor", floor) > 0):
+        raise expected("a temperature and a floor above 0", f"{temperature} and {floor}")
+    check_finite("psi_x", x)
+    check_finite("logits", t)
+    p, q = x.shape[1], t.shape[1]
+    t, probability, surest = _answers(t, temperature)
+    gram, cross = _plain(x, t)
+    first, second = np.triu_indices(q)
+    pairs, r = np.zeros((len(first), p, p)), floor * cross
+    unsure = np.flatnonzero(np.asarray(surest) <= certain)
+    for start in range(0, len(unsure), BLOCK_ROWS):
+        rows = unsure[start : start + BLOCK_ROWS]
+        # One shape for all blocks: rows beyond the last count nothing.
+        rows = np.pad(rows, (0, -len(rows) % min(BLOCK_ROWS, len(unsure))), constant_values=-1)
+        part, moved = _fisher(x, t, probability, rows)
+        pairs += np.asarray(part, np.float64)
+        r += np.asarray(moved, np.float64)
+    h = np.empty((p, q, p, q))
+    for k, (i, j) in enumerate(zip(first, second, strict=True)):
+        h[:, i, :, j] = pairs[k] + floor * ((i == j) - 1 / q) * gram
+        h[:, j, :, i] = h[:, i, :, j]
+    return h, r
+
+
+def _plain(x: Array, t: Array) -> tuple[np.ndarray, np.ndarray]:
+    gram, cross = np.zeros((x.shape[1],) * 2), np.zeros((x.shape[1], t.shape[1]))
+    for start in range(0, len(x), BLOCK_ROWS):
+        part, moved = _products(x[start : start + BLOCK_ROWS], t[start : start + BLOCK_ROWS])
+        gram += np.asarray(part, np.float64)
+        cross += np.asarray(moved, np.float64)
+    return gram, cross
+
+
+@jax.jit
+def _answers(t: Array, temperature: float) -> tuple[Array, Array, Array]:
+    """Logits without their mean, the softmax's probabilities, and the largest of each sample."""
+    t = t - jnp.mean(t, axis=1, keepdims=True)
+    probability = jax.nn.softmax(t / temperature, axis=1)
+    return t, probability, jnp.max(probability, axis=1)
+
+
+@jax.jit
+def _products(x: Array, t: Array) -> tuple[Array, Array]:
+    return matmul(x.T, x), matmul(x.T, t)
+
+
+@jax.jit
+def _fisher(x: Array, t: Array, probability: Array, rows: Array) -> tuple[Array, Array]:
+    """Sums over some rows (-1: none): a Gram matrix `(p, p)` a pair of classes, and `(p, q)`."""
+    x, t = x[rows], t[rows]
+    probability = jnp.where((rows >= 0)[:, None], probability[rows], 0)
+    first, second = np.triu_indices(t.shape[1])
+    weights = -probability[:, first] * probability[:, second]
+    weights = weights.at[:, first == second].add(probability)
+    products = jax.lax.map(lambda w: matmul((x * w[:, None]).T, x), weights.T)
+    moved = probability * t
+    moved = moved - probability * jnp.sum(moved, axis=1, keepdims=True)
+    return products, matmul(x.T, moved)
+
+
+def select_entries(
+    hessian: Float[np.ndarray, "p q p q"],
+    cross: Float[np.ndarray, "p q"],
+    sizes: int | Sequence[int],
+    *,
+    alpha: float = ALPHA,
+    share: float = 0.03,
+) -> Any:
+    """The matrix with the entries that a least-squares fit can least do without, refitted.
+
+    Optimal brain surgeon in a metric that couples the columns: entry `e` goes where
+    `K_e² / [H⁻¹]_ee` is least, all other entries of all columns refitted at once. Where the metric
+    does not see what the columns have in common, each row finds the offset that makes it sparse.
+
+    Args:
+        hessian, cross: `H` and `R`, as from `softmax_moments`.
+        sizes: numbers of entries to keep; several come out of one run, and are nested.
+        alpha: ridge relative to each diagonal entry of `H`.
+        share: of the remaining entries that go in one step.
+
+    Returns:
+        `(p, q)`, zero elsewhere, float64; or a list of them in the order of `sizes`.
+
+    Numerics:
+        Float64 on the host, `O((p q)³)` operations and three arrays of the size of `H`.
+
+    Raises:
+        ValueError: shapes that do not fit, or a size that is not in `[1, p q]`.
+
+    Reference: Hassibi & Stork (1993), NeurIPS 5.
+    """
+    cross = np.asarray(read_numbers("cross", cross), np.float64)
+    hessian = np.asarray(read_numbers("hessian", hessian), np.float64)
+    check_finite("cross", cross)
+    check_finite("hessian", hessian)
+    if not as_number("alpha", alpha) >= 0 or not 0 < as_number("share", share) <= 1:
+        raise expected("alpha of at least 0 and a share above 0, at most 1", f"{alpha}, {share}")
+    shape = (*cross.shape, *cross.shape)
+    if np.shape(hessian) != shape or cross.ndim != 2:
+        raise expected(f"moments of shapes {shape} and {cross.shape}", f"{np.shape(hessian)}")
+    many = sizes_of(sizes, 1, cross.size, "entries")
+    h, unit = unit_diagonal(hessian.reshape(cross.size, cross.size))
+    right = cross.reshape(-1, 1) * unit[:, None]
+    kept, found = np.arange(cross.size), {}
+    while True:
+        # One inverse serves all sizes down to the next.
+        aim = max(min(many), int(ANEW * len(kept)))
+        here = {aim, *(size for size in many if aim <= size <= len(kept))}
+        stages = backward(h, right, sorted(here), alpha, (), share)
+        for size in here & set(many):
+            stay, value = stages[size]
+            matrix = np.zeros(cross.size)
+            matrix[kept[stay]] = value[:, 0] * unit[kept[stay]]
+            found[size] = matrix.reshape(cross.shape)
+        if aim == min(many):
+            break
+        stay, _ = stages[aim]
+        kept, h, right = kept[stay], h[np.ix_(stay, stay)], right[stay]
+    return found[many[0]] if np.ndim(sizes) == 0 else [found[size] for size in many]
+
+
+def refit_entries(
+    hessian: Float[np.ndarray, "p q p q"], cross: Float[np.ndarray, "p q"], mask: np.ndarray
+) -> Float[np.ndarray, "p q"]:
+    """The solution of `H K = R`, as from `softmax_moments`, that is zero outside a mask."""
+    live = np.flatnonzero(mask)
+    h, unit = unit_diagonal(hessian.reshape(cross.size, cross.size)[np.ix_(live, live)])
+    out = np.zeros(cross.size)
+    out[live] = unit * ridge_solve(h, unit * cross.ravel()[live], ALPHA)
+    return out.reshape(cross.shape)

@@ -90,7 +90,8 @@ def koopman(
     if as_flag("koopman: search_spans", search_spans) and at is not None:
         raise expected("koopman: at or search_spans", "both", "one of them")
     tally = Tally(seconds)
-    if isinstance(at, list | tuple) and at and all(map(_is_pair, at)):
+    is_pair = lambda one: isinstance(one, list | tuple) and len(one) == 2
+    if isinstance(at, list | tuple) and at and all(map(is_pair, at)):
         return _several(problem, at, bits, tally)
     made: list[Fitted] = []
     small: BudgetTooSmall | None = None
@@ -110,10 +111,10 @@ def koopman(
 
 
 def _best(span: Span, bits: str, tally: Tally) -> Fitted:
-    """The best block of a span.
+    """The best block of a span: its state as it is, or behind directions of its axes.
 
-    Its state as it is, then behind directions of its axes; float32 first, then on grids of few bits
-    where they are wanted; of the best in float32 also one whose K keeps single entries.
+    Float32 first, then few bits where they are wanted; of the best in float32 also single entries
+    of K.
     """
     best: Fitted | None = None
     chosen: Any = None
@@ -172,11 +173,6 @@ def _candidates(problem: Problem) -> list[tuple[str, str]]:
     if not jnp.issubdtype(sample.dtype, jnp.floating):  # tokens are no state to replace
         return later
     return [("input", "output"), *later, *(("input", name) for name in reversed(hidden))]
-
-
-def _is_pair(one: Any) -> bool:
-    """Whether it is a pair of cuts, rather than one cut."""
-    return isinstance(one, list | tuple) and len(one) == 2
 
 
 def _several(problem: Problem, pairs: Sequence[Any], bits: str, tally: Tally) -> Compressed:

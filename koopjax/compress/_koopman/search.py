@@ -8,11 +8,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from koopjax._core import ridge_solve, semidefinite_root
-from koopjax.compress._koopman.block import Setting, array_bytes, most_observables
-from koopjax.compress._koopman.directions import (
+from koopjax.compress._koopman.block import (
     Directions,
+    Setting,
     active,
+    array_bytes,
     entries,
+    most_observables,
     of_pilot,
     product_factors,
     products,
@@ -36,10 +38,7 @@ RANKS = (0.9, 0.8, 0.6)
 
 @dataclasses.dataclass
 class Tally:
-    """How many settings searches compared so far, and passes that the time was too short for.
-
-    Time runs out some `seconds` after the start; without, never.
-    """
+    """Settings compared so far, and passes left out since some `seconds` (None: any) were over."""
 
     seconds: float | None = None
     start: float = dataclasses.field(default_factory=time.monotonic)
@@ -54,10 +53,9 @@ class Tally:
 def search(span: Span, room: int, tally: Tally) -> list[tuple[Score, Setting]]:
     """The best setting of each number of entries that fits into `room` bytes, best first.
 
-    Coarse grid over the number of entries with the directions of the pilot, the network's own
-    Jacobian directions beside it at the best place, then finer steps with an order of entries made
-    for the coordinates found, cubic products where the coordinates are few, and lower ranks. When
-    the time is over, the best so far is returned, of one pass at least.
+    A coarse grid of them with the pilot's directions, the network's own Jacobian directions at the
+    best place, then finer steps, cubic products where the coordinates are few, and lower ranks.
+    When the time is over, the best so far is returned, of one pass at least.
     """
     state = _Search(span, room, tally)
     mean, covariance = span.moments
@@ -67,8 +65,9 @@ def search(span: Span, room: int, tally: Tally) -> list[tuple[Score, Setting]]:
     sizes = _sizes(span, room)
     if room >= 1.5 * span.least + 60:  # else another form's header may be more than there is room
         orders = entries(covariance, pilot, min(most, 24), sizes)
-        for kept in _middle_first(orders):
-            state.attempt(pilot, kept, most, 2)
+        # The likeliest number of entries first, for searches that end early.
+        for k in sorted(range(len(orders)), key=lambda k: abs(k - len(orders) // 2)):
+            state.attempt(pilot, orders[k], most, 2)
     if not state.by_size:  # room for a line in one entry alone
         state.attempt(pilot, entries(covariance, pilot, 1, [1])[0], 1, 1)
         return state.result()
@@ -92,10 +91,7 @@ def best_ridge(
     span: Span, gram: Float[np.ndarray, "p p"], cross: Float[np.ndarray, "p q"],
     lifted: Float[np.ndarray, "m p"], count: int,
 ) -> float:  # fmt: skip
-    """The ridge of the best score; the largest of those that tie, since noise favours none.
-
-    `gram` and `cross` are sums over `count` samples, `lifted` the validation samples' observables.
-    """
+    """The ridge of the best score; the largest of those that tie, since noise favours none."""
     scores = []
     for ridge in RIDGES:
         k = ridge_solve(gram, cross, ridge * count)
@@ -143,10 +139,7 @@ class _Search:
         self, directions: Directions, kept: Int[np.ndarray, " m"], most: int, degree: int,
         ranks: list[int] | None = None,
     ) -> None:  # fmt: skip
-        """A pass over the data, unless the time is too short for one more.
-
-        Its statistics answer all numbers of coordinates, products and ranks as submatrices.
-        """
+        """A pass over the data, unless time is short; it answers all numbers of coordinates."""
         if self.by_size and self.tally.over(self.slowest):
             self.tally.skipped += 1
             return
@@ -199,12 +192,6 @@ class _Search:
         _, vectors = np.linalg.eigh(weighted.T @ gram @ weighted)
         leading = vectors[:, -rank:]
         return weighted @ leading @ leading.T @ np.linalg.inv(self.root)
-
-
-def _middle_first(orders: list[np.ndarray]) -> list[np.ndarray]:
-    """The likeliest number of entries first, for searches that end early."""
-    places = sorted(range(len(orders)), key=lambda k: abs(k - len(orders) // 2))
-    return [orders[k] for k in places]
 
 
 def _sizes(span: Span, limit: int) -> list[int]:

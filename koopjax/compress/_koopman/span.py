@@ -13,8 +13,14 @@ from jaxtyping import Array, Float
 
 from koopjax import edmd, export, observables
 from koopjax._core import expected, on_device
-from koopjax.compress._koopman.block import Setting, koopman_block, least_block, least_bytes
-from koopjax.compress._koopman.directions import axes_of, jacobian_metric
+from koopjax.compress._koopman.block import (
+    Setting,
+    axes_of,
+    jacobian_metric,
+    koopman_block,
+    least_block,
+    least_bytes,
+)
 from koopjax.compress._problem import Problem, Score, check_real, cut, placed, run
 from koopjax.compress.gram.formats import quantized
 
@@ -34,33 +40,19 @@ FINER = 2
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Span:
-    """What is to be replaced within a budget.
-
-    Attributes:
-        problem: the model and the data.
-        ends: names of the cuts.
-        parts: callables from the first cut to the second, and from there to the output where the
-            second is not the output itself.
-        raw: states at the first cut in their own shape.
-        h, y: `(n, d)` and `(n, q)` states at the two cuts, flattened.
-        h_val, y_val: the same for validation samples.
-        out_shape: of one state at the second cut.
-        out_dtype: of the states at the second cut; statistics and fits are in float32.
-        reader: dictionary that reads the state at the first cut before anything else does
-            (`observables.Kronecker`); `h` and `h_val` are what it reads. None: they are the state.
-    """
+    """What is to be replaced within a budget."""
 
     problem: Problem
-    ends: tuple[str, str]
-    parts: tuple[Any, ...]
-    raw: Array
-    h: Array
-    y: Array
-    h_val: Array
+    ends: tuple[str, str]  # names of the cuts
+    parts: tuple[Any, ...]  # the span, and what leads from it to the output where that is more
+    raw: Array  # states at the first cut in their own shape
+    h: Array  # (n, d) of them, flattened, or what the reader makes of them
+    y: Array  # (n, q) states at the second cut, flattened
+    h_val: Array  # the same for validation samples
     y_val: Array
-    out_shape: tuple[int, ...]
-    out_dtype: Any
-    reader: Any = None
+    out_shape: tuple[int, ...]  # of one state at the second cut
+    out_dtype: Any  # of the states there; statistics and fits are in float32
+    reader: Any = None  # dictionary on the state before all else (`observables.Kronecker`)
 
     @property
     def d(self) -> int:
@@ -165,8 +157,7 @@ def moments(state: Float[Array, "n d"]) -> tuple[np.ndarray, np.ndarray]:
 def span_of(problem: Problem, at: Any, fed: Sequence[Any] = ()) -> Span:
     """Run the original up to both cuts; refused where there are no real numbers.
 
-    `fed` are what a compressed model runs up to the first cut, one after another, where that is not
-    the original's; the states behind stay those of the original.
+    `fed` are what a compressed model runs up to the first cut, one after another, in its place.
     """
     parts, ends = cut(problem.model, problem.x, at)
     head, span, tail = parts
@@ -201,8 +192,7 @@ def readings(span: Span, bits: int | None = None) -> Iterator[Span]:
     """A span as it is, and behind Kronecker projections of a few sizes where its state has axes.
 
     A state has axes where it is an array of at least two, or a flat input (784 pixels are 28 x 28);
-    whether that is so of its data is for the validation score to say. `bits` are those of an entry
-    of the directions; float32 without.
+    whether that is so of its data is for the validation score to say.
     """
     yield span
     shape = span.raw.shape[1:]

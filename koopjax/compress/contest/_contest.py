@@ -125,10 +125,7 @@ class Splits(NamedTuple):
 
 
 def networks(model: Any, data: Splits, held: int) -> Callable[[int, bool], Any]:
-    """The network of a seed, trained with (True) or without the samples to choose by.
-
-    `model(seed, x, y)` trains one, of which so many are held; or it is the one for all seeds.
-    """
+    """The network of a seed, trained with (True) or without the samples to choose by."""
     if not is_trainer(model):
         return lambda seed, everything: model
     made = lambda seed, everything: model(seed, *(data.all if everything else data.train))
@@ -167,11 +164,7 @@ def fingerprint(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contest:
-    """A contest on its data; what is finished is in its rows.
-
-    Variants are chosen on the network of the `first` seed, at the budgets in `places`; the seeds
-    `together` are trained at once. `keep` is called with each new point and its network.
-    """
+    """A contest on its data; what is finished is in its rows."""
 
     network: Callable[[int, bool], Any]
     data: Splits
@@ -179,10 +172,10 @@ class Contest:
     training: Training
     rules: Rules
     rows: Ledger
-    first: int
-    places: Sequence[str]
-    together: Sequence[int]
-    keep: Callable[[Point, Compressed], None] | None = None
+    first: int  # the seed on whose network variants are chosen
+    places: Sequence[str]  # budgets at which they are
+    together: Sequence[int]  # seeds that are trained at once
+    keep: Callable[[Point, Compressed], None] | None = None  # called with what is new
 
     def originals(self, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Accuracy and bytes of the networks of these seeds."""
@@ -268,15 +261,12 @@ class Contest:
                 self.keep(point, one)
             self.rows.add("point", point.as_dict())
 
-    def variant(self, track: str, method: str, budget: str) -> dict[str, Any]:
-        """The settings chosen on the validation split of the first seed, at the nearest budget."""
-        return self._variant(track, method, budget, self.places)
-
-    def _variant(
-        self, track: str, method: str, budget: str, places: Sequence[str]
+    def variant(
+        self, track: str, method: str, budget: str, places: Sequence[str] = ()
     ) -> dict[str, Any]:
+        """The settings chosen on the validation split of the first seed, at the nearest budget."""
         apart = lambda place: abs(math.log(self._ratio(place)) - math.log(self._ratio(budget)))
-        place = min(places, key=apart)
+        place = min(places or self.places, key=apart)
         try:
             return self._variant_at(track, method, place)
         except BudgetTooSmall:  # at the point's own budget there may be a form
@@ -293,7 +283,7 @@ class Contest:
             looser = str(Budget(ratio=max(self._ratio(place) / 4, 1.0)))
             known = self.rows.of("variant")
             known = [r["budget"] for r in known if (r["track"], r["method"]) == (FLOAT, method)]
-            base = self._variant(FLOAT, method, looser, known or self.places)
+            base = self.variant(FLOAT, method, looser, known)
             variants = [{**base, "value_bits": bits} for bits in self.rules.value_bits]
         held = self.rows.find("variant", track=track, method=method, budget=place)
         if held is not None and held["tried"] == _plain(variants):

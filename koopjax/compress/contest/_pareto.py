@@ -10,7 +10,15 @@ import jax
 
 from koopjax._core import Ledger, expected
 from koopjax.compress._result import Budget, Compressed
-from koopjax.compress.contest._contest import Contest, Point, Rules, Splits, fingerprint, networks
+from koopjax.compress.contest._contest import (
+    MEASURED,
+    Contest,
+    Point,
+    Rules,
+    Splits,
+    fingerprint,
+    networks,
+)
 from koopjax.compress.methods._registry import METHODS
 from koopjax.compress.training._finetune import Training
 from koopjax.compress.training._recipes import RECIPES
@@ -41,30 +49,23 @@ class Pareto:
         rows = []
         for group in dict.fromkeys((p.track, p.budget, p.method) for p in self.points):
             same = [p for p in self.points if (p.track, p.budget, p.method) == group]
-            done = [p for p in same if p.accuracy is not None]
-            none = [p for p in same if p.accuracy is None]
-            note = none[0].note if none else ""
-            if none and done:
-                note = f"none for {len(none)} of {len(same)} networks: {note}"
-            values = [p.accuracy for p in done if p.accuracy is not None]
-            lost = [p.original_accuracy - value for p, value in zip(done, values, strict=True)]
+            done: list[Any] = [p for p in same if p.accuracy is not None]
+            note = next((p.note for p in same if p.accuracy is None), "")
+            if 0 < len(done) < len(same):
+                note = f"none for {len(same) - len(done)} of {len(same)} networks: {note}"
+            mean = lambda values: statistics.mean(values) if values else None
+            means = {name: mean([getattr(p, name) for p in done]) for name in MEASURED[1:]}
             rows.append(
                 {
                     "track": group[0], "budget": group[1], "method": group[2],
-                    "family": same[0].family, "seeds": len(done), "accuracy": _mean(values),
-                    "std": statistics.stdev(values) if len(values) > 1 else None,
-                    "lost": _mean(lost), "ratio": _mean([p.ratio for p in done]),
-                    "stored_bytes": _mean([p.stored_bytes for p in done]),
-                    "parameters": _mean([p.parameters for p in done]),
-                    "seconds": _mean([p.seconds for p in done or same]), "note": note,
+                    "family": same[0].family, "seeds": len(done),
+                    "accuracy": mean([p.accuracy for p in done]),
+                    "std": statistics.stdev(p.accuracy for p in done) if len(done) > 1 else None,
+                    "lost": mean([p.original_accuracy - p.accuracy for p in done]), **means,
+                    "seconds": mean([p.seconds for p in done or same]), "note": note,
                 }
             )  # fmt: skip
         return rows
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.mean(known) if known else None
 
 
 def pareto(

@@ -8,14 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.linalg import get_lapack_funcs
 
-from koopjax._core import (
-    as_integers,
-    as_number,
-    check_number,
-    expected,
-    read,
-    ridge_solve,
-)
+from koopjax._core import as_integers, as_number, check_number, expected, read, ridge_solve
 from koopjax.compress.gram._select import as_moments, unit_diagonal
 
 #: Methods of `matrix_curves`.
@@ -204,7 +197,7 @@ def activation_order(
     if group == "column":
         place = np.argsort(np.argsort(score, axis=0, kind="stable"), axis=0, kind="stable")
     # By place in the column where columns share alike, then by score.
-    rank = _ranks(np.lexsort((score.ravel(), place.ravel())), matrix.shape)
+    rank = ranks(np.lexsort((score.ravel(), place.ravel())), matrix.shape)
     rank[protect] = matrix.size
     return rank
 
@@ -271,14 +264,14 @@ def matrix_curves(
             out[name] = [unit[:, None] * k for k in _surgeon(scaled, right, ridge, counts)]
             continue
         if name == "magnitude":
-            rank = _ranks(np.argsort(np.abs(dense), axis=None, kind="stable"), dense.shape)
+            rank = ranks(np.argsort(np.abs(dense), axis=None, kind="stable"), dense.shape)
         else:
             rank = activation_order(gram, dense)
         out[name] = [np.where(rank >= dense.size - count, dense, 0.0) for count in counts]
     return out
 
 
-def _ranks(order: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def ranks(order: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The place of each entry in an order of them all."""
     rank = np.empty(order.size, np.int64)
     rank[order] = np.arange(order.size)

@@ -7,14 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from koopjax import edmd
-from koopjax._core import (
-    check_finite,
-    check_metric,
-    check_number,
-    expected,
-    read,
-    read_numbers,
-)
+from koopjax._core import check_finite, check_metric, check_number, expected, read, read_numbers
 
 
 def select_observables(
@@ -131,10 +124,9 @@ def as_moments(gram: Any, name: str, matrix: Any) -> tuple[np.ndarray, np.ndarra
 def unit_diagonal(
     gram: Float[np.ndarray, "p p"],
 ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, " p"]]:
-    """`U G U` and the diagonal of `U = diag(G)^(-1/2)`: the inputs scaled to unit second moment.
+    """`U G U` and the diagonal of `U = diag(G)^(-1/2)`: one ridge suits inputs in any units.
 
-    `x W = (x U)(U⁻¹ W)`, so that what is decided about `U⁻¹ W` with `U G U` is the same in any
-    units, and one ridge suits all inputs. An input that is always zero keeps its row of zeros.
+    `x W = (x U)(U⁻¹ W)` is the same. An input that is always zero keeps its row of zeros.
     """
     power = np.diag(gram)
     unit = 1 / np.sqrt(np.where(power > 0, power, 1.0))
@@ -151,13 +143,9 @@ def sizes_of(sizes: Any, least: int, most: int, what: str) -> list[int]:
 
 
 def backward(
-    gram: Float[np.ndarray, "p p"],
-    cross: Float[np.ndarray, "p q"],
-    sizes: Sequence[int],
-    alpha: float,
-    protect: Sequence[int] = (),
-    share: float = 0.02,
-) -> dict[int, tuple[Int[np.ndarray, " size"], Float[np.ndarray, "size q"]]]:
+    gram: Float[np.ndarray, "p p"], cross: Float[np.ndarray, "p q"], sizes: Sequence[int],
+    alpha: float, protect: Sequence[int] = (), share: float = 0.02,
+) -> dict[int, tuple[Int[np.ndarray, " size"], Float[np.ndarray, "size q"]]]:  # fmt: skip
     """Nested sets of kept indices by size, each with its ridge solution; see `select_observables`.
 
     `share` is that of the remaining observables that go in one step.

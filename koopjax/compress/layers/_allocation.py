@@ -18,16 +18,13 @@ STEPS = (6, 3, 1)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rung:
-    """One form of a layer: its bytes up to a constant, the error of its output, bias and weights.
-
-    `form` is what is stored where that is not the kernel, `note` its settings for the report.
-    """
+    """One form of a layer, its bytes up to a constant."""
 
     size: int
-    error: float
-    kernel: np.ndarray
-    form: Any = None
-    note: Any = None
+    error: float  # of its output
+    kernel: np.ndarray  # [b; W]
+    form: Any = None  # what is stored where that is not the kernel
+    note: Any = None  # its settings for the report
 
 
 def frontier(rungs: Sequence[Rung]) -> list[Rung]:
@@ -37,6 +34,16 @@ def frontier(rungs: Sequence[Rung]) -> list[Rung]:
         if not out or rung.error < out[-1].error:
             out.append(rung)
     return out
+
+
+def largest(low: Any, high: Any, fits: Callable[[Any], bool], width: float) -> Any:
+    """The largest number that fits, up to a width, by bisection; `low` is taken to fit."""
+    if fits(high):
+        return high
+    while high - low > width:
+        middle = (low + high) // 2 if isinstance(low, int) else (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def lamp(size: np.ndarray) -> np.ndarray:
@@ -51,17 +58,14 @@ def lamp(size: np.ndarray) -> np.ndarray:
 class Ladders:
     """The rungs of all layers, a frontier each, and the split of the budget among them.
 
-    `build` makes the model to store of one rung a layer; `probe`, where it is another, one of equal
-    outputs that is cheap to evaluate. `BudgetTooSmall` is raised where the lowest rungs take more.
+    `build` makes the model to store of one rung a layer, `probe` one of equal outputs that is
+    cheaper.
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        rungs: list[list[Rung]],
-        build: Callable[[list[Rung]], Any],
+        self, problem: Problem, rungs: list[list[Rung]], build: Callable[[list[Rung]], Any],
         probe: Callable[[list[Rung]], Any] | None = None,
-    ):
+    ):  # fmt: skip
         self.problem, self.rungs = problem, rungs
         self.build, self.probe = build, probe or build
         self.tried: dict[tuple[int, ...], Score] = {}
@@ -117,16 +121,8 @@ class Ladders:
 
     def _by(self, pick: Callable[[list[Rung], float], int]) -> tuple[int, ...]:
         """The place that fits at the least price, where `pick` goes up as the price falls."""
-        low, high = -60.0, 10.0
-        found = (0,) * len(self.rungs)
-        for _ in range(50):
-            middle = (low + high) / 2
-            place = tuple(pick(rungs, float(np.exp(middle))) for rungs in self.rungs)
-            if self.fits(place):
-                high, found = middle, place
-            else:
-                low = middle
-        return found
+        place = lambda level: tuple(pick(rungs, float(np.exp(-level))) for rungs in self.rungs)
+        return place(largest(-10.0, 60.0, lambda level: self.fits(place(level)), 1e-13))
 
     def _climb(self, place: tuple[int, ...], trials: int) -> tuple[int, ...]:
         """Give the bytes of one layer to another while that helps."""

@@ -1,1 +1,1 @@
-"""One file a method, and the registry of them all."""
+"""The methods, and the registry of them all."""

@@ -13,7 +13,7 @@ from koopjax.compress.gram._obs import refit, removal_order
 from koopjax.compress.gram.formats import Rounding, feedback, on_codebook, on_grid
 from koopjax.compress.layers._allocation import Ladders, Rung, divided, frontier
 from koopjax.compress.layers._layers import AffineLayers
-from koopjax.compress.methods._rounding import aim
+from koopjax.compress.methods._few_values import aim
 
 #: Shares of a layer's weights that are kept.
 SHARES = (1.0, 0.7, 0.5, 0.36, 0.26, 0.19, 0.14, 0.1, 0.072, 0.052, 0.037, 0.026, 0.018, 0.01)
@@ -66,19 +66,18 @@ def deep_compression(problem: Problem, at: Any) -> Compressed:
     """
     layers = AffineLayers(problem, at)
     lowest = [_nothing(layers, i) for i in range(len(layers.kernels))]
-    build = lambda rungs: layers.build([rung.kernel for rung in rungs])
     # With nothing kept at all first, so that a budget below is refused before any work.
-    Ladders(problem, [[rung] for rung in lowest], build)
+    Ladders(problem, [[rung] for rung in lowest], layers.probe)
 
     def ladders(ranking: str) -> list[list[Rung]]:
         made = [_rungs(layers, i, ranking) for i in range(len(lowest))]
         return [frontier([low, *own]) for low, own in zip(lowest, made, strict=True)]
 
     score, chosen, ranking, tried = divided(
-        problem, ((name, ladders(name)) for name in RANKINGS), 80, build
+        problem, ((name, ladders(name)) for name in RANKINGS), 80, layers.probe
     )
     settings: dict[str, Any] = {"pruning": ranking, "layers": [r.note for r in chosen]}
-    model, tried = build(chosen), tried + 1
+    model, tried = layers.probe(chosen), tried + 1
     once_more = layers.build(_once_more(layers, chosen))
     if (again := problem.improved(score, once_more)) is not None:
         score, model = again, once_more

@@ -1,19 +1,138 @@
-"""Pruning of linear layers with their inputs' second moments: Wanda and optimal brain surgeon."""
+"""Pruning by magnitude, by Wanda, and by optimal brain surgeon on second moments of inputs."""
 
 import itertools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from koopjax import export
-from koopjax.compress._problem import Problem, Trial, posed
-from koopjax.compress._result import Compressed
-from koopjax.compress.gram._obs import activation_order, refit, removal_order
+from koopjax import export, models
+from koopjax._core import firsts
+from koopjax.compress._problem import Problem, Trial, cut, posed
+from koopjax.compress._result import Compressed, inapplicable
+from koopjax.compress.gram._obs import activation_order, ranks, refit, removal_order
+from koopjax.compress.layers._allocation import lamp, largest
 from koopjax.compress.layers._layers import AffineLayers
+from koopjax.forms import joined
 
+#: How magnitudes of different arrays compare; "layer" prunes the same share of each.
+SCALES = ("global", "layer", "layer_adaptive", "normalised")
 #: Ridges tried in the last refit, relative to the second moment of each of a layer's inputs.
 RIDGES = (1e-4, 1e-3, 1e-2)
+
+
+@posed
+def magnitude(problem: Problem, at: Any) -> Compressed:
+    """One-shot magnitude pruning, by the ranking of the weights that validates best.
+
+    Keeps the weights of largest `s(|w|)`, as many as the file has room for: with one threshold on
+    `|w|` for the whole network, with the same share in each array, with `|w|` over the root mean
+    square of its array, or with the layer-adaptive score `w² / sum of w'² >= w²` of its array.
+    Arrays of one axis (biases, scales of normalisation, running statistics) stay whole.
+
+    Args:
+        model: an `nnx.Module`, `(linen_module, variables)`, `(function, params)`, or any callable
+            pytree. An array that two of its names share is pruned as one.
+        calibration: `(n, ...)` samples, of which some are held out to choose the ranking.
+        budget: `"30x"`, `"64KiB"`, bytes, or a `Budget`.
+        at: a cut to start from, or a pair of cuts: only arrays that the span between them uses are
+            pruned. Without, all are.
+        labels: `(n,)` classes of `calibration`; without, the original's outputs count.
+        validation: `x_val` or `(x_val, y_val)` in place of held-out samples.
+        task, score_fn: as for `koopman`.
+        key: decides which samples are held out.
+
+    Returns:
+        `Compressed`: a copy of the model, in its own form, with zeros; and the report.
+
+    Numerics:
+        No statistics of the data. About twenty encodings of the file a ranking to find the share.
+
+    Raises:
+        ValueError: bad data, an unknown cut, a span without weights, or a budget below the file
+            with all weights zero.
+
+    Reference:
+        Han, Pool, Tran, Dally (2015), NeurIPS 28; for the layer-adaptive score Lee, Park, Mo, Ahn,
+        Shin (2021), ICLR.
+    """
+    if at is None:
+        used, where = None, {}
+    else:
+        (_, span, _), ends = cut(problem.model, problem.x, at)
+        used, where = set(span.parameters), {"at": list(ends)}
+    weights, rebuild = _weights_of(problem.model, used)
+    if not weights:
+        place = "model" if used is None else f"span {where['at']}"
+        raise inapplicable(f"a {place} with weight matrices", "none", "one with layers")
+    tried = [_prune(problem, weights, rebuild, scale, where) for scale in SCALES]
+    scores = ", ".join(f"{t.settings['ranking']} {t.score.value:.4f}" for t in tried)
+    return problem.best(tried, f"the ranking with the best validation {problem.measure} ({scores})")
+
+
+def _weights_of(model: Any, used: set[str] | None) -> tuple[list[np.ndarray], Any]:
+    """The arrays that pruning may touch (those named, or all), and the way back to a model."""
+    form, params, rest = models.form_of(model)
+    leaves, tree = jax.tree.flatten(params)
+    groups: dict[int, list[int]] = {}  # an array of two names is one, with one mask
+    places = zip(firsts(leaves), models.named_leaves(params), strict=True)
+    for i, (first, (path, leaf, _)) in enumerate(places):
+        name = joined(path)
+        # A span writes a bare leaf or index as `params` or `params.0`.
+        names = {name, f"params.{name}" if name else "params"}
+        chosen = used is None or not used.isdisjoint(names)
+        if chosen and jnp.ndim(leaf) >= 2 and not jnp.iscomplexobj(leaf):
+            groups.setdefault(first, []).append(i)
+
+    def with_weights(weights: list[np.ndarray]) -> Any:
+        values = list(leaves)
+        for group, weight in zip(groups.values(), weights, strict=True):
+            made = jnp.asarray(weight, weight.dtype)
+            for i in group:
+                values[i] = made
+        return form.merge(jax.tree.unflatten(tree, values), rest)
+
+    return [np.asarray(leaves[group[0]]) for group in groups.values()], with_weights
+
+
+def saliencies(weights: list[np.ndarray], scale: str) -> list[np.ndarray]:
+    """How much each weight counts under a ranking, in float64, comparable across arrays."""
+    sizes = [np.abs(w.astype(np.float64)) for w in weights]
+    if scale == "global":
+        return sizes
+    if scale == "normalised":
+        return [s / (np.sqrt(np.mean(s**2)) or 1.0) for s in sizes]
+    if scale == "layer_adaptive":
+        return [lamp(s) for s in sizes]
+    return [(ranks(np.argsort(s, axis=None, kind="stable"), s.shape) + 1) / s.size for s in sizes]
+
+
+def _prune(
+    problem: Problem, weights: list[np.ndarray], rebuild: Any, scale: str, where: dict[str, Any]
+) -> Trial:
+    """The largest number of weights under a ranking that fits the budget."""
+    salient = saliencies(weights, scale)
+    flat = np.concatenate([s.ravel() for s in salient])
+    order = np.argsort(-flat, kind="stable")
+
+    def keep(count: int) -> Any:
+        mask = np.zeros(flat.size, bool)
+        mask[order[:count]] = True
+        masks = np.split(mask, np.cumsum([s.size for s in salient])[:-1])
+        pairs = zip(weights, masks, strict=True)
+        # Not a product with the mask, which would leave minus zeros, and those are stored.
+        return rebuild([np.where(m.reshape(w.shape), w, np.zeros((), w.dtype)) for w, m in pairs])
+
+    smallest = export.stored_bytes(keep(0))
+    if smallest > problem.limit:
+        raise problem.too_small(smallest)
+    # Bytes grow with the number of weights, up to a few bytes of index coding.
+    fits = lambda count: export.stored_bytes(keep(count)) <= problem.limit
+    count = largest(0, flat.size, fits, max(1, flat.size // 5000))
+    settings = {**where, "ranking": scale, "kept": count / flat.size}
+    return problem.trial(keep(count), settings)
 
 
 @posed
@@ -126,16 +245,11 @@ class _Work(AffineLayers):
             ways.append(lambda t: [_share_at(curve, t) for curve in curves])
         found = []
         for way in ways:
-            low, high = 0.0, 1.0
-            if self.bytes(way(high)) <= self.problem.limit:
-                return [way(high)]
-            for _ in range(14):
-                middle = (low + high) / 2
-                if self.bytes(way(middle)) <= self.problem.limit:
-                    low = middle
-                else:
-                    high = middle
-            found.append(way(low))
+            fits = lambda t, way=way: self.bytes(way(t)) <= self.problem.limit
+            share = largest(0.0, 1.0, fits, 2**-14)
+            if share == 1:
+                return [way(share)]
+            found.append(way(share))
         return found
 
     def plain(self, shares: list[float], group: str) -> Trial:

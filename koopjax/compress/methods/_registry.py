@@ -7,11 +7,9 @@ from typing import Any
 from koopjax.compress._koopman.method import koopman
 from koopjax.compress._koopman.trained import koopman_trained
 from koopjax.compress._result import Compressed
-from koopjax.compress.methods._clustering import kmeans
 from koopjax.compress.methods._deep_compression import deep_compression
-from koopjax.compress.methods._magnitude import magnitude
-from koopjax.compress.methods._pruning import obs, wanda
-from koopjax.compress.methods._rounding import int4, int8
+from koopjax.compress.methods._few_values import int4, int8, kmeans
+from koopjax.compress.methods._pruning import magnitude, obs, wanda
 from koopjax.compress.methods._svd import svd, whitened_svd
 from koopjax.compress.methods._tensor_train import tensor_train
 

@@ -12,7 +12,8 @@ from koopjax._core import on_device
 from koopjax.compress._problem import Problem, Score, posed
 from koopjax.compress._result import Compressed
 from koopjax.compress.gram._select import unit_diagonal
-from koopjax.compress.layers._layers import AffineLayers
+from koopjax.compress.layers._allocation import largest
+from koopjax.compress.layers._layers import AffineLayers, with_factors
 
 #: Eigenvalues of the covariance of inputs of unit power below this share of the largest are damped.
 FLOOR = 1e-5
@@ -124,16 +125,10 @@ class Form(NamedTuple):
 def factor(
     kernel: np.ndarray, own: np.ndarray, mixed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, Any]:
-    """All ranks of a layer at once.
+    """All ranks of a layer `[b; W]` at once: of left and right factors the leading r are the best.
 
-    Args:
-        kernel: `(m + 1, n)` `[b; W]` of the original layer.
-        own: `(m + 1, m + 1)` second moments of `[1, x̃]`, the inputs at hand.
-        mixed: `(m + 1, m + 1)` of `[1, x̃]` with the original's `[1, x]`.
-
-    Returns:
-        Left factors `(m, k)` and right factors `(k, n)` of which the leading r are the best of rank
-        r, and a function from their product to the bias that goes with it.
+    `own` are the second moments of `[1, x̃]`, the inputs at hand, `mixed` those with the original's
+    `[1, x]`. Also a function from a product of factors to the bias that goes with it.
     """
     mean, mean_of = own[0, 1:], mixed[0, 1:]
     # Of the power with the mean, as a constant input has a variance of rounding alone.
@@ -157,8 +152,8 @@ def factor(
 class _Ranks(AffineLayers):
     """The linear layers of a model, their factors at every rank, and the cost of a split.
 
-    Metrics, in which a layer's error is measured: the covariance of its "inputs", its "weights"
-    alone, or these with a bias that takes up the error at the "mean" input.
+    A layer's error is measured in the covariance of its "inputs", in its "weights" alone, or in
+    these with a bias that takes up the error at the "mean" input.
     """
 
     rows, batch = 12_000, 1000
@@ -205,10 +200,6 @@ class _Ranks(AffineLayers):
         """Bytes of a file."""
         return export.stored_bytes(self.factored(self.forms(ranks)))
 
-    def probe(self, forms: list[Form]) -> nnx.Module:
-        """The model with the factors multiplied out."""
-        return self.build([form.kernel for form in forms])
-
     def factored(self, forms: list[Form]) -> nnx.Module:
         """The model to store."""
         operators: list[nn.Operator] = []
@@ -220,14 +211,10 @@ class _Ranks(AffineLayers):
             else:
                 left, right = map(cast, form.factors)
                 operators.append(nn.LowRank(left, right, bias))
-        return self.replaced(operators)
+        return with_factors(self.twin, self.paths, operators)
 
     def within(self, score: Score, best: list[int]) -> tuple[Score, list[int]]:
-        """Ranks whose file does fit: names in its header, and zeros, `bytes` does not foresee.
-
-        Raises:
-            BudgetTooSmall: not even rank 1 everywhere does.
-        """
+        """Ranks whose file does fit: names in its header, and zeros, `bytes` does not foresee."""
         ranks = best
         while (size := self.stored(ranks)) > self.problem.limit:
             larger = [i for i, rank in enumerate(ranks) if rank > 1]
@@ -240,17 +227,11 @@ class _Ranks(AffineLayers):
 
     def uniform(self) -> list[int]:
         """The same share of its numbers for each layer."""
-        low, high = 0.0, 1.0
-        ranks = [1] * len(self.paths)
-        for _ in range(30):
-            share = (low + high) / 2
-            pairs = zip(self.shapes, self.most, strict=True)
-            trial = [max(1, min(most, int(share * m * n / (m + n)))) for (m, n), most in pairs]
-            if self.bytes(trial) <= self.problem.limit:
-                low, ranks = share, trial
-            else:
-                high = share
-        return self._filled(ranks)
+        ranks = lambda share: [
+            max(1, min(m, n, int(share * m * n / (m + n)))) for m, n in self.shapes
+        ]
+        fits = lambda share: self.bytes(ranks(share)) <= self.problem.limit
+        return self._filled(ranks(largest(0.0, 1.0, fits, 2**-30)))
 
     def greedy(self) -> list[int]:
         """Ranks by the share of a layer's energy that a byte buys."""

@@ -14,7 +14,7 @@ from koopjax._core import on_device, ridge_solve, semidefinite_root
 from koopjax.compress._problem import Problem, posed
 from koopjax.compress._result import Compressed
 from koopjax.compress.layers._allocation import Rung, divided, frontier
-from koopjax.compress.layers._layers import AffineLayers
+from koopjax.compress.layers._layers import AffineLayers, with_factors
 
 #: Numbers of cores that are tried for a layer.
 CORES = (2, 3, 4)
@@ -62,7 +62,8 @@ def tensor_train(problem: Problem, at: Any) -> Compressed:
         (2015), NeurIPS 28.
     """
     work = _Trains(problem, at)
-    ladders = ((metric, work.ladders(metric)) for metric in METRICS)
+    count = range(len(work.kernels))
+    ladders = ((metric, [work.ladder(i, metric) for i in count]) for metric in METRICS)
     score, rungs, metric, tried = divided(problem, ladders, 60, work.stored, work.probe)
     for name, change in (("outputs", work.fitted), ("means", work.with_biases)):
         changed, tried = change(rungs), tried + 1
@@ -98,10 +99,7 @@ def dense(cores: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def partial_traces(gram: np.ndarray, modes: Sequence[int]) -> list[np.ndarray]:
-    """A matrix a mode, each of mean eigenvalue 1, whose Kronecker product is near a multiple of G.
-
-    Where G is a Kronecker product these are its factors.
-    """
+    """A matrix a mode, of mean eigenvalue 1, whose Kronecker product is near a multiple of G."""
     factors = []
     for k, m in enumerate(modes):
         before, after = math.prod(modes[:k]), math.prod(modes[k + 1 :])
@@ -115,11 +113,7 @@ def partial_traces(gram: np.ndarray, modes: Sequence[int]) -> list[np.ndarray]:
 def train_of(
     weights: np.ndarray, modes: tuple[Sequence[int], Sequence[int]], rank: int, roots: Any
 ) -> list[np.ndarray]:
-    """Cores of TT-SVD in a Kronecker metric of the rows.
-
-    `modes` are of rows and columns; `roots` of the metric, one a row mode, or None for the plain
-    norm.
-    """
+    """Cores of TT-SVD in a Kronecker metric of the rows, or the plain norm without `roots`."""
     rows, columns = modes
     tensor = weights.reshape(*rows, -1)
     if roots is not None:
@@ -141,8 +135,7 @@ def alternate(
 ) -> list[np.ndarray]:
     """Cores that lower `tr((W − T)ᵀ G (W − T))`: each solved in turn, the others held.
 
-    The same as `tensor_edmd.approximate` without an output metric, where a core's normal equations
-    fall into one small system for all its columns, and nothing is compiled.
+    As `tensor_edmd.approximate` does it, but for one small system a core, and nothing is compiled.
     """
     cores, cross = list(cores), gram @ weights
     for _ in range(sweeps):
@@ -181,11 +174,8 @@ def _frame(cores: Sequence[np.ndarray]) -> np.ndarray:
 class _Trains(AffineLayers):
     """The forms of every layer, and models of them."""
 
-    def ladders(self, metric: str) -> list[list[Rung]]:
-        """A frontier a layer: trains of all numbers of cores and ranks, and the whole layer."""
-        return [self._ladder(i, metric) for i in range(len(self.kernels))]
-
-    def _ladder(self, i: int, metric: str) -> list[Rung]:
+    def ladder(self, i: int, metric: str) -> list[Rung]:
+        """A frontier: trains of all numbers of cores and ranks, and the whole layer."""
         whole = self.kernels[i]
         top = Rung(self._size(i, [whole[1:]]), 0.0, whole, note="dense")
         rungs = [top]
@@ -234,11 +224,7 @@ class _Trains(AffineLayers):
                 nn.Dense(cast(rung.kernel[1:]), bias) if rung.form is None
                 else nn.TT([cast(core) for core in rung.form], bias)
             )  # fmt: skip
-        return self.replaced(operators)
-
-    def probe(self, rungs: list[Rung]) -> nnx.Module:
-        """The model with the trains multiplied out."""
-        return self.build([rung.kernel for rung in rungs])
+        return with_factors(self.twin, self.paths, operators)
 
     def fitted(self, rungs: list[Rung]) -> list[Rung]:
         """The same trains, fitted to the layers' outputs on the inputs."""

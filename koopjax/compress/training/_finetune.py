@@ -17,8 +17,7 @@ from koopjax import export, models
 from koopjax._core import as_array, as_key, as_number, check_finite, expected, on_device
 from koopjax.compress._problem import ScoreFn, pose
 from koopjax.compress._result import Budget, Compressed, count_tied, finish
-from koopjax.compress.training._constraint import at_rate, constrained, with_rate
-from koopjax.compress.training._to_size import Goal, ToSize
+from koopjax.compress.training._to_size import Goal, ToSize, at_rate, constrained, with_rate
 
 #: Of the loss that goes to the labels where there are any.
 LABEL_WEIGHT = 0.2
@@ -172,8 +171,7 @@ def train_students(
 ) -> list[Any]:  # fmt: skip
     """Train students of one structure at once, as lanes of one vmapped scan (one alone: as it is).
 
-    There is one teacher (a model, or its outputs; the same object is run once), key and goal a
-    student; checkpoints are of one student alone.
+    To each its teacher (a model, or its outputs; the same object is run once), key and goal.
     """
     training.check()
     for key in keys:
@@ -199,7 +197,11 @@ def train_students(
     optimizer = _optimizer(
         training.weight_decay, round(training.warmup * steps), steps, training.clip
     )
-    states = [_begun(optimizer, student, training.learning_rate) for student in students]
+    begun = [jax.tree.map(jnp.asarray, models.form_of(student)[1]) for student in students]
+    # The rate is a leaf of the state: another is no compilation.
+    states = [
+        with_rate(_first_state(optimizer, params), training.learning_rate) for params in begun
+    ]
     pairs = zip(students, goals, strict=True)
     plans = [_plan(student, goal, epochs, training.prune_until) for student, goal in pairs]
     common: Any = {
@@ -231,12 +233,6 @@ def _by_lane(plans: Sequence[ToSize | None]) -> Callable[..., Any] | None:
         return (params, opt_state) if plan is None else plan(epoch, params, opt_state)
 
     return revise if any(plans) else None
-
-
-def _begun(optimizer: optax.GradientTransformation, student: Any, rate: float) -> Any:
-    """The optimizer's first state at this rate, which is a leaf: another is no compilation."""
-    params = jax.tree.map(jnp.asarray, models.form_of(student)[1])  # some may be Python's numbers
-    return with_rate(_first_state(optimizer, params), rate)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -341,10 +337,7 @@ def _judge(
     given: Compressed, teacher: Any, calibration: Any, x_val: Any, y_val: Any, key: Array,
     task: str, score_fn: Any,
 ) -> Callable[[Any], dict[str, Any]] | None:  # fmt: skip
-    """What gives a model's score on validation samples as fields of a `Report`; None without any.
-
-    Refused where the teacher's outputs on these samples are wanted and not known.
-    """
+    """What gives a model's validation score as fields of a `Report`; None without samples."""
     if x_val is None:
         return None
     known = not hasattr(teacher, "ndim")

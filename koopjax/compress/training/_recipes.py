@@ -16,7 +16,7 @@ from jaxtyping import Array
 from koopjax import export, models, nn
 from koopjax._core import expected
 from koopjax.compress._problem import Problem, Score, ScoreFn, pose
-from koopjax.compress._result import Budget, BudgetTooSmall, Compressed, smallest_of, too_small
+from koopjax.compress._result import Budget, BudgetTooSmall, Compressed, too_small
 from koopjax.compress.layers._layers import as_nnx, bias_of, get, linear_paths, with_factors
 from koopjax.compress.methods._registry import METHODS
 from koopjax.compress.training._finetune import Training, train_students
@@ -57,27 +57,14 @@ class Recipe:
     any_bits: bool = False
 
 
-def _original(problem: Problem, key: Array) -> Any:
-    del key
-    return problem.model
-
-
 def _koopman(problem: Problem, key: Array, **settings: Any) -> nnx.Module:
     return koopman_student(problem.model, problem.x, task=problem.task, key=key, **settings)
-
-
-def _small(problem: Problem, key: Array, **settings: Any) -> nnx.Module:
-    return small_student(problem.model, problem.x, key=key, **settings)
 
 
 def _small_exact(
     problem: Problem, key: Array, *, bottleneck: float | None, depth: int = 1
 ) -> nnx.Module:
-    """The widest perceptron of a shape that the budget allows, nothing pruned.
-
-    A linear layer is followed by ReLU layers of `bottleneck` times its width; with None there is no
-    such layer.
-    """
+    """The widest perceptron within the budget: ReLU layers, behind a bottleneck or not."""
     sizes, narrow = (problem.x.shape[-1], problem.teacher.shape[-1]), bottleneck is not None
     hidden = lambda width: max(1, round(bottleneck * width)) if narrow else width
     widths = lambda width: [width] * narrow + [hidden(width)] * depth
@@ -124,16 +111,18 @@ RECIPES: dict[str, Recipe] = {
         variants=_grid(_HIGH, {"coordinates": 24, "hidden": (12,)}, {"coordinates": 24}),
     ),
     "magnitude": Recipe(
-        "pruning", _original, "magnitude",
+        "pruning", lambda problem, _: problem.model, "magnitude",
         _grid(_HIGH, {"saliency": "magnitude"}, {"saliency": "lamp"}),
     ),
-    "fisher": Recipe("pruning", _original, "fisher", _grid(_ALL, {})),
+    "fisher": Recipe("pruning", lambda problem, _: problem.model, "fisher", _grid(_ALL, {})),
     "small_network": Recipe(
         "small network", _small_exact, None,
         _grid(_HIGH, {"bottleneck": 2.0}, {"bottleneck": None}),
     ),
     "small_network_pruned": Recipe(
-        "small network", _small, "fisher",
+        "small network",
+        lambda problem, key, **how: small_student(problem.model, problem.x, key=key, **how),
+        "fisher",
         _grid((1e-2, 2e-2), {"widths": (24, 48), "linear": (True, False)},
               {"widths": (32, 64), "linear": (True, False)}),
     ),
@@ -208,10 +197,7 @@ def finetuned(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidate:
-    """A variant of a method on a problem: the trained student and its score, or why there is none.
-
-    Its settings have `value_bits` where values are quantised.
-    """
+    """A variant of a method on a problem: the trained student, or why there is none."""
 
     settings: Mapping[str, Any]
     model: Any = None
@@ -223,10 +209,7 @@ def candidates(
     how: Recipe, problem: Problem, variants: Sequence[Mapping[str, Any]], key: Array,
     keys: Sequence[Array], at: Any, training: Training | None, **watch: Any,
 ) -> list[Candidate]:  # fmt: skip
-    """Variants of a method, each trained; those that differ in how they train share their start.
-
-    `key` is of the start, `keys` of each variant's training.
-    """
+    """Variants of a method, each trained by its key; starts are shared where they are the same."""
     if problem.is_met:  # a variant is as good as another
         same = problem.untouched().model
         return [Candidate(settings, same, problem.score_model(same)) for settings in variants]
@@ -254,7 +237,8 @@ def best_of(tried: Sequence[Candidate], problem: Problem) -> Candidate:
     """The best candidate; where there is none, the error of that which needs least."""
     errors = [one.error for one in tried if one.error is not None]
     if len(errors) == len(tried):
-        raise smallest_of(errors, problem.method, problem.limit, problem.original_bytes)
+        known = [error.smallest for error in errors if error.smallest is not None]
+        raise problem.too_small(min(known)) if known else errors[0]
     return max(tried, key=lambda one: one.score)
 
 
@@ -286,14 +270,11 @@ def finished(
 def start(
     how: Recipe, problem: Problem, settings: Mapping[str, Any], key: Array, at: Any = None
 ) -> Any:
-    """The student of a variant, or the method's one-shot result.
-
-    One that has its size from the start gets as much room as float32 takes for the numbers that the
-    file will hold in few bits, their places included.
-    """
+    """The student of a variant, or the method's one-shot result."""
     own = _of_start(settings)
     bits = own.pop("value_bits", None)
     if bits is not None and how.saliency is None:
+        # As much room as float32 takes for numbers that the file will hold in few bits.
         room = min(int(problem.limit * 32 / (bits + PLACE)), problem.original_bytes)
         problem = dataclasses.replace(problem, limit=room, budget=Budget(size=room))
     if how.start is None:
@@ -308,8 +289,7 @@ def start(
 def one_shot(name: str, problem: Problem, key: Array, at: Any = None) -> Any:
     """The network that a method of `METHODS` makes of a problem, nothing trained.
 
-    Weights on a grid or of few values come as `nn.Quantized` and `nn.Clustered`, so that they stay
-    so while the scale or the values train.
+    Weights on a grid or of few values come as operators whose scale or values alone train.
     """
     validation, y_val = problem.x_val, problem.y_val
     if y_val is not None:
@@ -383,11 +363,9 @@ def finetuned_lanes(
     how: Recipe, problems: Sequence[Problem], calibration: Array, labels: Array | None, *,
     variant: Mapping[str, Any], keys: Sequence[Array], at: Any, training: Training,
 ) -> list[Compressed]:  # fmt: skip
-    """`finetuned` of several networks by one variant of a method, trained together.
+    """`finetuned` of several networks by one variant of a method, trained together on one order.
 
-    All lanes see the samples in one order, and have validation data, so that the samples are the
-    same for all. Students of different structure (such as layers cut to ranks of their own) are
-    trained one after another.
+    Students of different structure (such as layers cut to ranks of their own) go one after another.
     """
     students = [
         start(how, problem, variant, key, at)

@@ -1,5 +1,6 @@
 """Where gradual methods start: students somewhat too large, which lose entries while they train."""
 
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,13 +13,7 @@ from jaxtyping import Array
 
 from koopjax import edmd, models, nn, observables, surgery
 from koopjax._core import as_array, as_key, as_whole, expected, matmul, on_device, ridge_solve
-from koopjax.compress._koopman.block import lift
-from koopjax.compress._koopman.directions import (
-    active,
-    axes_of,
-    jacobian_metric,
-    of_pilot,
-)
+from koopjax.compress._koopman.block import active, axes_of, jacobian_metric, lift, of_pilot
 from koopjax.compress._koopman.span import moments
 from koopjax.compress._problem import check_real, cut, placed, run
 from koopjax.compress._result import inapplicable
@@ -83,7 +78,7 @@ def koopman_student(
     for one in spans:
         states.append(run(one, states[-1]))
     parts = [*spans, *([] if tail.segment.start == tail.segment.stop else [tail])]
-    outputs = model_outputs(parts, states[0])
+    outputs = functools.reduce(lambda out, part: part(out), parts, states[0][:2]).shape[-1]
     task, _ = models.read_task(jax.ShapeDtypeStruct((1, outputs), jnp.float32), None, task)
     centred = task == "classification" and outputs > 1
     keys = jax.random.split(key, len(spans))
@@ -148,14 +143,6 @@ def small_student(
         operators.append(nn.Dense(matrix, bias))
     names = ["identity" if flag else "relu" for flag in linear]
     return nn.Stack(operators, names)
-
-
-def model_outputs(parts: Sequence[Any], state: Array) -> int:
-    """Width of the output of parts run one after another."""
-    out = state[:2]
-    for part in parts:
-        out = part(out)
-    return out.shape[-1]
 
 
 def _between(model: Any, x: Array, ends: tuple[str, str], count: int) -> list[Any]:

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from koopjax._core import as_number, expected
-from koopjax.compress._result import too_small
-from koopjax.compress.layers._allocation import lamp
-from koopjax.compress.training._constraint import Constraint, constrain, constraint_of, on_grid
+from koopjax._core import as_number, expected, pytree
+from koopjax.compress._result import entropy, too_small
+from koopjax.compress.layers._allocation import lamp, largest
 
 #: How entries compare; see `Goal.saliency`.
 SALIENCIES = ("fisher", "magnitude", "lamp")
@@ -25,27 +24,131 @@ ROOM = 1.1
 SETTLED = 0.9
 
 
+@pytree
+class Constraint:
+    """State of `constrained`: for each parameter, leaves that one may change between epochs."""
+
+    masks: Any  # entries that may differ from zero
+    steps: Any  # of the grid that the entries lie on, 0 for none
+    latent: Any  # the real numbers behind them
+
+
+def constrained() -> optax.GradientTransformation:
+    """Keep dead entries zero and quantised entries on their grid; last in an `optax.chain`.
+
+    With updates `u`, latent values `v ← v + u` are kept in full precision and parameters are
+    `step · round(v / step)`, or `v` where the step is 0: gradients are taken at the quantised
+    values and applied to the latent ones (the straight-through estimator). At the start, entries of
+    matrices that are zero are dead, vectors live whole, and nothing is on a grid.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> tx = optax.chain(optax.sgd(1.0), constrained())
+        >>> w = jnp.array([[0.0, 1.0]])
+        >>> updates, _ = tx.update(jnp.ones((1, 2)), tx.init(w), w)
+        >>> optax.apply_updates(w, updates)
+        Array([[0., 0.]], dtype=float32)
+
+    Reference: Bengio, Léonard & Courville (2013), arXiv 1308.3432, section 4 (straight-through).
+    """
+
+    def init(params: Any) -> Constraint:
+        live = lambda p: p != 0 if p.ndim >= 2 else jnp.ones(p.shape, bool)
+        steps = jax.tree.map(lambda p: jnp.zeros((), p.dtype), params)
+        return Constraint(jax.tree.map(live, params), steps, jax.tree.map(jnp.asarray, params))
+
+    def update(updates: Any, state: Constraint, params: Any = None) -> tuple[Any, Constraint]:
+        if params is None:
+            raise expected("constrained: update(updates, state, params)", "no params")
+        latent = jax.tree.map(
+            lambda v, u, m: jnp.where(m, v + u, 0).astype(v.dtype),
+            state.latent, updates, state.masks,
+        )  # fmt: skip
+        values = jax.tree.map(on_grid, latent, state.steps)
+        moved = jax.tree.map(jnp.subtract, values, params)
+        return moved, Constraint(state.masks, state.steps, latent)
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
+@pytree
+class Rate:
+    """State of `at_rate`: the learning rate, a leaf that lanes and variants may change."""
+
+    rate: Any
+
+
+def at_rate() -> optax.GradientTransformation:
+    """Steps downhill at a rate that is part of the state: `-rate · updates`; see `with_rate`."""
+
+    def init(params: Any) -> Rate:
+        del params
+        return Rate(jnp.ones((), jnp.float32))
+
+    def update(updates: Any, state: Rate, params: Any = None) -> tuple[Any, Rate]:
+        del params
+        return jax.tree.map(lambda u: (-state.rate * u).astype(u.dtype), updates), state
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def with_rate(opt_state: Any, rate: float) -> Any:
+    """The optimizer's state with another learning rate."""
+    new = Rate(jnp.asarray(rate, jnp.float32))
+    is_rate = lambda node: isinstance(node, Rate)
+    return jax.tree.map(lambda s: new if is_rate(s) else s, opt_state, is_leaf=is_rate)
+
+
+def on_grid(values: jax.Array, step: jax.Array) -> jax.Array:
+    """`step · round(values / step)`, or the values where the step is 0."""
+    safe = jnp.where(step > 0, step, 1)
+    whole = jnp.round(values / safe)
+    # A product with a whole number, and no minus zero: `export` finds the grid again, to the bit.
+    return jnp.where(step > 0, jnp.where(whole == 0, 0, step * whole), values).astype(values.dtype)
+
+
+_is_constraint = lambda node: isinstance(node, Constraint)
+
+
+def constraint_of(opt_state: Any) -> Constraint:
+    """The one `Constraint` within an optimizer's state."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=_is_constraint)
+    found = [leaf for leaf in leaves if _is_constraint(leaf)]
+    if len(found) != 1:
+        raise expected("one constrained() in the optimizer", f"{len(found)}")
+    return found[0]
+
+
+def constrain(opt_state: Any, change: Callable[[Constraint], Constraint]) -> Any:
+    """Parameters and optimizer state under a changed constraint, which holds at once."""
+    values, new = _applied(change(constraint_of(opt_state)))
+    held = lambda s: new if _is_constraint(s) else s
+    return values, jax.tree.map(held, opt_state, is_leaf=_is_constraint)
+
+
+@jax.jit
+def _applied(new: Constraint) -> tuple[Any, Constraint]:
+    """Parameters under a constraint, and the constraint with what is dead at zero."""
+    latent = jax.tree.map(lambda v, m: jnp.where(m, v, 0).astype(v.dtype), new.latent, new.masks)
+    return jax.tree.map(on_grid, latent, new.steps), Constraint(new.masks, new.steps, latent)
+
+
 @dataclasses.dataclass(frozen=True)
 class Goal:
     """The size that a model is trained to; nothing said, it keeps its own.
 
-    Args:
-        limit: bytes that the file may take.
-        density: share of the entries that stay, instead of a limit.
-        saliency: which entries go: "fisher", `|w| √E[g²]` with Adam's second moment (the expected
-            change of the loss, up to a constant, where the gradient's square stands for the
-            curvature; comparable between arrays, biases included); "magnitude", `|w|` over its root
-            mean square in the array; or "lamp", `w²` over the sum of the squares in its array that
-            are not smaller, which empties no array. The last two are for matrices, and for vectors
-            too where these would fill more than half of the file.
-        value_bits: bits that a non-zero value may take besides its place, entropy-coded; None
-            leaves values as they are.
+    Of the saliencies "fisher" is `|w| √E[g²]` with Adam's second moment (the expected change of the
+    loss, up to a constant, where the gradient's square stands for the curvature; comparable between
+    arrays, biases included), "magnitude" `|w|` over its root mean square in the array, and "lamp"
+    `w²` over the sum of the squares in its array that are not smaller, which empties no array. The
+    last two are for matrices, and for vectors too where these would fill more than half of the
+    file.
     """
 
-    limit: int | None = None
-    density: float | None = None
+    limit: int | None = None  # bytes that the file may take
+    density: float | None = None  # share of the entries that stay, instead of a limit
     saliency: str = "fisher"
-    value_bits: float | None = None
+    value_bits: float | None = None  # of a non-zero value besides its place, entropy-coded
 
     @property
     def sized(self) -> bool:
@@ -77,15 +180,8 @@ class ToSize:
 
     The number of live entries falls by the cubic schedule `n_t = n_f + (n_0 - n_f)(1 - t)³` over
     the first epochs, entries of least saliency first, none of which comes back; then exactly so
-    many stay as the file has room for. With `value_bits`, what stays goes on grids then.
-
-    Attributes:
-        epochs: of the whole run.
-        measure: bytes of the file with these parameters.
-        until: share of the epochs in which entries go.
-
-    Raises:
-        BudgetTooSmall: the file is over the limit with every entry gone that may go.
+    many stay as the file has room for, or `BudgetTooSmall` is raised. With `value_bits`, what stays
+    goes on grids.
 
     Reference: Zhu & Gupta (2017), arXiv 1710.01878, equation 1 (schedule); LeCun, Denker & Solla
         (1990), "Optimal brain damage", equation 5, and Theis et al. (2018), arXiv 1801.05787,
@@ -93,10 +189,10 @@ class ToSize:
         arXiv 2010.07611, section 2 (LAMP).
     """
 
-    epochs: int
-    measure: Callable[[Any], int]
+    epochs: int  # of the whole run
+    measure: Callable[[Any], int]  # bytes of the file with these parameters
     goal: Goal
-    until: float = 0.6
+    until: float = 0.6  # share of the epochs in which entries go
 
     def __call__(self, epoch: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
         """Parameters and optimizer state after the epoch."""
@@ -159,12 +255,8 @@ class ToSize:
         if least > self.goal.limit:
             raise too_small("finetune", self.goal.limit, least)
         room = 8 * (self.goal.limit - least)
-        low, high = 0, total
-        while low < high:  # the largest count whose values and places fit
-            middle = (low + high + 1) // 2
-            fits = middle * value + total * _entropy(middle / total) <= room
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return max(1, low)
+        fits = lambda count: count * value + total * entropy(count / total) <= room
+        return max(1, largest(0, total + 1, lambda n: n <= total and fits(n), 1))
 
     def _fit(self, params: Any, scores: Any, live: Any, count: int) -> list[Any]:
         """Masks with as many entries as the file has room for, from a guess of their number."""
@@ -246,13 +338,6 @@ class ToSize:
 
 def _live(opt_state: Any) -> list[np.ndarray]:
     return [np.asarray(mask) for mask in jax.tree.leaves(constraint_of(opt_state).masks)]
-
-
-def _entropy(share: float) -> float:
-    """Bits an entry of a mask with this share of ones."""
-    if share <= 0 or share >= 1:
-        return 0.0
-    return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
 
 
 def _keep(scores: list[Any], live: list[np.ndarray], count: int) -> list[Any]:
