@@ -17,6 +17,7 @@ from koopjax._core._arrays import (
     is_wide as is_wide,
     leave as leave,
     on_device as on_device,
+    on_host as on_host,
     own_rules as own_rules,
     precise as precise,
     precise_as as precise_as,

@@ -59,6 +59,13 @@ def available_bytes() -> int:
         return int(SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
+def on_host(array: Any) -> bool:
+    """Whether NumPy reads an array where it lies, without a transfer."""
+    if not isinstance(array, jax.Array):
+        return True
+    return array.is_fully_addressable and all(d.platform == "cpu" for d in array.devices())
+
+
 @jax.jit
 def _all_finite(array: Array) -> Array:
     return jnp.all(jnp.isfinite(array))
@@ -73,7 +80,7 @@ def check_finite(name: str, array: Any) -> None:
         return
     # NumPy's stay where they are: cut to float32, a finite 1e39 would be infinite. What lies in the
     # host's memory is read there, without a program compiled for each shape.
-    there = isinstance(array, jax.Array) and any(d.platform != "cpu" for d in array.devices())
+    there = not on_host(array)
     xp: Any = jnp if there else np
     array = xp.asarray(array)
     if not jnp.issubdtype(array.dtype, jnp.inexact):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from koopjax._core import expected, pytree, read, read_numbers, traced
+from koopjax._core import expected, on_host, pytree, read, read_numbers, traced
 from koopjax.tt._cores import dense, dense_matrix, dense_padded, parsed, part
 from koopjax.tt._precision import floating_dtype, precise
 
@@ -298,15 +298,10 @@ def _finite_on_device(leaves: list[Any]) -> Array:
 
 def _finite(leaves: list[Any]) -> np.ndarray:
     """Whether each array is finite; in NumPy where that copies nothing, so nothing is compiled."""
-    near = all(not isinstance(a, jax.Array) or _on_host(a) for a in leaves)
-    if near:
+    if all(map(on_host, leaves)):
         return np.asarray([np.isfinite(np.asarray(leaf)).all() for leaf in leaves])
     with precise(leaves):
         return np.asarray(_finite_on_device(leaves))
-
-
-def _on_host(array: jax.Array) -> bool:
-    return all(device.platform == "cpu" for device in array.devices())
 
 
 def check_train(name: str, train: Any, *kinds: type) -> None:
